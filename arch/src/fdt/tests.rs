@@ -1,0 +1,329 @@
+#![allow(clippy::unwrap_used)]
+
+use fdt::Fdt;
+use fdt::node::FdtNode;
+use proptest::prelude::*;
+use vm_memory::GuestAddress;
+
+use super::*;
+use crate::layout;
+
+const V3: Gic = Gic::V3 { cpus: 2 };
+
+fn mpidrs(count: u64) -> Vec<Mpidr> {
+    // KVM's numbering: 16 in Aff0, then Aff1 (vcpu reset_mpidr).
+    (0..count).map(|n| Mpidr::new(1 << 31 | (n >> 4) << 8 | n & 0xf)).collect()
+}
+
+fn tree<'a>(cpus: &'a [Mpidr], gic: &'a Gic) -> Tree<'a> {
+    const MEMORY: &[MemoryRange] = &[MemoryRange::new(layout::RAM_BASE, Bytes::mib(3584))];
+    Tree {
+        command_line: "console=ttyS0 panic=-1",
+        memory: MEMORY,
+        initrd: Some(MemoryRange::new(GuestAddress(0x8224_0000), Bytes::new(12345))),
+        cpus,
+        gic,
+        serial: MmioNode { range: layout::SERIAL, spi: layout::SERIAL_SPI },
+        rtc: MmioNode { range: layout::RTC, spi: layout::RTC_SPI },
+        gpio: MmioNode { range: layout::GPIO, spi: layout::GPIO_SPI },
+        seeds: Seeds { rng: [0xa5; 64], kaslr: 0x0123_4567_89ab_cdef },
+    }
+}
+
+fn blob(cpus: u64, gic: Gic) -> Vec<u8> {
+    tree(&mpidrs(cpus), &gic).build().unwrap()
+}
+
+fn value<'a>(node: FdtNode<'_, 'a>, name: &str) -> &'a [u8] {
+    node.property(name).unwrap_or_else(|| panic!("{} has no {name}", node.name)).value
+}
+
+fn cells(node: FdtNode<'_, '_>, name: &str) -> Vec<u32> {
+    value(node, name)
+        .chunks_exact(4)
+        .map(|cell| u32::from_be_bytes(cell.try_into().unwrap()))
+        .collect()
+}
+
+fn texts(node: FdtNode<'_, '_>, name: &str) -> Vec<String> {
+    let list = std::str::from_utf8(value(node, name)).unwrap();
+    list.trim_end_matches('\0').split('\0').map(str::to_owned).collect()
+}
+
+#[test]
+fn the_root_names_the_machine_and_its_interrupt_controller() {
+    let blob = blob(2, V3);
+    let fdt = Fdt::new(&blob).unwrap();
+    let root = fdt.find_node("/").unwrap();
+
+    assert_eq!(fdt.total_size(), blob.len());
+    assert_eq!(texts(root, "compatible"), ["linux,dummy-virt"]);
+    assert_eq!(cells(root, "#address-cells"), [2]);
+    assert_eq!(cells(root, "#size-cells"), [2]);
+    let gic = fdt.find_phandle(cells(root, "interrupt-parent")[0]).unwrap();
+    assert_eq!(gic.name, "interrupt-controller@8000000");
+}
+
+#[test]
+fn chosen_hands_over_what_the_boot_needs() {
+    let blob = blob(2, V3);
+    let fdt = Fdt::new(&blob).unwrap();
+    let chosen = fdt.find_node("/chosen").unwrap();
+
+    assert_eq!(fdt.chosen().bootargs(), Some("console=ttyS0 panic=-1"));
+    assert_eq!(fdt.chosen().stdout().unwrap().name, "serial@10000000");
+    assert_eq!(cells(chosen, "linux,initrd-start"), [0, 0x8224_0000]);
+    assert_eq!(cells(chosen, "linux,initrd-end"), [0, 0x8224_0000 + 12345]);
+    assert_eq!(value(chosen, "rng-seed"), [0xa5; 64]);
+    assert_eq!(cells(chosen, "kaslr-seed"), [0x0123_4567, 0x89ab_cdef]);
+}
+
+#[test]
+fn without_an_initrd_chosen_mentions_none() {
+    let cpus = mpidrs(2);
+    let blob = Tree { initrd: None, ..tree(&cpus, &V3) }.build().unwrap();
+
+    let chosen_node = Fdt::new(&blob).unwrap();
+    let chosen = chosen_node.find_node("/chosen").unwrap();
+
+    assert!(chosen.properties().all(|property| !property.name.starts_with("linux,initrd")));
+}
+
+#[test]
+fn memory_is_one_node_a_range() {
+    let cpus = mpidrs(2);
+    let ranges = [
+        MemoryRange::new(GuestAddress(0x8000_0000), Bytes::gib(1)),
+        MemoryRange::new(GuestAddress(0x2_0000_0000), Bytes::ZERO),
+        MemoryRange::new(GuestAddress(0x1_0000_0000), Bytes::gib(5)),
+    ];
+    let blob = Tree { memory: &ranges, ..tree(&cpus, &V3) }.build().unwrap();
+    let fdt = Fdt::new(&blob).unwrap();
+
+    let nodes: Vec<_> = fdt.all_nodes().filter(|node| node.name.starts_with("memory@")).collect();
+
+    assert_eq!(nodes.len(), 2);
+    assert_eq!(
+        cells(fdt.find_node("/memory@80000000").unwrap(), "reg"),
+        [0, 0x8000_0000, 0, 0x4000_0000]
+    );
+    assert_eq!(cells(fdt.find_node("/memory@100000000").unwrap(), "reg"), [1, 0, 1, 0x4000_0000]);
+    assert!(nodes.iter().all(|node| texts(*node, "device_type") == ["memory"]));
+}
+
+#[test]
+fn each_cpu_carries_the_affinity_it_was_given() {
+    let cpus = [Mpidr::new(0x8000_0000), Mpidr::new(0x12_c103_0201)];
+    let blob = tree(&cpus, &V3).build().unwrap();
+    let fdt = Fdt::new(&blob).unwrap();
+
+    let first = fdt.find_node("/cpus/cpu@0").unwrap();
+    let second = fdt.find_node("/cpus/cpu@1200030201").unwrap();
+
+    assert_eq!(cells(fdt.find_node("/cpus").unwrap(), "#address-cells"), [2]);
+    assert_eq!(cells(fdt.find_node("/cpus").unwrap(), "#size-cells"), [0]);
+    assert_eq!(cells(first, "reg"), [0, 0]);
+    assert_eq!(cells(second, "reg"), [0x12, 0x0003_0201]);
+    for cpu in [first, second] {
+        assert_eq!(texts(cpu, "device_type"), ["cpu"]);
+        assert_eq!(texts(cpu, "compatible"), ["arm,armv8"]);
+        assert_eq!(texts(cpu, "enable-method"), ["psci"]);
+    }
+}
+
+#[test]
+fn psci_is_called_by_hvc() {
+    let blob = blob(1, Gic::V3 { cpus: 1 });
+    let fdt = Fdt::new(&blob).unwrap();
+    let psci = fdt.find_node("/psci").unwrap();
+
+    assert_eq!(texts(psci, "compatible"), ["arm,psci-1.0", "arm,psci-0.2"]);
+    assert_eq!(texts(psci, "method"), ["hvc"]);
+}
+
+#[test]
+fn the_timer_of_a_gicv3_has_no_cpu_mask() {
+    let blob = blob(2, V3);
+    let fdt = Fdt::new(&blob).unwrap();
+    let timer = fdt.find_node("/timer").unwrap();
+
+    assert_eq!(texts(timer, "compatible"), ["arm,armv8-timer"]);
+    assert_eq!(cells(timer, "interrupts"), [1, 13, 8, 1, 14, 8, 1, 11, 8, 1, 10, 8]);
+    assert!(value(timer, "always-on").is_empty());
+}
+
+#[test]
+fn the_timer_of_a_gicv2_names_every_cpu() {
+    let blob = blob(4, Gic::V2);
+    let fdt = Fdt::new(&blob).unwrap();
+
+    let interrupts = cells(fdt.find_node("/timer").unwrap(), "interrupts");
+
+    assert_eq!(interrupts, [1, 13, 0xf08, 1, 14, 0xf08, 1, 11, 0xf08, 1, 10, 0xf08]);
+}
+
+#[test]
+fn a_gicv3_has_one_region_of_redistributors() {
+    let blob = blob(512, Gic::V3 { cpus: 512 });
+    let fdt = Fdt::new(&blob).unwrap();
+    let gic = fdt.find_node("/interrupt-controller@8000000").unwrap();
+
+    assert_eq!(texts(gic, "compatible"), ["arm,gic-v3"]);
+    assert_eq!(cells(gic, "reg"), [0, 0x0800_0000, 0, 0x1_0000, 0, 0x0a00_0000, 0, 0x400_0000]);
+    assert_eq!(cells(gic, "#redistributor-regions"), [1]);
+    assert_eq!(cells(gic, "#interrupt-cells"), [3]);
+    assert!(value(gic, "interrupt-controller").is_empty());
+    assert_eq!(fdt.cpus().count(), 512);
+}
+
+#[test]
+fn a_gicv2_has_a_cpu_interface() {
+    let blob = blob(8, Gic::V2);
+    let fdt = Fdt::new(&blob).unwrap();
+    let gic = fdt.find_node("/interrupt-controller@8000000").unwrap();
+
+    assert_eq!(texts(gic, "compatible"), ["arm,cortex-a15-gic"]);
+    assert_eq!(cells(gic, "reg"), [0, 0x0800_0000, 0, 0x1000, 0, 0x0801_0000, 0, 0x2000]);
+    assert!(gic.property("#redistributor-regions").is_none());
+}
+
+#[test]
+fn the_serial_port_is_a_16550_with_an_edge_interrupt() {
+    let blob = blob(2, V3);
+    let fdt = Fdt::new(&blob).unwrap();
+    let serial = fdt.find_node("/serial@10000000").unwrap();
+
+    assert_eq!(texts(serial, "compatible"), ["ns16550a"]);
+    assert_eq!(cells(serial, "reg"), [0, 0x1000_0000, 0, 0x1000]);
+    assert_eq!(cells(serial, "clock-frequency"), [1_843_200]);
+    assert_eq!(cells(serial, "interrupts"), [0, 0, 1]);
+}
+
+#[test]
+fn primecell_devices_have_their_clock() {
+    let blob = blob(2, V3);
+    let fdt = Fdt::new(&blob).unwrap();
+
+    for (path, compatible) in [("/rtc@10001000", "arm,pl031"), ("/gpio@10002000", "arm,pl061")] {
+        let node = fdt.find_node(path).unwrap();
+        let clock = fdt.find_phandle(cells(node, "clocks")[0]).unwrap();
+        assert_eq!(texts(node, "compatible"), [compatible, "arm,primecell"]);
+        assert_eq!(texts(node, "clock-names"), ["apb_pclk"]);
+        assert_eq!(texts(clock, "compatible"), ["fixed-clock"]);
+        assert_eq!(cells(clock, "#clock-cells"), [0]);
+    }
+}
+
+#[test]
+fn the_clock_offers_no_alarm() {
+    let blob = blob(2, V3);
+    let fdt = Fdt::new(&blob).unwrap();
+
+    assert!(fdt.find_node("/rtc@10001000").unwrap().property("interrupts").is_none());
+}
+
+#[test]
+fn the_power_key_is_on_line_3_of_the_gpio_controller() {
+    let blob = blob(2, V3);
+    let fdt = Fdt::new(&blob).unwrap();
+    let key = fdt.find_node("/gpio-keys/poweroff").unwrap();
+    let gpios = cells(key, "gpios");
+
+    let gpio = fdt.find_phandle(gpios[0]).unwrap();
+
+    assert_eq!(texts(fdt.find_node("/gpio-keys").unwrap(), "compatible"), ["gpio-keys"]);
+    assert_eq!(texts(key, "label"), ["poweroff"]);
+    assert_eq!(cells(key, "linux,code"), [116]);
+    assert_eq!(gpios[1..], [3, 0]);
+    assert_eq!(gpio.name, "gpio@10002000");
+    assert_eq!(cells(gpio, "interrupts"), [0, 2, 1]);
+    assert_eq!(cells(gpio, "#gpio-cells"), [2]);
+    assert!(value(gpio, "gpio-controller").is_empty());
+}
+
+#[test]
+fn the_length_depends_on_neither_initrd_position_nor_seeds() {
+    let cpus = mpidrs(2);
+    let other = Tree {
+        initrd: Some(MemoryRange::new(GuestAddress(0), Bytes::ZERO)),
+        seeds: Seeds { rng: [0; 64], kaslr: 0 },
+        ..tree(&cpus, &V3)
+    };
+
+    assert_eq!(other.build().unwrap().len(), blob(2, V3).len());
+}
+
+#[test]
+fn seeds_are_not_printed() {
+    let cpus = mpidrs(2);
+
+    let printed = format!("{:?}", tree(&cpus, &V3));
+
+    assert!(printed.contains("Seeds { .. }") && !printed.contains("165"));
+}
+
+#[test]
+fn parts_that_contradict_each_other_are_refused() {
+    let (two, nine) = (mpidrs(2), mpidrs(9));
+    let twins = [Mpidr::new(1), Mpidr::new(1 << 31 | 1)];
+    let empty = [MemoryRange::new(layout::RAM_BASE, Bytes::ZERO)];
+    let long = "x".repeat(MAX_COMMAND_LINE + 1);
+    let cases = [
+        (Tree { cpus: &[], ..tree(&two, &V3) }, Error::NoCpus),
+        (tree(&nine, &Gic::V2), Error::TooManyCpus { cpus: 9, max: 8, gic: Gic::V2 }),
+        (tree(&nine, &V3), Error::Redistributors { redistributors: 2, cpus: 9 }),
+        (tree(&twins, &V3), Error::SameAffinity(twins[1])),
+        (Tree { memory: &[], ..tree(&two, &V3) }, Error::NoMemory),
+        (Tree { memory: &empty, ..tree(&two, &V3) }, Error::NoMemory),
+        (
+            Tree { command_line: &long, ..tree(&two, &V3) },
+            Error::CommandLineTooLong { length: MAX_COMMAND_LINE + 1 },
+        ),
+        (Tree { command_line: "a\0b", ..tree(&two, &V3) }, Error::CommandLineNul { offset: 1 }),
+    ];
+    for (tree, error) in cases {
+        assert_eq!(tree.build(), Err(error));
+    }
+}
+
+#[test]
+fn a_tree_larger_than_linux_takes_is_refused() {
+    let cpus = mpidrs(2);
+    let base = |n: u64| GuestAddress(layout::RAM_BASE.raw_value() + n * 0x20_0000);
+    let many: Vec<_> = (0..30_000).map(|n| MemoryRange::new(base(n), layout::CHUNK)).collect();
+
+    let result = Tree { memory: &many, ..tree(&cpus, &V3) }.build();
+
+    assert!(matches!(result, Err(Error::TooLarge { size }) if size > MAX_FDT));
+}
+
+#[test]
+fn refusals_of_the_writer_keep_their_cause() {
+    let error = Error::from(vm_fdt::Error::InvalidString);
+
+    assert!(std::error::Error::source(&error).is_some());
+}
+
+proptest! {
+    #[test]
+    fn any_command_line_comes_back_or_is_refused(line in "\\PC{0,2100}") {
+        let cpus = mpidrs(2);
+        match (Tree { command_line: &line, ..tree(&cpus, &V3) }).build() {
+            Ok(blob) => {
+                let fdt = Fdt::new(&blob).unwrap();
+                let chosen = fdt.find_node("/chosen").unwrap();
+                prop_assert_eq!(value(chosen, "bootargs"), [line.as_bytes(), b"\0"].concat());
+            }
+            Err(error) => prop_assert_eq!(error, Error::CommandLineTooLong { length: line.len() }),
+        }
+    }
+
+    #[test]
+    fn every_number_of_cpus_is_described(count in 1u64..=512) {
+        let blob = blob(count, Gic::V3 { cpus: count as u32 });
+        let fdt = Fdt::new(&blob).unwrap();
+        let described: Vec<_> = fdt.cpus().map(|cpu| cpu.ids().first() as u64).collect();
+        let given: Vec<_> = mpidrs(count).iter().map(|cpu| cpu.affinity()).collect();
+        prop_assert_eq!(described, given);
+    }
+}

@@ -1,0 +1,25 @@
+//! Facts of the aarch64 machine that Tessera shows to its guests.
+//!
+//! Everything here is pure: numbers, formats and the arithmetic between them. Nothing opens a file,
+//! issues an ioctl or needs an arm64 host, so all of it is tested on any machine. The crate knows
+//! neither the device models nor KVM; the VMM joins them.
+//!
+//! | module | the noun |
+//! |---|---|
+//! | [`units`] | [`Bytes`](units::Bytes), the unit of every size |
+//! | [`layout`] | the guest-physical map, and where kernel, initrd and device tree go |
+//! | [`image`] | kernel file forms and the arm64 `Image` header |
+//! | [`gic`] | the interrupt controller: frames, interrupt numbers |
+//! | [`regs`] | register identifiers, [`Mpidr`](regs::Mpidr), exception syndromes |
+//! | [`fdt`] | the device tree blob |
+//! | [`mte`] | Memory Tagging Extension: granules and tags |
+
+#![forbid(unsafe_code)]
+
+pub mod fdt;
+pub mod gic;
+pub mod image;
+pub mod layout;
+pub mod mte;
+pub mod regs;
+pub mod units;

@@ -1,0 +1,87 @@
+use proptest::prelude::*;
+
+use super::*;
+
+#[test]
+fn core_registers_have_the_numbers_of_the_kernel_header() {
+    assert_eq!(RegId::x(0).map(RegId::get), Some(0x6030_0000_0010_0000));
+    assert_eq!(RegId::x(30).map(RegId::get), Some(0x6030_0000_0010_003c));
+    assert_eq!(RegId::SP_EL0.get(), 0x6030_0000_0010_003e);
+    assert_eq!(RegId::PC.get(), 0x6030_0000_0010_0040);
+    assert_eq!(RegId::PSTATE.get(), 0x6030_0000_0010_0042);
+    assert_eq!(RegId::SP_EL1.get(), 0x6030_0000_0010_0044);
+    assert_eq!(RegId::ELR_EL1.get(), 0x6030_0000_0010_0046);
+    assert_eq!(RegId::SPSR_EL1.get(), 0x6030_0000_0010_0048);
+}
+
+#[test]
+fn system_registers_have_the_numbers_of_the_kernel_header() {
+    assert_eq!(RegId::MPIDR_EL1.get(), 0x6030_0000_0013_c005);
+    assert_eq!(RegId::ID_AA64PFR1_EL1.get(), 0x6030_0000_0013_c021);
+    assert_eq!(RegId::ID_AA64MMFR0_EL1.get(), 0x6030_0000_0013_c038);
+    assert_eq!(RegId::SCTLR_EL1.get(), 0x6030_0000_0013_c080);
+    assert_eq!(RegId::ESR_EL1.get(), 0x6030_0000_0013_c290);
+    assert_eq!(RegId::FAR_EL1.get(), 0x6030_0000_0013_c300);
+}
+
+#[test]
+fn the_timer_registers_are_swapped_as_the_kernel_swaps_them() {
+    assert_eq!(RegId::TIMER_CNT.get(), 0x6030_0000_0013_df1a);
+    assert_eq!(RegId::TIMER_CVAL.get(), 0x6030_0000_0013_df02);
+    assert_eq!(RegId::TIMER_CTL.get(), 0x6030_0000_0013_df19);
+}
+
+#[test]
+fn there_is_no_x31() {
+    assert_eq!(RegId::x(31), None);
+    assert_eq!(RegId::x(u8::MAX), None);
+}
+
+#[test]
+fn identifiers_print_as_the_kernel_writes_them() {
+    assert_eq!(RegId::PC.to_string(), "0x6030000000100040");
+    assert_eq!(format!("{:?}", RegId::PC), "RegId(0x6030000000100040)");
+}
+
+#[test]
+fn affinity_leaves_the_flags_out() {
+    let mpidr = Mpidr::new(0xdead_beef_c302_0104);
+
+    assert_eq!(mpidr.affinity(), 0xef_0002_0104);
+    assert_eq!(mpidr.to_string(), "239.2.1.4");
+    assert_eq!(mpidr.get(), 0xdead_beef_c302_0104);
+}
+
+#[test]
+fn a_syndrome_reads_as_a_sentence() {
+    let cases = [
+        (0x9600_0045, "0x96000045: data abort, translation fault, write"),
+        (0x9200_0011, "0x92000011: data abort from EL0, synchronous tag check fault, read"),
+        (0x8600_0006, "0x86000006: instruction abort, translation fault (class 0x21, ISS 0x6)"),
+        (0x5600_0000, "0x56000000: SVC (class 0x15, ISS 0x0)"),
+        (0x0000_0000, "0x0: unknown reason (class 0x0, ISS 0x0)"),
+        (0xfe00_0001, "0xfe000001: other (class 0x3f, ISS 0x1)"),
+    ];
+    for (value, text) in cases {
+        assert_eq!(Syndrome::new(value).to_string(), text);
+    }
+}
+
+proptest! {
+    #[test]
+    fn any_syndrome_can_be_printed(value: u64) {
+        let syndrome = Syndrome::new(value);
+        let _ = syndrome.to_string();
+        prop_assert_eq!(syndrome.get(), value);
+        prop_assert!(syndrome.class() < 64 && syndrome.specific() < 1 << 25);
+        prop_assert_eq!(syndrome.fault_name().is_some() && !syndrome.is_abort(), false);
+    }
+
+    #[test]
+    fn affinity_is_what_display_shows(value: u64) {
+        let mpidr = Mpidr::new(value);
+        let a = mpidr.affinity();
+        let shown = format!("{}.{}.{}.{}", a >> 32, a >> 16 & 0xff, a >> 8 & 0xff, a & 0xff);
+        prop_assert_eq!(mpidr.to_string(), shown);
+    }
+}

@@ -1,0 +1,207 @@
+//! The GPIO controller: a PL061 with eight lines, of which one is the power key.
+//!
+//! The host presses the key to ask the guest to power off. Lines are inputs from the host's side;
+//! what the guest drives as output reaches nobody but reads back.
+//!
+//! # References
+//! - Arm DDI 0190, *PrimeCell General Purpose Input/Output (PL061) Technical Reference Manual*
+//! - Linux `drivers/gpio/gpio-pl061.c`, `drivers/input/keyboard/gpio_keys.c`
+
+use std::fmt;
+
+use crate::bus::MmioDevice;
+use crate::ports::IrqLine;
+
+/// The line that the power key is on; the device tree says the same.
+pub const POWER_KEY_LINE: u8 = 3;
+const POWER_KEY: u8 = 1 << POWER_KEY_LINE;
+
+/// GPIODATA takes the first KiB: address bits 2 to 9 select the lines of an access.
+const DATA_LAST: u16 = 0x3ff;
+/// GPIODIR: 1 is output.
+const DIR: u16 = 0x400;
+/// GPIOIS: 1 is level, 0 is edge.
+const IS: u16 = 0x404;
+/// GPIOIBE: 1 is both edges.
+const IBE: u16 = 0x408;
+/// GPIOIEV: 1 is rising edge or high level.
+const IEV: u16 = 0x40c;
+/// GPIOIE: 1 is enabled.
+const IE: u16 = 0x410;
+/// GPIORIS: status before the mask, read-only.
+const RIS: u16 = 0x414;
+/// GPIOMIS: status after the mask, read-only.
+const MIS: u16 = 0x418;
+/// GPIOIC: 1 clears an edge, write-only.
+const IC: u16 = 0x41c;
+/// GPIOAFSEL: 1 is hardware control, which nothing here does.
+const AFSEL: u16 = 0x420;
+/// GPIOPeriphID0 to 3 and GPIOPCellID0 to 3.
+const ID: u16 = 0xfe0;
+const ID_BYTES: [u8; 8] = [0x61, 0x10, 0x04, 0x00, 0x0d, 0xf0, 0x05, 0xb1];
+
+/// A GPIO controller.
+pub struct Gpio {
+    irq: Box<dyn IrqLine>,
+    /// Levels that the host drives, one bit a line.
+    inputs: u8,
+    /// Levels that the guest drives on the lines it has made outputs.
+    outputs: u8,
+    direction: u8,
+    level_sense: u8,
+    both_edges: u8,
+    event: u8,
+    enabled: u8,
+    alternate: u8,
+    /// Edges seen and not cleared.
+    edges: u8,
+    irq_failures: u64,
+}
+
+impl Gpio {
+    /// A controller after reset, all lines inputs and low, that raises `irq`.
+    pub fn new(irq: Box<dyn IrqLine>) -> Gpio {
+        Gpio {
+            irq,
+            inputs: 0,
+            outputs: 0,
+            direction: 0,
+            level_sense: 0,
+            both_edges: 0,
+            event: 0,
+            enabled: 0,
+            alternate: 0,
+            edges: 0,
+            irq_failures: 0,
+        }
+    }
+
+    /// Presses or releases the power key, and returns whether the guest listens to it: its line is
+    /// an input with its interrupt enabled. A guest that does not listen yet has missed nothing but
+    /// the interrupt: the key's level stays readable.
+    ///
+    /// A press must last: the guest debounces the key and reads its level some milliseconds after
+    /// the interrupt (`gpio_keys.c`; QEMU holds it for 100 ms).
+    pub fn set_power_key(&mut self, pressed: bool) -> bool {
+        self.update(|gpio| match pressed {
+            true => gpio.inputs |= POWER_KEY,
+            false => gpio.inputs &= !POWER_KEY,
+        });
+        self.enabled & !self.direction & POWER_KEY != 0
+    }
+
+    /// How many interrupts could not be raised.
+    pub fn irq_failures(&self) -> u64 {
+        self.irq_failures
+    }
+
+    /// The level of each line.
+    fn levels(&self) -> u8 {
+        self.outputs & self.direction | self.inputs & !self.direction
+    }
+
+    /// GPIORIS: edges are latched, levels are as they are.
+    fn raw_status(&self) -> u8 {
+        let at_level = !(self.levels() ^ self.event);
+        self.edges & !self.level_sense | at_level & self.level_sense
+    }
+
+    /// GPIOMIS.
+    fn masked_status(&self) -> u8 {
+        self.raw_status() & self.enabled
+    }
+
+    /// Applies `change`, latches the edges it makes and raises the interrupt for every line that
+    /// wants attention now and did not before. The controller's output is a level; the interrupt
+    /// line carries edges, so each new reason is one.
+    fn update(&mut self, change: impl FnOnce(&mut Gpio)) {
+        let (levels, wanted) = (self.levels(), self.masked_status());
+        change(self);
+        let changed = levels ^ self.levels();
+        let wanted_edge = self.both_edges | !(self.levels() ^ self.event);
+        self.edges |= changed & wanted_edge & !self.level_sense;
+        if self.masked_status() & !wanted != 0 && self.irq.trigger().is_err() {
+            self.irq_failures = self.irq_failures.saturating_add(1);
+        }
+    }
+
+    fn register(&self, offset: u16) -> u8 {
+        match offset {
+            0..=DATA_LAST => self.levels() & line_mask(offset),
+            DIR => self.direction,
+            IS => self.level_sense,
+            IBE => self.both_edges,
+            IEV => self.event,
+            IE => self.enabled,
+            RIS => self.raw_status(),
+            MIS => self.masked_status(),
+            AFSEL => self.alternate,
+            ID.. => identification(offset),
+            _ => 0,
+        }
+    }
+
+    fn set_register(&mut self, offset: u16, value: u8) {
+        match offset {
+            0..=DATA_LAST => {
+                let mask = line_mask(offset);
+                self.outputs = self.outputs & !mask | value & mask;
+            }
+            DIR => self.direction = value,
+            IS => self.level_sense = value,
+            IBE => self.both_edges = value,
+            IEV => self.event = value,
+            IE => self.enabled = value,
+            IC => self.edges &= !value,
+            AFSEL => self.alternate = value,
+            _ => {}
+        }
+    }
+}
+
+impl MmioDevice for Gpio {
+    /// Registers are eight bits in a word: a wider read gets zeros above; between registers and
+    /// beyond them there are zeros.
+    fn read(&mut self, offset: u64, data: &mut [u8]) {
+        data.fill(0);
+        if let (Some(first), Some(offset)) = (data.first_mut(), word(offset)) {
+            *first = self.register(offset);
+        }
+    }
+
+    /// Registers are eight bits in a word: of a wider write the first byte counts.
+    fn write(&mut self, offset: u64, data: &[u8]) {
+        if let (Some(value), Some(offset)) = (data.first(), word(offset)) {
+            self.update(|gpio| gpio.set_register(offset, *value));
+        }
+    }
+}
+
+/// The offset, if a register can be there.
+fn word(offset: u64) -> Option<u16> {
+    u16::try_from(offset).ok().filter(|offset| offset % 4 == 0)
+}
+
+/// The lines that an access to GPIODATA at `offset` reaches.
+fn line_mask(offset: u16) -> u8 {
+    (offset >> 2 & 0xff) as u8
+}
+
+fn identification(offset: u16) -> u8 {
+    let index = usize::from((offset - ID) / 4);
+    ID_BYTES.get(index).copied().unwrap_or_default()
+}
+
+impl fmt::Debug for Gpio {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Gpio")
+            .field("levels", &self.levels())
+            .field("enabled", &self.enabled)
+            .field("raw_status", &self.raw_status())
+            .field("irq_failures", &self.irq_failures)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests;
