@@ -1,0 +1,105 @@
+# Everything a fresh machine needs is behind these goals; `make help` lists them.
+# The set-up itself is tests/lab/setup.sh, the lab is the program in tests/lab.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.DEFAULT_GOAL := help
+
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+LAB := $(TARGET)/debug/lab
+LAB_DIRECTORY := $(or $(TESSERA_LAB),target/lab)
+
+# ---- set-up: checked before every goal that builds, written down once ----
+
+BUILDING := run shell lab test lint setup programs nested-tests artifacts
+SETUP_GOALS := $(filter $(BUILDING),$(MAKECMDGOALS))
+ifneq ($(filter lab,$(MAKECMDGOALS)),)
+ifeq ($(wildcard $(SCRIPT)),)
+$(error make lab: name the script that the nested host shall run: make lab SCRIPT=file)
+endif
+endif
+ifneq ($(SETUP_GOALS),)
+# Empty until setup.sh fills it, so that a failing set-up is the only thing make reports.
+ifeq ($(wildcard $(LAB_DIRECTORY)/setup.mk),)
+$(shell mkdir -p $(LAB_DIRECTORY); touch $(LAB_DIRECTORY)/setup.mk)
+endif
+include $(LAB_DIRECTORY)/setup.mk
+endif
+
+# make starts over when setup.sh changes the file, and goes on when it does not.
+$(LAB_DIRECTORY)/setup.mk: FORCE
+	@tests/lab/setup.sh $(SETUP_GOALS)
+
+.PHONY: FORCE help setup run shell lab test lint clean programs nested-tests artifacts
+
+help:
+	@printf '%s\n' \
+	  'make run      boot a Linux guest with MTE, directly where this machine can, else nested' \
+	  'make shell    the same, with an interactive shell in the guest' \
+	  'make test     unit tests on this machine, then the nested tests' \
+	  'make lab SCRIPT=file [FILES="a:/path b"] [ICOUNT=1] [NODE1=128M] [MEMORY=4G] [CPUS=2] [APPEND="..."]' \
+	  '              run a script in the nested host; succeeds if the script does' \
+	  'make lint     formatting and lints, as continuous integration wants them' \
+	  'make setup    only install what the other goals need' \
+	  'make clean    remove what was built (downloads stay in the cache)'
+
+setup:
+	@echo "setup: this machine has what it needs (arm64 programs are built for $(ARM64_TARGET))"
+
+# ---- programs ----
+
+# A file that did not change keeps its time.
+install-changed = cmp -s "$(1)" "$(2)" || install "$(1)" "$(2)"
+
+RELEASE := $(TARGET)/$(ARM64_TARGET)/release
+
+programs: $(LAB_DIRECTORY)/setup.mk
+	@cargo build --package tessera-lab
+	@cargo build --release --target $(ARM64_TARGET) --package tessera --package tessera-guest --bins
+	@mkdir -p $(LAB_DIRECTORY)/bin
+	@for name in tessera tesseractl guest-init; do $(call install-changed,$(RELEASE)/$$name,$(LAB_DIRECTORY)/bin/$$name); done
+
+artifacts: programs
+	@$(LAB) fetch
+
+# The nested tests run as arm64 programs in the lab: each is installed as tests/NAME, as cargo names it.
+nested-tests: programs
+	@mkdir -p $(LAB_DIRECTORY)/tests
+	@cargo test --no-run --target $(ARM64_TARGET) --package tessera-tests --message-format=json-render-diagnostics \
+	  | sed -nE 's/.*"target":\{"kind":\["test"\][^}]*"name":"([^"]*)".*"executable":"([^"]*)".*/\1 \2/p' \
+	  | while read -r name program; do \
+	      $(call install-changed,$$program,$(LAB_DIRECTORY)/tests/$$name); \
+	    done
+
+# ---- goals ----
+
+run: artifacts
+	@$(LAB) guest
+
+shell: artifacts
+	@$(LAB) shell
+
+# make's own exit status is 0 or 2, as always; the script's is in the last line of the goal.
+lab: export LAB_SCRIPT = $(SCRIPT)
+lab: export LAB_FILES = $(FILES)
+lab: export LAB_APPEND = $(APPEND)
+lab: artifacts
+	@options=($(if $(ICOUNT),--icount) $(if $(NODE1),--node1 $(NODE1)) $(if $(MEMORY),--memory $(MEMORY)) $(if $(CPUS),--cpus $(CPUS))); \
+	for file in $$LAB_FILES; do options+=(--file "$$file"); done; \
+	[[ -z $$LAB_APPEND ]] || options+=(--append "$$LAB_APPEND"); \
+	status=0; $(LAB) run "$$LAB_SCRIPT" "$${options[@]}" || status=$$?; \
+	echo "make lab: $$LAB_SCRIPT ended with status $$status"; exit $$status
+
+test: artifacts nested-tests
+	@tests/lab/test.sh
+
+lint:
+	@cargo fmt --all --check
+	@cargo clippy --workspace --all-targets -- -D warnings
+	@cargo clippy --workspace --all-targets --target $(ARM64_TARGET) -- -D warnings
+
+clean:
+	@rm -rf $(LAB_DIRECTORY)
+	@if command -v cargo >/dev/null; then cargo clean; else rm -rf $(TARGET); fi

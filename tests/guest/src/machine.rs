@@ -1,0 +1,74 @@
+//! What the guest can see of its machine.
+
+use std::fs;
+use std::path::Path;
+
+/// The text of a file, trimmed; empty where there is none.
+pub(crate) fn text(path: impl AsRef<Path>) -> String {
+    fs::read(path)
+        .map(|bytes| String::from_utf8_lossy(&bytes).trim_matches(['\0', '\n', ' ']).to_owned())
+        .unwrap_or_default()
+}
+
+/// The kernel's command line.
+pub(crate) fn command_line() -> String {
+    text("/proc/cmdline")
+}
+
+/// The kernel's release, as `uname -r` has it.
+pub(crate) fn kernel_release() -> String {
+    text("/proc/sys/kernel/osrelease")
+}
+
+/// The numbers of the processors that are online.
+pub(crate) fn online_cpus() -> Vec<usize> {
+    parse_list(&text("/sys/devices/system/cpu/online"))
+}
+
+/// Whether processes have MTE.
+pub(crate) fn has_mte() -> bool {
+    features().iter().any(|feature| feature == "mte")
+}
+
+/// The features of the first processor, as /proc/cpuinfo names them.
+pub(crate) fn features() -> Vec<String> {
+    let info = text("/proc/cpuinfo");
+    let line = info.lines().find(|line| line.starts_with("Features")).unwrap_or_default();
+    let (_, words) = line.split_once(':').unwrap_or_default();
+    words.split_whitespace().map(str::to_owned).collect()
+}
+
+/// A field of /proc/meminfo, in KiB.
+pub(crate) fn memory_kib(field: &str) -> Option<u64> {
+    let info = text("/proc/meminfo");
+    let line = info.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'))?;
+    line.split_whitespace().next()?.parse().ok()
+}
+
+/// `0-3,5` as numbers; what cannot be read is left out.
+fn parse_list(list: &str) -> Vec<usize> {
+    // More than any kernel's processors, so that a garbled list does not run on.
+    const MOST: usize = 4096;
+    let mut numbers = Vec::new();
+    for part in list.split(',') {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        if let (Ok(first), Ok(last)) = (first.parse::<usize>(), last.parse::<usize>()) {
+            numbers.extend(first..=last.min(MOST));
+        }
+    }
+    numbers
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_of_processors_are_read() {
+        assert_eq!(parse_list("0"), [0]);
+        assert_eq!(parse_list("0-2,5"), [0, 1, 2, 5]);
+        assert!(parse_list("").is_empty());
+        assert!(parse_list("x-3,-").is_empty());
+        assert!(parse_list("0-18446744073709551615").len() <= 4097);
+    }
+}

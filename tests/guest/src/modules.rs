@@ -1,0 +1,30 @@
+//! Kernel modules that the initramfs carries for this very kernel.
+
+use std::fs::{self, File};
+use std::path::Path;
+
+use crate::{machine, system};
+
+/// One folder a kernel release; files are named in the order of loading.
+const FOLDER: &str = "/lib/modules-min";
+
+/// Loads all modules for the running kernel; returns what failed, one text a module.
+///
+/// Another kernel than the one the initramfs was made for has no folder, and nothing is loaded.
+pub(crate) fn load_all() -> Vec<String> {
+    let folder = Path::new(FOLDER).join(machine::kernel_release());
+    let mut paths: Vec<_> = fs::read_dir(folder)
+        .into_iter()
+        .flatten()
+        .filter_map(Result::ok)
+        .map(|entry| entry.path())
+        .collect();
+    paths.sort();
+    paths
+        .iter()
+        .filter_map(|path| {
+            let loaded = File::open(path).and_then(|file| system::load_module(&file));
+            loaded.err().map(|error| format!("{}: {error}", path.display()))
+        })
+        .collect()
+}

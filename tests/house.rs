@@ -1,0 +1,82 @@
+//! The arrows between the crates: `tests -> vmm -> {devices, arch}`, and nothing else.
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::Value;
+
+/// Which of the workspace's packages each may depend on, and which crates it must not know.
+const ALLOWED: [(&str, &[&str], &[&str]); 6] = [
+    ("tessera-arch", &[], &["kvm-", "vmm-sys-util", "libc", "rustix", "event-manager"]),
+    ("tessera-devices", &[], &["kvm-", "vmm-sys-util", "libc", "rustix", "event-manager"]),
+    ("tessera", &["tessera-arch", "tessera-devices"], &["tokio", "hyper", "mio"]),
+    ("tessera-tests", &["tessera"], &[]),
+    ("tessera-lab", &[], &[]),
+    ("tessera-guest", &[], &["kvm-"]),
+];
+
+fn workspace() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()
+}
+
+fn packages() -> Vec<Value> {
+    let output = Command::new(env!("CARGO"))
+        .args(["metadata", "--no-deps", "--format-version", "1", "--offline"])
+        .current_dir(workspace())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let metadata: Value = serde_json::from_slice(&output.stdout).unwrap();
+    metadata["packages"].as_array().unwrap().clone()
+}
+
+#[test]
+fn every_package_of_the_workspace_has_its_arrows() {
+    let found: BTreeSet<String> =
+        packages().iter().map(|package| package["name"].as_str().unwrap().to_owned()).collect();
+
+    let known = ALLOWED.iter().map(|(name, ..)| (*name).to_owned()).collect();
+    assert_eq!(found, known);
+}
+
+#[test]
+fn arrows_go_one_way() {
+    let packages = packages();
+    let own: BTreeSet<&str> =
+        packages.iter().map(|package| package["name"].as_str().unwrap()).collect();
+    for package in &packages {
+        let name = package["name"].as_str().unwrap();
+        let (_, allowed, forbidden) = ALLOWED.iter().find(|(known, ..)| *known == name).unwrap();
+        for dependency in package["dependencies"].as_array().unwrap() {
+            let to = dependency["name"].as_str().unwrap();
+            // What only tests need never reaches the VMM.
+            let for_tests = dependency["kind"] == "dev";
+            assert!(!own.contains(to) || allowed.contains(&to), "{name} must not depend on {to}");
+            assert!(
+                for_tests || !forbidden.iter().any(|prefix| to.starts_with(prefix)),
+                "{name} must not know {to}"
+            );
+        }
+    }
+}
+
+#[test]
+fn dependencies_come_from_the_registry_or_the_workspace() {
+    for package in packages() {
+        for dependency in package["dependencies"].as_array().unwrap() {
+            let (name, source) = (&dependency["name"], dependency["source"].as_str());
+            let registry = source.is_some_and(|source| source.starts_with("registry+"));
+            assert!(registry || dependency["path"].is_string(), "{name} comes from {source:?}");
+        }
+    }
+}
+
+#[test]
+fn pure_rooms_forbid_unsafe_code() {
+    for room in ["arch", "devices"] {
+        let text = std::fs::read_to_string(workspace().join(room).join("src/lib.rs")).unwrap();
+        assert!(text.contains("#![forbid(unsafe_code)]"), "{room} allows unsafe code");
+    }
+}

@@ -1,0 +1,380 @@
+//! The command line and its exit codes.
+
+use std::fs;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+use serde_json::json;
+
+use crate::artifacts::{self, SUITE};
+use crate::guest;
+use crate::host::{self, Machine, Outcome, Output, Report};
+use crate::interrupt::{Interrupt, Interrupted};
+use crate::places::{self, Places};
+use crate::progress::{Progress, tell};
+use crate::session::{self, Lab, Payload, check_program, command_line, placed, with_variables};
+use crate::size::Mib;
+
+/// The nested host ended without the payload's status.
+pub(crate) const CRASHED: u8 = 123;
+/// The deadline passed, as timeout(1) has it.
+pub(crate) const TIMED_OUT: u8 = 124;
+/// The lab itself failed: usage, fetching, QEMU.
+pub(crate) const FAILED: u8 = 125;
+/// Ctrl-C, as shells have it.
+const INTERRUPTED: u8 = 130;
+
+/// Why a command failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    /// A session cannot be had.
+    #[error(transparent)]
+    Session(#[from] session::Error),
+    /// A guest cannot be shown.
+    #[error(transparent)]
+    Guest(#[from] guest::Error),
+    /// The lab's folders.
+    #[error(transparent)]
+    Places(#[from] places::Error),
+    /// Signal handlers.
+    #[error("cannot listen for Ctrl-C")]
+    Signals(#[source] io::Error),
+    /// The file for the counters.
+    #[error("cannot write the counters to {path}")]
+    Counters {
+        /// The file.
+        path: PathBuf,
+        /// The reason.
+        #[source]
+        source: artifacts::Error,
+    },
+}
+
+impl Error {
+    /// The exit code of a lab that fails so.
+    pub(crate) fn exit_code(&self) -> u8 {
+        let mut cause: Option<&dyn std::error::Error> = Some(self);
+        while let Some(error) = cause {
+            // Transparent errors hide the interrupt from the chain of sources, not from the text.
+            if error.is::<Interrupted>() || error.to_string() == Interrupted.to_string() {
+                return INTERRUPTED;
+            }
+            cause = error.source();
+        }
+        FAILED
+    }
+}
+
+/// Boots an emulated arm64 host with EL2 and MTE, and runs things in it.
+///
+/// Exit codes: that of what ran; 123 the nested host crashed; 124 timed out; 125 the lab itself failed;
+/// 130 interrupted. TESSERA_CACHE, TESSERA_LAB and TESSERA_MIRROR name the folder for downloads, the
+/// folder for products (default target/lab) and the Debian archive.
+#[derive(Debug, Parser)]
+#[command(name = "lab", version)]
+struct Cli {
+    /// Say nothing but errors
+    #[arg(long, short, global = true)]
+    quiet: bool,
+    /// The folder of the project's arm64 programs (default target/lab/bin)
+    #[arg(long, global = true, value_name = "DIR")]
+    bin_dir: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Get kernel, modules and busybox from Debian, and make the images; done once
+    Fetch(FetchOptions),
+    /// Run a shell script in the nested host; its exit status is the exit status
+    Run {
+        /// The script; it finds busybox, tessera, tesseractl, /artifacts/{Image,modules,initrd.cpio} and the files given
+        script: PathBuf,
+        #[command(flatten)]
+        options: HostOptions,
+    },
+    /// Run a static arm64 program in the nested host; its exit status is the exit status
+    Exec {
+        /// The program
+        binary: PathBuf,
+        #[command(flatten)]
+        options: HostOptions,
+        /// Its arguments
+        #[arg(last = true)]
+        arguments: Vec<String>,
+    },
+    /// Show a guest with MTE: directly where this machine can, else in the nested host
+    Guest {
+        /// In the nested host, even where this machine could
+        #[arg(long)]
+        nested: bool,
+        /// The guest's processors; nested, the start-up of one is counted in instructions
+        #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
+        cpus: u32,
+    },
+    /// Open a shell in a guest with MTE; it ends with the shell
+    Shell {
+        /// In the nested host, even where this machine could
+        #[arg(long)]
+        nested: bool,
+        /// Open the shell in the nested host itself
+        #[arg(long)]
+        host: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+struct FetchOptions {
+    /// Ask the archive for newer versions
+    #[arg(long)]
+    refresh: bool,
+    /// Get another arm64 kernel package into artifacts/kernels/NAME
+    #[arg(long, value_name = "PACKAGE")]
+    package: Option<String>,
+    /// The suite it comes from: bookworm, trixie, trixie-backports, sid, ...
+    #[arg(long, default_value = SUITE, requires = "package")]
+    suite: String,
+    /// The folder it goes to (default: SUITE-PACKAGE)
+    #[arg(long, requires = "package")]
+    name: Option<String>,
+}
+
+#[derive(Debug, Args)]
+struct HostOptions {
+    /// Put a file or folder into the host, to /bin where no path is given
+    #[arg(long = "file", value_name = "FILE[:/PATH]")]
+    files: Vec<String>,
+    /// Set an environment variable
+    #[arg(long = "env", value_name = "NAME=VALUE")]
+    variables: Vec<String>,
+    /// Count instructions: 1 ns of the host's clock is one, and every run gives the same figures
+    #[arg(long)]
+    icount: bool,
+    /// Give this much of the memory to a second NUMA node without processors
+    #[arg(long, value_name = "SIZE")]
+    node1: Option<Mib>,
+    /// The host's memory
+    #[arg(long, value_name = "SIZE", default_value = "4G")]
+    memory: Mib,
+    /// The host's processors (default 2; 1 with --icount)
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=512))]
+    cpus: Option<u32>,
+    /// More words of the host's kernel command line
+    #[arg(long, value_name = "WORDS", default_value = "", allow_hyphen_values = true)]
+    append: String,
+    /// Another kernel for the host
+    #[arg(long, value_name = "FILE")]
+    kernel: Option<PathBuf>,
+    /// Give up after so many seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+    timeout: u64,
+    /// One more argument of QEMU; may be repeated
+    #[arg(long, value_name = "ARGUMENT", allow_hyphen_values = true)]
+    qemu: Vec<String>,
+    /// Show the host's kernel log
+    #[arg(long, short)]
+    verbose: bool,
+    /// Write the counters of the run to a file, as JSON
+    #[arg(long, value_name = "FILE")]
+    counters: Option<PathBuf>,
+}
+
+impl HostOptions {
+    fn machine(&self) -> Machine {
+        Machine {
+            memory: self.memory,
+            cpus: self.cpus,
+            icount: self.icount,
+            node1: self.node1,
+            append: self.append.clone(),
+            qemu: self.qemu.clone(),
+            timeout: Duration::from_secs(self.timeout),
+            verbose: self.verbose,
+        }
+    }
+}
+
+/// Does what the command line says; returns the exit code.
+///
+/// # Errors
+/// When the lab itself fails; what ran in it only has an exit code.
+pub(crate) fn run() -> Result<u8, Error> {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Nothing is left to do when even this cannot be written.
+            let _ = error.print();
+            return Ok(if error.use_stderr() { FAILED } else { 0 });
+        }
+    };
+    let lab = Lab {
+        places: Places::from_environment()?,
+        interrupt: Interrupt::listen().map_err(Error::Signals)?,
+        progress: Progress::new(cli.quiet),
+    };
+    let programs = cli.bin_dir.unwrap_or_else(|| lab.places.programs());
+    match cli.command {
+        Task::Fetch(options) => fetch(&lab, &options, &programs),
+        Task::Run { script, options } => {
+            let text = fs::read_to_string(&script)
+                .map_err(|source| session::Error::Payload { path: script, source })?;
+            boot(&lab, &options, &programs, &text, None)
+        }
+        Task::Exec { binary, options, arguments } => {
+            check_program(&binary)?;
+            let name = binary.file_name().unwrap_or_default().to_string_lossy();
+            let path = format!("/test/{name}");
+            let script = command_line(&path, &arguments);
+            boot(&lab, &options, &programs, &script, Some((binary.clone(), path)))
+        }
+        Task::Guest { nested, cpus } => Ok(guest::show(&lab, &programs, nested, cpus)?),
+        Task::Shell { host: true, .. } => Ok(guest::host_shell(&lab, &programs)?),
+        Task::Shell { nested, .. } => Ok(guest::shell(&lab, &programs, nested)?),
+    }
+}
+
+fn fetch(lab: &Lab, options: &FetchOptions, programs: &Path) -> Result<u8, Error> {
+    let Some(package) = &options.package else {
+        let stamp = lab.fetch(options.refresh, programs)?;
+        lab.progress.say(&format!("ready: {}", stamp.describe()));
+        return Ok(0);
+    };
+    let name = options.name.clone().unwrap_or_else(|| format!("{}-{package}", options.suite));
+    let folder = lab.fetch_kernel(package, &options.suite, &name)?;
+    // Nobody may be there to read it; the folder is there all the same.
+    let _ = writeln!(io::stdout(), "{}", folder.display());
+    Ok(0)
+}
+
+fn boot(
+    lab: &Lab,
+    options: &HostOptions,
+    programs: &Path,
+    script: &str,
+    program: Option<(PathBuf, String)>,
+) -> Result<u8, Error> {
+    let mut files: Vec<_> = program.into_iter().collect();
+    for text in &options.files {
+        files.push(placed(text)?);
+    }
+    let payload =
+        Payload { script: with_variables(&options.variables, script)?, files, needs_guest: false };
+    let machine = options.machine();
+    let output = Output::To(&mut io::stdout());
+    let report = lab.run(&machine, options.kernel.as_deref(), programs, payload, output)?;
+    if let Some(path) = &options.counters {
+        artifacts::write_json(path, &counters(&report, options.icount))
+            .map_err(|source| Error::Counters { path: path.clone(), source })?;
+    }
+    Ok(conclude(lab, &machine, &report))
+}
+
+/// Says how a boot ended; returns the exit code.
+pub(crate) fn conclude(lab: &Lab, machine: &Machine, report: &Report) -> u8 {
+    let wall = report.wall.as_secs_f64();
+    let explain = |why: &str| {
+        tell(&format!("lab: {why} after {wall:.1} s; the end of the nested host's log:"));
+        for line in &report.tail {
+            tell(&format!("  | {line}"));
+        }
+    };
+    match report.outcome {
+        Outcome::Ended { status, clock: (start, end) } => {
+            let unit = if machine.icount { "instructions" } else { "ns" };
+            let took = end.saturating_sub(start);
+            lab.progress.say(&format!(
+                "exit status {status}; {wall:.1} s in all; the host's clock went from {start} to {end}: {took} {unit}"
+            ));
+            status
+        }
+        Outcome::TimedOut => {
+            explain("timed out");
+            TIMED_OUT
+        }
+        // A host that panics ends QEMU in good order.
+        Outcome::Crashed(status) if status.success() => {
+            explain("the nested host crashed or powered off before the end of the script,");
+            CRASHED
+        }
+        Outcome::Crashed(status) => {
+            explain(&format!("QEMU failed ({status})"));
+            FAILED
+        }
+    }
+}
+
+/// The counters of a boot for programs.
+fn counters(report: &Report, icount: bool) -> serde_json::Value {
+    let (outcome, status, clock) = match report.outcome {
+        host::Outcome::Ended { status, clock } => ("ended", Some(status), Some(clock)),
+        host::Outcome::TimedOut => ("timed-out", None, None),
+        host::Outcome::Crashed(_) => ("crashed", None, None),
+    };
+    json!({
+        "outcome": outcome,
+        "status": status,
+        "icount": icount,
+        "wall_seconds": report.wall.as_secs_f64(),
+        "boot_seconds": report.boot.map(|boot| boot.as_secs_f64()),
+        "host_start_ns": clock.map(|clock| clock.0),
+        "host_end_ns": clock.map(|clock| clock.1),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn arguments_after_the_dashes_belong_to_the_program() {
+        let words = [
+            "lab", "exec", "bin", "--icount", "--node1", "128M", "--qemu", "-d", "--", "--exact",
+            "x", "-q",
+        ];
+        let cli = Cli::try_parse_from(words).unwrap();
+
+        let Task::Exec { options, arguments, .. } = cli.command else {
+            panic!("not exec");
+        };
+        assert_eq!(arguments, ["--exact", "x", "-q"]);
+        assert_eq!(options.qemu, ["-d"]);
+        assert_eq!(options.node1, Some(Mib::new(128)));
+        assert!(options.icount && !cli.quiet);
+    }
+
+    #[test]
+    fn an_interrupt_deep_in_the_chain_has_its_own_code() {
+        let deep = Error::Session(session::Error::Host(host::Error::Interrupted(Interrupted)));
+        assert_eq!(deep.exit_code(), INTERRUPTED);
+        let other = Error::Session(session::Error::File("x".into()));
+        assert_eq!(other.exit_code(), FAILED);
+    }
+
+    #[test]
+    fn counters_name_the_outcome() {
+        let report = Report {
+            outcome: Outcome::Ended { status: 3, clock: (10, 20) },
+            wall: Duration::from_secs(1),
+            boot: None,
+            tail: Vec::new(),
+        };
+
+        let value = counters(&report, true);
+
+        assert_eq!(value["outcome"], "ended");
+        assert_eq!(value["status"], 3);
+        assert_eq!(value["host_end_ns"], 20);
+    }
+}

@@ -1,0 +1,160 @@
+//! The control socket and its client: pause, resume, stop, look.
+
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use testing::guest::{Guest, Plan, parse};
+use testing::lab::{Lab, program};
+use vmm::control::model::State;
+
+fn tick(guest: &mut Guest) -> (u64, u64) {
+    let report = guest.report("tick");
+    (report["tick"].as_u64().unwrap(), report["monotonic_ns"].as_u64().unwrap())
+}
+
+#[test]
+fn a_paused_guest_counts_nothing_and_loses_nothing() {
+    const PAUSE: Duration = Duration::from_secs(2);
+    Lab::new().run(|| {
+        let mut guest = Plan::workload("count,50").with("--cpus", "2").start();
+        while tick(&mut guest).0 < 5 {}
+        let mut client = guest.client();
+
+        client.pause().unwrap();
+        // What the guest had written before is in the pipe by now, or soon.
+        let quiet_from = Instant::now() + PAUSE / 4;
+        let mut last = None;
+        let mut late = Vec::new();
+        while quiet_from.elapsed() < PAUSE {
+            let lines = guest.drain();
+            if quiet_from > Instant::now() {
+                last = lines.iter().rev().find_map(|line| parse(line)).or(last);
+            } else {
+                late.extend(lines);
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        assert_eq!(client.instance().unwrap().state, State::Paused);
+        assert_eq!(late, Vec::<String>::new(), "the guest went on");
+
+        client.resume().unwrap();
+        assert_eq!(client.instance().unwrap().state, State::Running);
+        let mut before = match last {
+            Some(report) => {
+                (report["tick"].as_u64().unwrap(), report["monotonic_ns"].as_u64().unwrap())
+            }
+            None => tick(&mut guest),
+        };
+        for _ in 0..10 {
+            let after = tick(&mut guest);
+            assert_eq!(after.0, before.0 + 1, "a tick was lost");
+            let step = Duration::from_nanos(after.1 - before.1);
+            assert!(step < PAUSE, "the guest's clock went on while it was paused: {step:?}");
+            before = after;
+        }
+        client.stop().unwrap();
+        assert_eq!(guest.finish().code, Some(12));
+    });
+}
+
+#[test]
+fn many_pauses_lose_no_tick() {
+    Lab::new().run(|| {
+        let mut guest = Plan::workload("count,10").with("--cpus", "4").start();
+        let mut expected = tick(&mut guest).0 + 1;
+        let mut client = guest.client();
+        for _ in 0..50 {
+            client.pause().unwrap();
+            client.pause().unwrap();
+            client.resume().unwrap();
+            client.resume().unwrap();
+        }
+        for _ in 0..20 {
+            assert_eq!(tick(&mut guest).0, expected);
+            expected += 1;
+        }
+        client.stop().unwrap();
+        assert_eq!(guest.finish().code, Some(12));
+    });
+}
+
+#[test]
+fn the_power_key_powers_a_guest_off_and_force_ends_one_that_does_not_listen() {
+    Lab::new().run(|| {
+        let mut guest = Plan::workload("idle").start();
+        guest.report("ready");
+        guest.client().press_power_key().unwrap();
+        let finished = guest.finish().expect_power_off();
+        assert_eq!(finished.report("power_key")["power_key"], true);
+
+        let mut guest = Plan::workload("hang").start();
+        guest.report("ready");
+        let refused = guest.client().press_power_key().unwrap_err();
+        assert!(refused.to_string().contains("does not listen"), "{refused}");
+        guest.client().stop().unwrap();
+        assert_eq!(guest.finish().code, Some(12));
+    });
+}
+
+fn tesseractl(guest: &Guest, arguments: &[&str]) -> Output {
+    Command::new(program("tesseractl")).arg(guest.socket()).args(arguments).output().unwrap()
+}
+
+fn said(output: &Output) -> String {
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+#[test]
+fn the_client_shows_pauses_resumes_and_stops() {
+    Lab::new().run(|| {
+        let mut guest = Plan::workload("idle").with("--cpus", "2").with("--id", "one").start();
+        guest.report("ready");
+
+        assert!(said(&tesseractl(&guest, &["status"])).contains("Running"));
+        said(&tesseractl(&guest, &["pause"]));
+        assert!(said(&tesseractl(&guest, &["status"])).contains("Paused"));
+        let refused = tesseractl(&guest, &["stop"]);
+        assert_eq!(refused.status.code(), Some(1), "{refused:?}");
+        said(&tesseractl(&guest, &["resume"]));
+        let metrics: Value =
+            serde_json::from_str(&said(&tesseractl(&guest, &["metrics", "--json"]))).unwrap();
+        assert!(metrics["vcpu"]["exits_total"].as_u64().unwrap() > 0, "{metrics}");
+        assert_eq!(metrics["memory"]["guest_bytes"], 512 << 20);
+        said(&tesseractl(&guest, &["stop"]));
+        guest.finish().expect_power_off();
+
+        let mut guest = Plan::workload("hang").start();
+        guest.report("ready");
+        said(&tesseractl(&guest, &["stop", "--force"]));
+        assert_eq!(guest.finish().code, Some(12));
+    });
+}
+
+#[test]
+fn the_configuration_that_is_reported_boots_the_same_vm() {
+    Lab::new().run(|| {
+        let mut guest = Plan::workload("idle").with("--cpus", "3").with("--memory", "192M").start();
+        guest.report("ready");
+        let config = guest.client().vm_config().unwrap();
+        assert_eq!(config["machine-config"]["vcpu_count"], 3);
+        assert_eq!(config["machine-config"]["mem_size_mib"], 192);
+        guest.client().stop().unwrap();
+        assert_eq!(guest.finish().code, Some(12));
+
+        let scratch = testing::scratch::Scratch::new();
+        let file = scratch.file("vm.json", config.to_string());
+        let output = Command::new(program("tessera"))
+            .args(["run", "--config"])
+            .arg(file)
+            .args(["--cmdline", "quiet workload=smp", "--serial", "stdio"])
+            .stdin(std::process::Stdio::null())
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+        let console = String::from_utf8_lossy(&output.stdout);
+        let done = console.lines().filter_map(parse).find(|report| report["event"] == "done");
+        assert_eq!(done.unwrap()["cpus"], 3);
+    });
+}

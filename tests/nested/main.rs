@@ -1,0 +1,12 @@
+//! Tests of real guests on real KVM: here where this machine has it, else in the lab.
+#![allow(clippy::unwrap_used)]
+
+mod boot;
+mod consoles;
+mod control;
+mod endings;
+mod kernels;
+mod leaks;
+mod memory;
+mod refusals;
+mod startup;

@@ -1,0 +1,283 @@
+//! A guest under `tessera run`: started, listened to, controlled, ended.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use serde_json::Value;
+use vmm::control::client::{Client, DEFAULT_TIMEOUT};
+
+use crate::lab::{artifact, program};
+use crate::scratch::Scratch;
+use crate::wait::PATIENCE;
+
+/// The start of a line in which the guest's init reports something as JSON.
+const REPORT: &str = "REPORT ";
+
+/// A guest to be started.
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct Plan {
+    kernel: PathBuf,
+    initrd: Option<PathBuf>,
+    command_line: String,
+    flags: Vec<String>,
+}
+
+impl Plan {
+    /// The lab's kernel and init, which runs a workload: see tests/guest.
+    pub fn workload(name: &str) -> Self {
+        Self {
+            kernel: artifact("Image"),
+            initrd: Some(artifact("initrd.cpio")),
+            command_line: format!("quiet workload={name}"),
+            flags: Vec::new(),
+        }
+    }
+
+    /// A kernel that needs nothing else.
+    pub fn bare(kernel: &Path) -> Self {
+        Self {
+            kernel: kernel.to_owned(),
+            initrd: None,
+            command_line: String::new(),
+            flags: Vec::new(),
+        }
+    }
+
+    /// Another initrd.
+    pub fn initrd(mut self, file: &Path) -> Self {
+        self.initrd = Some(file.to_owned());
+        self
+    }
+
+    /// Another kernel.
+    pub fn kernel(mut self, file: &Path) -> Self {
+        self.kernel = file.to_owned();
+        self
+    }
+
+    /// More words of the guest's command line.
+    pub fn append(mut self, words: &str) -> Self {
+        self.command_line = format!("{} {words}", self.command_line);
+        self
+    }
+
+    /// A flag of `tessera run` with its value.
+    pub fn with(mut self, flag: &str, value: &str) -> Self {
+        self.flags.extend([flag.to_owned(), value.to_owned()]);
+        self
+    }
+
+    /// The command that starts it.
+    pub fn command(&self) -> Command {
+        let mut command = Command::new(program("tessera"));
+        command.arg("run").arg("--kernel").arg(&self.kernel);
+        if let Some(initrd) = &self.initrd {
+            command.arg("--initrd").arg(initrd);
+        }
+        command.args(["--cmdline", &self.command_line]).args(&self.flags);
+        command
+    }
+
+    /// Starts it, its console on pipes, its control socket in a folder of its own.
+    pub fn start(self) -> Guest {
+        let scratch = Scratch::new();
+        let socket = scratch.join("api.sock");
+        let mut command = self.command();
+        command.arg("--api-sock").arg(&socket);
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("tessera");
+        let (sender, lines) = channel();
+        let stdout = child.stdout.take().unwrap();
+        let reader = std::thread::spawn(move || {
+            let mut reader = BufReader::new(stdout);
+            let mut line = Vec::new();
+            while reader.read_until(b'\n', &mut line).is_ok_and(|n| n > 0) {
+                let text = String::from_utf8_lossy(&line).trim_end().to_owned();
+                line.clear();
+                if sender.send(text).is_err() {
+                    break;
+                }
+            }
+        });
+        let stdin = child.stdin.take();
+        Guest {
+            child,
+            stdin,
+            lines,
+            reader: Some(reader),
+            seen: Vec::new(),
+            socket,
+            _scratch: scratch,
+        }
+    }
+
+    /// Starts it and waits for its end.
+    pub fn run(self) -> Finished {
+        self.start().finish()
+    }
+}
+
+/// A guest that runs.
+pub struct Guest {
+    child: Child,
+    stdin: Option<ChildStdin>,
+    lines: Receiver<String>,
+    reader: Option<JoinHandle<()>>,
+    seen: Vec<String>,
+    socket: PathBuf,
+    _scratch: Scratch,
+}
+
+/// What is left of a guest.
+#[derive(Debug)]
+pub struct Finished {
+    /// The VMM's exit status; `None` if a signal ended it.
+    pub code: Option<i32>,
+    /// The guest's console, line by line.
+    pub console: Vec<String>,
+    /// What the VMM said on standard error.
+    pub messages: String,
+}
+
+impl Guest {
+    /// The VMM's process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The control socket.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// A client of the control socket.
+    pub fn client(&self) -> Client {
+        Client::connect(&self.socket, DEFAULT_TIMEOUT).unwrap()
+    }
+
+    /// Types something on the guest's console.
+    ///
+    /// # Panics
+    /// When the VMM has gone.
+    pub fn type_line(&mut self, text: &str) {
+        let stdin = self.stdin.as_mut().unwrap();
+        writeln!(stdin, "{text}").unwrap();
+        stdin.flush().unwrap();
+    }
+
+    /// The next line of the guest's console.
+    ///
+    /// # Panics
+    /// When there is none by the deadline.
+    pub fn line(&mut self) -> Option<String> {
+        match self.lines.recv_timeout(PATIENCE) {
+            Ok(line) => {
+                self.seen.push(line.clone());
+                Some(line)
+            }
+            Err(std::sync::mpsc::RecvTimeoutError::Disconnected) => None,
+            Err(std::sync::mpsc::RecvTimeoutError::Timeout) => {
+                let _ = self.child.kill();
+                panic!("the guest was silent for {PATIENCE:?} after:\n{}", self.seen.join("\n"))
+            }
+        }
+    }
+
+    /// The next report of this event.
+    ///
+    /// # Panics
+    /// When the guest ends first.
+    pub fn report(&mut self, event: &str) -> Value {
+        loop {
+            let Some(line) = self.line() else {
+                let _ = self.child.kill();
+                let mut messages = String::new();
+                let _ = self.child.stderr.take().unwrap().read_to_string(&mut messages);
+                panic!(
+                    "the guest ended without reporting {event}:\n{}\n{messages}",
+                    self.seen.join("\n")
+                );
+            };
+            if let Some(report) = parse(&line).filter(|report| report["event"] == event) {
+                return report;
+            }
+        }
+    }
+
+    /// All lines that have arrived by now.
+    pub fn drain(&mut self) -> Vec<String> {
+        let new: Vec<String> = self.lines.try_iter().collect();
+        self.seen.extend_from_slice(&new);
+        new
+    }
+
+    /// Waits until the VMM has ended.
+    pub fn finish(mut self) -> Finished {
+        drop(self.stdin.take());
+        let deadline = Instant::now() + PATIENCE;
+        while self.line().is_some() {
+            assert!(Instant::now() < deadline, "no end:\n{}", self.seen.join("\n"));
+        }
+        let _ = self.reader.take().unwrap().join();
+        let mut messages = String::new();
+        self.child.stderr.take().unwrap().read_to_string(&mut messages).unwrap();
+        let status: ExitStatus = self.child.wait().unwrap();
+        Finished { code: status.code(), console: std::mem::take(&mut self.seen), messages }
+    }
+
+    /// Sends the VMM a signal.
+    pub fn signal(&self, signal: rustix::process::Signal) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, signal).unwrap();
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        // Ended already, unless the test has failed.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Finished {
+    /// All reports of this event.
+    pub fn reports(&self, event: &str) -> Vec<Value> {
+        let all = self.console.iter().filter_map(|line| parse(line));
+        all.filter(|report| report["event"] == event).collect()
+    }
+
+    /// The one report of this event.
+    ///
+    /// # Panics
+    /// When there is none, or more than one.
+    pub fn report(&self, event: &str) -> Value {
+        match self.reports(event).as_slice() {
+            [one] => one.clone(),
+            other => panic!("{} reports of {event} in\n{self:#?}", other.len()),
+        }
+    }
+
+    /// The guest powered off, having said all it had to.
+    ///
+    /// # Panics
+    /// When it ended otherwise.
+    pub fn expect_power_off(self) -> Self {
+        assert_eq!(self.code, Some(0), "{self:#?}");
+        self
+    }
+}
+
+/// What a line of the guest's console reports, if it does.
+pub fn parse(line: &str) -> Option<Value> {
+    serde_json::from_str(line.split_once(REPORT)?.1).ok()
+}

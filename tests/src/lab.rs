@@ -1,0 +1,173 @@
+//! Where a test's body runs: on this machine, or in the lab.
+
+use std::env;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use crate::scratch::Scratch;
+
+/// Where files that were prepared for a test are in the nested host.
+const PREPARED: &str = "/prepared";
+
+/// Set in the nested host, so that a test knows that it has arrived.
+const ARRIVED: &str = "TESSERA_NESTED";
+
+/// The host that a test wants. By default: 2 processors, 4 GiB, MTE.
+#[derive(Clone, Debug, Default)]
+#[must_use]
+pub struct Lab {
+    options: Vec<String>,
+    prepare: Option<fn(&Path)>,
+}
+
+impl Lab {
+    /// The usual host.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    fn option(mut self, name: &str, value: &str) -> Self {
+        self.options.extend([name.to_owned(), value.to_owned()]);
+        self
+    }
+
+    /// A host with this much memory, for instance "8G".
+    pub fn memory(self, size: &str) -> Self {
+        self.option("--memory", size)
+    }
+
+    /// A host with so many processors.
+    pub fn cpus(self, count: u32) -> Self {
+        self.option("--cpus", &count.to_string())
+    }
+
+    /// More words of the host's kernel command line.
+    pub fn append(self, words: &str) -> Self {
+        self.option("--append", words)
+    }
+
+    /// A host with another kernel.
+    pub fn kernel(self, file: &Path) -> Self {
+        self.option("--kernel", &file.to_string_lossy())
+    }
+
+    /// A host with one processor whose clock counts instructions.
+    pub fn counting_instructions(mut self) -> Self {
+        self.options.push("--icount".to_owned());
+        self
+    }
+
+    /// A file of this machine's at a path of the host's.
+    pub fn file(self, from: &Path, to: &str) -> Self {
+        self.option("--file", &format!("{}:{to}", from.display()))
+    }
+
+    /// Has files made on this machine, in a folder that the body of [`Lab::run_with`] finds on its host:
+    /// what takes long under emulation is better done here.
+    pub fn prepare(mut self, files: fn(&Path)) -> Self {
+        self.prepare = Some(files);
+        self
+    }
+
+    /// One more argument for QEMU.
+    pub fn qemu(self, argument: &str) -> Self {
+        self.option("--qemu", argument)
+    }
+
+    /// Runs the body on the host: here if this machine will do, else in the lab.
+    ///
+    /// # Panics
+    /// When the body fails, wherever it runs, or when there is no lab.
+    pub fn run<F: FnOnce()>(self, body: F) {
+        if in_nested_host() || (self.options.is_empty() && this_machine_will_do()) {
+            return body();
+        }
+        self.send(name_of::<F>());
+    }
+
+    /// Runs the body on the host with the folder of the files that were prepared for it.
+    ///
+    /// # Panics
+    /// As [`Lab::run`].
+    pub fn run_with<F: FnOnce(&Path)>(mut self, body: F) {
+        if in_nested_host() {
+            return body(Path::new(PREPARED));
+        }
+        let scratch = Scratch::new();
+        if let Some(prepare) = self.prepare {
+            prepare(scratch.path());
+        }
+        if self.options.is_empty() && this_machine_will_do() {
+            return body(scratch.path());
+        }
+        self = self.file(scratch.path(), PREPARED);
+        self.send(name_of::<F>());
+    }
+
+    fn send(self, (program, test): (String, String)) {
+        let status = Command::new(lab_program())
+            .arg("exec")
+            .arg(products().join("tests").join(program))
+            .args(["--env", &format!("{ARRIVED}=1")])
+            .args(self.options)
+            .args(["--", "--exact", &test, "--nocapture"])
+            .stdin(Stdio::null())
+            .status()
+            .expect("the lab program: `make test` builds it");
+        assert!(status.success(), "{test} failed in the nested host ({status})");
+    }
+}
+
+/// The test program and the test that a closure in it belongs to: `nested::boot::one_cpu::{{closure}}`.
+fn name_of<F>() -> (String, String) {
+    let path = std::any::type_name::<F>();
+    let path = path.strip_suffix("::{{closure}}").unwrap_or(path);
+    let (program, test) = path.split_once("::").unwrap();
+    (program.to_owned(), test.to_owned())
+}
+
+fn this_machine_will_do() -> bool {
+    #[cfg(target_arch = "aarch64")]
+    return vmm::kvm::Host::open().is_ok_and(|host| host.mte().is_ok());
+    #[cfg(not(target_arch = "aarch64"))]
+    false
+}
+
+fn workspace() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
+}
+
+/// The lab program stands beside the folder of this test program.
+fn lab_program() -> PathBuf {
+    let own = env::current_exe().unwrap();
+    own.ancestors()
+        .skip(1)
+        .map(|folder| folder.join("lab"))
+        .find(|path| path.is_file())
+        .expect("the lab program: `make test` builds it")
+}
+
+/// What `make` has built and fetched for the lab.
+fn products() -> PathBuf {
+    env::var_os("TESSERA_LAB").map_or_else(|| workspace().join("target/lab"), PathBuf::from)
+}
+
+fn in_nested_host() -> bool {
+    env::var_os(ARRIVED).is_some()
+}
+
+/// A kernel, initrd or module folder: `Image`, `initrd.cpio`, `modules`.
+pub fn artifact(name: &str) -> PathBuf {
+    match in_nested_host() {
+        true => Path::new("/artifacts").join(name),
+        false => products().join("artifacts").join(name),
+    }
+}
+
+/// A program of the project's: `tessera`, `tesseractl`.
+pub fn program(name: &str) -> PathBuf {
+    match in_nested_host() {
+        true => Path::new("/bin").join(name),
+        false => products().join("bin").join(name),
+    }
+}

@@ -1,0 +1,12 @@
+//! What integration tests stand on: the lab, guests, and a look at the host's memory.
+//!
+//! A test here is an ordinary `#[test]` whose body runs on an arm64 host with KVM and MTE. On such a
+//! machine it runs directly; on any other the lab boots one in QEMU and runs the same test there, from
+//! the arm64 build of the same test program. See [`lab::Lab`].
+#![allow(clippy::unwrap_used, clippy::missing_panics_doc)]
+
+pub mod guest;
+pub mod lab;
+pub mod memory;
+pub mod scratch;
+pub mod wait;

@@ -1,0 +1,104 @@
+//! What the host's kernel says of a process's memory: smaps, pagemap and kpageflags.
+
+use std::fs::{self, File};
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+
+/// One mapping of a process, as /proc/PID/smaps has it.
+#[derive(Clone, Debug, Default)]
+pub struct Mapping {
+    /// Addresses in the process.
+    pub addresses: Range<u64>,
+    /// The two-letter flags: `mt` tags, `hg` huge pages advised, `dd` left out of core dumps.
+    pub flags: Vec<String>,
+    /// Resident bytes.
+    pub resident: u64,
+    /// Resident bytes in huge pages.
+    pub huge: u64,
+    /// Bytes that only this process has and that differ from any file.
+    pub private_dirty: u64,
+}
+
+impl Mapping {
+    /// Its length in bytes.
+    pub fn size(&self) -> u64 {
+        self.addresses.end - self.addresses.start
+    }
+
+    /// Whether it has a flag.
+    pub fn has(&self, flag: &str) -> bool {
+        self.flags.iter().any(|own| own == flag)
+    }
+}
+
+/// All mappings of a process.
+pub fn mappings(pid: u32) -> Vec<Mapping> {
+    let text = fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap();
+    let mut all: Vec<Mapping> = Vec::new();
+    for line in text.lines() {
+        let mut words = line.split_ascii_whitespace();
+        let first = words.next().unwrap_or_default();
+        if let Some(name) = first.strip_suffix(':') {
+            let Some(mapping) = all.last_mut() else { continue };
+            let bytes = |words: &mut std::str::SplitAsciiWhitespace<'_>| {
+                words.next().and_then(|n| n.parse::<u64>().ok()).unwrap_or(0) << 10
+            };
+            match name {
+                "Rss" => mapping.resident = bytes(&mut words),
+                "AnonHugePages" => mapping.huge = bytes(&mut words),
+                "Private_Dirty" => mapping.private_dirty = bytes(&mut words),
+                "VmFlags" => mapping.flags = words.map(str::to_owned).collect(),
+                _ => {}
+            }
+        } else if let Some((start, end)) = first.split_once('-') {
+            let hex = |text| u64::from_str_radix(text, 16).unwrap();
+            all.push(Mapping { addresses: hex(start)..hex(end), ..Mapping::default() });
+        }
+    }
+    all
+}
+
+/// The mapping that is a guest's RAM: the one of its size.
+pub fn guest_ram(pid: u32, size: u64) -> Mapping {
+    let all = mappings(pid);
+    let found = all.iter().find(|mapping| mapping.size() == size);
+    found.unwrap_or_else(|| panic!("no mapping of {size} bytes among {all:#?}")).clone()
+}
+
+/// How many pages of a mapping are what, as the kernel counts them.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Pages {
+    /// Present in memory.
+    pub present: u64,
+    /// Whose tags are in use: bit 41 of /proc/kpageflags on arm64 (PG_arch_2, PG_mte_tagged).
+    pub tagged: u64,
+    /// Part of a huge page.
+    pub huge: u64,
+}
+
+/// Counts the pages of a mapping. Root only.
+pub fn pages(pid: u32, mapping: &Mapping) -> Pages {
+    const PRESENT: u64 = 1 << 63;
+    const FRAME: u64 = (1 << 55) - 1;
+    const HUGE: u64 = 1 << 22;
+    const TAGGED: u64 = 1 << 41;
+    let page = rustix::param::page_size() as u64;
+    let pagemap = File::open(format!("/proc/{pid}/pagemap")).unwrap();
+    let flags = File::open("/proc/kpageflags").unwrap();
+    let mut entries = vec![0; (mapping.size() / page * 8) as usize];
+    pagemap.read_exact_at(&mut entries, mapping.addresses.start / page * 8).unwrap();
+    let mut count = Pages::default();
+    for entry in entries.chunks_exact(8) {
+        let entry = u64::from_ne_bytes(entry.try_into().unwrap());
+        if entry & PRESENT == 0 {
+            continue;
+        }
+        let mut word = [0; 8];
+        flags.read_exact_at(&mut word, (entry & FRAME) * 8).unwrap();
+        let word = u64::from_ne_bytes(word);
+        count.present += 1;
+        count.tagged += u64::from(word & TAGGED != 0);
+        count.huge += u64::from(word & HUGE != 0);
+    }
+    count
+}

@@ -1,0 +1,86 @@
+//! The VMM: `tessera run`, `tessera doctor`.
+
+use std::error::Error;
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use vmm::config::RunArgs;
+use vmm::doctor::{self, Outcome};
+use vmm::exit_status::ExitStatus;
+
+/// A small aarch64 VMM on KVM that boots Linux guests with Arm's Memory Tagging Extension
+#[derive(Parser)]
+#[command(name = "tessera", version, about)]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Boot a guest and run it until it ends
+    Run(Box<RunArgs>),
+    /// Say what this host can do for guests, and what to do about what it cannot
+    Doctor {
+        /// Answer in JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+fn main() -> ExitCode {
+    let status = match Args::try_parse() {
+        Ok(args) => match args.command {
+            Command::Run(args) => run(&args),
+            Command::Doctor { json } => examine(json),
+        },
+        Err(error) => {
+            // Nothing can be done when even this message finds no reader.
+            let _ = error.print();
+            if error.use_stderr() { ExitStatus::Usage } else { ExitStatus::Success }
+        }
+    };
+    status.into()
+}
+
+fn run(args: &RunArgs) -> ExitStatus {
+    match vmm::run::run(args) {
+        Ok(ending) => {
+            let (status, message) = ending.report();
+            if let Some(message) = message {
+                eprintln!("tessera: {message}");
+            }
+            status
+        }
+        Err(error) => {
+            eprintln!("tessera: {}", chain(&error));
+            error.status()
+        }
+    }
+}
+
+fn examine(json: bool) -> ExitStatus {
+    let report = doctor::examine();
+    let text = match json {
+        true => serde_json::to_string_pretty(&report).unwrap_or_default(),
+        false => report.to_string(),
+    };
+    // A reader that has gone does not change what was found.
+    let _ = writeln!(io::stdout(), "{text}");
+    match report.outcome {
+        Outcome::Fail => ExitStatus::DoctorFailed,
+        Outcome::Ok | Outcome::Warn => ExitStatus::Success,
+    }
+}
+
+/// An error and its sources on one line, each said once.
+fn chain(error: &dyn Error) -> String {
+    let mut line = error.to_string();
+    let mut next = error.source();
+    while let Some(source) = next {
+        line += &format!(": {source}");
+        next = source.source();
+    }
+    line
+}

@@ -1,0 +1,168 @@
+//! `tesseractl`: controls a running VM through its control socket.
+
+use std::error::Error as _;
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Parser, Subcommand};
+use serde_json::{Value, json};
+use vmm::control::client::{Client, DEFAULT_TIMEOUT, Error};
+use vmm::control::report;
+
+/// The VM refused, or did not do what it was asked.
+const EXIT_REFUSED: u8 = 1;
+/// The command line is wrong (EX_USAGE of sysexits.h).
+const EXIT_USAGE: u8 = 64;
+/// The VM cannot be reached (EX_UNAVAILABLE of sysexits.h).
+const EXIT_UNREACHABLE: u8 = 69;
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0   done
+  1   the VM refused, or still runs after `stop`
+  64  the command line is wrong
+  69  the VM cannot be reached through the socket";
+
+/// Control a running tessera VM through its control socket
+#[derive(Debug, Parser)]
+#[command(name = "tesseractl", version, after_help = EXIT_CODES)]
+struct Arguments {
+    /// The socket that the VM was given with --api-sock
+    #[arg(value_name = "SOCK")]
+    socket: PathBuf,
+    #[command(subcommand)]
+    command: Command,
+    /// Print JSON instead of text for people
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Show what the VM is and does
+    Status,
+    /// Hold the vCPUs
+    Pause,
+    /// Let the vCPUs run again
+    Resume,
+    /// Press the power key and wait until the VM has gone
+    Stop {
+        /// End the VM at once, without asking the guest
+        #[arg(long)]
+        force: bool,
+        /// How many seconds to wait for it to go
+        #[arg(long, value_name = "S", default_value = "30", value_parser = seconds)]
+        timeout: Duration,
+    },
+    /// Show the VM's counters
+    Metrics,
+}
+
+fn main() -> ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            // Nothing is left to report to if the terminal is gone.
+            let _ = error.print();
+            return match error.use_stderr() {
+                true => ExitCode::from(EXIT_USAGE),
+                false => ExitCode::SUCCESS,
+            };
+        }
+    };
+    let outcome = run(&arguments).map_err(|error| (exit_code(&error), describe(&error)));
+    let printed = outcome.and_then(|text| {
+        print(&text).map_err(|error| (EXIT_REFUSED, format!("cannot print the answer: {error}")))
+    });
+    match printed {
+        Ok(()) => ExitCode::SUCCESS,
+        Err((code, message)) => {
+            let _ = writeln!(io::stderr(), "tesseractl: {message}");
+            ExitCode::from(code)
+        }
+    }
+}
+
+/// Does what was asked; the text for standard output.
+fn run(arguments: &Arguments) -> Result<String, Error> {
+    let mut client = Client::connect(&arguments.socket, DEFAULT_TIMEOUT)?;
+    let outcome = match arguments.command {
+        Command::Status => return status(&mut client, arguments.json),
+        Command::Metrics => {
+            let metrics = client.metrics()?;
+            return Ok(match arguments.json {
+                true => document(&metrics),
+                false => report::metrics(&metrics),
+            });
+        }
+        Command::Pause => client.pause().map(|()| "paused")?,
+        Command::Resume => client.resume().map(|()| "resumed")?,
+        Command::Stop { force, timeout } => {
+            match force {
+                true => client.stop()?,
+                false => client.press_power_key()?,
+            }
+            client.wait_gone(timeout).map(|()| "stopped")?
+        }
+    };
+    Ok(match arguments.json {
+        true => document(&json!({ "outcome": outcome })),
+        false => format!("{outcome}\n"),
+    })
+}
+
+fn status(client: &mut Client, as_json: bool) -> Result<String, Error> {
+    let instance = client.instance()?;
+    let version = client.version()?;
+    let config = client.vm_config()?;
+    Ok(match as_json {
+        true => document(&json!({
+            "instance": instance,
+            "version": version,
+            "config": config,
+        })),
+        false => report::status(&instance, &version, &config),
+    })
+}
+
+fn document(value: &Value) -> String {
+    format!("{value:#}\n")
+}
+
+fn print(text: &str) -> io::Result<()> {
+    let mut output = io::stdout().lock();
+    match output.write_all(text.as_bytes()).and_then(|()| output.flush()) {
+        // The reader, say `head`, has seen enough.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        other => other,
+    }
+}
+
+fn exit_code(error: &Error) -> u8 {
+    match error {
+        Error::Refused { .. } | Error::StillRunning(_) | Error::Body(_) => EXIT_REFUSED,
+        Error::Unreachable { .. }
+        | Error::TimedOut(_)
+        | Error::Closed
+        | Error::Transport(_)
+        | Error::Malformed(_) => EXIT_UNREACHABLE,
+    }
+}
+
+fn describe(error: &Error) -> String {
+    let mut message = report::printable(&error.to_string());
+    if let Some(source) = error.source() {
+        message.push_str(&format!(" ({source})"));
+    }
+    if let Error::StillRunning(_) = error {
+        message.push_str("; stop --force ends it without asking the guest");
+    }
+    message
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text.parse().map_err(|_| "it is not a number of seconds".to_owned())?;
+    Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
+}

@@ -1,0 +1,52 @@
+//! The flags of `tessera run`.
+
+use std::path::PathBuf;
+
+use arch::units::Bytes;
+use clap::Args;
+
+use super::MteMode;
+
+/// Boot a guest and run it until it ends.
+#[derive(Args, Clone, Debug, Default)]
+pub struct RunArgs {
+    /// The guest's kernel: an arm64 Image, raw, gzip or EFI zboot
+    #[arg(long, value_name = "FILE")]
+    pub kernel: Option<PathBuf>,
+
+    /// The guest's initial RAM disk
+    #[arg(long, value_name = "FILE")]
+    pub initrd: Option<PathBuf>,
+
+    /// The guest kernel's command line
+    #[arg(long, value_name = "STRING", allow_hyphen_values = true)]
+    pub cmdline: Option<String>,
+
+    /// Guest memory: a multiple of 2M, at least 64M [default: 512M]
+    #[arg(long, value_name = "SIZE")]
+    pub memory: Option<Bytes>,
+
+    /// Number of vCPUs [default: 1]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub cpus: Option<u32>,
+
+    /// The guest's MTE; `--mte` alone means require [default: auto]
+    #[arg(long, value_name = "MODE", num_args = 0..=1, default_missing_value = "require")]
+    pub mte: Option<MteMode>,
+
+    /// The guest's serial port: stdio, file:PATH, socket:PATH or none [default: stdio]
+    #[arg(long, value_name = "WHERE")]
+    pub serial: Option<String>,
+
+    /// Serve the control API (HTTP) on this Unix socket
+    #[arg(long, value_name = "PATH")]
+    pub api_sock: Option<PathBuf>,
+
+    /// The VM's name, as the control API reports it [default: tessera]
+    #[arg(long, value_name = "NAME")]
+    pub id: Option<String>,
+
+    /// Read the configuration from a JSON file; flags replace its values
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+}

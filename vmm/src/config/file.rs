@@ -1,0 +1,221 @@
+//! The configuration file: Firecracker's sections and field names where the two overlap, ours beside
+//! them. `GET /vm/config` answers with the same form, so what it says can be fed back.
+
+use std::fmt;
+use std::fs::File;
+use std::io::Read;
+use std::marker::PhantomData;
+use std::path::{Path, PathBuf};
+
+use arch::units::Bytes;
+use clap::ValueEnum;
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
+use serde::{Deserialize, Serialize};
+
+use super::Error;
+
+/// No configuration comes near this size; a file that does is something else.
+const MAX_FILE: u64 = 1 << 20;
+
+/// A configuration as the user wrote it: every field optional, nothing checked yet.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Config {
+    /// Kernel, initrd and command line.
+    #[serde(default, deserialize_with = "section", skip_serializing_if = "Option::is_none")]
+    pub boot_source: Option<BootSource>,
+    /// vCPUs and memory.
+    #[serde(default, deserialize_with = "section", skip_serializing_if = "Option::is_none")]
+    pub machine_config: Option<MachineConfig>,
+    /// Where the serial port goes.
+    #[serde(default, deserialize_with = "section", skip_serializing_if = "Option::is_none")]
+    pub serial: Option<SerialSection>,
+    /// Whether the guest has MTE. A section of Tessera's own.
+    #[serde(default, deserialize_with = "section", skip_serializing_if = "Option::is_none")]
+    pub mte: Option<MteSection>,
+
+    // Firecracker writes these sections into every configuration it reports, empty where the device is
+    // absent. Empty is accepted for that reason; anything else names a device that this VMM lacks.
+    #[serde(default, skip_serializing)]
+    drives: Absent,
+    #[serde(default, skip_serializing)]
+    network_interfaces: Absent,
+    #[serde(default, skip_serializing)]
+    pmem: Absent,
+    #[serde(default, skip_serializing)]
+    balloon: Absent,
+    #[serde(default, skip_serializing)]
+    vsock: Absent,
+    #[serde(default, skip_serializing)]
+    entropy: Absent,
+    #[serde(default, skip_serializing)]
+    cpu_config: Absent,
+    #[serde(default, skip_serializing)]
+    logger: Absent,
+    #[serde(default, skip_serializing)]
+    metrics: Absent,
+    #[serde(default, skip_serializing)]
+    mmds_config: Absent,
+    #[serde(default, skip_serializing)]
+    memory_hotplug: Absent,
+}
+
+/// What the guest boots.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct BootSource {
+    /// The kernel image.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel_image_path: Option<PathBuf>,
+    /// The initial RAM disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub initrd_path: Option<PathBuf>,
+    /// The kernel's command line.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot_args: Option<String>,
+}
+
+/// The size of the machine.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct MachineConfig {
+    /// Number of vCPUs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vcpu_count: Option<u32>,
+    /// Guest memory in MiB.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mem_size_mib: Option<u64>,
+    /// Guest memory as `--memory` gave it; it replaces `mem_size_mib`.
+    #[serde(skip)]
+    pub mem_size: Option<Bytes>,
+    /// Simultaneous multithreading: there is none on arm64, so only `false` is accepted.
+    #[serde(default, deserialize_with = "only_false")]
+    pub smt: bool,
+    /// Dirty page tracking: only `false` is accepted.
+    #[serde(default, deserialize_with = "only_false")]
+    pub track_dirty_pages: bool,
+    /// How guest memory uses huge pages.
+    #[serde(default)]
+    pub huge_pages: HugePages,
+}
+
+/// Huge pages behind guest memory.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub enum HugePages {
+    /// Transparent huge pages, 2 MiB wherever the host can give them.
+    #[default]
+    Transparent,
+}
+
+/// Whether the guest has MTE.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct MteSection {
+    /// See [`MteMode`].
+    pub mode: MteMode,
+}
+
+/// What to do about MTE.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum MteMode {
+    /// The guest has MTE, or the VM is refused.
+    Require,
+    /// The guest has MTE where the host can give it, and the VMM says which.
+    #[default]
+    Auto,
+    /// The guest has no MTE.
+    Off,
+}
+
+/// Where the serial port goes: Firecracker's field for a file, or Tessera's for anything.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct SerialSection {
+    /// A file that takes the guest's output.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub serial_out_path: Option<PathBuf>,
+    /// `stdio`, `file:PATH`, `socket:PATH` or `none`, as for `--serial`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<String>,
+}
+
+impl SerialSection {
+    /// The section that `--serial VALUE` stands for.
+    pub fn from_flag(value: &str) -> Self {
+        Self { serial_out_path: None, target: Some(value.to_owned()) }
+    }
+}
+
+impl Config {
+    /// Reads a configuration file.
+    ///
+    /// # Errors
+    /// When the file cannot be read, is too large, or is not the JSON expected.
+    pub fn read(path: &Path) -> Result<Self, Error> {
+        let unreadable = |source| Error::Read { path: path.to_owned(), source };
+        let mut text = Vec::new();
+        File::open(path)
+            .and_then(|file| file.take(MAX_FILE + 1).read_to_end(&mut text))
+            .map_err(unreadable)?;
+        if text.len() as u64 > MAX_FILE {
+            return Err(Error::TooLarge { path: path.to_owned(), limit: MAX_FILE });
+        }
+        serde_json::from_slice(&text)
+            .map(|Object(config)| config)
+            .map_err(|source| Error::Parse { path: path.to_owned(), source })
+    }
+}
+
+/// A JSON object and nothing else: serde would also take an array, its items in the order of the fields.
+struct Object<T>(T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct OfObject<T>(PhantomData<T>);
+
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for OfObject<T> {
+            type Value = T;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<T, A::Error> {
+                T::deserialize(MapAccessDeserializer::new(map))
+            }
+        }
+
+        deserializer.deserialize_map(OfObject(PhantomData)).map(Self)
+    }
+}
+
+fn section<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    deserializer: D,
+) -> Result<Option<T>, D::Error> {
+    Ok(Option::<Object<T>>::deserialize(deserializer)?.map(|Object(section)| section))
+}
+
+/// A section of Firecracker's for something this VMM does not have: `null` and `[]` say so too.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+struct Absent;
+
+impl<'de> Deserialize<'de> for Absent {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match serde_json::Value::deserialize(deserializer)? {
+            serde_json::Value::Null => Ok(Self),
+            serde_json::Value::Array(items) if items.is_empty() => Ok(Self),
+            _ => Err(D::Error::custom(
+                "this VMM has no such device or service: leave the section out",
+            )),
+        }
+    }
+}
+
+fn only_false<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
+    match bool::deserialize(deserializer)? {
+        false => Ok(false),
+        true => Err(D::Error::custom("only false is supported")),
+    }
+}

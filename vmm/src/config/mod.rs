@@ -1,0 +1,105 @@
+//! What the user asked for: a JSON file, flags, and the one rule that merges them.
+//!
+//! The rule: the file is read first, then each flag replaces the file's value of the same field.
+//! Nothing else is combined, and nothing is guessed. [`crate::spec::Spec`] then says whether the
+//! result makes sense.
+
+mod args;
+mod file;
+
+use std::path::PathBuf;
+
+use thiserror::Error;
+
+use crate::exit_status::ExitStatus;
+
+pub use args::RunArgs;
+pub use file::{BootSource, Config, HugePages, MachineConfig, MteMode, MteSection, SerialSection};
+
+/// Why a configuration could not be read.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// The file cannot be opened or read.
+    #[error("cannot read the configuration file {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The file is larger than any configuration can be.
+    #[error("the configuration file {} is over {limit} bytes: it is not a configuration", path.display())]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+        /// The bound in bytes.
+        limit: u64,
+    },
+    /// The file is not the JSON that is expected.
+    #[error("the configuration file {} cannot be used; see resources/openapi.yaml for the fields", path.display())]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// What the parser says, with line and column.
+        #[source]
+        source: serde_json::Error,
+    },
+}
+
+impl Error {
+    /// The status that the process ends with.
+    pub fn status(&self) -> ExitStatus {
+        match self {
+            Self::Read { source, .. } => ExitStatus::for_input(source.kind()),
+            Self::TooLarge { .. } | Self::Parse { .. } => ExitStatus::Config,
+        }
+    }
+}
+
+impl RunArgs {
+    /// The file named by `--config`, if any, with the other flags laid over it.
+    ///
+    /// # Errors
+    /// When the file cannot be read or does not have the expected form.
+    pub fn merge(&self) -> Result<Config, Error> {
+        let mut config = match &self.config {
+            Some(path) => Config::read(path)?,
+            None => Config::default(),
+        };
+        self.lay_over(&mut config);
+        Ok(config)
+    }
+
+    fn lay_over(&self, config: &mut Config) {
+        if self.kernel.is_some() || self.initrd.is_some() || self.cmdline.is_some() {
+            let boot = config.boot_source.get_or_insert_default();
+            replace(&mut boot.kernel_image_path, &self.kernel);
+            replace(&mut boot.initrd_path, &self.initrd);
+            replace(&mut boot.boot_args, &self.cmdline);
+        }
+        if self.memory.is_some() || self.cpus.is_some() {
+            let machine = config.machine_config.get_or_insert_default();
+            replace(&mut machine.vcpu_count, &self.cpus);
+            if let Some(size) = self.memory {
+                machine.mem_size_mib = None;
+                machine.mem_size = Some(size);
+            }
+        }
+        if let Some(mode) = self.mte {
+            config.mte = Some(MteSection { mode });
+        }
+        if let Some(serial) = &self.serial {
+            config.serial = Some(SerialSection::from_flag(serial));
+        }
+    }
+}
+
+fn replace<T: Clone>(field: &mut Option<T>, flag: &Option<T>) {
+    if flag.is_some() {
+        field.clone_from(flag);
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,154 @@
+//! The client against peers that hang, lie, or go away.
+#![allow(clippy::unwrap_used)]
+
+use std::os::unix::net::UnixListener;
+use std::thread;
+
+use tempfile::{TempDir, tempdir};
+
+use super::*;
+
+const SHORT: Duration = Duration::from_millis(50);
+
+/// A listener that says `answer` to the first client once it has asked, and then hangs up.
+fn peer(answer: Vec<u8>) -> (TempDir, PathBuf, thread::JoinHandle<Vec<u8>>) {
+    let directory = tempdir().unwrap();
+    let path = directory.path().join("api");
+    let listener = UnixListener::bind(&path).unwrap();
+    let handle = thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut request = vec![0; 4096];
+        let count = stream.read(&mut request).unwrap();
+        request.truncate(count);
+        // The client may have enough before the end.
+        let _ = stream.write_all(&answer);
+        request
+    });
+    (directory, path, handle)
+}
+
+fn answered(answer: &str) -> Result<Answer, Error> {
+    let (_directory, path, handle) = peer(answer.as_bytes().to_vec());
+    let mut client = Client::connect(&path, DEFAULT_TIMEOUT).unwrap();
+    let result = client.request("GET", "/", None);
+    // The peer may be in the middle of an answer that the client refused.
+    drop(client);
+    handle.join().unwrap();
+    result
+}
+
+#[test]
+fn request_is_framed_by_its_length() {
+    let (_directory, path, handle) = peer(b"HTTP/1.1 204 No Content\r\n\r\n".to_vec());
+    let mut client = Client::connect(&path, DEFAULT_TIMEOUT).unwrap();
+
+    client.pause().unwrap();
+
+    let request = String::from_utf8(handle.join().unwrap()).unwrap();
+    assert!(request.starts_with("PATCH /vm HTTP/1.1\r\n"));
+    assert!(request.contains("Content-Length: 18\r\n"));
+    assert!(request.ends_with("\r\n\r\n{\"state\":\"Paused\"}"));
+}
+
+#[test]
+fn interim_answers_are_passed_over() {
+    let answer = answered(
+        "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\n{\"a\":1}",
+    );
+
+    assert_eq!(answer.unwrap().body.unwrap()["a"], 1);
+}
+
+#[test]
+fn fault_message_becomes_the_error() {
+    let error = answered(
+        "HTTP/1.1 400 Bad Request\r\nContent-Length: 22\r\n\r\n{\"fault_message\":\"no\"}",
+    )
+    .unwrap_err();
+
+    assert!(matches!(&error, Error::Refused { status: 400, .. }));
+    assert_eq!(error.to_string(), "no");
+}
+
+#[test]
+fn answers_that_are_none_are_malformed() {
+    for answer in [
+        "SSH-2.0-server\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nContent-Length: 99999999999999999999\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello",
+    ] {
+        let error = answered(answer).unwrap_err();
+        assert!(matches!(error, Error::Malformed(_)), "{answer}: {error}");
+    }
+}
+
+#[test]
+fn endless_head_is_cut_at_the_bound() {
+    let endless = format!("HTTP/1.1 200 OK\r\nX: {}", "x".repeat(2 * MAX_HEAD));
+
+    let error = answered(&endless).unwrap_err();
+
+    assert!(matches!(error, Error::Malformed(_)), "{error}");
+}
+
+#[test]
+fn hang_up_within_an_answer_is_told() {
+    for answer in ["", "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{"] {
+        assert!(matches!(answered(answer), Err(Error::Closed)), "{answer}");
+    }
+}
+
+#[test]
+fn silent_server_runs_into_the_deadline() {
+    let directory = tempdir().unwrap();
+    let path = directory.path().join("api");
+    let _listener = UnixListener::bind(&path).unwrap();
+    let mut client = Client::connect(&path, SHORT).unwrap();
+
+    let error = client.instance().unwrap_err();
+
+    assert!(matches!(error, Error::TimedOut(SHORT)));
+}
+
+#[test]
+fn missing_and_dead_sockets_are_unreachable() {
+    let directory = tempdir().unwrap();
+    let dead = directory.path().join("dead");
+    drop(UnixListener::bind(&dead).unwrap());
+
+    for path in [directory.path().join("none"), dead] {
+        let error = Client::connect(&path, SHORT).unwrap_err();
+        assert!(error.to_string().contains("--api-sock"));
+        assert!(matches!(error, Error::Unreachable { .. }));
+    }
+}
+
+#[test]
+fn wait_ends_when_the_process_has_gone() {
+    let directory = tempdir().unwrap();
+    let path = directory.path().join("api");
+    let listener = UnixListener::bind(&path).unwrap();
+    let client = Client::connect(&path, DEFAULT_TIMEOUT).unwrap();
+    let process = thread::spawn(move || {
+        // The first hang-up is that of a busy server; the client asks again.
+        drop(listener.accept().unwrap());
+        drop(listener.accept().unwrap());
+    });
+
+    client.wait_gone(DEFAULT_TIMEOUT).unwrap();
+
+    process.join().unwrap();
+}
+
+#[test]
+fn wait_runs_into_its_timeout_while_the_process_lives() {
+    let directory = tempdir().unwrap();
+    let path = directory.path().join("api");
+    let _listener = UnixListener::bind(&path).unwrap();
+    let client = Client::connect(&path, DEFAULT_TIMEOUT).unwrap();
+
+    let error = client.wait_gone(SHORT).unwrap_err();
+
+    assert!(matches!(error, Error::StillRunning(SHORT)));
+}

@@ -1,0 +1,227 @@
+//! One client: bytes in, requests to the controller, answers out, all without waiting.
+
+use std::io::{self, Read};
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::net::UnixStream;
+
+use event_manager::EventSet;
+use rustix::net::SendFlags;
+
+use super::http::{CONTINUE, Parser, Step};
+use super::{Controller, routes};
+
+/// Bytes taken from a socket at once; a stack buffer. Any of our requests fits.
+pub(crate) const READ_CHUNK: usize = 8 << 10;
+
+/// Answers a client may leave unread. Above it nothing more is read from that client until it
+/// reads, so a connection holds at most this, one further answer, and what the parser holds.
+pub(crate) const MAX_UNSENT: usize = 64 << 10;
+
+/// Requests served before the other subscribers of the event loop get their turn: a client that
+/// sends thousands at once must not delay the guest's devices.
+const MAX_REQUESTS_PER_TURN: usize = 16;
+
+/// Bytes thrown away after the last answer so that the client gets to read it: on close, unread
+/// input turns into a connection reset. Enough for the rest of any request a sane client sends.
+const MAX_DISCARDED: usize = 1 << 20;
+
+/// What becomes of a connection after a turn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fate {
+    /// It waits for these events.
+    Keep(EventSet),
+    /// It is over; close it.
+    Drop,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// Requests are read and answered.
+    Serving,
+    /// The last answer is on its way; nothing more is read.
+    Finishing,
+    /// Everything is said; what still comes is thrown away until the client closes.
+    Discarding,
+}
+
+/// One client's connection.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    stream: UnixStream,
+    parser: Parser,
+    /// Answers not yet taken by the kernel.
+    unsent: Vec<u8>,
+    phase: Phase,
+    /// The client will send no more.
+    ended: bool,
+    /// The parser may hold a whole request: go on with it before reading.
+    unserved: bool,
+    discarded: usize,
+}
+
+impl Connection {
+    /// A new client on a non-blocking stream.
+    pub(crate) fn new(stream: UnixStream) -> Self {
+        Self {
+            stream,
+            parser: Parser::default(),
+            unsent: Vec::new(),
+            phase: Phase::Serving,
+            ended: false,
+            unserved: false,
+            discarded: 0,
+        }
+    }
+
+    /// Does what can be done without waiting.
+    pub(crate) fn turn(&mut self, vm: &mut dyn Controller) -> Fate {
+        match self.try_turn(vm) {
+            Ok(fate) => fate,
+            // The client is gone (EPIPE, ECONNRESET): nobody is left to tell.
+            Err(_) => Fate::Drop,
+        }
+    }
+
+    fn try_turn(&mut self, vm: &mut dyn Controller) -> io::Result<Fate> {
+        self.flush()?;
+        if self.phase == Phase::Serving {
+            if self.wants_input() {
+                self.receive()?;
+            }
+            self.serve(vm);
+            // Within this turn: the answer to Stop must be out before the event loop leaves.
+            self.flush()?;
+        }
+        if self.phase == Phase::Finishing && self.unsent.is_empty() {
+            self.stream.shutdown(std::net::Shutdown::Write)?;
+            self.phase = Phase::Discarding;
+        }
+        if self.phase == Phase::Discarding {
+            self.discard()?;
+            if self.ended || self.discarded > MAX_DISCARDED {
+                return Ok(Fate::Drop);
+            }
+        }
+        Ok(Fate::Keep(self.interest()))
+    }
+
+    /// Bytes of memory this client costs.
+    #[cfg(test)]
+    pub(crate) fn held(&self) -> usize {
+        self.unsent.capacity() + self.parser.held()
+    }
+
+    fn interest(&self) -> EventSet {
+        match self.phase {
+            Phase::Serving => {
+                let mut interest = EventSet::empty();
+                if self.wants_input() {
+                    interest |= EventSet::IN;
+                }
+                // With requests left over, "writable" calls us back as soon as the others had
+                // their turn.
+                if !self.unsent.is_empty() || self.unserved {
+                    interest |= EventSet::OUT;
+                }
+                interest
+            }
+            Phase::Finishing => EventSet::OUT,
+            Phase::Discarding => EventSet::IN,
+        }
+    }
+
+    fn wants_input(&self) -> bool {
+        !self.unserved && !self.ended && self.unsent.len() < MAX_UNSENT
+    }
+
+    /// One read: what is left announces itself again.
+    fn receive(&mut self) -> io::Result<()> {
+        let mut chunk = [0; READ_CHUNK];
+        match self.stream.read(&mut chunk) {
+            Ok(0) => self.ended = true,
+            Ok(count) => self.parser.feed(&chunk[..count]),
+            Err(error) => return later(error),
+        }
+        self.unserved = true;
+        Ok(())
+    }
+
+    fn serve(&mut self, vm: &mut dyn Controller) {
+        for _ in 0..MAX_REQUESTS_PER_TURN {
+            if !self.unserved || self.unsent.len() >= MAX_UNSENT {
+                return;
+            }
+            match self.parser.step() {
+                Step::More => {
+                    self.unserved = false;
+                    if self.ended {
+                        self.phase = Phase::Finishing;
+                    }
+                }
+                Step::Continue => self.unsent.extend_from_slice(CONTINUE),
+                Step::Request(request) => {
+                    let keep_alive = request.keep_alive && routes::knows_method(&request.method);
+                    routes::answer(vm, &request).encode(keep_alive, &mut self.unsent);
+                    self.finish_unless(keep_alive);
+                }
+                Step::Refused(refusal) => {
+                    refusal.response().encode(false, &mut self.unsent);
+                    self.finish_unless(false);
+                }
+            }
+        }
+    }
+
+    fn finish_unless(&mut self, keep_alive: bool) {
+        if !keep_alive {
+            self.phase = Phase::Finishing;
+            self.parser = Parser::default();
+            self.unserved = false;
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        let mut sent = 0;
+        let result = loop {
+            if sent == self.unsent.len() {
+                break Ok(());
+            }
+            let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+            match rustix::net::send(&self.stream, &self.unsent[sent..], flags) {
+                Ok(count) => sent += count,
+                Err(errno) => break later(errno.into()),
+            }
+        };
+        self.unsent.drain(..sent);
+        if self.unsent.is_empty() {
+            // An idle connection keeps no memory of its last large answer.
+            self.unsent = Vec::new();
+        }
+        result
+    }
+
+    /// One read, thrown away.
+    fn discard(&mut self) -> io::Result<()> {
+        let mut chunk = [0; READ_CHUNK];
+        match self.stream.read(&mut chunk) {
+            Ok(0) => self.ended = true,
+            Ok(count) => self.discarded += count,
+            Err(error) => return later(error),
+        }
+        Ok(())
+    }
+}
+
+impl AsRawFd for Connection {
+    fn as_raw_fd(&self) -> RawFd {
+        self.stream.as_raw_fd()
+    }
+}
+
+/// An error that says "not now" is none.
+fn later(error: io::Error) -> io::Result<()> {
+    match error.kind() {
+        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => Ok(()),
+        _ => Err(error),
+    }
+}

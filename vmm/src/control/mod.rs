@@ -1,0 +1,129 @@
+//! The control socket of a VM: HTTP/1.1 on a Unix stream socket.
+//!
+//! Paths, field names and status codes are Firecracker's wherever the two overlap, so that
+//! clients people already have work; `resources/openapi.yaml` is the contract, and a test holds
+//! [`Server`] to it.
+//!
+//! ```text
+//! socket (the file)  ->  server (event loop)  ->  connection (bytes in, bytes out)
+//!                                                    http (framing)  ->  routes  ->  Controller
+//! client, report: the other end, used by `tesseractl` and by tests
+//! ```
+//!
+//! # Adding a resource
+//! One method on [`Controller`], one line in `routes::ROUTES`, its bodies in [`model`] and its
+//! description in `resources/openapi.yaml`. The contract test fails until all of them agree.
+//!
+//! # Threads
+//! The server is one subscriber of the VMM's event loop and runs only on its thread. Nothing in it
+//! blocks: a peer that is slow, silent or hostile costs a bounded amount of memory and no time.
+
+pub mod client;
+mod connection;
+mod http;
+pub mod model;
+pub mod report;
+mod routes;
+mod server;
+
+#[cfg(test)]
+pub(crate) mod contract;
+#[cfg(test)]
+mod contract_tests;
+#[cfg(test)]
+pub(crate) mod fake;
+
+pub use server::Server;
+
+/// What the control socket needs of the VM behind it.
+///
+/// Every method runs on the event-loop thread and must return soon: until it does, no device and no
+/// other client is served.
+pub trait Controller {
+    /// The answer to `GET /`.
+    fn instance(&self) -> model::InstanceInfo;
+
+    /// The answer to `GET /vm/config`: the whole configuration, Firecracker's
+    /// `FullVmConfiguration` with ours beside it. A JSON object.
+    fn vm_config(&self) -> serde_json::Value;
+
+    /// The answer to `GET /machine-config`: Firecracker's `MachineConfiguration` with ours beside
+    /// it. A JSON object.
+    fn machine_config(&self) -> serde_json::Value;
+
+    /// The answer to `GET /metrics`: an object of numbers, or of further such objects. A name ends
+    /// in its unit (`_bytes`, `_nanoseconds`, ...) or in `_total` for a plain count of events.
+    fn metrics(&self) -> serde_json::Value;
+
+    /// Stops the vCPUs; returns when none of them runs and no MMIO access is pending. Pausing a
+    /// paused VM succeeds and changes nothing, as in Firecracker.
+    ///
+    /// # Errors
+    /// The VM is in no state to be paused, or a vCPU did not stop.
+    fn pause(&mut self) -> Result<(), ControlError>;
+
+    /// Lets the vCPUs run again. Resuming a running VM succeeds and changes nothing.
+    ///
+    /// # Errors
+    /// The VM is in no state to be resumed, or a vCPU did not start.
+    fn resume(&mut self) -> Result<(), ControlError>;
+
+    /// Presses the power key: asks the guest to power itself off. Returns without waiting for it.
+    ///
+    /// # Errors
+    /// The guest cannot hear the key: it is paused, or no driver listens. The message should point
+    /// to `Stop`.
+    fn press_power_key(&mut self) -> Result<(), ControlError>;
+
+    /// Ends the VM without asking the guest. It only has to tell the event loop to leave *after*
+    /// the handler that runs now: the server writes the answer before that handler returns.
+    ///
+    /// # Errors
+    /// The VM cannot be ended from here.
+    fn stop(&mut self) -> Result<(), ControlError>;
+}
+
+/// Why a [`Controller`] did not do what a client asked. It reaches the client as `fault_message`,
+/// with its sources.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    /// The request makes no sense in the state the VM is in. The text says what to do instead.
+    #[error("{0}")]
+    Refused(String),
+    /// The VM tried and did not succeed.
+    #[error("cannot {action}")]
+    Failed {
+        /// What was tried, as a verb phrase: "pause the VM".
+        action: &'static str,
+        /// What went wrong.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+impl ControlError {
+    /// A refusal with this message.
+    pub fn refused(message: impl Into<String>) -> Self {
+        Self::Refused(message.into())
+    }
+
+    /// A failure of `action`, a verb phrase such as "pause the VM".
+    pub fn failed(
+        action: &'static str,
+        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> Self {
+        Self::Failed { action, source: source.into() }
+    }
+}
+
+/// An error and all its sources on one line.
+fn with_sources(error: &dyn std::error::Error) -> String {
+    let mut line = error.to_string();
+    let mut next = error.source();
+    while let Some(source) = next {
+        line.push_str(": ");
+        line.push_str(&source.to_string());
+        next = source.source();
+    }
+    line
+}

@@ -1,0 +1,164 @@
+//! The table of what the control socket serves, and the way from a request to its answer.
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::http::{Request, Response, Status, quote};
+use super::model::{ActionType, InstanceActionInfo, Version, Vm, VmState};
+use super::{ControlError, Controller, with_sources};
+
+/// A body (200), or none (204), or a fault (400).
+type Outcome = Result<Option<Value>, Fault>;
+
+/// One method of one path.
+pub(crate) struct Route {
+    pub(crate) method: &'static str,
+    pub(crate) path: &'static str,
+    handler: Handler,
+}
+
+enum Handler {
+    /// Looks at the VM; takes no body.
+    Read(fn(&dyn Controller) -> Outcome),
+    /// Changes the VM as the body says.
+    Write(fn(&mut dyn Controller, &[u8]) -> Outcome),
+}
+
+/// Everything that is served. A resource is added by one line here, one method of [`Controller`]
+/// and its description in `resources/openapi.yaml`.
+pub(crate) const ROUTES: &[Route] = &[
+    get("/", |vm| show(vm.instance())),
+    get("/version", |_| show(Version::current())),
+    get("/vm/config", |vm| show(vm.vm_config())),
+    get("/machine-config", |vm| show(vm.machine_config())),
+    get("/metrics", |vm| show(vm.metrics())),
+    patch("/vm", |vm, body| change_state(vm, parse(body)?)),
+    put("/actions", |vm, body| act(vm, parse(body)?)),
+];
+
+const fn get(path: &'static str, handler: fn(&dyn Controller) -> Outcome) -> Route {
+    Route { method: "GET", path, handler: Handler::Read(handler) }
+}
+
+const fn put(path: &'static str, handler: fn(&mut dyn Controller, &[u8]) -> Outcome) -> Route {
+    Route { method: "PUT", path, handler: Handler::Write(handler) }
+}
+
+const fn patch(path: &'static str, handler: fn(&mut dyn Controller, &[u8]) -> Outcome) -> Route {
+    Route { method: "PATCH", path, handler: Handler::Write(handler) }
+}
+
+/// Why a well-framed request is not served. Each is a 400, as in Firecracker.
+#[derive(Debug, thiserror::Error)]
+enum Fault {
+    #[error("nothing is served at {path:?}; the paths are {known}")]
+    Path { path: String, known: String },
+    #[error("{path} does not take {method}; it takes {allowed}")]
+    Method { method: String, path: &'static str, allowed: String },
+    #[error("a GET request has no body; remove it")]
+    UnwantedBody,
+    #[error("the request needs a JSON body; resources/openapi.yaml describes it")]
+    MissingBody,
+    #[error("the body is not what this request takes: {}", quote(&.0.to_string()))]
+    Body(serde_json::Error),
+    #[error("the answer cannot be written as JSON: {0}")]
+    Answer(serde_json::Error),
+    #[error("{0}")]
+    Unsupported(&'static str),
+    #[error("{}", with_sources(.0))]
+    Control(ControlError),
+}
+
+impl From<ControlError> for Fault {
+    fn from(error: ControlError) -> Self {
+        Self::Control(error)
+    }
+}
+
+/// The answer to a request. Never fails: what goes wrong is the answer.
+pub(crate) fn answer(vm: &mut dyn Controller, request: &Request) -> Response {
+    match dispatch(vm, request) {
+        Ok(body) => Response::success(body),
+        Err(fault) => Response::fault(Status::BadRequest, fault.to_string()),
+    }
+}
+
+/// Some path takes this method. A client of another one may frame the answer in its own way
+/// (that to HEAD has no body), so its connection ends with the answer.
+pub(crate) fn knows_method(method: &str) -> bool {
+    ROUTES.iter().any(|route| route.method == method)
+}
+
+fn dispatch(vm: &mut dyn Controller, request: &Request) -> Outcome {
+    let route = find(request)?;
+    match route.handler {
+        Handler::Read(_) if !request.body.is_empty() => Err(Fault::UnwantedBody),
+        Handler::Read(handler) => handler(vm),
+        Handler::Write(handler) => handler(vm, &request.body),
+    }
+}
+
+fn find(request: &Request) -> Result<&'static Route, Fault> {
+    let on_path = || ROUTES.iter().filter(|route| route.path == request.path);
+    if let Some(route) = on_path().find(|route| route.method == request.method) {
+        return Ok(route);
+    }
+    Err(match on_path().next() {
+        Some(route) => Fault::Method {
+            method: quote(&request.method),
+            path: route.path,
+            allowed: listed(on_path().map(|route| route.method)),
+        },
+        None => Fault::Path {
+            path: quote(&request.path),
+            known: listed(ROUTES.iter().map(|route| route.path)),
+        },
+    })
+}
+
+fn listed(items: impl Iterator<Item = &'static str>) -> String {
+    items.collect::<Vec<_>>().join(", ")
+}
+
+fn show(answer: impl Serialize) -> Outcome {
+    serde_json::to_value(answer).map(Some).map_err(Fault::Answer)
+}
+
+fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Fault> {
+    if body.is_empty() {
+        return Err(Fault::MissingBody);
+    }
+    serde_json::from_slice(body).map_err(Fault::Body)
+}
+
+fn change_state(vm: &mut dyn Controller, change: Vm) -> Outcome {
+    match change.state {
+        VmState::Paused => vm.pause()?,
+        VmState::Resumed => vm.resume()?,
+    }
+    Ok(None)
+}
+
+fn act(vm: &mut dyn Controller, action: InstanceActionInfo) -> Outcome {
+    match action.action_type {
+        ActionType::SendCtrlAltDel => vm.press_power_key()?,
+        ActionType::Stop => vm.stop()?,
+        ActionType::InstanceStart => {
+            return Err(Fault::Unsupported(
+                "the VM is already started: tessera run starts it; \
+                 PATCH /vm with {\"state\": \"Resumed\"} resumes a paused one",
+            ));
+        }
+        ActionType::FlushMetrics => {
+            return Err(Fault::Unsupported(
+                "metrics are not written to a file; read them with GET /metrics",
+            ));
+        }
+    }
+    Ok(None)
+}
+
+#[cfg(test)]
+#[path = "routes_tests.rs"]
+mod tests;

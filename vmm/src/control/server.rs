@@ -1,0 +1,175 @@
+//! The server: one subscriber of the VMM's event loop.
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::path::Path;
+
+use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
+
+use super::Controller;
+use super::connection::{Connection, Fate};
+use crate::unix_socket::{Error, Socket};
+
+/// Clients served at once, as many as Firecracker serves. With the bounds of one connection this
+/// keeps the whole server under 2 MiB whatever its clients do.
+pub(crate) const MAX_CONNECTIONS: usize = 10;
+
+/// The control socket of one VM.
+///
+/// Register it with the event loop (`EventManager::add_subscriber`); the loop then drives it. The
+/// socket exists from [`Server::bind`] on, so a refused path is known before the VM is built, and
+/// clients that connect early wait in the backlog.
+///
+/// When all places are taken the client that was silent longest loses its connection to the
+/// newcomer: connections that somebody forgot must not lock out the one that wants to stop the VM.
+#[derive(Debug)]
+pub struct Server<C> {
+    socket: Socket,
+    connections: Vec<Entry>,
+    /// Counts events; stands for the time in [`Entry::last_used`].
+    clock: u64,
+    /// A descriptor to give up when the process has none left: see [`Server::refuse`].
+    spare: Option<OwnedFd>,
+    registered: Result<(), event_manager::Error>,
+    controller: C,
+}
+
+#[derive(Debug)]
+struct Entry {
+    connection: Connection,
+    interest: EventSet,
+    last_used: u64,
+}
+
+impl<C: Controller> Server<C> {
+    /// Listens at `path` (mode 0600, close-on-exec) for clients of `controller`. A socket left by
+    /// a dead process is replaced; on drop the file is removed if it is still this one.
+    ///
+    /// # Errors
+    /// The path is too long, taken by a live process or by something that is not a socket, or the
+    /// kernel refuses.
+    pub fn bind(path: &Path, controller: C) -> Result<Self, Error> {
+        let socket = Socket::bind(path)?;
+        let spare = socket.listener().try_clone().ok().map(OwnedFd::from);
+        Ok(Self {
+            socket,
+            connections: Vec::new(),
+            clock: 0,
+            spare,
+            registered: Ok(()),
+            controller,
+        })
+    }
+
+    /// Whether the event loop took the socket when the server was registered, which
+    /// `add_subscriber` itself cannot tell.
+    ///
+    /// # Errors
+    /// The event loop's error; no client will be served.
+    pub fn registered(&self) -> Result<(), &event_manager::Error> {
+        self.registered.as_ref().copied()
+    }
+
+    /// The controller given to [`Server::bind`].
+    pub fn controller_mut(&mut self) -> &mut C {
+        &mut self.controller
+    }
+
+    /// One client; if more wait, the listener announces itself again.
+    fn accept(&mut self, ops: &mut EventOps<'_>) {
+        match self.socket.listener().accept() {
+            Ok((stream, _)) => {
+                if stream.set_nonblocking(true).is_err() {
+                    return;
+                }
+                if self.connections.len() >= MAX_CONNECTIONS {
+                    self.evict(ops);
+                }
+                let connection = Connection::new(stream);
+                let interest = EventSet::IN;
+                if ops.add(Events::new(&connection, interest)).is_ok() {
+                    let last_used = self.clock;
+                    self.connections.push(Entry { connection, interest, last_used });
+                }
+            }
+            Err(error) if is_out_of_descriptors(&error) => self.refuse(ops),
+            // The client went away while it waited, or the kernel is short of memory.
+            Err(_) => {}
+        }
+    }
+
+    /// Without a free descriptor the waiting client cannot even be turned away, and the listener
+    /// would announce it for ever. So one is freed: the longest silent client's, or the spare.
+    fn refuse(&mut self, ops: &mut EventOps<'_>) {
+        if self.evict(ops) {
+            return;
+        }
+        self.spare = None;
+        // Accepted and closed at once.
+        let _ = self.socket.listener().accept();
+        self.spare = self.socket.listener().try_clone().ok().map(OwnedFd::from);
+    }
+
+    /// Closes the connection that was silent longest, if there is any.
+    fn evict(&mut self, ops: &mut EventOps<'_>) -> bool {
+        let oldest = (0..self.connections.len()).min_by_key(|at| self.connections[*at].last_used);
+        if let Some(at) = oldest {
+            self.close(at, ops);
+        }
+        oldest.is_some()
+    }
+
+    fn serve(&mut self, fd: RawFd, ops: &mut EventOps<'_>) {
+        let Some(at) = self.position(fd) else { return };
+        let entry = &mut self.connections[at];
+        entry.last_used = self.clock;
+        let keep = match entry.connection.turn(&mut self.controller) {
+            Fate::Drop => false,
+            Fate::Keep(interest) if interest == entry.interest => true,
+            Fate::Keep(interest) => {
+                entry.interest = interest;
+                ops.modify(Events::new(&entry.connection, interest)).is_ok()
+            }
+        };
+        if !keep {
+            self.close(at, ops);
+        }
+    }
+
+    fn position(&self, fd: RawFd) -> Option<usize> {
+        self.connections.iter().position(|entry| entry.connection.as_raw_fd() == fd)
+    }
+
+    fn close(&mut self, at: usize, ops: &mut EventOps<'_>) {
+        let entry = self.connections.swap_remove(at);
+        // Before the descriptor is closed and its number used again. It cannot fail for a
+        // descriptor that was added.
+        let _ = ops.remove(Events::empty(&entry.connection));
+    }
+}
+
+impl<C: Controller> MutEventSubscriber for Server<C> {
+    fn process(&mut self, events: Events, ops: &mut EventOps<'_>) {
+        self.clock += 1;
+        if events.fd() == self.socket.listener().as_raw_fd() {
+            self.accept(ops);
+        } else {
+            self.serve(events.fd(), ops);
+        }
+    }
+
+    fn init(&mut self, ops: &mut EventOps<'_>) {
+        self.registered = ops.add(Events::new(self.socket.listener(), EventSet::IN));
+    }
+}
+
+fn is_out_of_descriptors(error: &io::Error) -> bool {
+    let code = error.raw_os_error();
+    [rustix::io::Errno::MFILE, rustix::io::Errno::NFILE]
+        .iter()
+        .any(|errno| code == Some(errno.raw_os_error()))
+}
+
+#[cfg(test)]
+#[path = "server_tests.rs"]
+mod tests;

@@ -1,0 +1,152 @@
+//! A vCPU in KVM.
+
+use std::io;
+
+use arch::regs::{Mpidr, RegId};
+use kvm_bindings::{
+    KVM_ARM_VCPU_POWER_OFF, KVM_ARM_VCPU_PSCI_0_2, KVM_ARM_VCPU_PTRAUTH_ADDRESS,
+    KVM_ARM_VCPU_PTRAUTH_GENERIC, KVM_ARM_VCPU_SVE, KVM_SYSTEM_EVENT_RESET,
+    KVM_SYSTEM_EVENT_RESET_FLAG_PSCI_RESET2, KVM_SYSTEM_EVENT_SHUTDOWN, kvm_vcpu_init,
+};
+use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
+use vm_memory::GuestAddress;
+
+use super::kick::ImmediateExit;
+use super::{Error, Host};
+use crate::vcpu::{Entry, Exit, Kick, Registers, Unhandled, Vcpu};
+
+/// A vCPU.
+pub struct KvmVcpu {
+    index: u32,
+    fd: VcpuFd,
+}
+
+impl KvmVcpu {
+    /// Creates a vCPU with all that the host's CPUs have: SVE and pointer authentication where present.
+    /// All but the first wait for PSCI CPU_ON.
+    pub(super) fn new(vm: &VmFd, host: &Host, index: u32) -> Result<Self, Error> {
+        let fd = vm.create_vcpu(index.into()).map_err(Error::vcpu("create the state", index))?;
+        let mut init = kvm_vcpu_init::default();
+        vm.get_preferred_target(&mut init).map_err(Error::vcpu("choose the model", index))?;
+        let mut feature = |bit: u32| init.features[0] |= 1 << bit;
+        feature(KVM_ARM_VCPU_PSCI_0_2);
+        if index > 0 {
+            feature(KVM_ARM_VCPU_POWER_OFF);
+        }
+        if host.has_pointer_authentication() {
+            feature(KVM_ARM_VCPU_PTRAUTH_ADDRESS);
+            feature(KVM_ARM_VCPU_PTRAUTH_GENERIC);
+        }
+        if host.has_sve() {
+            feature(KVM_ARM_VCPU_SVE);
+        }
+        fd.vcpu_init(&init).map_err(Error::vcpu("initialise the registers", index))?;
+        if host.has_sve() {
+            // The vector lengths stay as KVM offers them, the host's own.
+            let sve = i32::try_from(KVM_ARM_VCPU_SVE).unwrap_or(i32::MAX);
+            fd.vcpu_finalize(&sve).map_err(Error::vcpu("finalise SVE", index))?;
+        }
+        Ok(Self { index, fd })
+    }
+
+    /// Sets where the first vCPU starts and what it finds: the device tree's address in x0
+    /// (Documentation/arch/arm64/booting.rst). Everything else is as KVM resets it: EL1, MMU off,
+    /// interrupts masked.
+    ///
+    /// # Errors
+    /// When KVM refuses.
+    pub fn set_boot_state(&self, entry: GuestAddress, fdt: GuestAddress) -> Result<(), Error> {
+        self.set(RegId::PC, entry.0)
+            .and_then(|()| RegId::x(0).map_or(Ok(()), |x0| self.set(x0, fdt.0)))
+            .map_err(Error::vcpu("set the boot registers", self.index))
+    }
+
+    /// The vCPU's affinity, as KVM chose it.
+    ///
+    /// # Errors
+    /// When KVM does not tell.
+    pub fn mpidr(&self) -> Result<Mpidr, Error> {
+        self.get(RegId::MPIDR_EL1)
+            .map(Mpidr::new)
+            .map_err(Error::vcpu("read the affinity", self.index))
+    }
+
+    fn get(&self, register: RegId) -> Result<u64, kvm_ioctls::Error> {
+        let mut value = [0; 8];
+        self.fd.get_one_reg(register.get(), &mut value)?;
+        Ok(u64::from_le_bytes(value))
+    }
+
+    fn set(&self, register: RegId, value: u64) -> Result<(), kvm_ioctls::Error> {
+        self.fd.set_one_reg(register.get(), &value.to_le_bytes()).map(drop)
+    }
+}
+
+impl Vcpu for KvmVcpu {
+    fn enter(&mut self, entry: Entry) -> io::Result<Exit> {
+        if let Entry::MmioData(data) = entry {
+            self.fd.get_kvm_run().__bindgen_anon_1.mmio.data = data;
+        }
+        match self.fd.run() {
+            Ok(exit) => Ok(translate(exit)),
+            Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {
+                Ok(Exit::Interrupted)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn registers(&self) -> io::Result<Registers> {
+        let mut registers = Registers {
+            sp: self.get(RegId::SP_EL1)?,
+            pc: self.get(RegId::PC)?,
+            pstate: self.get(RegId::PSTATE)?,
+            ..Registers::default()
+        };
+        for (register, value) in (0..).map_while(RegId::x).zip(&mut registers.x) {
+            *value = self.get(register)?;
+        }
+        Ok(registers)
+    }
+
+    fn counter(&self) -> io::Result<u64> {
+        Ok(self.get(RegId::TIMER_CNT)?)
+    }
+
+    fn set_counter(&mut self, value: u64) -> io::Result<()> {
+        Ok(self.set(RegId::TIMER_CNT, value)?)
+    }
+
+    fn kicker(&self) -> io::Result<Box<dyn Kick>> {
+        Ok(Box::new(ImmediateExit::new(&self.fd)?))
+    }
+}
+
+fn translate(exit: VcpuExit<'_>) -> Exit {
+    match exit {
+        VcpuExit::MmioRead(address, data) => {
+            Exit::MmioRead { address: GuestAddress(address), length: data.len() }
+        }
+        VcpuExit::MmioWrite(address, data) => {
+            let length = data.len().min(8);
+            let mut bytes = [0; 8];
+            bytes[..length].copy_from_slice(&data[..length]);
+            Exit::MmioWrite { address: GuestAddress(address), data: bytes, length }
+        }
+        VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_SHUTDOWN, _) => Exit::PowerOff,
+        VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_RESET, data) => {
+            let warm = u64::from(KVM_SYSTEM_EVENT_RESET_FLAG_PSCI_RESET2);
+            if data.first().is_some_and(|flags| flags & warm != 0) {
+                Exit::WarmReset
+            } else {
+                Exit::Reset
+            }
+        }
+        VcpuExit::Intr => Exit::Interrupted,
+        VcpuExit::MemoryFault { gpa, size, .. } => Exit::Unhandled(Unhandled {
+            what: format!("KVM_EXIT_MEMORY_FAULT over {size} bytes"),
+            address: Some(GuestAddress(gpa)),
+        }),
+        other => Exit::Unhandled(Unhandled { what: format!("{other:?}"), address: None }),
+    }
+}

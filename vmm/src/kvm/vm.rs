@@ -1,0 +1,123 @@
+//! A VM: its memory, interrupt controller and vCPUs, made in the order KVM wants.
+#![allow(unsafe_code)]
+
+use std::io;
+
+use arch::gic::{Gic, Spi};
+use devices::ports::IrqLine;
+use kvm_bindings::{KVM_CAP_ARM_MTE, kvm_enable_cap, kvm_userspace_memory_region};
+use kvm_ioctls::{DeviceFd, VmFd};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::vcpu::KvmVcpu;
+use super::{Error, Host, gic};
+use crate::memory::GuestRam;
+
+/// The most memory in one slot: KVM counts a slot's pages in 31 bits (KVM_MEM_MAX_NR_PAGES), which is
+/// 8 TiB of 4 KiB pages; a power of two below keeps huge pages aligned.
+const MAX_SLOT: u64 = 4 << 40;
+
+/// A VM in KVM.
+///
+/// Field order is drop order: the VM goes before the memory that its slots refer to.
+pub struct Vm {
+    // The device's file keeps the interrupt controller.
+    gic_device: Option<DeviceFd>,
+    fd: VmFd,
+    ram: GuestRam,
+    mte: bool,
+}
+
+impl Vm {
+    /// Creates a VM around its memory. With `mte`, KVM is told so now: it must be before the first vCPU.
+    ///
+    /// # Errors
+    /// When KVM refuses, or the memory does not fit its addresses.
+    pub fn new(host: &Host, ram: GuestRam, mte: bool) -> Result<Self, Error> {
+        let bits = host.ipa_bits_for(ram.range().size)?;
+        let fd =
+            host.kvm().create_vm_with_ipa_size(bits.into()).map_err(Error::call("create a VM"))?;
+        if mte {
+            let capability = kvm_enable_cap { cap: KVM_CAP_ARM_MTE, ..Default::default() };
+            fd.enable_cap(&capability).map_err(Error::call("enable MTE"))?;
+        }
+        let vm = Self { gic_device: None, fd, ram, mte };
+        vm.set_memory()?;
+        Ok(vm)
+    }
+
+    fn set_memory(&self) -> Result<(), Error> {
+        let range = self.ram.range();
+        let mut done = 0;
+        let mut slot = 0;
+        while done < range.size.get() {
+            let size = (range.size.get() - done).min(MAX_SLOT);
+            let region = kvm_userspace_memory_region {
+                slot,
+                flags: 0,
+                guest_phys_addr: range.base.0 + done,
+                memory_size: size,
+                userspace_addr: self.ram.host_address() + done,
+            };
+            // SAFETY: the range lies in the mapping that `self.ram` keeps until after the VM is gone, and
+            // slots neither overlap nor repeat.
+            unsafe { self.fd.set_user_memory_region(region) }
+                .map_err(Error::call("register guest memory"))?;
+            done += size;
+            slot += 1;
+        }
+        Ok(())
+    }
+
+    /// Creates the vCPUs, the first ready to run and the others waiting for PSCI CPU_ON, and after them
+    /// the interrupt controller, which is told how many there are.
+    ///
+    /// # Errors
+    /// When KVM refuses, or there are more vCPUs than it, or the interrupt controller, takes.
+    pub fn create_cpus(&mut self, host: &Host, count: u32) -> Result<(Vec<KvmVcpu>, Gic), Error> {
+        host.check_cpus(count)?;
+        let kind = gic::probe(&self.fd, count)?;
+        if count > kind.max_cpus() {
+            let limit = "the guest's interrupt controller";
+            return Err(Error::TooManyCpus { asked: count, max: kind.max_cpus(), limit });
+        }
+        let vcpus = (0..count)
+            .map(|index| KvmVcpu::new(&self.fd, host, index))
+            .collect::<Result<Vec<_>, _>>()?;
+        self.gic_device = Some(gic::create(&self.fd, &kind)?);
+        Ok((vcpus, kind))
+    }
+
+    /// An interrupt line of the guest's: an event that KVM turns into the interrupt by itself.
+    ///
+    /// # Errors
+    /// When the host gives no event, or KVM does not take it.
+    pub fn irq(&self, spi: Spi) -> Result<Irq, Error> {
+        let event = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(|source| {
+            Error::Call { what: "create the event of an interrupt", vcpu: None, source }
+        })?;
+        self.fd
+            .register_irqfd(&event, spi.number())
+            .map_err(Error::call("connect an interrupt"))?;
+        Ok(Irq(event))
+    }
+
+    /// Guest memory.
+    pub fn ram(&self) -> &GuestRam {
+        &self.ram
+    }
+
+    /// Whether the guest has MTE.
+    pub fn mte(&self) -> bool {
+        self.mte
+    }
+}
+
+/// An edge-triggered interrupt line.
+pub struct Irq(EventFd);
+
+impl IrqLine for Irq {
+    fn trigger(&self) -> io::Result<()> {
+        self.0.write(1)
+    }
+}

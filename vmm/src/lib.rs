@@ -1,0 +1,21 @@
+//! Tessera: a small aarch64 VMM on KVM that boots Linux guests with Arm's Memory Tagging Extension.
+//!
+//! The way of the data: [`config`] to [`spec`] to `machine` to [`vcpu`] thread to bus to device. See
+//! ARCHITECTURE.md for the numbered steps of one run.
+
+pub mod config;
+pub mod console;
+pub mod control;
+pub mod doctor;
+pub mod exit_status;
+#[cfg(target_arch = "aarch64")]
+pub mod kvm;
+#[cfg(target_arch = "aarch64")]
+pub mod machine;
+pub mod memory;
+pub mod metrics;
+pub mod run;
+pub mod signals;
+pub mod spec;
+pub mod unix_socket;
+pub mod vcpu;

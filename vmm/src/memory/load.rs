@@ -1,0 +1,147 @@
+//! Loads kernel and initrd into guest memory, each where the boot protocol wants it.
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use arch::layout::{self, MemoryRange, Placement};
+use arch::units::Bytes;
+use thiserror::Error;
+use vm_memory::{Bytes as _, GuestAddress, GuestMemoryError};
+
+use super::kernel::{self, ImageSink, Kernel};
+use super::ram::GuestRam;
+use crate::exit_status::ExitStatus;
+
+/// Why a kernel or an initrd could not be loaded.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// The file cannot be used.
+    #[error(transparent)]
+    File(#[from] kernel::Error),
+    /// Kernel, initrd and device tree do not fit into guest memory together.
+    #[error("{} cannot be placed in guest memory", path.display())]
+    Place {
+        /// The kernel's file.
+        path: PathBuf,
+        /// What does not fit.
+        #[source]
+        source: layout::Error,
+    },
+    /// The Image has more bytes than its header says.
+    #[error(
+        "{} has more bytes than the {said} its header says: the file is damaged or not what it claims",
+        path.display()
+    )]
+    Longer {
+        /// The kernel's file.
+        path: PathBuf,
+        /// The header's image_size.
+        said: Bytes,
+    },
+    /// A file could not be copied into guest memory.
+    #[error("cannot copy {} into guest memory: it was cut short while it was read, or the host has no memory left", path.display())]
+    Copy {
+        /// The file.
+        path: PathBuf,
+        /// What happened.
+        #[source]
+        source: GuestMemoryError,
+    },
+}
+
+impl Error {
+    /// The status that the process ends with.
+    pub fn status(&self) -> ExitStatus {
+        match self {
+            Self::File(kernel::Error::Open { source, .. } | kernel::Error::Read { source, .. }) => {
+                ExitStatus::for_input(source.kind())
+            }
+            Self::File(kernel::Error::NotAFile(_)) => ExitStatus::NoInput,
+            Self::Copy { .. } => ExitStatus::Io,
+            Self::File(_) | Self::Place { .. } | Self::Longer { .. } => ExitStatus::BadImage,
+        }
+    }
+}
+
+/// What has been loaded, and where the device tree is to go.
+pub type Loaded = Placement;
+
+/// Loads the kernel and, if there is one, the initrd. `fdt` bytes are set aside for the device tree.
+///
+/// # Errors
+/// When a file cannot be used, or does not fit.
+pub fn load(
+    ram: &GuestRam,
+    kernel_path: &Path,
+    initrd_path: Option<&Path>,
+    fdt: Bytes,
+) -> Result<Loaded, Error> {
+    let kernel = Kernel::open(kernel_path)?;
+    let initrd = initrd_path.map(|path| kernel::open(path).map(|file| (file, path))).transpose()?;
+    let initrd_length = initrd.as_ref().map(|((_, length), _)| *length);
+    let placement =
+        layout::place(kernel.header(), kernel.length()?, initrd_length, fdt, ram.range())
+            .map_err(|source| Error::Place { path: kernel_path.to_owned(), source })?;
+    let mut sink =
+        RamSink { ram, path: kernel_path, at: placement.kernel.base, room: placement.kernel };
+    kernel.read_into(&mut sink)?;
+    if let (Some(((mut file, length), path)), Some(range)) = (initrd, placement.initrd) {
+        copy(ram, &mut file, length, range.base, path)?;
+    }
+    Ok(placement)
+}
+
+fn copy(
+    ram: &GuestRam,
+    file: &mut File,
+    length: Bytes,
+    to: GuestAddress,
+    path: &Path,
+) -> Result<(), Error> {
+    let failed = |source| Error::Copy { path: path.to_owned(), source };
+    let length = usize::try_from(length.get())
+        .map_err(|_| failed(GuestMemoryError::InvalidBackendAddress))?;
+    io::Seek::rewind(file).map_err(|source| failed(GuestMemoryError::IOError(source)))?;
+    ram.regions().read_exact_volatile_from(to, file, length).map_err(failed)
+}
+
+/// The kernel's place in guest memory.
+struct RamSink<'a> {
+    ram: &'a GuestRam,
+    path: &'a Path,
+    at: GuestAddress,
+    room: MemoryRange,
+}
+
+impl RamSink<'_> {
+    fn take_room(&mut self, length: u64) -> Result<GuestAddress, Error> {
+        let to = self.at;
+        let used = to.0 - self.room.base.0;
+        if length > self.room.size.get() - used {
+            return Err(Error::Longer { path: self.path.to_owned(), said: self.room.size });
+        }
+        self.at = GuestAddress(to.0 + length);
+        Ok(to)
+    }
+}
+
+impl ImageSink for RamSink<'_> {
+    type Error = Error;
+
+    fn bytes(&mut self, piece: &[u8]) -> Result<(), Error> {
+        let to = self.take_room(piece.len() as u64)?;
+        self.ram
+            .regions()
+            .write_slice(piece, to)
+            .map_err(|source| Error::Copy { path: self.path.to_owned(), source })
+    }
+
+    fn file(&mut self, file: &mut File, length: Bytes, path: &Path) -> Result<(), Error> {
+        let to = self.take_room(length.get())?;
+        copy(self.ram, file, length, to, path)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,10 @@
+//! Guest memory: its mapping, and what is loaded into it before the guest starts.
+
+mod kernel;
+mod load;
+mod mapping;
+mod ram;
+pub mod tag_checks;
+
+pub use load::{Error as LoadError, Loaded, load};
+pub use ram::{Error, GuestRam};

@@ -1,0 +1,96 @@
+//! The machine as the control socket sees it.
+
+use std::cell::RefCell;
+use std::rc::{Rc, Weak};
+
+use serde_json::{Value, json};
+
+use super::start::KeyTimer;
+use super::{Ending, Finish};
+use crate::control::{ControlError, Controller, model};
+use crate::machine::Machine;
+use crate::spec::Spec;
+
+/// Everything that a client of the control socket may do.
+pub(super) struct Handle {
+    /// Weak: the socket outlives the machine, so that its end tells that the machine has gone.
+    machine: Weak<RefCell<Machine>>,
+    key: KeyTimer,
+    finish: Finish,
+    id: String,
+    config: Value,
+}
+
+impl Handle {
+    /// A handle on a machine.
+    pub(super) fn new(
+        machine: &Rc<RefCell<Machine>>,
+        key: KeyTimer,
+        finish: Finish,
+        spec: &Spec,
+    ) -> Self {
+        // A configuration is plain data: strings, numbers and paths that came from UTF-8.
+        let config = serde_json::to_value(spec.to_config()).unwrap_or_else(|_| json!({}));
+        Self { machine: Rc::downgrade(machine), key, finish, id: spec.id.clone(), config }
+    }
+}
+
+impl Handle {
+    fn machine(&self) -> Result<Rc<RefCell<Machine>>, ControlError> {
+        self.machine.upgrade().ok_or_else(|| ControlError::refused("the VM is ending"))
+    }
+}
+
+impl Controller for Handle {
+    fn instance(&self) -> model::InstanceInfo {
+        let running = self.machine().is_ok_and(|machine| !machine.borrow().is_paused());
+        let state = if running { model::State::Running } else { model::State::Paused };
+        model::InstanceInfo::new(self.id.clone(), state)
+    }
+
+    fn vm_config(&self) -> Value {
+        self.config.clone()
+    }
+
+    fn machine_config(&self) -> Value {
+        self.config.get("machine-config").cloned().unwrap_or_else(|| json!({}))
+    }
+
+    fn metrics(&self) -> Value {
+        self.machine().map_or_else(|_| json!({}), |machine| machine.borrow().metrics())
+    }
+
+    fn pause(&mut self) -> Result<(), ControlError> {
+        let paused = self.machine()?.borrow_mut().pause();
+        paused.map_err(|error| ControlError::failed("pause the VM", error))
+    }
+
+    fn resume(&mut self) -> Result<(), ControlError> {
+        let resumed = self.machine()?.borrow_mut().resume();
+        resumed.map_err(|error| ControlError::failed("resume the VM", error))
+    }
+
+    fn press_power_key(&mut self) -> Result<(), ControlError> {
+        let machine = self.machine()?;
+        let machine = machine.borrow();
+        if machine.is_paused() {
+            return Err(ControlError::refused(
+                "the VM is paused, so its guest cannot hear the power key: resume it first",
+            ));
+        }
+        let heard = machine.set_power_key(true);
+        self.key.start().map_err(|error| ControlError::failed("let go of the power key", error))?;
+        if heard {
+            return Ok(());
+        }
+        Err(ControlError::refused(
+            "the guest does not listen to its power key: it has no driver for it, or has not started it yet; \
+             Stop ends the VM without asking the guest",
+        ))
+    }
+
+    fn stop(&mut self) -> Result<(), ControlError> {
+        self.finish.with(Ending::Stopped);
+        Ok(())
+    }
+}

@@ -1,0 +1,71 @@
+//! The signals that end a VM, as events of the main loop.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+
+use crate::exit_status::ExitStatus;
+
+const ENDING: [(libc::c_int, ExitStatus); 4] = [
+    (libc::SIGHUP, ExitStatus::Hangup),
+    (libc::SIGINT, ExitStatus::Interrupted),
+    (libc::SIGQUIT, ExitStatus::Quit),
+    (libc::SIGTERM, ExitStatus::Terminated),
+];
+
+/// Takes SIGHUP, SIGINT, SIGQUIT and SIGTERM from a descriptor instead of dying by them.
+#[derive(Debug)]
+pub struct Signals(OwnedFd);
+
+impl Signals {
+    /// Blocks the signals in this thread, and so in every thread it starts later, and opens the
+    /// descriptor they come from. Until this is called they end the process, as is right while there is
+    /// nothing to clean up.
+    ///
+    /// # Errors
+    /// When the host gives no descriptor.
+    pub fn block() -> io::Result<Self> {
+        let mut set = MaybeUninit::<libc::sigset_t>::uninit();
+        // SAFETY: `sigemptyset` initialises the set; the signal numbers are valid.
+        let set = unsafe {
+            libc::sigemptyset(set.as_mut_ptr());
+            for (signal, _) in ENDING {
+                libc::sigaddset(set.as_mut_ptr(), signal);
+            }
+            set.assume_init()
+        };
+        // SAFETY: the set is initialised and outlives both calls; -1 asks for a new descriptor.
+        let fd = unsafe {
+            match libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut()) {
+                0 => {}
+                error => return Err(io::Error::from_raw_os_error(error)),
+            }
+            libc::signalfd(-1, &set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK)
+        };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the descriptor was just made and belongs to nobody else.
+        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
+    }
+
+    /// Which signal has come, as the status that the process ends with.
+    pub fn take(&self) -> Option<ExitStatus> {
+        const SIZE: usize = size_of::<libc::signalfd_siginfo>();
+        let mut buffer = [0u8; SIZE];
+        match rustix::io::read(&self.0, &mut buffer) {
+            Ok(n) if n == SIZE => {}
+            _ => return None,
+        }
+        // `ssi_signo` is the first member.
+        let signal = i32::from_ne_bytes([buffer[0], buffer[1], buffer[2], buffer[3]]);
+        ENDING.iter().find(|(known, _)| *known == signal).map(|(_, status)| *status)
+    }
+}
+
+impl AsRawFd for Signals {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}

@@ -1,0 +1,283 @@
+//! A validated description of one VM: everything that can be checked without asking the host.
+
+use std::fmt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use arch::fdt::MAX_COMMAND_LINE;
+use arch::layout;
+use arch::units::Bytes;
+use linux_loader::cmdline::{self, Cmdline};
+use thiserror::Error;
+
+use crate::config::{
+    BootSource, Config, HugePages, MachineConfig, MteMode, MteSection, SerialSection,
+};
+
+/// Memory of a guest for which none was asked.
+const DEFAULT_MEMORY: Bytes = Bytes::mib(512);
+
+/// The widest guest-physical address of any host, in bits; the host at hand may have fewer.
+const ANY_HOST_IPA_BITS: u8 = 52;
+
+/// A VM's name: Firecracker's bound, so that an id fits a file name and a log line.
+const MAX_ID: usize = 64;
+
+/// What a VM is made of.
+#[derive(Clone, Debug)]
+pub struct Spec {
+    /// The kernel's file.
+    pub kernel: PathBuf,
+    /// The initial RAM disk's file.
+    pub initrd: Option<PathBuf>,
+    /// The whole command line that the guest gets.
+    pub command_line: String,
+    /// Guest memory: a multiple of [`layout::CHUNK`], at least [`layout::MIN_MEMORY`].
+    pub memory: Bytes,
+    /// Number of vCPUs, 1 or more. The host's maximum is checked when the VM is created.
+    pub cpus: u32,
+    /// Whether the guest has MTE.
+    pub mte: MteMode,
+    /// Where the serial port goes.
+    pub serial: SerialTarget,
+    /// The VM's name.
+    pub id: String,
+}
+
+/// Where the guest's serial port goes.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum SerialTarget {
+    /// The terminal, or whatever standard input and output are.
+    Stdio,
+    /// A file takes the output; there is no input.
+    File(PathBuf),
+    /// A Unix socket on which one client at a time is attached.
+    Socket(PathBuf),
+    /// Output is dropped; there is no input.
+    None,
+}
+
+/// A configuration that makes no sense on any host.
+#[derive(Debug, Error, Eq, PartialEq)]
+pub enum Error {
+    /// No kernel was named.
+    #[error(
+        "no kernel: give --kernel FILE, or boot-source.kernel_image_path in the configuration file"
+    )]
+    NoKernel,
+    /// Guest memory that is too little, too much or odd.
+    #[error(transparent)]
+    Memory(#[from] layout::Error),
+    /// A size in MiB that no machine has.
+    #[error("mem_size_mib {0} is beyond any machine's memory")]
+    MemoryOverflow(u64),
+    /// No vCPUs.
+    #[error("a VM needs at least one vCPU: give --cpus 1 or more")]
+    NoCpus,
+    /// The command line does not fit the guest kernel's buffer.
+    #[error(
+        "the kernel command line has {length} bytes, {added} of them added by tessera (`{prefix}`); \
+         arm64 Linux takes at most {MAX_COMMAND_LINE}: shorten it"
+    )]
+    CommandLineTooLong {
+        /// Its length in bytes.
+        length: usize,
+        /// How many of them the VMM added.
+        added: usize,
+        /// What the VMM added.
+        prefix: String,
+    },
+    /// The command line has a character that no kernel command line can hold.
+    #[error("the kernel command line has a character that is not printable ASCII: remove it")]
+    CommandLineCharacter,
+    /// A serial target that is not one of the four.
+    #[error("serial target '{0}' is not known: use stdio, file:PATH, socket:PATH or none")]
+    SerialTarget(String),
+    /// Two serial targets in one configuration.
+    #[error("the serial section has both serial_out_path and target: keep one")]
+    SerialConflict,
+    /// One path for two things.
+    #[error("{} is named both as {first} and as {second}: give each a path of its own", path.display())]
+    PathConflict {
+        /// The path.
+        path: PathBuf,
+        /// The first use.
+        first: &'static str,
+        /// The second use.
+        second: &'static str,
+    },
+    /// A name that is empty, long, or has odd characters.
+    #[error("the id '{0}' is not usable: 1 to {MAX_ID} letters, digits and hyphens")]
+    Id(String),
+}
+
+impl fmt::Display for SerialTarget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Stdio => f.write_str("stdio"),
+            Self::File(path) => write!(f, "file:{}", path.display()),
+            Self::Socket(path) => write!(f, "socket:{}", path.display()),
+            Self::None => f.write_str("none"),
+        }
+    }
+}
+
+impl SerialTarget {
+    fn parse(text: &str) -> Result<Self, Error> {
+        match text.split_once(':') {
+            Some(("file", path)) if !path.is_empty() => Ok(Self::File(path.into())),
+            Some(("socket", path)) if !path.is_empty() => Ok(Self::Socket(path.into())),
+            None if text == "stdio" => Ok(Self::Stdio),
+            None if text == "none" => Ok(Self::None),
+            _ => Err(Error::SerialTarget(text.to_owned())),
+        }
+    }
+
+    fn from_section(section: SerialSection) -> Result<Self, Error> {
+        match (section.serial_out_path, section.target) {
+            (Some(_), Some(_)) => Err(Error::SerialConflict),
+            (Some(path), None) => Ok(Self::File(path)),
+            (None, Some(target)) => Self::parse(&target),
+            (None, None) => Ok(Self::Stdio),
+        }
+    }
+
+    fn path(&self) -> Option<&Path> {
+        match self {
+            Self::File(path) | Self::Socket(path) => Some(path),
+            Self::Stdio | Self::None => None,
+        }
+    }
+}
+
+impl Spec {
+    /// Checks a configuration. `api_sock` and `id` come from the command line alone.
+    ///
+    /// # Errors
+    /// When the configuration makes no sense, whatever the host.
+    pub fn new(config: Config, api_sock: Option<&Path>, id: Option<&str>) -> Result<Self, Error> {
+        let boot = config.boot_source.unwrap_or_default();
+        let machine = config.machine_config.unwrap_or_default();
+        let spec = Self {
+            kernel: boot.kernel_image_path.ok_or(Error::NoKernel)?,
+            initrd: boot.initrd_path,
+            command_line: command_line(boot.boot_args.as_deref().unwrap_or(""))?,
+            memory: memory(&machine)?,
+            cpus: machine.vcpu_count.unwrap_or(1),
+            mte: config.mte.map_or(MteMode::default(), |section| section.mode),
+            serial: SerialTarget::from_section(config.serial.unwrap_or_default())?,
+            id: valid_id(id.unwrap_or("tessera"))?,
+        };
+        if spec.cpus == 0 {
+            return Err(Error::NoCpus);
+        }
+        spec.check_paths(api_sock)?;
+        Ok(spec)
+    }
+
+    /// The same description as a configuration, defaults filled in.
+    pub fn to_config(&self) -> Config {
+        let mut config = Config::default();
+        config.boot_source = Some(BootSource {
+            kernel_image_path: Some(self.kernel.clone()),
+            initrd_path: self.initrd.clone(),
+            boot_args: Some(self.command_line.clone()),
+        });
+        config.machine_config = Some(MachineConfig {
+            vcpu_count: Some(self.cpus),
+            mem_size_mib: Some(self.memory.as_mib()),
+            huge_pages: HugePages::Transparent,
+            ..MachineConfig::default()
+        });
+        config.serial = Some(SerialSection::from_flag(&self.serial.to_string()));
+        config.mte = Some(MteSection { mode: self.mte });
+        config
+    }
+
+    /// An output over an input, or over another output, would destroy one of them.
+    fn check_paths(&self, api_sock: Option<&Path>) -> Result<(), Error> {
+        let named = [
+            ("the kernel", Some(self.kernel.as_path())),
+            ("the initrd", self.initrd.as_deref()),
+            ("the serial target", self.serial.path()),
+            ("the control socket", api_sock),
+        ];
+        for (at, &(second, path)) in named.iter().enumerate().skip(2) {
+            let Some(path) = path else { continue };
+            for &(first, other) in &named[..at] {
+                if other.is_some_and(|other| same_file(other, path)) {
+                    return Err(Error::PathConflict { path: path.to_owned(), first, second });
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether two paths name one file: by another spelling, through a link of either kind, or both in the
+/// place where neither has been created yet.
+fn same_file(a: &Path, b: &Path) -> bool {
+    let inode = |path: &Path| path.metadata().ok().map(|found| (found.dev(), found.ino()));
+    let place = |path: &Path| {
+        let directory = path.parent().filter(|parent| *parent != Path::new(""));
+        let directory = directory.unwrap_or(Path::new(".")).canonicalize().ok()?;
+        Some(directory.join(path.file_name()?))
+    };
+    match (inode(a), inode(b)) {
+        (None, None) => a == b || place(a).is_some_and(|a| place(b).is_some_and(|b| a == b)),
+        (a, b) => a == b,
+    }
+}
+
+fn valid_id(id: &str) -> Result<String, Error> {
+    let usable = (1..=MAX_ID).contains(&id.len())
+        && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+    if usable { Ok(id.to_owned()) } else { Err(Error::Id(id.to_owned())) }
+}
+
+fn memory(machine: &MachineConfig) -> Result<Bytes, Error> {
+    let size = match (machine.mem_size, machine.mem_size_mib) {
+        (Some(size), _) => size,
+        (None, Some(mib)) => {
+            mib.checked_mul(1 << 20).map(Bytes::new).ok_or(Error::MemoryOverflow(mib))?
+        }
+        (None, None) => DEFAULT_MEMORY,
+    };
+    Ok(layout::ram(size, ANY_HOST_IPA_BITS)?.size)
+}
+
+/// Puts before the user's parameters those that let the VMM tell a panic from a reboot.
+///
+/// A panic with `panic=-1` restarts the guest at once, and `reboot=panic_warm` makes that restart a
+/// PSCI SYSTEM_RESET2, which an orderly reboot never is (kernel/reboot.c, drivers/firmware/psci). Later
+/// parameters win, so a user's own `panic=` or `reboot=` stands.
+fn command_line(user: &str) -> Result<String, Error> {
+    let user = user.trim();
+    // What follows a lone `--` is for the guest's init, not for its kernel (init/main.c).
+    let kernel_words = || user.split_ascii_whitespace().take_while(|word| *word != "--");
+    let given = |name: &str| kernel_words().any(|word| word.starts_with(name));
+    let added: Vec<&str> = [("panic=", "panic=-1"), ("reboot=", "reboot=panic_warm")]
+        .into_iter()
+        .filter(|(name, _)| !given(name))
+        .map(|(_, parameter)| parameter)
+        .collect();
+    let prefix = added.join(" ");
+    let whole = format!("{prefix} {user}");
+    let whole = whole.trim();
+    let too_long = || Error::CommandLineTooLong {
+        length: whole.len(),
+        added: whole.len() - user.len(),
+        prefix: prefix.clone(),
+    };
+    // Its capacity counts the final zero.
+    let mut line = Cmdline::new(MAX_COMMAND_LINE + 1).map_err(|_| too_long())?;
+    line.insert_str(whole).map_err(|error| match error {
+        cmdline::Error::TooLarge => too_long(),
+        _ => Error::CommandLineCharacter,
+    })?;
+    let line = line.as_cstring().map_err(|_| Error::CommandLineCharacter)?;
+    line.into_string().map_err(|_| Error::CommandLineCharacter)
+}
+
+#[cfg(test)]
+mod tests;

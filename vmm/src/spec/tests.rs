@@ -1,0 +1,303 @@
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::os::unix::fs::symlink;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::config::RunArgs;
+
+/// The smallest configuration there is.
+fn minimal() -> RunArgs {
+    RunArgs { kernel: Some("Image".into()), ..RunArgs::default() }
+}
+
+fn check(args: &RunArgs) -> Result<Spec, Error> {
+    Spec::new(args.merge().unwrap(), args.api_sock.as_deref(), args.id.as_deref())
+}
+
+fn with_memory(memory: Bytes) -> Result<Spec, Error> {
+    check(&RunArgs { memory: Some(memory), ..minimal() })
+}
+
+fn with_mib(mib: u64) -> Result<Spec, Error> {
+    let mut config = minimal().merge().unwrap();
+    config.machine_config =
+        Some(MachineConfig { mem_size_mib: Some(mib), ..MachineConfig::default() });
+    Spec::new(config, None, None)
+}
+
+fn with_command_line(text: &str) -> Result<String, Error> {
+    check(&RunArgs { cmdline: Some(text.to_owned()), ..minimal() }).map(|spec| spec.command_line)
+}
+
+fn with_serial(target: &str) -> Result<SerialTarget, Error> {
+    check(&RunArgs { serial: Some(target.to_owned()), ..minimal() }).map(|spec| spec.serial)
+}
+
+#[test]
+fn what_is_not_asked_for_has_the_documented_default() {
+    let spec = check(&minimal()).unwrap();
+    assert_eq!(spec.memory, Bytes::mib(512));
+    assert_eq!((spec.cpus, spec.mte), (1, MteMode::Auto));
+    assert_eq!(spec.serial, SerialTarget::Stdio);
+    assert_eq!(spec.initrd, None);
+    assert_eq!(spec.command_line, "panic=-1 reboot=panic_warm");
+    assert_eq!(spec.id, "tessera");
+}
+
+#[test]
+fn a_vm_without_kernel_is_refused() {
+    assert_eq!(check(&RunArgs::default()).unwrap_err(), Error::NoKernel);
+}
+
+#[test]
+fn memory_is_whole_chunks_between_the_least_and_the_most() {
+    let most = layout::max_memory(52);
+    for memory in [Bytes::mib(64), Bytes::mib(66), Bytes::mib(3584), most] {
+        assert_eq!(with_memory(memory).unwrap().memory, memory);
+    }
+    let refused = |memory| match with_memory(memory).unwrap_err() {
+        Error::Memory(error) => error,
+        other => panic!("{other:?}"),
+    };
+    for small in [Bytes::ZERO, Bytes::new(1), Bytes::mib(62)] {
+        assert!(matches!(refused(small), layout::Error::MemoryTooSmall { .. }), "{small}");
+    }
+    for odd in [Bytes::mib(65), Bytes::new(Bytes::mib(512).get() + 1)] {
+        assert!(matches!(refused(odd), layout::Error::MemoryNotWholeChunks { .. }), "{odd}");
+    }
+    for large in [Bytes::new(most.get() + layout::CHUNK.get()), Bytes::MAX] {
+        assert!(matches!(refused(large), layout::Error::MemoryTooLarge { .. }), "{large}");
+    }
+}
+
+#[test]
+fn memory_in_mib_obeys_the_same_rules() {
+    assert_eq!(with_mib(64).unwrap().memory, Bytes::mib(64));
+    assert!(matches!(with_mib(0), Err(Error::Memory(_))));
+    assert!(matches!(with_mib(65), Err(Error::Memory(_))));
+    assert!(matches!(with_mib((1 << 44) - 2), Err(Error::Memory(_))));
+    for beyond in [1 << 44, u64::MAX] {
+        assert_eq!(with_mib(beyond).unwrap_err(), Error::MemoryOverflow(beyond));
+    }
+}
+
+#[test]
+fn there_is_at_least_one_vcpu() {
+    let with_cpus = |cpus| check(&RunArgs { cpus: Some(cpus), ..minimal() });
+    assert_eq!(with_cpus(0).unwrap_err(), Error::NoCpus);
+    assert_eq!(with_cpus(1).unwrap().cpus, 1);
+    assert_eq!(with_cpus(u32::MAX).unwrap().cpus, u32::MAX, "the host's maximum comes later");
+}
+
+#[test]
+fn a_users_panic_and_reboot_parameters_stand() {
+    for (user, all) in [
+        ("quiet", "panic=-1 reboot=panic_warm quiet"),
+        ("panic=5", "reboot=panic_warm panic=5"),
+        ("reboot=k", "panic=-1 reboot=k"),
+        ("reboot=k quiet panic=1", "reboot=k quiet panic=1"),
+        ("nopanic=1 oops=panic", "panic=-1 reboot=panic_warm nopanic=1 oops=panic"),
+    ] {
+        assert_eq!(with_command_line(user).unwrap(), all);
+    }
+}
+
+#[test]
+fn parameters_for_the_guests_init_are_not_the_kernels() {
+    let all = "panic=-1 reboot=panic_warm quiet -- panic=5 reboot=k";
+    assert_eq!(with_command_line("quiet -- panic=5 reboot=k").unwrap(), all);
+}
+
+#[test]
+fn spaces_inside_stay_and_spaces_around_go() {
+    assert_eq!(with_command_line(" ").unwrap(), "panic=-1 reboot=panic_warm");
+    let all = "panic=-1 reboot=panic_warm a  \"b c\"";
+    assert_eq!(with_command_line("  a  \"b c\" ").unwrap(), all);
+}
+
+#[test]
+fn a_command_line_fills_the_kernels_buffer_and_no_more() {
+    for prefix in ["", "panic=1 ", "panic=1 reboot=k "] {
+        let added = with_command_line(&format!("{prefix}x")).unwrap().len() - prefix.len() - 1;
+        let of_length =
+            |length: usize| format!("{prefix}{}", "x".repeat(length - prefix.len() - added));
+        assert_eq!(
+            with_command_line(&of_length(MAX_COMMAND_LINE)).unwrap().len(),
+            MAX_COMMAND_LINE
+        );
+        match with_command_line(&of_length(MAX_COMMAND_LINE + 1)).unwrap_err() {
+            Error::CommandLineTooLong { length, added: said, .. } => {
+                assert_eq!((length, said), (MAX_COMMAND_LINE + 1, added));
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_command_line_is_printable_ascii() {
+    for text in ["a\nb", "a\tb", "a\0b", "caf\u{e9}", "a\u{7f}", "\u{1f600}"] {
+        assert_eq!(with_command_line(text).unwrap_err(), Error::CommandLineCharacter, "{text:?}");
+    }
+}
+
+#[test]
+fn each_serial_target_is_understood() {
+    assert_eq!(with_serial("stdio").unwrap(), SerialTarget::Stdio);
+    assert_eq!(with_serial("none").unwrap(), SerialTarget::None);
+    assert_eq!(with_serial("file:/a:b").unwrap(), SerialTarget::File("/a:b".into()));
+    assert_eq!(with_serial("socket:s").unwrap(), SerialTarget::Socket("s".into()));
+}
+
+#[test]
+fn other_serial_targets_are_refused() {
+    for text in ["", "file", "file:", "socket:", "stdio:", "none:x", "STDIO", "tcp:1", ":", "/a"] {
+        assert_eq!(with_serial(text).unwrap_err(), Error::SerialTarget(text.to_owned()));
+    }
+}
+
+fn with_section(section: SerialSection) -> Result<SerialTarget, Error> {
+    let mut config = minimal().merge().unwrap();
+    config.serial = Some(section);
+    Spec::new(config, None, None).map(|spec| spec.serial)
+}
+
+#[test]
+fn firecrackers_field_names_a_file() {
+    let section = SerialSection { serial_out_path: Some("/a".into()), target: None };
+    assert_eq!(with_section(section).unwrap(), SerialTarget::File("/a".into()));
+    assert_eq!(with_section(SerialSection::default()).unwrap(), SerialTarget::Stdio);
+}
+
+#[test]
+fn two_serial_targets_are_refused() {
+    let target = Some("none".to_owned());
+    let section = SerialSection { serial_out_path: Some("/a".into()), target };
+    assert_eq!(with_section(section).unwrap_err(), Error::SerialConflict);
+}
+
+/// The two uses that are in conflict, if any.
+fn conflict(args: &RunArgs) -> Option<(&'static str, &'static str)> {
+    match check(args) {
+        Err(Error::PathConflict { first, second, .. }) => Some((first, second)),
+        Ok(_) => None,
+        Err(other) => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn an_output_must_not_be_an_input_or_another_output() {
+    let args = |kernel: &str, initrd: &str, serial: &str, api: &str| RunArgs {
+        kernel: Some(kernel.into()),
+        initrd: Some(initrd.into()),
+        serial: Some(serial.to_owned()),
+        api_sock: Some(api.into()),
+        ..RunArgs::default()
+    };
+    let found = |kernel, initrd, serial, api| conflict(&args(kernel, initrd, serial, api));
+    assert_eq!(found("k", "i", "file:k", "a"), Some(("the kernel", "the serial target")));
+    assert_eq!(found("k", "i", "file:i", "a"), Some(("the initrd", "the serial target")));
+    assert_eq!(found("k", "i", "file:s", "k"), Some(("the kernel", "the control socket")));
+    assert_eq!(found("k", "i", "file:s", "i"), Some(("the initrd", "the control socket")));
+    assert_eq!(found("k", "i", "socket:s", "s"), Some(("the serial target", "the control socket")));
+    assert_eq!(found("k", "i", "socket:s", "a"), None);
+    assert_eq!(found("k", "k", "stdio", "a"), None, "two inputs do each other no harm");
+}
+
+#[test]
+fn another_name_of_a_file_is_still_that_file() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name);
+    fs::write(path("Image"), "kernel").unwrap();
+    fs::create_dir(path("sub")).unwrap();
+    symlink(path("Image"), path("soft")).unwrap();
+    symlink(directory.path(), path("here")).unwrap();
+    fs::hard_link(path("Image"), path("hard")).unwrap();
+    for other in ["Image", "./Image", "sub/../Image", "soft", "here/Image", "hard"] {
+        let args = RunArgs {
+            kernel: Some(path("Image")),
+            serial: Some(format!("file:{}", path(other).display())),
+            ..RunArgs::default()
+        };
+        assert_eq!(conflict(&args), Some(("the kernel", "the serial target")), "{other}");
+    }
+}
+
+#[test]
+fn outputs_that_do_not_exist_yet_conflict_in_any_spelling() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name);
+    fs::create_dir(path("sub")).unwrap();
+    symlink(directory.path(), path("here")).unwrap();
+    for (other, conflicts) in
+        [("s", true), ("sub/../s", true), ("here/s", true), ("sub/s", false), ("no/such/s", false)]
+    {
+        let args = RunArgs {
+            serial: Some(format!("socket:{}", path("s").display())),
+            api_sock: Some(path(other)),
+            ..minimal()
+        };
+        assert_eq!(conflict(&args).is_some(), conflicts, "{other}");
+    }
+}
+
+#[test]
+fn a_relative_path_and_its_other_spelling_conflict() {
+    let args = |serial: &str, api: &str| RunArgs {
+        serial: Some(serial.to_owned()),
+        api_sock: Some(api.into()),
+        ..minimal()
+    };
+    assert!(conflict(&args("socket:./no-such-socket", "no-such-socket")).is_some());
+    assert!(conflict(&args("socket:no-such-socket", "no-such-socket2")).is_none());
+}
+
+#[test]
+fn an_id_fits_a_file_name() {
+    let with_id = |id: &str| check(&RunArgs { id: Some(id.to_owned()), ..minimal() });
+    for id in ["a", "vm-1", "A9-", &"x".repeat(64)] {
+        assert_eq!(with_id(id).unwrap().id, id);
+    }
+    for id in ["", "a b", "a/b", "..", "a_b", "caf\u{e9}", "a\n", &"x".repeat(65)] {
+        assert_eq!(with_id(id).unwrap_err(), Error::Id(id.to_owned()));
+    }
+}
+
+/// What a client of the control socket reads, given to another VM as its configuration file.
+fn fed_back(spec: &Spec) -> Spec {
+    let text = serde_json::to_string(&spec.to_config()).unwrap();
+    Spec::new(serde_json::from_str(&text).unwrap(), None, Some(&spec.id)).unwrap()
+}
+
+prop_compose! {
+    fn any_args()(
+        initrd in proptest::option::of("[a-z]{1,8}"),
+        cmdline in proptest::option::of("[ -~]{0,40}"),
+        chunks in proptest::option::of(32u64..100_000),
+        cpus in proptest::option::of(1u32..600),
+        mte in proptest::option::of(prop_oneof![
+            Just(MteMode::Require), Just(MteMode::Auto), Just(MteMode::Off)
+        ]),
+        serial in proptest::option::of(prop_oneof![
+            Just("stdio".to_owned()),
+            Just("none".to_owned()),
+            "file:/no-such/[a-z:é]{1,8}",
+            "socket:/no-such/[a-z:]{1,8}",
+        ]),
+    ) -> RunArgs {
+        let memory = chunks.map(|chunks| Bytes::mib(2 * chunks));
+        let initrd = initrd.map(Into::into);
+        RunArgs { initrd, cmdline, memory, cpus, mte, serial, ..minimal() }
+    }
+}
+
+proptest! {
+    #[test]
+    fn the_configuration_of_a_vm_makes_the_same_vm_again(args in any_args()) {
+        let spec = check(&args).unwrap();
+        prop_assert_eq!(format!("{:?}", fed_back(&spec)), format!("{spec:?}"));
+    }
+}

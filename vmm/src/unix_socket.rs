@@ -1,0 +1,203 @@
+//! A listening Unix socket and its file: created so that only its owner can connect, replaced when its
+//! process is gone, removed with its process.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::Mode;
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+
+use crate::exit_status::ExitStatus;
+
+/// Connections that wait to be accepted. The event loop accepts them at once; more than this many
+/// within one turn of the loop is a fault of the clients, who then wait.
+const BACKLOG: i32 = 16;
+
+/// The longest path the kernel takes: `sun_path` has 108 bytes, one for the final zero (unix(7)).
+const MAX_PATH: usize = 107;
+
+/// Why a socket cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A live process listens there.
+    #[error("another process listens on {0:?}; give each VM a path of its own")]
+    InUse(PathBuf),
+    /// The path names something that this program did not make.
+    #[error("{0:?} exists and is not a stream socket; remove it or choose another path")]
+    Occupied(PathBuf),
+    /// The path does not fit an address.
+    #[error(
+        "the socket path {path:?} has {length} bytes, more than the {MAX_PATH} of a Unix \
+         socket address; choose a shorter one"
+    )]
+    TooLong {
+        /// The path asked for.
+        path: PathBuf,
+        /// Its length in bytes.
+        length: usize,
+    },
+    /// The kernel refused.
+    #[error("cannot create the socket {path:?}; does its directory exist and can it be written?")]
+    Create {
+        /// The path asked for.
+        path: PathBuf,
+        /// The kernel's reason.
+        #[source]
+        source: io::Error,
+    },
+    /// Something is there and what it is cannot be found out, or it cannot be removed.
+    #[error("cannot replace what is at {path:?}; remove it or choose another path")]
+    Replace {
+        /// The path asked for.
+        path: PathBuf,
+        /// The kernel's reason.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl Error {
+    /// The status that the process ends with.
+    pub fn status(&self) -> ExitStatus {
+        match self {
+            Self::Create { source, .. } | Self::Replace { source, .. } => {
+                ExitStatus::for_output(source.kind())
+            }
+            Self::InUse(_) | Self::Occupied(_) | Self::TooLong { .. } => ExitStatus::CannotCreate,
+        }
+    }
+}
+
+/// A listening socket and its file, which is removed on drop.
+#[derive(Debug)]
+pub struct Socket {
+    listener: UnixListener,
+    /// `None` when the path's identity could not be read: then nothing is removed.
+    file: Option<File>,
+}
+
+impl Socket {
+    /// Listens at `path`, in the place of a socket that a dead process left.
+    ///
+    /// # Errors
+    /// When the path is too long or taken, or the kernel refuses.
+    pub fn bind(path: &Path) -> Result<Self, Error> {
+        let length = path.as_os_str().len();
+        if length > MAX_PATH {
+            let path = path.to_owned();
+            return Err(Error::TooLong { path, length });
+        }
+        let failed = |source| Error::Create { path: path.to_owned(), source };
+        // An empty name would ask the kernel for an abstract socket with a random one (unix(7)).
+        if length == 0 {
+            return Err(failed(io::ErrorKind::InvalidInput.into()));
+        }
+        let socket = match listen(path) {
+            Err(Errno::ADDRINUSE) => {
+                remove_stale(path)?;
+                listen(path)
+            }
+            other => other,
+        };
+        let socket = match socket {
+            // Another process took the freed name first.
+            Err(Errno::ADDRINUSE) => return Err(Error::InUse(path.to_owned())),
+            other => other.map_err(|errno| failed(errno.into()))?,
+        };
+        Ok(Self { listener: UnixListener::from(socket), file: File::at(path) })
+    }
+
+    /// The listener: non-blocking, close-on-exec.
+    pub fn listener(&self) -> &UnixListener {
+        &self.listener
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        let Some(file) = &self.file else { return };
+        // Only our own: a successor may have replaced the file.
+        if File::at(&file.path).as_ref() == Some(file) {
+            // Nothing is left to tell if it fails.
+            let _ = std::fs::remove_file(&file.path);
+        }
+    }
+}
+
+/// A file and which one it is.
+#[derive(Debug, PartialEq, Eq)]
+struct File {
+    /// Absolute, so that a change of directory does not lead to another file.
+    path: PathBuf,
+    device: u64,
+    inode: u64,
+}
+
+impl File {
+    fn at(path: &Path) -> Option<Self> {
+        let path = std::path::absolute(path).ok()?;
+        let metadata = std::fs::symlink_metadata(&path).ok()?;
+        Some(Self { path, device: metadata.dev(), inode: metadata.ino() })
+    }
+}
+
+/// A non-blocking, close-on-exec socket that listens at `path`, with mode 0600.
+fn listen(path: &Path) -> Result<OwnedFd, Errno> {
+    let address = SocketAddrUnix::new(path)?;
+    let socket = rustix::net::socket_with(
+        AddressFamily::UNIX,
+        SocketType::STREAM,
+        SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
+        None,
+    )?;
+    // bind() gives the file the socket's own mode less the umask (net/unix/af_unix.c,
+    // unix_bind_bsd), so there is no moment at which others could connect, and the umask, which
+    // all threads share, stays as it is.
+    rustix::fs::fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
+    rustix::net::bind(&socket, &address)?;
+    rustix::net::listen(&socket, BACKLOG)?;
+    Ok(socket)
+}
+
+/// Removes a socket that nobody listens on; anything else is an error.
+fn remove_stale(path: &Path) -> Result<(), Error> {
+    let failed = |source| Error::Replace { path: path.to_owned(), source };
+    let found = match std::fs::symlink_metadata(path) {
+        Ok(metadata) if metadata.file_type().is_socket() => File::at(path),
+        Ok(_) => return Err(Error::Occupied(path.to_owned())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(failed(error)),
+    };
+    match connect(path) {
+        Err(Errno::CONNREFUSED) => {}
+        // A full backlog is a live, if busy, listener.
+        Ok(_) | Err(Errno::AGAIN) => return Err(Error::InUse(path.to_owned())),
+        Err(Errno::NOENT) => return Ok(()),
+        Err(Errno::PROTOTYPE) => return Err(Error::Occupied(path.to_owned())),
+        Err(errno) => return Err(failed(errno.into())),
+    }
+    // Two VMs may find the same stale socket; the later must not remove what the earlier made.
+    if File::at(path) != found {
+        return Err(Error::InUse(path.to_owned()));
+    }
+    std::fs::remove_file(path).map_err(failed)
+}
+
+/// Connects without waiting for a place in the backlog.
+fn connect(path: &Path) -> Result<UnixStream, Errno> {
+    let socket = rustix::net::socket_with(
+        AddressFamily::UNIX,
+        SocketType::STREAM,
+        SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
+        None,
+    )?;
+    rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
+    Ok(UnixStream::from(socket))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,103 @@
+//! A vCPU as the run loop sees it, free of the hypervisor: a fake one runs the same loop in tests.
+
+mod exit;
+#[cfg(test)]
+mod fake;
+mod run;
+mod set;
+mod thread;
+
+use std::io;
+use std::sync::Arc;
+
+use devices::bus::Bus;
+
+use crate::metrics::VcpuCounters;
+
+pub use exit::{Entry, Exit, Unhandled};
+pub use run::{End, Fault, run};
+pub use set::{Error, VcpuSet};
+
+/// The registers that a fault report shows.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Registers {
+    /// x0 to x30.
+    pub x: [u64; 31],
+    /// Stack pointer of the current exception level.
+    pub sp: u64,
+    /// Program counter.
+    pub pc: u64,
+    /// Processor state.
+    pub pstate: u64,
+}
+
+/// One vCPU.
+///
+/// # Contract
+/// `enter` is called by the vCPU's own thread only. The other methods may be called from any thread
+/// while nobody is in `enter`; the lock around the vCPU sees to that.
+pub trait Vcpu: Send {
+    /// Runs the guest until it needs something, after completing what the last exit asked for.
+    ///
+    /// # Errors
+    /// When the hypervisor cannot run the vCPU.
+    fn enter(&mut self, entry: Entry) -> io::Result<Exit>;
+
+    /// The general registers.
+    ///
+    /// # Errors
+    /// When the hypervisor does not give them.
+    fn registers(&self) -> io::Result<Registers>;
+
+    /// The guest's virtual counter (CNTVCT_EL0), which all vCPUs share.
+    ///
+    /// # Errors
+    /// When the hypervisor does not give it.
+    fn counter(&self) -> io::Result<u64>;
+
+    /// Sets the guest's virtual counter for all vCPUs.
+    ///
+    /// # Errors
+    /// When the hypervisor refuses.
+    fn set_counter(&mut self, value: u64) -> io::Result<()>;
+
+    /// A handle with which any thread can make `enter` return.
+    ///
+    /// # Errors
+    /// When the host gives none.
+    fn kicker(&self) -> io::Result<Box<dyn Kick>>;
+}
+
+/// Holds a vCPU back before it goes on after a store: what it wrote has not been taken yet.
+pub trait Brake: Send + Sync {
+    /// Returns when the vCPU may go on, or when it is to be paused. Called without any device's lock.
+    fn hold(&self);
+}
+
+/// What the run loop serves exits with, shared by all vCPUs.
+pub struct Services {
+    /// The devices.
+    pub bus: Bus,
+    /// What a vCPU waits for after a store, if anything.
+    pub brake: Option<Arc<dyn Brake>>,
+    /// What is counted.
+    pub counters: Arc<VcpuCounters>,
+}
+
+impl Services {
+    fn hold(&self) {
+        if let Some(brake) = &self.brake {
+            brake.hold();
+        }
+    }
+}
+
+/// Makes a vCPU leave the guest.
+pub trait Kick: Send + Sync {
+    /// The next `enter`, or the present one once a signal reaches its thread, returns
+    /// [`Exit::Interrupted`] after finishing what the last exit asked for.
+    fn leave_guest(&self);
+
+    /// Takes `leave_guest` back.
+    fn clear(&self);
+}

@@ -1,0 +1,108 @@
+//! The run loop: enter the guest, serve the exit, until it is interrupted or the VM ends.
+
+use std::fmt;
+use std::io;
+
+use vm_memory::GuestAddress;
+
+use super::{Entry, Exit, Registers, Services, Unhandled, Vcpu};
+
+/// Why the VM ends.
+#[derive(Debug)]
+pub enum End {
+    /// The guest powered off.
+    PowerOff,
+    /// The guest asked for a reset.
+    Reset,
+    /// The guest's kernel panicked.
+    GuestPanic,
+    /// A vCPU cannot go on.
+    Fault(Box<Fault>),
+}
+
+/// A vCPU that cannot go on, with all that is known about it.
+#[derive(Debug)]
+pub struct Fault {
+    /// Which vCPU.
+    pub vcpu: u32,
+    /// What happened.
+    pub what: Unhandled,
+    /// The registers, if the hypervisor still gives them.
+    pub registers: Option<Registers>,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "vCPU {} stopped: {}", self.vcpu, self.what)?;
+        let Some(registers) = &self.registers else {
+            return write!(f, "\n  registers: not available");
+        };
+        write!(
+            f,
+            "\n  pc  {:016x}  sp  {:016x}  pstate {:08x}",
+            registers.pc, registers.sp, registers.pstate
+        )?;
+        for (n, value) in registers.x.iter().enumerate() {
+            let gap = if n % 4 == 0 { "\n  " } else { "  " };
+            write!(f, "{gap}{:<3} {value:016x}", format!("x{n}"))?;
+        }
+        Ok(())
+    }
+}
+
+/// Runs a vCPU until somebody asks it to leave the guest (`None`) or the VM ends.
+pub fn run(index: u32, vcpu: &mut dyn Vcpu, services: &Services) -> Option<End> {
+    let Services { bus, counters, .. } = services;
+    // A pause may have cut a wait short.
+    services.hold();
+    let mut entry = Entry::Resume;
+    loop {
+        let exit = vcpu.enter(entry);
+        counters.exits.add(1);
+        entry = Entry::Resume;
+        let unhandled = match exit {
+            Ok(Exit::MmioRead { address, length }) => {
+                counters.mmio_reads.add(1);
+                let mut data = [0; 8];
+                match bus.read(address, &mut data[..length.min(8)]) {
+                    Ok(()) => {
+                        entry = Entry::MmioData(data);
+                        continue;
+                    }
+                    Err(_) => unclaimed("a load of", length, address),
+                }
+            }
+            Ok(Exit::MmioWrite { address, data, length }) => {
+                counters.mmio_writes.add(1);
+                match bus.write(address, &data[..length.min(8)]) {
+                    Ok(()) => {
+                        services.hold();
+                        continue;
+                    }
+                    Err(_) => unclaimed("a store of", length, address),
+                }
+            }
+            Ok(Exit::Interrupted) => return None,
+            Ok(Exit::PowerOff) => return Some(End::PowerOff),
+            Ok(Exit::Reset) => return Some(End::Reset),
+            Ok(Exit::WarmReset) => return Some(End::GuestPanic),
+            Ok(Exit::Unhandled(unhandled)) => unhandled,
+            Err(error) => cannot_enter(&error),
+        };
+        let registers = vcpu.registers().ok();
+        let fault = Fault { vcpu: index, what: unhandled, registers };
+        return Some(End::Fault(Box::new(fault)));
+    }
+}
+
+fn unclaimed(access: &str, length: usize, address: GuestAddress) -> Unhandled {
+    let what = format!("{access} {length} bytes where there is neither memory nor a device");
+    Unhandled { what, address: Some(address) }
+}
+
+fn cannot_enter(error: &io::Error) -> Unhandled {
+    Unhandled { what: format!("KVM cannot run it: {error}"), address: None }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,185 @@
+//! The thread of one vCPU, and the orders it obeys.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use vmm_sys_util::signal::{Killable, SIGRTMIN};
+
+use super::{End, Fault, Kick, Services, Unhandled, Vcpu, run};
+
+/// The signal that brings a vCPU thread out of the guest. Its handler does nothing: that the system
+/// call is interrupted is all that is wanted.
+pub(super) fn kick_signal() -> i32 {
+    SIGRTMIN()
+}
+
+/// Enough for the run loop and the device models, none of which recurses; only what is touched of it
+/// is ever backed by memory.
+const STACK_SIZE: usize = 256 << 10;
+
+/// What a vCPU thread has been told to do.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Order {
+    Run,
+    Pause,
+    Finish,
+}
+
+/// What a vCPU thread is doing.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum State {
+    /// In the guest, or serving an exit.
+    Running,
+    /// Out of the guest, the vCPU's lock released, pending MMIO finished.
+    Paused,
+    /// The thread is done.
+    Finished,
+}
+
+/// The orders to one vCPU thread and its answers.
+pub(super) struct Desk {
+    inner: Mutex<(Order, State)>,
+    changed: Condvar,
+    kick: Box<dyn Kick>,
+}
+
+impl Desk {
+    fn lock(&self) -> MutexGuard<'_, (Order, State)> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives an order. A vCPU in the guest needs the thread's signal besides.
+    fn give(&self, order: Order) {
+        let mut inner = self.lock();
+        inner.0 = order;
+        // The flag goes before the signal, and changes under the lock, so that an order to pause
+        // followed by one to run cannot leave it set.
+        match order {
+            Order::Run => self.kick.clear(),
+            Order::Pause | Order::Finish => self.kick.leave_guest(),
+        }
+        self.changed.notify_all();
+    }
+
+    fn answer(&self, state: State) {
+        self.lock().1 = state;
+        self.changed.notify_all();
+    }
+
+    /// Waits, out of the guest, for an order to run; `false` if there will be none.
+    fn wait_for_run(&self) -> bool {
+        let mut inner = self.lock();
+        loop {
+            match inner.0 {
+                Order::Run => {
+                    inner.1 = State::Running;
+                    self.changed.notify_all();
+                    return true;
+                }
+                Order::Pause => {
+                    inner.1 = State::Paused;
+                    self.changed.notify_all();
+                }
+                Order::Finish => return false,
+            }
+            inner = self.changed.wait(inner).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn wait_out_of_guest(&self, deadline: Instant) -> bool {
+        let mut inner = self.lock();
+        while inner.1 == State::Running {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            inner =
+                self.changed.wait_timeout(inner, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        true
+    }
+}
+
+/// No input is known to lead here; if one is found, it must not leave a VM half alive.
+fn own_panic(vcpu: u32) -> End {
+    let what = "the VMM's own code panicked on its thread; please report this".to_owned();
+    let what = Unhandled { what, address: None };
+    End::Fault(Box::new(Fault { vcpu, what, registers: None }))
+}
+
+/// A vCPU and its thread.
+pub(super) struct VcpuThread {
+    desk: Arc<Desk>,
+    vcpu: Arc<Mutex<Box<dyn Vcpu>>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl VcpuThread {
+    /// Starts the thread, paused. `on_end` is called on it at most once, if this vCPU ends the VM.
+    pub(super) fn spawn(
+        index: u32,
+        vcpu: Box<dyn Vcpu>,
+        services: Arc<Services>,
+        on_end: impl Fn(End) + Send + 'static,
+    ) -> std::io::Result<Self> {
+        let desk = Arc::new(Desk {
+            inner: Mutex::new((Order::Pause, State::Running)),
+            changed: Condvar::new(),
+            kick: vcpu.kicker()?,
+        });
+        let vcpu = Arc::new(Mutex::new(vcpu));
+        let (own_desk, own_vcpu) = (Arc::clone(&desk), Arc::clone(&vcpu));
+        let body = move || {
+            while own_desk.wait_for_run() {
+                let mut vcpu = own_vcpu.lock().unwrap_or_else(PoisonError::into_inner);
+                if index == 0 {
+                    services.counters.stamp_first_entry();
+                }
+                let end = catch_unwind(AssertUnwindSafe(|| run(index, &mut **vcpu, &services)))
+                    .unwrap_or_else(|_| Some(own_panic(index)));
+                drop(vcpu);
+                if let Some(end) = end {
+                    on_end(end);
+                    break;
+                }
+            }
+            own_desk.answer(State::Finished);
+        };
+        let thread = std::thread::Builder::new()
+            .name(format!("vcpu{index}"))
+            .stack_size(STACK_SIZE)
+            .spawn(body)?;
+        Ok(Self { desk, vcpu, thread: Some(thread) })
+    }
+
+    /// Gives an order and sees to it that the thread notices.
+    pub(super) fn give(&self, order: Order) {
+        self.desk.give(order);
+        if order != Order::Run {
+            if let Some(thread) = &self.thread {
+                // The only failure is a thread that has gone, which needs no signal.
+                let _ = thread.kill(kick_signal());
+            }
+        }
+    }
+
+    /// Waits until the vCPU is out of the guest; `false` if it is not by the deadline.
+    pub(super) fn wait_out_of_guest(&self, deadline: Instant) -> bool {
+        self.desk.wait_out_of_guest(deadline)
+    }
+
+    /// The vCPU of a thread that is out of the guest.
+    pub(super) fn vcpu(&self) -> MutexGuard<'_, Box<dyn Vcpu>> {
+        self.vcpu.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for the thread's end; it must have been told to finish.
+    pub(super) fn join(&mut self) {
+        if let Some(thread) = self.thread.take() {
+            // A panic has been reported by the panic hook.
+            let _ = thread.join();
+        }
+    }
+}

@@ -1,0 +1,221 @@
+//! `tesseractl` as its users see it: output and exit codes, against a VM that is not there.
+#![allow(clippy::unwrap_used)]
+
+use std::path::PathBuf;
+use std::process::{Command, Output};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
+
+use event_manager::{EventManager, SubscriberOps};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use vmm::control::model::{InstanceInfo, State};
+use vmm::control::{ControlError, Controller, Server};
+
+struct FakeVm {
+    state: State,
+    /// What the guest does with the power key.
+    key: Key,
+    gone: Sender<()>,
+}
+
+#[derive(Clone, Copy)]
+enum Key {
+    PowersOff,
+    Ignored,
+    Unheard,
+}
+
+impl Controller for FakeVm {
+    fn instance(&self) -> InstanceInfo {
+        InstanceInfo::new("fake", self.state)
+    }
+    fn vm_config(&self) -> Value {
+        json!({ "machine-config": self.machine_config() })
+    }
+    fn machine_config(&self) -> Value {
+        json!({ "vcpu_count": 2, "mem_size_mib": 512 })
+    }
+    fn metrics(&self) -> Value {
+        json!({ "memory": { "resident_bytes": 4096 } })
+    }
+    fn pause(&mut self) -> Result<(), ControlError> {
+        self.state = State::Paused;
+        Ok(())
+    }
+    fn resume(&mut self) -> Result<(), ControlError> {
+        self.state = State::Running;
+        Ok(())
+    }
+    fn press_power_key(&mut self) -> Result<(), ControlError> {
+        match self.key {
+            Key::PowersOff => self.stop(),
+            Key::Ignored => Ok(()),
+            Key::Unheard => Err(ControlError::refused("the guest does not listen")),
+        }
+    }
+    fn stop(&mut self) -> Result<(), ControlError> {
+        self.gone.send(()).unwrap();
+        Ok(())
+    }
+}
+
+/// A VM process, played by a thread that ends when the VM is stopped.
+struct Vm {
+    directory: TempDir,
+    thread: JoinHandle<()>,
+}
+
+impl Vm {
+    fn start(key: Key) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("api");
+        let (gone, left): (_, Receiver<()>) = channel();
+        let state = State::Running;
+        let server = Server::bind(&path, FakeVm { state, key, gone }).unwrap();
+        let thread = std::thread::spawn(move || {
+            let mut manager = EventManager::new().unwrap();
+            manager.add_subscriber(server);
+            while left.try_recv().is_err() {
+                manager.run().unwrap();
+            }
+        });
+        Self { directory, thread }
+    }
+
+    fn path(&self) -> PathBuf {
+        self.directory.path().join("api")
+    }
+
+    fn tesseractl(&self, arguments: &[&str]) -> Output {
+        Command::new(env!("CARGO_BIN_EXE_tesseractl"))
+            .arg(self.path())
+            .args(arguments)
+            .output()
+            .unwrap()
+    }
+
+    /// Ends the thread.
+    fn end(self) {
+        self.tesseractl(&["stop", "--force"]);
+        self.thread.join().unwrap();
+    }
+}
+
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).unwrap()
+}
+
+#[test]
+fn status_is_a_table_or_json() {
+    let vm = Vm::start(Key::Ignored);
+
+    let table = vm.tesseractl(&["status"]);
+    let document = vm.tesseractl(&["status", "--json"]);
+
+    assert!(text(&table.stdout).contains("Memory  512 MiB\n"));
+    let document: Value = serde_json::from_slice(&document.stdout).unwrap();
+    assert_eq!(document["instance"]["state"], "Running");
+    assert_eq!(document["config"]["machine-config"]["vcpu_count"], 2);
+    vm.end();
+}
+
+#[test]
+fn pause_and_resume_show_in_the_status() {
+    let vm = Vm::start(Key::Ignored);
+
+    let paused = vm.tesseractl(&["pause"]);
+    let status = vm.tesseractl(&["status"]);
+    let resumed = vm.tesseractl(&["resume", "--json"]);
+
+    assert_eq!(text(&paused.stdout), "paused\n");
+    assert!(text(&status.stdout).contains("Paused"));
+    let document: Value = serde_json::from_slice(&resumed.stdout).unwrap();
+    assert_eq!(document, json!({ "outcome": "resumed" }));
+    vm.end();
+}
+
+#[test]
+fn metrics_are_a_table_with_units_or_raw() {
+    let vm = Vm::start(Key::Ignored);
+
+    let table = vm.tesseractl(&["metrics"]);
+    let raw = vm.tesseractl(&["--json", "metrics"]);
+
+    assert_eq!(text(&table.stdout), "memory.resident_bytes  4 KiB\n");
+    let raw: Value = serde_json::from_slice(&raw.stdout).unwrap();
+    assert_eq!(raw["memory"]["resident_bytes"], 4096);
+    vm.end();
+}
+
+#[test]
+fn stop_waits_until_an_obedient_guest_has_gone() {
+    let vm = Vm::start(Key::PowersOff);
+
+    let output = vm.tesseractl(&["stop"]);
+
+    assert_eq!(text(&output.stdout), "stopped\n");
+    assert_eq!(output.status.code(), Some(0));
+    assert!(!vm.path().exists());
+    vm.thread.join().unwrap();
+}
+
+#[test]
+fn stop_of_a_deaf_guest_times_out_and_names_force() {
+    let vm = Vm::start(Key::Ignored);
+
+    let output = vm.tesseractl(&["stop", "--timeout", "0.05"]);
+
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("--force"));
+    vm.end();
+}
+
+#[test]
+fn refusal_of_the_vm_is_printed() {
+    let vm = Vm::start(Key::Unheard);
+
+    let output = vm.tesseractl(&["stop"]);
+
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(text(&output.stderr), "tesseractl: the guest does not listen\n");
+    vm.end();
+}
+
+#[test]
+fn force_stops_without_asking_the_guest() {
+    let vm = Vm::start(Key::Unheard);
+
+    let output = vm.tesseractl(&["stop", "--force"]);
+
+    assert_eq!(output.status.code(), Some(0));
+    vm.thread.join().unwrap();
+}
+
+#[test]
+fn missing_socket_says_what_to_check() {
+    let output = Command::new(env!("CARGO_BIN_EXE_tesseractl"))
+        .args(["/nonexistent/api", "status"])
+        .output()
+        .unwrap();
+
+    assert_eq!(output.status.code(), Some(69));
+    assert!(text(&output.stderr).contains("--api-sock"));
+}
+
+#[test]
+fn wrong_command_lines_exit_with_64_and_help_with_0() {
+    for (arguments, code) in [
+        (&["sock"][..], 64),
+        (&["sock", "fly"], 64),
+        (&["sock", "stop", "--timeout", "-1"], 64),
+        (&["sock", "stop", "--timeout", "soon"], 64),
+        (&["sock", "status", "--force"], 64),
+        (&["--help"], 0),
+        (&["--version"], 0),
+    ] {
+        let output =
+            Command::new(env!("CARGO_BIN_EXE_tesseractl")).args(arguments).output().unwrap();
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}");
+    }
+}
