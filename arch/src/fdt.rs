@@ -197,11 +197,10 @@ impl Tree<'_> {
         if cpus > max as usize {
             return Err(Error::TooManyCpus { cpus, max, gic: *self.gic });
         }
-        if let Gic::V3 { cpus: redistributors } = *self.gic {
-            if redistributors as usize != cpus {
+        if let Gic::V3 { cpus: redistributors } = *self.gic
+            && redistributors as usize != cpus {
                 return Err(Error::Redistributors { redistributors, cpus });
             }
-        }
         let mut seen = HashSet::new();
         if let Some(cpu) = self.cpus.iter().find(|cpu| !seen.insert(cpu.affinity())) {
             return Err(Error::SameAffinity(*cpu));

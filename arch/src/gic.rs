@@ -242,7 +242,7 @@ mod tests {
                     prop_assert_eq!(spi.number(), number);
                     prop_assert!((32..=1019).contains(&spi.intid()));
                     let count = interrupt_count(spi);
-                    prop_assert!(count > spi.intid() && count % 32 == 0);
+                    prop_assert!(count > spi.intid() && count.is_multiple_of(32));
                     prop_assert!((64..=1024).contains(&count));
                 }
                 None => prop_assert!(number > Spi::MAX),

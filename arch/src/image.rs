@@ -216,11 +216,10 @@ impl Zboot {
         else {
             return Err(too_short(bytes));
         };
-        if let Some(machine) = pe::machine(bytes) {
-            if machine != pe::MACHINE_ARM64 {
+        if let Some(machine) = pe::machine(bytes)
+            && machine != pe::MACHINE_ARM64 {
                 return Err(Error::Foreign(Foreign::from_pe_machine(machine)));
             }
-        }
         let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
         let compression = match name {
             b"gzip" => Compression::Gzip,

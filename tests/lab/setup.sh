@@ -8,7 +8,7 @@
 set -euo pipefail
 
 readonly RUST_VERSION=1.95.0 # what is installed where no Rust, or an older one, is found
-readonly QEMU_MINIMUM=8      # MTE in a machine with EL2
+readonly QEMU_MINIMUM=9.1      # MTE in a machine with EL2
 readonly RUST_HOST=https://static.rust-lang.org
 readonly DEBIAN_KEYRING=/usr/share/keyrings/debian-archive-keyring.gpg
 

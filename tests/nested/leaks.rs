@@ -50,8 +50,7 @@ fn usage() -> Usage {
 fn five_boots_in_a_row_leave_no_thread_file_socket_or_page() {
     Lab::new().run(|| {
         let run = || drop(Plan::workload("smp").with("--cpus", "2").run().expect_power_off());
-        // The first ones fill the host's caches.
-        run();
+        // The first fills the host's caches.
         run();
         let before = usage();
 

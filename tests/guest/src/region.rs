@@ -63,7 +63,7 @@ impl Region {
 
     /// Tags the granules of `length` bytes from `offset`, both multiples of [`GRANULE`].
     pub(crate) fn tag(&self, offset: usize, length: usize, tag: u8) {
-        assert!(self.tagged && offset % GRANULE == 0 && length % GRANULE == 0);
+        assert!(self.tagged && offset.is_multiple_of(GRANULE) && length.is_multiple_of(GRANULE));
         for offset in (offset..offset.saturating_add(length)).step_by(GRANULE) {
             let pointer = with_tag(self.address(offset), tag);
             // SAFETY: the granule lies in this mapping, which has PROT_MTE.

@@ -62,8 +62,24 @@ pub(crate) enum Error {
 /// The packages of one suite, as its index named them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Resolved {
-    kernel: Package,
+    /// The packages of the kernel, that of the image first.
+    kernel: Vec<Package>,
     busybox: Package,
+}
+
+/// A kernel by the name of its package.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Kernel {
+    /// The package; one that depends on the suite's current kernel will do.
+    pub(crate) package: String,
+    /// The suite it comes from.
+    pub(crate) suite: String,
+}
+
+impl Resolved {
+    fn all(&self) -> impl Iterator<Item = &Package> {
+        self.kernel.iter().chain([&self.busybox])
+    }
 }
 
 /// What the artifacts folder holds.
@@ -71,7 +87,7 @@ struct Resolved {
 pub(crate) struct Stamp {
     schema: u32,
     suite: String,
-    kernel: Package,
+    kernel: Vec<Package>,
     busybox: Package,
     /// The kernel's release: the name of its folder of modules.
     pub(crate) release: String,
@@ -80,15 +96,15 @@ pub(crate) struct Stamp {
 impl Stamp {
     /// What it is, for people.
     pub(crate) fn describe(&self) -> String {
-        format!(
-            "Linux {} ({}), busybox {}",
-            self.release, self.kernel.version, self.busybox.version
-        )
+        let kernel = self.kernel.first().map_or("?", |package| package.version.as_str());
+        format!("Linux {} ({kernel}), busybox {}", self.release, self.busybox.version)
     }
 
     /// A text that differs whenever the artifacts do.
     pub(crate) fn identity(&self) -> String {
-        format!("{} {} {}", self.schema, self.kernel.sha256, self.busybox.sha256)
+        let digests: Vec<&str> =
+            self.kernel.iter().map(|package| package.sha256.as_str()).collect();
+        format!("{} {} {}", self.schema, digests.join(" "), self.busybox.sha256)
     }
 }
 
@@ -129,60 +145,55 @@ impl<'a> Store<'a> {
                 Ok(stamp)
             }
             present => {
-                let (resolved, files) = self.packages(refresh)?;
+                let resolved = self.packages(refresh)?;
                 let same = |stamp: &Stamp| {
                     stamp.kernel == resolved.kernel && stamp.busybox == resolved.busybox
                 };
                 match present {
                     Some(stamp) if complete && same(&stamp) => Ok(stamp),
-                    _ => self.install(resolved, &files),
+                    _ => self.install(resolved),
                 }
             }
         }
     }
 
-    /// The default packages and their files in the cache.
-    fn packages(&self, refresh: bool) -> Result<(Resolved, [PathBuf; 2]), Error> {
+    /// The default packages, all of them in the cache.
+    fn packages(&self, refresh: bool) -> Result<Resolved, Error> {
         let cache = self.places.packages();
         places::make_folder(&cache)?;
         let index = cache.join(format!("{SUITE}.json"));
         let known: Option<Resolved> =
             fs::read(&index).ok().and_then(|text| serde_json::from_slice(&text).ok());
-        if let (Some(resolved), false) = (known, refresh) {
-            let paths = [&resolved.kernel, &resolved.busybox]
-                .map(|package| cache.join(debian::file_name(package)));
-            let whole = |(path, package): (&PathBuf, &Package)| {
-                path.is_file() && debian::verify(path, package).is_ok()
-            };
-            if paths.iter().zip([&resolved.kernel, &resolved.busybox]).all(whole) {
-                return Ok((resolved, paths));
-            }
+        if let (Some(resolved), false) = (known, refresh)
+            && resolved.all().all(|package| is_cached(&cache, package))
+        {
+            return Ok(resolved);
         }
         let archive = Archive::open(&self.places.apt(), SUITE, self.interrupt, self.progress)?;
         archive.refresh()?;
         let resolved =
             Resolved { kernel: archive.find_kernel(KERNEL)?, busybox: archive.find(BUSYBOX)? };
-        let files = [
-            archive.download(&resolved.kernel, &cache)?,
-            archive.download(&resolved.busybox, &cache)?,
-        ];
+        for package in resolved.all() {
+            archive.download(package, &cache)?;
+        }
         write_json(&index, &resolved)?;
-        Ok((resolved, files))
+        Ok(resolved)
     }
 
-    fn install(&self, resolved: Resolved, files: &[PathBuf; 2]) -> Result<Stamp, Error> {
+    fn install(&self, resolved: Resolved) -> Result<Stamp, Error> {
         let folder = self.places.artifacts();
         let fresh = Fresh::new(&folder)?;
-        let release = self.unpack_kernel(&resolved.kernel, &files[0], fresh.path())?;
+        let release = self.unpack_kernel(&resolved.kernel, fresh.path())?;
         let busybox = fresh.path().join("busybox");
-        deb::unpack(&files[1], self.interrupt, self.progress, |inside| {
+        let file = self.places.packages().join(debian::file_name(&resolved.busybox));
+        deb::unpack(&file, self.interrupt, self.progress, |inside| {
             ["bin/busybox", "usr/bin/busybox"]
                 .iter()
                 .any(|path| inside == Path::new(path))
                 .then(|| busybox.clone())
         })?;
         if !busybox.is_file() {
-            return Err(incomplete(&resolved.busybox, "bin/busybox"));
+            return Err(incomplete(Some(&resolved.busybox), "bin/busybox"));
         }
         make_executable(&busybox)?;
         let stamp = Stamp {
@@ -198,56 +209,95 @@ impl<'a> Store<'a> {
     }
 
     /// Brings another arm64 kernel into kernels/NAME below the artifacts, for tests over kernels and forms.
+    /// `refresh` as for [`Store::ensure`].
     ///
     /// # Errors
     /// As [`Store::ensure`].
-    pub(crate) fn kernel(&self, package: &str, suite: &str, name: &str) -> Result<PathBuf, Error> {
+    pub(crate) fn kernel(
+        &self,
+        wanted: &Kernel,
+        name: &str,
+        refresh: bool,
+    ) -> Result<PathBuf, Error> {
         let known = |c: char| c.is_ascii_alphanumeric() || ".+_-".contains(c);
         if name.is_empty() || name.starts_with('.') || !name.chars().all(known) {
             return Err(Error::Name(name.to_owned()));
         }
         let folder = self.places.artifacts().join("kernels").join(name);
-        let archive = Archive::open(&self.places.apt(), suite, self.interrupt, self.progress)?;
+        let text = fs::read(folder.join(STAMP)).ok();
+        let present = text
+            .and_then(|text| serde_json::from_slice::<(Kernel, Vec<Package>)>(&text).ok())
+            .filter(|(kernel, _)| kernel == wanted);
+        if present.is_some() && !refresh {
+            return Ok(folder);
+        }
+        let archive =
+            Archive::open(&self.places.apt(), &wanted.suite, self.interrupt, self.progress)?;
         archive.refresh()?;
-        let found = archive.find_kernel(package)?;
-        let present: Option<Package> =
-            fs::read(folder.join(STAMP)).ok().and_then(|text| serde_json::from_slice(&text).ok());
-        if present.as_ref() == Some(&found) {
+        let found = archive.find_kernel(&wanted.package)?;
+        if present.is_some_and(|(_, packages)| packages == found) {
             return Ok(folder);
         }
         let cache = self.places.packages();
         places::make_folder(&cache)?;
-        let file = archive.download(&found, &cache)?;
+        for package in &found {
+            archive.download(package, &cache)?;
+        }
         let fresh = Fresh::new(&folder)?;
-        self.unpack_kernel(&found, &file, fresh.path())?;
-        fresh.publish(&["Image", "modules", "kernel-config"], &found)?;
+        self.unpack_kernel(&found, fresh.path())?;
+        fresh.publish(&["Image", "modules", "kernel-config"], &(wanted, found))?;
         Ok(folder)
     }
 
-    /// Unpacks a kernel package to Image, modules/ and kernel-config; returns its release.
-    fn unpack_kernel(&self, package: &Package, file: &Path, into: &Path) -> Result<String, Error> {
+    /// Unpacks a kernel's packages to Image, modules/ and kernel-config; returns its release.
+    fn unpack_kernel(&self, packages: &[Package], into: &Path) -> Result<String, Error> {
         let mut release = None;
-        deb::unpack(file, self.interrupt, self.progress, |inside| {
-            // Since Debian 13 the modules lie below /usr.
-            let inside = inside.strip_prefix("usr").unwrap_or(inside);
-            if let Ok(module) = inside.strip_prefix("lib/modules") {
-                if let Some(name) = module.components().next() {
-                    release.get_or_insert_with(|| name.as_os_str().to_string_lossy().into_owned());
-                }
-                return Some(into.join("modules").join(module));
-            }
-            let name = inside.strip_prefix("boot").ok()?.to_str()?;
-            if name.starts_with("vmlinuz-") {
-                Some(into.join("Image"))
-            } else {
-                name.starts_with("config-").then(|| into.join("kernel-config"))
-            }
-        })?;
-        if !into.join("Image").is_file() {
-            return Err(incomplete(package, "boot/vmlinuz"));
+        for package in packages {
+            let file = self.places.packages().join(debian::file_name(package));
+            deb::unpack(&file, self.interrupt, self.progress, |inside| {
+                let (target, named) = kernel_file(inside)?;
+                release = release.take().or(named);
+                Some(into.join(target))
+            })?;
         }
-        release.ok_or_else(|| incomplete(package, "lib/modules"))
+        for (name, missing) in [("Image", "boot/vmlinuz"), ("kernel-config", "boot/config")] {
+            if !into.join(name).is_file() {
+                return Err(incomplete(packages.first(), missing));
+            }
+        }
+        release.ok_or_else(|| incomplete(packages.first(), "lib/modules"))
     }
+}
+
+/// Where a file of a kernel package goes, and the kernel's release if its path says so.
+fn kernel_file(inside: &Path) -> Option<(PathBuf, Option<String>)> {
+    // Since Debian 13 the modules lie below /usr.
+    let inside = inside.strip_prefix("usr").unwrap_or(inside);
+    if let Ok(module) = inside.strip_prefix("lib/modules") {
+        let mut parts = module.components().map(|part| part.as_os_str().to_string_lossy());
+        let release = parts.next()?.into_owned();
+        // Since Linux 7 image and configuration lie beside the modules; device trees are not for guests.
+        let target = match &*parts.next()? {
+            "vmlinuz" => PathBuf::from("Image"),
+            "config" => PathBuf::from("kernel-config"),
+            "dtb" | "System.map" => return None,
+            _ => Path::new("modules").join(module),
+        };
+        return Some((target, Some(release)));
+    }
+    let name = inside.strip_prefix("boot").ok()?.to_str()?;
+    let target = match name.split_once('-')? {
+        ("vmlinuz", _) => "Image",
+        ("config", _) => "kernel-config",
+        _ => return None,
+    };
+    Some((PathBuf::from(target), None))
+}
+
+/// Whether the package's file is in the cache and whole.
+fn is_cached(cache: &Path, package: &Package) -> bool {
+    let path = cache.join(debian::file_name(package));
+    path.is_file() && debian::verify(&path, package).is_ok()
 }
 
 /// A folder beside the artifacts that takes their place piece by piece once it is complete.
@@ -317,11 +367,66 @@ fn make_executable(path: &Path) -> Result<(), Error> {
     fs::set_permissions(path, fs::Permissions::from_mode(0o755)).map_err(failed(path))
 }
 
-fn incomplete(package: &Package, missing: &'static str) -> Error {
-    Error::Incomplete { package: package.name.clone(), version: package.version.clone(), missing }
+fn incomplete(package: Option<&Package>, missing: &'static str) -> Error {
+    let (package, version) =
+        package.map_or(("?", "?"), |package| (package.name.as_str(), package.version.as_str()));
+    Error::Incomplete { package: package.to_owned(), version: version.to_owned(), missing }
 }
 
 fn failed(path: &Path) -> impl FnOnce(io::Error) -> Error + use<> {
     let path = path.to_owned();
     |source| Error::File { path, source }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    fn place(path: &str) -> Option<(String, Option<String>)> {
+        kernel_file(Path::new(path)).map(|(path, release)| (path.display().to_string(), release))
+    }
+
+    #[test]
+    fn kernel_files_have_the_same_place_whatever_the_package() {
+        let module = Some(("modules/6.12/kernel/a.ko.xz".to_owned(), Some("6.12".to_owned())));
+        assert_eq!(place("lib/modules/6.12/kernel/a.ko.xz"), module);
+        assert_eq!(place("usr/lib/modules/6.12/kernel/a.ko.xz"), module);
+        assert_eq!(place("boot/vmlinuz-6.12"), Some(("Image".to_owned(), None)));
+        assert_eq!(place("boot/config-6.12"), Some(("kernel-config".to_owned(), None)));
+        let beside = |name: &str| Some((name.to_owned(), Some("7.3".to_owned())));
+        assert_eq!(place("usr/lib/modules/7.3/vmlinuz"), beside("Image"));
+        assert_eq!(place("usr/lib/modules/7.3/config"), beside("kernel-config"));
+        assert_eq!(place("usr/lib/modules/7.3/dtb/a/b.dtb"), None);
+        assert_eq!(place("boot/System.map-6.12"), None);
+        assert_eq!(place("usr/share/doc/vmlinuz-6.12"), None);
+    }
+
+    #[test]
+    fn what_is_published_replaces_the_old_and_is_stamped_last() {
+        let root = tempfile::tempdir().unwrap();
+        let target = root.path().join("artifacts");
+        fs::create_dir_all(target.join("modules/old")).unwrap();
+        fs::write(target.join(STAMP), "old").unwrap();
+        let fresh = Fresh::new(&target).unwrap();
+        fs::create_dir_all(fresh.path().join("modules/new")).unwrap();
+
+        fresh.publish(&["modules"], &"stamp").unwrap();
+        drop(fresh);
+
+        assert!(target.join("modules/new").is_dir() && !target.join("modules/old").exists());
+        assert_eq!(fs::read_to_string(target.join(STAMP)).unwrap(), "\"stamp\"");
+        assert_eq!(fs::read_dir(&target).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn an_interrupted_publication_leaves_no_stamp() {
+        let root = tempfile::tempdir().unwrap();
+        fs::write(root.path().join(STAMP), "old").unwrap();
+        let fresh = Fresh::new(root.path()).unwrap();
+
+        assert!(fresh.publish(&["missing"], &"stamp").is_err());
+        assert!(read_stamp(root.path()).is_none());
+    }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use serde_json::json;
 
-use crate::artifacts::{self, SUITE};
+use crate::artifacts::{self, Kernel, SUITE};
 use crate::guest;
 use crate::host::{self, Machine, Outcome, Output, Report};
 use crate::interrupt::{Interrupt, Interrupted};
@@ -243,7 +243,8 @@ fn fetch(lab: &Lab, options: &FetchOptions, programs: &Path) -> Result<u8, Error
         return Ok(0);
     };
     let name = options.name.clone().unwrap_or_else(|| format!("{}-{package}", options.suite));
-    let folder = lab.fetch_kernel(package, &options.suite, &name)?;
+    let kernel = Kernel { package: package.clone(), suite: options.suite.clone() };
+    let folder = lab.fetch_kernel(&kernel, &name, options.refresh)?;
     // Nobody may be there to read it; the folder is there all the same.
     let _ = writeln!(io::stdout(), "{}", folder.display());
     Ok(0)

@@ -26,6 +26,8 @@ const MIRROR: &str = "http://deb.debian.org/debian";
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 /// The architecture of everything the lab runs inside.
 const ARCHITECTURE: &str = "arm64";
+/// What packages are called that hold a part of a kernel.
+const KERNEL_PARTS: [&str; 3] = ["linux-binary-", "linux-modules-", "linux-base-"];
 /// dlstatus gives percent with four decimals: thousandths of a percent are exact enough for a bar.
 const STATUS_SCALE: f64 = 1000.0;
 
@@ -190,14 +192,25 @@ impl<'a> Archive<'a> {
         }
     }
 
-    /// The kernel package that `name` stands for: itself, or what a package like linux-image-arm64 depends on.
+    /// The packages of the kernel that `name` stands for: itself, or what a package like linux-image-arm64
+    /// depends on. The first one is the image's; newer kernels keep binary, modules and configuration in
+    /// packages of their own.
     ///
     /// # Errors
-    /// [`Error::Unknown`] where the index lacks it.
-    pub(crate) fn find_kernel(&self, name: &str) -> Result<Package, Error> {
+    /// [`Error::Unknown`] where the index lacks one.
+    pub(crate) fn find_kernel(&self, name: &str) -> Result<Vec<Package>, Error> {
+        let depends =
+            |stanza: &stanza::Stanza| stanza.depends().map(str::to_owned).collect::<Vec<_>>();
         let stanza = self.show(name)?;
-        let real = stanza.depends().find(|dependency| dependency.starts_with("linux-image-"));
-        self.find(real.unwrap_or(name))
+        let real = depends(&stanza).into_iter().find(|package| package.starts_with("linux-image-"));
+        let (image, stanza) = match real {
+            Some(real) => (real.clone(), self.show(&real)?),
+            None => (name.to_owned(), stanza),
+        };
+        let parts = depends(&stanza)
+            .into_iter()
+            .filter(|package| KERNEL_PARTS.iter().any(|part| package.starts_with(part)));
+        std::iter::once(image).chain(parts).map(|package| self.find(&package)).collect()
     }
 
     /// Brings a package's file into `folder`; one that is there and whole is not fetched again.

@@ -4,7 +4,7 @@
 # Two serial lines. ttyAMA0 carries the kernel's log and nothing else: what this program has to tell
 # goes through the log as well, whole lines marked with a number that only the lab knows. ttyAMA1
 # carries the payload's output, byte for byte. So neither can be taken for the other.
-export PATH=/bin:/test HOME=/tmp TERM=linux TESSERA_LAB=nested
+export PATH=/bin:/test HOME=/tmp TERM=linux TESSERA_NESTED=1
 b=/bin/busybox
 $b mount -t proc proc /proc
 $b mount -t sysfs sysfs /sys

@@ -4,7 +4,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::artifacts::{self, Stamp, Store};
+use crate::artifacts::{self, Kernel, Stamp, Store};
 use crate::host::{self, Machine, Output, Report};
 use crate::images::{self, Extra};
 use crate::interrupt::Interrupt;
@@ -103,13 +103,13 @@ impl Lab {
     /// When it cannot be fetched.
     pub(crate) fn fetch_kernel(
         &self,
-        package: &str,
-        suite: &str,
+        kernel: &Kernel,
         name: &str,
+        refresh: bool,
     ) -> Result<PathBuf, Error> {
         let lock = self.places.lock(&self.interrupt, self.progress)?;
         let store = Store::new(&self.places, &lock, &self.interrupt, self.progress);
-        Ok(store.kernel(package, suite, name)?)
+        Ok(store.kernel(kernel, name, refresh)?)
     }
 
     /// The guest's kernel and initramfs on this machine.

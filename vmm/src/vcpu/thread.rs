@@ -157,11 +157,11 @@ impl VcpuThread {
     /// Gives an order and sees to it that the thread notices.
     pub(super) fn give(&self, order: Order) {
         self.desk.give(order);
-        if order != Order::Run {
-            if let Some(thread) = &self.thread {
-                // The only failure is a thread that has gone, which needs no signal.
-                let _ = thread.kill(kick_signal());
-            }
+        if order != Order::Run
+            && let Some(thread) = &self.thread
+        {
+            // The only failure is a thread that has gone, which needs no signal.
+            let _ = thread.kill(kick_signal());
         }
     }
 

@@ -97,7 +97,7 @@ fn initrd() -> Value {
 
 /// A property of 32- or 64-bit cells as numbers of 64 bits where it divides so, else of 32.
 fn numbers(property: &[u8]) -> Vec<u64> {
-    let width = if property.len() % 8 == 0 { 8 } else { 4 };
+    let width = if property.len().is_multiple_of(8) { 8 } else { 4 };
     let number =
         |bytes: &[u8]| bytes.iter().fold(0, |number: u64, byte| number << 8 | u64::from(*byte));
     property.chunks_exact(width).map(number).collect()
