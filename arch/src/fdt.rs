@@ -198,9 +198,10 @@ impl Tree<'_> {
             return Err(Error::TooManyCpus { cpus, max, gic: *self.gic });
         }
         if let Gic::V3 { cpus: redistributors } = *self.gic
-            && redistributors as usize != cpus {
-                return Err(Error::Redistributors { redistributors, cpus });
-            }
+            && redistributors as usize != cpus
+        {
+            return Err(Error::Redistributors { redistributors, cpus });
+        }
         let mut seen = HashSet::new();
         if let Some(cpu) = self.cpus.iter().find(|cpu| !seen.insert(cpu.affinity())) {
             return Err(Error::SameAffinity(*cpu));

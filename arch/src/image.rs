@@ -217,9 +217,10 @@ impl Zboot {
             return Err(too_short(bytes));
         };
         if let Some(machine) = pe::machine(bytes)
-            && machine != pe::MACHINE_ARM64 {
-                return Err(Error::Foreign(Foreign::from_pe_machine(machine)));
-            }
+            && machine != pe::MACHINE_ARM64
+        {
+            return Err(Error::Foreign(Foreign::from_pe_machine(machine)));
+        }
         let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
         let compression = match name {
             b"gzip" => Compression::Gzip,

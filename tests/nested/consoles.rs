@@ -133,8 +133,8 @@ fn a_reader_that_stops_reading_neither_loses_bytes_nor_keeps_the_vm_from_pausing
         command.arg("--api-sock").arg(&socket);
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
         let stdout = child.stdout.take().unwrap();
-        // Full after some sixty lines.
-        rustix::pipe::fcntl_setpipe_size(&stdout, 4096).unwrap();
+        // Two pages, of which poll wants one free: full after some sixty lines.
+        rustix::pipe::fcntl_setpipe_size(&stdout, 8192).unwrap();
         let mut client = until("the control socket", || {
             vmm::control::client::Client::connect(&socket, PATIENCE).ok()
         });

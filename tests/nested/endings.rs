@@ -26,6 +26,9 @@ fn each_ending_of_the_guests_has_its_status() {
 
             assert_eq!(finished.code, Some(status), "{workload}: {finished:#?}");
         }
+        // As many of Firecracker's users have it.
+        let finished = Plan::workload("panic").append("reboot=k panic=1").run();
+        assert_eq!(finished.code, Some(11), "{finished:#?}");
     });
 }
 

@@ -96,7 +96,7 @@ fn what_does_not_fit() {
         let kernel = artifact("Image");
         let kernel = kernel.to_str().unwrap();
         let initrd = scratch.join("initrd");
-        fs::File::create(&initrd).unwrap().set_len(480 << 20).unwrap();
+        fs::File::create(&initrd).unwrap().set_len(500 << 20).unwrap();
         let initrd = initrd.to_str().unwrap();
         let fits = ["--kernel", kernel, "--initrd", initrd, "--serial", "none"];
         refused(tessera(&fits), 65, &["initrd", "does not fit", "--memory"]);

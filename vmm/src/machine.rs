@@ -16,11 +16,11 @@ use serde_json::{Value, json};
 use thiserror::Error;
 use vm_memory::Bytes as _;
 
-use crate::config::MteMode;
+use crate::config::{HugePages, MteMode};
 use crate::console::{Output, Quiesce};
 use crate::exit_status::ExitStatus;
 use crate::kvm::{self, Host, KvmVcpu, Vm};
-use crate::memory::{self, GuestRam, LoadError, Loaded, tag_checks};
+use crate::memory::{self, Attributes, GuestRam, LoadError, Loaded, tag_checks};
 use crate::metrics::VcpuCounters;
 use crate::spec::Spec;
 use crate::vcpu::{self, Services, Vcpu, VcpuSet};
@@ -108,7 +108,11 @@ impl Board {
         let host = Host::open()?;
         let mte = choose_mte(&host, spec.mte)?;
         host.check_cpus(spec.cpus)?;
-        let ram = GuestRam::new(spec.memory, mte == Mte::On)?;
+        let attributes = Attributes {
+            tags: mte == Mte::On,
+            huge_pages: spec.huge_pages == HugePages::Transparent,
+        };
+        let ram = GuestRam::new(spec.memory, attributes)?;
         let mut vm = Vm::new(&host, ram, mte == Mte::On)?;
         let fdt_room = Bytes::new(FDT_BASE + FDT_PER_CPU * u64::from(spec.cpus));
         let loaded = memory::load(vm.ram(), &spec.kernel, spec.initrd.as_deref(), fdt_room)?;

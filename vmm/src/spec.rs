@@ -34,6 +34,8 @@ pub struct Spec {
     pub command_line: String,
     /// Guest memory: a multiple of [`layout::CHUNK`], at least [`layout::MIN_MEMORY`].
     pub memory: Bytes,
+    /// Huge pages behind guest memory.
+    pub huge_pages: HugePages,
     /// Number of vCPUs, 1 or more. The host's maximum is checked when the VM is created.
     pub cpus: u32,
     /// Whether the guest has MTE.
@@ -55,6 +57,17 @@ pub enum SerialTarget {
     Socket(PathBuf),
     /// Output is dropped; there is no input.
     None,
+}
+
+/// What no configuration file can say.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CommandLineOnly<'a> {
+    /// Where the configuration file itself is.
+    pub config: Option<&'a Path>,
+    /// Where the control socket is to be.
+    pub api_sock: Option<&'a Path>,
+    /// The VM's name.
+    pub id: Option<&'a str>,
 }
 
 /// A configuration that makes no sense on any host.
@@ -151,11 +164,11 @@ impl SerialTarget {
 }
 
 impl Spec {
-    /// Checks a configuration. `api_sock` and `id` come from the command line alone.
+    /// Checks a configuration, and what comes from the command line alone.
     ///
     /// # Errors
     /// When the configuration makes no sense, whatever the host.
-    pub fn new(config: Config, api_sock: Option<&Path>, id: Option<&str>) -> Result<Self, Error> {
+    pub fn new(config: Config, flags: CommandLineOnly<'_>) -> Result<Self, Error> {
         let boot = config.boot_source.unwrap_or_default();
         let machine = config.machine_config.unwrap_or_default();
         let spec = Self {
@@ -163,30 +176,33 @@ impl Spec {
             initrd: boot.initrd_path,
             command_line: command_line(boot.boot_args.as_deref().unwrap_or(""))?,
             memory: memory(&machine)?,
+            huge_pages: machine.huge_pages,
             cpus: machine.vcpu_count.unwrap_or(1),
             mte: config.mte.map_or(MteMode::default(), |section| section.mode),
             serial: SerialTarget::from_section(config.serial.unwrap_or_default())?,
-            id: valid_id(id.unwrap_or("tessera"))?,
+            id: valid_id(flags.id.unwrap_or("tessera"))?,
         };
         if spec.cpus == 0 {
             return Err(Error::NoCpus);
         }
-        spec.check_paths(api_sock)?;
+        spec.check_paths(flags)?;
         Ok(spec)
     }
 
     /// The same description as a configuration, defaults filled in.
     pub fn to_config(&self) -> Config {
+        // JSON is UTF-8; a path that is not is shown as well as it can be.
+        let shown = |path: &PathBuf| PathBuf::from(path.to_string_lossy().into_owned());
         let mut config = Config::default();
         config.boot_source = Some(BootSource {
-            kernel_image_path: Some(self.kernel.clone()),
-            initrd_path: self.initrd.clone(),
+            kernel_image_path: Some(shown(&self.kernel)),
+            initrd_path: self.initrd.as_ref().map(shown),
             boot_args: Some(self.command_line.clone()),
         });
         config.machine_config = Some(MachineConfig {
             vcpu_count: Some(self.cpus),
             mem_size_mib: Some(self.memory.as_mib()),
-            huge_pages: HugePages::Transparent,
+            huge_pages: self.huge_pages,
             ..MachineConfig::default()
         });
         config.serial = Some(SerialSection::from_flag(&self.serial.to_string()));
@@ -195,14 +211,16 @@ impl Spec {
     }
 
     /// An output over an input, or over another output, would destroy one of them.
-    fn check_paths(&self, api_sock: Option<&Path>) -> Result<(), Error> {
+    fn check_paths(&self, flags: CommandLineOnly<'_>) -> Result<(), Error> {
         let named = [
             ("the kernel", Some(self.kernel.as_path())),
             ("the initrd", self.initrd.as_deref()),
+            ("the configuration file", flags.config),
             ("the serial target", self.serial.path()),
-            ("the control socket", api_sock),
+            ("the control socket", flags.api_sock),
         ];
-        for (at, &(second, path)) in named.iter().enumerate().skip(2) {
+        // The first three are only read.
+        for (at, &(second, path)) in named.iter().enumerate().skip(3) {
             let Some(path) = path else { continue };
             for &(first, other) in &named[..at] {
                 if other.is_some_and(|other| same_file(other, path)) {
@@ -250,16 +268,19 @@ fn memory(machine: &MachineConfig) -> Result<Bytes, Error> {
 ///
 /// A panic with `panic=-1` restarts the guest at once, and `reboot=panic_warm` makes that restart a
 /// PSCI SYSTEM_RESET2, which an orderly reboot never is (kernel/reboot.c, drivers/firmware/psci). Later
-/// parameters win, so a user's own `panic=` or `reboot=` stands.
+/// parameters win, so a user's own `panic=` or `reboot=panic_...` stands.
 fn command_line(user: &str) -> Result<String, Error> {
     let user = user.trim();
     // What follows a lone `--` is for the guest's init, not for its kernel (init/main.c).
     let kernel_words = || user.split_ascii_whitespace().take_while(|word| *word != "--");
-    let given = |name: &str| kernel_words().any(|word| word.starts_with(name));
-    let added: Vec<&str> = [("panic=", "panic=-1"), ("reboot=", "reboot=panic_warm")]
+    let given = |name: &str, part: &str| {
+        kernel_words().any(|word| word.starts_with(name) && word.contains(part))
+    };
+    // A `reboot=` without a `panic_` mode says nothing of panics, and does not replace ours.
+    let added: Vec<&str> = [("panic=", "", "panic=-1"), ("reboot=", "panic_", "reboot=panic_warm")]
         .into_iter()
-        .filter(|(name, _)| !given(name))
-        .map(|(_, parameter)| parameter)
+        .filter(|(name, part, _)| !given(name, part))
+        .map(|(.., parameter)| parameter)
         .collect();
     let prefix = added.join(" ");
     let whole = format!("{prefix} {user}");

@@ -103,6 +103,8 @@ pub struct MachineConfig {
 /// Huge pages behind guest memory.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 pub enum HugePages {
+    /// None: pages of the host's ordinary size.
+    None,
     /// Transparent huge pages, 2 MiB wherever the host can give them.
     #[default]
     Transparent,

@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use thiserror::Error;
 
 use crate::exit_status::ExitStatus;
+use crate::spec::CommandLineOnly;
 
 pub use args::RunArgs;
 pub use file::{BootSource, Config, HugePages, MachineConfig, MteMode, MteSection, SerialSection};
@@ -69,6 +70,15 @@ impl RunArgs {
         };
         self.lay_over(&mut config);
         Ok(config)
+    }
+
+    /// What is not part of the configuration.
+    pub fn command_line_only(&self) -> CommandLineOnly<'_> {
+        CommandLineOnly {
+            config: self.config.as_deref(),
+            api_sock: self.api_sock.as_deref(),
+            id: self.id.as_deref(),
+        }
     }
 
     fn lay_over(&self, config: &mut Config) {

@@ -264,11 +264,10 @@ fn features_that_are_not_there_cannot_be_turned_on() {
 }
 
 #[test]
-fn another_kind_of_huge_pages_is_refused_and_the_right_one_named() {
-    for kind in ["None", "2M"] {
-        let text = format!(r#"{{"machine-config": {{"huge_pages": "{kind}"}}}}"#);
-        assert!(complaint(&text).contains("`Transparent`"), "{kind}");
-    }
+fn another_kind_of_huge_pages_is_refused_and_the_right_ones_named() {
+    let text = |kind| format!(r#"{{"machine-config": {{"huge_pages": "{kind}"}}}}"#);
+    assert!(complaint(&text("2M")).contains("`Transparent`"));
+    assert!(parse(&text("None")).is_ok());
 }
 
 fn status_of(path: &Path) -> ExitStatus {

@@ -8,6 +8,8 @@ use arch::layout::CHUNK;
 use arch::units::Bytes;
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
 
+use super::ram::Attributes;
+
 /// `PROT_MTE` of arch/arm64/include/uapi/asm/mman.h; the libc crate has it for glibc only.
 const PROT_MTE: u32 = 0x20;
 
@@ -24,17 +26,17 @@ unsafe impl Send for Mapping {}
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    /// Maps `size` bytes of zeroes, readable and writable, with tags if `mte`; nothing is populated yet.
+    /// Maps `size` bytes of zeroes, readable and writable, with these attributes; nothing is populated yet.
     ///
     /// # Errors
     /// When the address space or the host's limits do not allow it.
-    pub(super) fn new(size: Bytes, mte: bool) -> io::Result<Self> {
+    pub(super) fn new(size: Bytes, attributes: Attributes) -> io::Result<Self> {
         let out_of_range = || io::Error::from(io::ErrorKind::OutOfMemory);
         let length = usize::try_from(size.get()).map_err(|_| out_of_range())?;
         let chunk = CHUNK.get() as usize;
         let reserved = length.checked_add(chunk).ok_or_else(out_of_range)?;
         let mut prot = ProtFlags::READ | ProtFlags::WRITE;
-        if mte {
+        if attributes.tags {
             prot |= ProtFlags::from_bits_retain(PROT_MTE);
         }
         // SAFETY: a new anonymous mapping at an address of the kernel's choice touches no other memory.
@@ -60,7 +62,10 @@ impl Mapping {
         };
         let start = NonNull::new(start).ok_or_else(out_of_range)?;
         let mapping = Self { start, length };
-        mapping.advise(Advice::LinuxHugepage)?;
+        mapping.advise(match attributes.huge_pages {
+            true => Advice::LinuxHugepage,
+            false => Advice::LinuxNoHugepage,
+        })?;
         mapping.advise(Advice::LinuxDontDump)?;
         Ok(mapping)
     }
@@ -70,7 +75,7 @@ impl Mapping {
         let done = unsafe { madvise(self.start.as_ptr().cast(), self.length, advice) };
         match done {
             // A kernel built without transparent huge pages: small pages serve, and `doctor` says so.
-            Err(rustix::io::Errno::INVAL) if advice == Advice::LinuxHugepage => Ok(()),
+            Err(rustix::io::Errno::INVAL) if advice != Advice::LinuxDontDump => Ok(()),
             other => Ok(other?),
         }
     }
@@ -102,7 +107,8 @@ mod tests {
     #[test]
     fn a_mapping_starts_at_a_chunk_and_has_the_length_asked_for() {
         for chunks in [1, 2, 33] {
-            let mapping = Mapping::new(Bytes::new(CHUNK.get() * chunks), false).expect("memory");
+            let mapping = Mapping::new(Bytes::new(CHUNK.get() * chunks), Attributes::default())
+                .expect("memory");
             assert_eq!(mapping.as_ptr().align_offset(CHUNK.get() as usize), 0);
             assert_eq!(mapping.len() as u64, CHUNK.get() * chunks);
         }
@@ -110,7 +116,9 @@ mod tests {
 
     #[test]
     fn more_than_the_address_space_is_an_error() {
-        assert!(Mapping::new(Bytes::new(u64::MAX - (CHUNK.get() - 1)), false).is_err());
-        assert!(Mapping::new(Bytes::new(1 << 60), false).is_err());
+        assert!(
+            Mapping::new(Bytes::new(u64::MAX - (CHUNK.get() - 1)), Attributes::default()).is_err()
+        );
+        assert!(Mapping::new(Bytes::new(1 << 60), Attributes::default()).is_err());
     }
 }

@@ -7,4 +7,4 @@ mod ram;
 pub mod tag_checks;
 
 pub use load::{Error as LoadError, Loaded, load};
-pub use ram::{Error, GuestRam};
+pub use ram::{Attributes, Error, GuestRam};

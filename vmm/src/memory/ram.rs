@@ -37,10 +37,19 @@ pub enum Error {
     Region(Bytes),
 }
 
+/// What guest memory is like.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Attributes {
+    /// Mapped with PROT_MTE, so that it shows as such in smaps and a kernel that manages tag storage can
+    /// act on it. KVM wants it possible, not set, for a guest with MTE.
+    pub tags: bool,
+    /// Backed by transparent huge pages wherever the host can.
+    pub huge_pages: bool,
+}
+
 /// The guest's memory: one region from [`RAM_BASE`] up, without holes.
 ///
-/// Private anonymous memory, huge pages advised, left out of core dumps. With MTE it is mapped with
-/// PROT_MTE, so that it shows as such in smaps and a kernel that manages tag storage can act on it.
+/// Private anonymous memory, left out of core dumps.
 #[derive(Clone, Debug)]
 pub struct GuestRam {
     // Field order is drop order: the regions go before the memory they point into.
@@ -54,8 +63,9 @@ impl GuestRam {
     ///
     /// # Errors
     /// When the host refuses the mapping.
-    pub fn new(size: Bytes, mte: bool) -> Result<Self, Error> {
-        let mapping = Mapping::new(size, mte).map_err(|source| Error::Map {
+    pub fn new(size: Bytes, attributes: Attributes) -> Result<Self, Error> {
+        let mte = attributes.tags;
+        let mapping = Mapping::new(size, attributes).map_err(|source| Error::Map {
             size,
             mte,
             hint: match source.kind() {

@@ -95,7 +95,7 @@ impl Finish {
 /// # Errors
 /// When it cannot be started; nothing is left behind then.
 pub fn run(args: &RunArgs) -> Result<Ending, Error> {
-    let spec = Spec::new(args.merge()?, args.api_sock.as_deref(), args.id.as_deref())?;
+    let spec = Spec::new(args.merge()?, args.command_line_only())?;
     #[cfg(target_arch = "aarch64")]
     return start::start(&spec, args.api_sock.as_deref());
     #[cfg(not(target_arch = "aarch64"))]

@@ -14,7 +14,7 @@ fn minimal() -> RunArgs {
 }
 
 fn check(args: &RunArgs) -> Result<Spec, Error> {
-    Spec::new(args.merge().unwrap(), args.api_sock.as_deref(), args.id.as_deref())
+    Spec::new(args.merge().unwrap(), args.command_line_only())
 }
 
 fn with_memory(memory: Bytes) -> Result<Spec, Error> {
@@ -25,7 +25,7 @@ fn with_mib(mib: u64) -> Result<Spec, Error> {
     let mut config = minimal().merge().unwrap();
     config.machine_config =
         Some(MachineConfig { mem_size_mib: Some(mib), ..MachineConfig::default() });
-    Spec::new(config, None, None)
+    Spec::new(config, CommandLineOnly::default())
 }
 
 fn with_command_line(text: &str) -> Result<String, Error> {
@@ -97,8 +97,8 @@ fn a_users_panic_and_reboot_parameters_stand() {
     for (user, all) in [
         ("quiet", "panic=-1 reboot=panic_warm quiet"),
         ("panic=5", "reboot=panic_warm panic=5"),
-        ("reboot=k", "panic=-1 reboot=k"),
-        ("reboot=k quiet panic=1", "reboot=k quiet panic=1"),
+        ("reboot=k", "panic=-1 reboot=panic_warm reboot=k"),
+        ("reboot=k quiet panic=1", "reboot=panic_warm reboot=k quiet panic=1"),
         ("nopanic=1 oops=panic", "panic=-1 reboot=panic_warm nopanic=1 oops=panic"),
     ] {
         assert_eq!(with_command_line(user).unwrap(), all);
@@ -162,7 +162,7 @@ fn other_serial_targets_are_refused() {
 fn with_section(section: SerialSection) -> Result<SerialTarget, Error> {
     let mut config = minimal().merge().unwrap();
     config.serial = Some(section);
-    Spec::new(config, None, None).map(|spec| spec.serial)
+    Spec::new(config, CommandLineOnly::default()).map(|spec| spec.serial)
 }
 
 #[test]
@@ -269,7 +269,10 @@ fn an_id_fits_a_file_name() {
 /// What a client of the control socket reads, given to another VM as its configuration file.
 fn fed_back(spec: &Spec) -> Spec {
     let text = serde_json::to_string(&spec.to_config()).unwrap();
-    Spec::new(serde_json::from_str(&text).unwrap(), None, Some(&spec.id)).unwrap()
+    {
+        let flags = CommandLineOnly { id: Some(&spec.id), ..CommandLineOnly::default() };
+        Spec::new(serde_json::from_str(&text).unwrap(), flags).unwrap()
+    }
 }
 
 prop_compose! {
@@ -300,4 +303,24 @@ proptest! {
         let spec = check(&args).unwrap();
         prop_assert_eq!(format!("{:?}", fed_back(&spec)), format!("{spec:?}"));
     }
+}
+
+#[test]
+fn the_configuration_file_is_not_written_over() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let serial = format!(r#"{{"serial_out_path": {:?}}}"#, file.path());
+    let text = format!(r#"{{"boot-source": {{"kernel_image_path": "k"}}, "serial": {serial}}}"#);
+    let flags = CommandLineOnly { config: Some(file.path()), ..CommandLineOnly::default() };
+
+    let error = Spec::new(serde_json::from_str(&text).unwrap(), flags).unwrap_err();
+
+    assert!(error.to_string().contains("the configuration file"), "{error}");
+}
+
+#[test]
+fn a_reboot_parameter_that_says_nothing_of_panics_leaves_ours_in_place() {
+    let line = command_line("console=ttyS0 reboot=k panic=1").unwrap();
+
+    assert_eq!(line, "reboot=panic_warm console=ttyS0 reboot=k panic=1");
+    assert_eq!(command_line("reboot=panic_cold panic=0").unwrap(), "reboot=panic_cold panic=0");
 }

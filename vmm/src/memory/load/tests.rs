@@ -12,6 +12,7 @@ use proptest::prelude::*;
 use ruzstd::encoding::{CompressionLevel, compress_to_vec};
 
 use super::*;
+use crate::memory::Attributes;
 
 const FDT: Bytes = Bytes::kib(8);
 const MEMORY: Bytes = Bytes::mib(64);
@@ -67,7 +68,7 @@ struct Bench {
 
 impl Bench {
     fn new() -> Self {
-        let ram = GuestRam::new(MEMORY, false).unwrap();
+        let ram = GuestRam::new(MEMORY, Attributes::default()).unwrap();
         Self { directory: tempfile::tempdir().unwrap(), ram }
     }
 
