@@ -19,6 +19,8 @@ use crate::units::Bytes;
 mod foreign;
 mod pe;
 
+pub mod zstd;
+
 pub use foreign::Foreign;
 
 /// How many bytes of a file [`Form::detect`] and [`Header::parse`] can make use of. With fewer they
@@ -29,6 +31,10 @@ pub const HEAD_LEN: usize = 4096;
 /// header that asks for more than this is damaged or hostile, and the size decides how much of the
 /// guest's memory is set aside.
 pub const MAX_IMAGE_SIZE: Bytes = Bytes::gib(1);
+
+/// The largest zstd window that is decompressed. Kernel builds use `zstd -22 --ultra`, whose window is
+/// 128 MiB (scripts/Makefile.lib); the decoder holds a whole window in memory.
+pub const MAX_ZSTD_WINDOW: Bytes = Bytes::mib(128);
 
 /// `text_offset` of kernels before 3.17, whose header has no `image_size` (booting.rst).
 const LEGACY_TEXT_OFFSET: Bytes = Bytes::kib(512);
@@ -94,6 +100,15 @@ pub enum Error {
         size: Bytes,
         /// Length of the file.
         file: Bytes,
+    },
+    /// A zstd frame that takes more memory to read than any kernel's does.
+    #[error(
+        "the kernel's zstd data needs {window} to decompress, more than the {MAX_ZSTD_WINDOW} that \
+         kernel builds use: the file is damaged or made to harm; build it again"
+    )]
+    ZstdWindow {
+        /// What the frame asks for.
+        window: Bytes,
     },
     /// The kernel runs big-endian.
     #[error(

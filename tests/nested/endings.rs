@@ -92,7 +92,9 @@ fn an_access_that_kvm_cannot_decode_ends_the_vm_with_a_report() {
         let finished = Plan::bare(&kernel).run();
 
         assert_eq!(finished.code, Some(70), "{finished:#?}");
-        assert!(finished.messages.contains("vCPU 0"), "{}", finished.messages);
+        for part in ["vCPU 0", "cannot decode", "0x1000"] {
+            assert!(finished.messages.contains(part), "{part}: {}", finished.messages);
+        }
     });
 }
 

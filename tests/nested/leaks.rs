@@ -47,8 +47,46 @@ fn usage() -> Usage {
 }
 
 #[test]
-fn five_boots_in_a_row_leave_no_thread_file_socket_or_page() {
+fn a_vm_that_is_paused_looked_at_and_listened_to_leaks_nothing() {
     Lab::new().run(|| {
+        let mut guest = Plan::workload("count,100").with("--cpus", "2").start();
+        guest.report("tick");
+        let use_it = |guest: &mut testing::guest::Guest| {
+            for _ in 0..20 {
+                let mut client = guest.client();
+                client.pause().unwrap();
+                client.metrics().unwrap();
+                client.resume().unwrap();
+            }
+            // An answer to a new client says that the ones before have been let go.
+            guest.client().instance().unwrap();
+        };
+        let count =
+            |what: &str, pid: u32| fs::read_dir(format!("/proc/{pid}/{what}")).unwrap().count();
+        let dirty = |pid| -> u64 {
+            let own = testing::memory::mappings(pid).into_iter().filter(|m| m.size() != 512 << 20);
+            own.map(|mapping| mapping.private_dirty).sum()
+        };
+        use_it(&mut guest);
+        let pid = guest.pid();
+        let before = (count("fd", pid), count("task", pid), dirty(pid));
+
+        for _ in 0..3 {
+            use_it(&mut guest);
+        }
+
+        let after = (count("fd", pid), count("task", pid), dirty(pid));
+        assert!(after.0 <= before.0 + 1, "descriptors: {before:?} {after:?}");
+        assert_eq!(after.1, before.1, "threads: {before:?} {after:?}");
+        assert!(after.2 <= before.2 + (32 << 10), "memory: {before:?} {after:?}");
+        guest.client().stop().unwrap();
+        assert_eq!(guest.finish().code, Some(12));
+    });
+}
+
+#[test]
+fn five_boots_in_a_row_leave_no_thread_file_socket_or_page() {
+    Lab::new().alone().run(|| {
         let run = || drop(Plan::workload("smp").with("--cpus", "2").run().expect_power_off());
         // The first fills the host's caches.
         run();

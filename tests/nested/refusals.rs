@@ -197,7 +197,7 @@ fn a_full_disk_ends_the_vm() {
 
 #[test]
 fn a_host_without_kvm_or_permission() {
-    Lab::new().run(|| {
+    Lab::new().as_root().run(|| {
         let kernel = artifact("Image");
         let kernel = kernel.to_str().unwrap();
         let mut without = Command::new("unshare");
@@ -211,5 +211,68 @@ fn a_host_without_kvm_or_permission() {
         let mut nobody = tessera(&["--kernel", kernel, "--serial", "none"]);
         nobody.uid(65534).gid(65534);
         refused(nobody, 77, &["/dev/kvm", "group"]);
+    });
+}
+
+#[test]
+fn a_message_that_nobody_can_read_changes_no_status() {
+    Lab::new().run(|| {
+        let mut command = tessera(&["--kernel", "/nowhere/kernel"]);
+        command.stderr(fs::OpenOptions::new().write(true).open("/dev/full").unwrap());
+        assert_eq!(command.status().unwrap().code(), Some(66));
+    });
+}
+
+#[test]
+fn a_zboot_kernel_that_asks_for_all_memory() {
+    Lab::new().run(|| {
+        let scratch = Scratch::new();
+        let mut file = vec![0; 0x1000];
+        file[0..2].copy_from_slice(b"MZ");
+        file[4..8].copy_from_slice(b"zimg");
+        file[8..12].copy_from_slice(&0x1000u32.to_le_bytes());
+        // A frame with a window of 2^37 bytes.
+        let frame = [0x28, 0xb5, 0x2f, 0xfd, 0, 27 << 3, 1, 0, 0];
+        file[12..16].copy_from_slice(&(frame.len() as u32).to_le_bytes());
+        file[24..28].copy_from_slice(b"zstd");
+        file.extend(frame);
+        kernel_is_refused(&scratch.file("bomb", &file), 65, &["128 GiB", "128 MiB"]);
+    });
+}
+
+#[test]
+fn an_initrd_over_two_gibibytes_is_loaded() {
+    Lab::new().memory("8G").run(|| {
+        let scratch = Scratch::new();
+        // Powers off by PSCI: mov w0, #0x8400_0008; hvc #0.
+        let kernel = scratch.file("off", image(&[0x5280_0100, 0x72b0_8000, 0xd400_0002]));
+        let initrd = scratch.join("initrd");
+        fs::File::create(&initrd).unwrap().set_len(2100 << 20).unwrap();
+        let initrd = initrd.to_str().unwrap();
+        let arguments =
+            ["--kernel", kernel.to_str().unwrap(), "--initrd", initrd, "--memory", "3G"];
+        assert_eq!(tessera(&arguments).status().unwrap().code(), Some(0));
+    });
+}
+
+#[test]
+fn the_doctor_tells_hosts_apart() {
+    let outcome = |name: &str| {
+        let output = Command::new(program("tessera")).args(["doctor", "--json"]).output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        let checks = report["checks"].as_array().unwrap().clone();
+        checks.into_iter().find(|check| check["name"] == name).unwrap()
+    };
+    Lab::new().append("arm64.nomte").run(|| {
+        assert_eq!(outcome("KVM")["outcome"], "ok");
+        assert_eq!(outcome("GIC")["outcome"], "ok");
+        assert_eq!(outcome("MTE")["outcome"], "warn");
+        let mut without = Command::new("unshare");
+        let script =
+            format!("mount -t tmpfs t /dev && exec {} doctor", program("tessera").display());
+        without.args(["-m", "sh", "-c", &script]);
+        let output = without.output().unwrap();
+        assert_eq!(output.status.code(), Some(13), "{output:?}");
     });
 }

@@ -40,7 +40,9 @@ fn start_up_and_idle_memory_are_below_the_peers() {
         println!("start to first guest instruction: {millions:.2} million instructions");
         println!("private dirty memory while idle, guest RAM left out: {megabytes:.2} MB");
         println!("peers: 23 to 27 million instructions; kvmtool 1.15 MB, Firecracker 2.77 MB, Cloud Hypervisor 4.90 MB");
+        println!("aims: 12 million instructions, 1.0 MB");
+        // Ratchets: what has been reached, and a little for another kernel's size.
         assert!(millions < 23.0, "no better than the peers");
-        assert!(megabytes < 1.15, "no better than the peers");
+        assert!(megabytes < 1.05, "the VMM has grown");
     });
 }

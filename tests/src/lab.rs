@@ -18,6 +18,7 @@ const ARRIVED: &str = "TESSERA_NESTED";
 pub struct Lab {
     options: Vec<String>,
     prepare: Option<fn(&Path)>,
+    emulated: bool,
 }
 
 impl Lab {
@@ -29,6 +30,22 @@ impl Lab {
     fn option(mut self, name: &str, value: &str) -> Self {
         self.options.extend([name.to_owned(), value.to_owned()]);
         self
+    }
+
+    /// A host of its own even where this machine would do: for tests that look at a whole host.
+    pub fn alone(mut self) -> Self {
+        self.emulated = true;
+        self
+    }
+
+    /// A host on which the test is root: a host of its own, unless the user is root here.
+    pub fn as_root(mut self) -> Self {
+        self.emulated |= !rustix::process::geteuid().is_root();
+        self
+    }
+
+    fn runs_here(&self) -> bool {
+        self.options.is_empty() && !self.emulated && this_machine_will_do()
     }
 
     /// A host with this much memory, for instance "8G".
@@ -79,7 +96,7 @@ impl Lab {
     /// # Panics
     /// When the body fails, wherever it runs, or when there is no lab.
     pub fn run<F: FnOnce()>(self, body: F) {
-        if in_nested_host() || (self.options.is_empty() && this_machine_will_do()) {
+        if in_nested_host() || self.runs_here() {
             return body();
         }
         self.send(name_of::<F>());
@@ -97,7 +114,7 @@ impl Lab {
         if let Some(prepare) = self.prepare {
             prepare(scratch.path());
         }
-        if self.options.is_empty() && this_machine_will_do() {
+        if self.runs_here() {
             return body(scratch.path());
         }
         self = self.file(scratch.path(), PREPARED);

@@ -7,6 +7,7 @@ pub mod config;
 pub mod console;
 pub mod control;
 pub mod doctor;
+pub mod error;
 pub mod exit_status;
 #[cfg(target_arch = "aarch64")]
 pub mod kvm;

@@ -30,6 +30,9 @@ const FDT_BASE: u64 = 8 << 10;
 /// Room in the device tree for one vCPU's node.
 const FDT_PER_CPU: u64 = 160;
 
+// The device tree and the model must mean the same line.
+const _: () = assert!(arch::fdt::POWER_KEY_LINE == devices::gpio::POWER_KEY_LINE as u32);
+
 /// Why there is no machine.
 #[derive(Debug, Error)]
 pub enum Error {
@@ -80,8 +83,9 @@ impl Error {
 /// A VM that exists in KVM with its kernel loaded, and that nothing outside this process shows yet:
 /// killed now, it leaves nothing behind.
 pub struct Board {
-    vm: Vm,
+    // Field order is drop order: vCPUs, VM, and with it the memory.
     vcpus: Vec<KvmVcpu>,
+    vm: Vm,
     gic: Gic,
     loaded: Loaded,
     mte: Mte,
@@ -108,6 +112,7 @@ impl Board {
         let host = Host::open()?;
         let mte = choose_mte(&host, spec.mte)?;
         host.check_cpus(spec.cpus)?;
+        host.ipa_bits_for(spec.memory)?;
         let attributes = Attributes {
             tags: mte == Mte::On,
             huge_pages: spec.huge_pages == HugePages::Transparent,
@@ -238,6 +243,7 @@ impl Machine {
             "serial": {
                 "output_bytes": serial.sent.load(std::sync::atomic::Ordering::Relaxed),
                 "dropped_bytes": serial.lost.load(std::sync::atomic::Ordering::Relaxed),
+                "irq_failures_total": serial.irq_failures.load(std::sync::atomic::Ordering::Relaxed),
                 "input_bytes": serial.received.load(std::sync::atomic::Ordering::Relaxed),
             },
             "memory": { "guest_bytes": self.vm.ram().range().size.get() },

@@ -25,16 +25,23 @@ impl Signals {
     ///
     /// # Errors
     /// When the host gives no descriptor.
+    ///
+    /// A signal that the process was started to ignore, as nohup and shells do for background jobs, stays
+    /// ignored. SIGXFSZ, which a file size limit sends, is ignored from here on: the write fails instead.
     pub fn block() -> io::Result<Self> {
         let mut set = MaybeUninit::<libc::sigset_t>::uninit();
         // SAFETY: `sigemptyset` initialises the set; the signal numbers are valid.
         let set = unsafe {
             libc::sigemptyset(set.as_mut_ptr());
             for (signal, _) in ENDING {
-                libc::sigaddset(set.as_mut_ptr(), signal);
+                if !is_ignored(signal) {
+                    libc::sigaddset(set.as_mut_ptr(), signal);
+                }
             }
             set.assume_init()
         };
+        // SAFETY: ignoring a signal runs no code of this program.
+        unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
         // SAFETY: the set is initialised and outlives both calls; -1 asks for a new descriptor.
         let fd = unsafe {
             match libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut()) {
@@ -62,6 +69,14 @@ impl Signals {
         let signal = i32::from_ne_bytes([buffer[0], buffer[1], buffer[2], buffer[3]]);
         ENDING.iter().find(|(known, _)| *known == signal).map(|(_, status)| *status)
     }
+}
+
+fn is_ignored(signal: libc::c_int) -> bool {
+    let mut now = MaybeUninit::<libc::sigaction>::uninit();
+    // SAFETY: with no new action the call only writes the present one, into memory of its size.
+    let known = unsafe { libc::sigaction(signal, std::ptr::null(), now.as_mut_ptr()) } == 0;
+    // SAFETY: the call succeeded, so it has written the action.
+    known && unsafe { now.assume_init() }.sa_sigaction == libc::SIG_IGN
 }
 
 impl AsRawFd for Signals {

@@ -267,7 +267,8 @@ fn memory(machine: &MachineConfig) -> Result<Bytes, Error> {
 /// Puts before the user's parameters those that let the VMM tell a panic from a reboot.
 ///
 /// A panic with `panic=-1` restarts the guest at once, and `reboot=panic_warm` makes that restart a
-/// PSCI SYSTEM_RESET2, which an orderly reboot never is (kernel/reboot.c, drivers/firmware/psci). Later
+/// PSCI SYSTEM_RESET2. An orderly reboot is one too only if the guest has been told to reboot warm or soft
+/// (`reboot=w`, `reboot=s`, /sys/kernel/reboot/mode; kernel/reboot.c, drivers/firmware/psci). Later
 /// parameters win, so a user's own `panic=` or `reboot=panic_...` stands.
 fn command_line(user: &str) -> Result<String, Error> {
     let user = user.trim();

@@ -76,6 +76,8 @@ impl Error {
 #[derive(Debug)]
 pub struct Socket {
     listener: UnixListener,
+    /// A descriptor to give up when the process has none left: see [`Socket::turn_away`].
+    spare: Option<OwnedFd>,
     /// `None` when the path's identity could not be read: then nothing is removed.
     file: Option<File>,
 }
@@ -108,7 +110,23 @@ impl Socket {
             Err(Errno::ADDRINUSE) => return Err(Error::InUse(path.to_owned())),
             other => other.map_err(|errno| failed(errno.into()))?,
         };
-        Ok(Self { listener: UnixListener::from(socket), file: File::at(path) })
+        let listener = UnixListener::from(socket);
+        let spare = listener.try_clone().ok().map(OwnedFd::from);
+        Ok(Self { listener, spare, file: File::at(path) })
+    }
+
+    /// Turns the waiting client away after `accept` has failed for want of a descriptor: otherwise the
+    /// listener would announce it for ever. The spare descriptor makes room for the moment it takes.
+    pub fn turn_away(&mut self) {
+        self.spare = None;
+        // Accepted and closed at once.
+        let _ = self.listener.accept();
+        self.spare = self.listener.try_clone().ok().map(OwnedFd::from);
+    }
+
+    /// Whether `accept` failed for want of a descriptor.
+    pub fn is_out_of_descriptors(error: &io::Error) -> bool {
+        matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
     }
 
     /// The listener: non-blocking, close-on-exec.

@@ -1,12 +1,13 @@
 //! The VMM: `tessera run`, `tessera doctor`.
 
-use std::error::Error;
 use std::io::{self, Write};
+use std::panic;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use vmm::config::RunArgs;
 use vmm::doctor::{self, Outcome};
+use vmm::error::{chain, say};
 use vmm::exit_status::ExitStatus;
 
 /// A small aarch64 VMM on KVM that boots Linux guests with Arm's Memory Tagging Extension
@@ -30,7 +31,13 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let status = match Args::try_parse() {
+    // No input is known to panic the VMM; if one is found, it ends as any other fault of its own.
+    let status = panic::catch_unwind(run_command).unwrap_or(ExitStatus::VmmFault);
+    status.into()
+}
+
+fn run_command() -> ExitStatus {
+    match Args::try_parse() {
         Ok(args) => match args.command {
             Command::Run(args) => run(&args),
             Command::Doctor { json } => examine(json),
@@ -40,8 +47,7 @@ fn main() -> ExitCode {
             let _ = error.print();
             if error.use_stderr() { ExitStatus::Usage } else { ExitStatus::Success }
         }
-    };
-    status.into()
+    }
 }
 
 fn run(args: &RunArgs) -> ExitStatus {
@@ -49,12 +55,12 @@ fn run(args: &RunArgs) -> ExitStatus {
         Ok(ending) => {
             let (status, message) = ending.report();
             if let Some(message) = message {
-                eprintln!("tessera: {message}");
+                say(&message);
             }
             status
         }
         Err(error) => {
-            eprintln!("tessera: {}", chain(&error));
+            say(&chain(&error));
             error.status()
         }
     }
@@ -72,15 +78,4 @@ fn examine(json: bool) -> ExitStatus {
         Outcome::Fail => ExitStatus::DoctorFailed,
         Outcome::Ok | Outcome::Warn => ExitStatus::Success,
     }
-}
-
-/// An error and its sources on one line, each said once.
-fn chain(error: &dyn Error) -> String {
-    let mut line = error.to_string();
-    let mut next = error.source();
-    while let Some(source) = next {
-        line += &format!(": {source}");
-        next = source.source();
-    }
-    line
 }

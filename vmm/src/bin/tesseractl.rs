@@ -157,7 +157,7 @@ fn describe(error: &Error) -> String {
         message.push_str(&format!(" ({source})"));
     }
     if let Error::StillRunning(_) = error {
-        message.push_str("; stop --force ends it without asking the guest");
+        message.push_str("; stop --force ends it without asking the guest; if that fails too, look at the process");
     }
     message
 }

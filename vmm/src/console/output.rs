@@ -222,6 +222,7 @@ impl Pending {
         while !self.kept.is_empty() && writable(self.file.as_fd(), &NOW)? {
             let (front, _) = self.kept.as_slices();
             match (&*self.file).write(front) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(n) => drop(self.kept.drain(..n)),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,

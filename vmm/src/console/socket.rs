@@ -84,8 +84,11 @@ impl Listener {
 
     /// Attaches the next client; one that comes while another is attached is turned away.
     fn accept(&mut self, ops: &mut EventOps<'_>) {
-        let Ok((stream, _)) = self.socket.listener().accept() else {
-            return;
+        let stream = match self.socket.listener().accept() {
+            Ok((stream, _)) => stream,
+            Err(error) if Socket::is_out_of_descriptors(&error) => return self.socket.turn_away(),
+            // The client went away while it waited.
+            Err(_) => return,
         };
         if self.client.has_gone() {
             self.detach(ops);

@@ -115,15 +115,3 @@ impl ControlError {
         Self::Failed { action, source: source.into() }
     }
 }
-
-/// An error and all its sources on one line.
-fn with_sources(error: &dyn std::error::Error) -> String {
-    let mut line = error.to_string();
-    let mut next = error.source();
-    while let Some(source) = next {
-        line.push_str(": ");
-        line.push_str(&source.to_string());
-        next = source.source();
-    }
-    line
-}

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::http::{Request, Response, Status, quote};
 use super::model::{ActionType, InstanceActionInfo, Version, Vm, VmState};
-use super::{ControlError, Controller, with_sources};
+use super::{ControlError, Controller};
 
 /// A body (200), or none (204), or a fault (400).
 type Outcome = Result<Option<Value>, Fault>;
@@ -66,7 +66,7 @@ enum Fault {
     Answer(serde_json::Error),
     #[error("{0}")]
     Unsupported(&'static str),
-    #[error("{}", with_sources(.0))]
+    #[error("{}", crate::error::chain(.0))]
     Control(ControlError),
 }
 

@@ -1,7 +1,6 @@
 //! The server: one subscriber of the VMM's event loop.
 
-use std::io;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, RawFd};
 use std::path::Path;
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
@@ -28,8 +27,6 @@ pub struct Server<C> {
     connections: Vec<Entry>,
     /// Counts events; stands for the time in [`Entry::last_used`].
     clock: u64,
-    /// A descriptor to give up when the process has none left: see [`Server::refuse`].
-    spare: Option<OwnedFd>,
     registered: Result<(), event_manager::Error>,
     controller: C,
 }
@@ -50,15 +47,7 @@ impl<C: Controller> Server<C> {
     /// kernel refuses.
     pub fn bind(path: &Path, controller: C) -> Result<Self, Error> {
         let socket = Socket::bind(path)?;
-        let spare = socket.listener().try_clone().ok().map(OwnedFd::from);
-        Ok(Self {
-            socket,
-            connections: Vec::new(),
-            clock: 0,
-            spare,
-            registered: Ok(()),
-            controller,
-        })
+        Ok(Self { socket, connections: Vec::new(), clock: 0, registered: Ok(()), controller })
     }
 
     /// Whether the event loop took the socket when the server was registered, which
@@ -92,7 +81,7 @@ impl<C: Controller> Server<C> {
                     self.connections.push(Entry { connection, interest, last_used });
                 }
             }
-            Err(error) if is_out_of_descriptors(&error) => self.refuse(ops),
+            Err(error) if Socket::is_out_of_descriptors(&error) => self.refuse(ops),
             // The client went away while it waited, or the kernel is short of memory.
             Err(_) => {}
         }
@@ -104,10 +93,7 @@ impl<C: Controller> Server<C> {
         if self.evict(ops) {
             return;
         }
-        self.spare = None;
-        // Accepted and closed at once.
-        let _ = self.socket.listener().accept();
-        self.spare = self.socket.listener().try_clone().ok().map(OwnedFd::from);
+        self.socket.turn_away();
     }
 
     /// Closes the connection that was silent longest, if there is any.
@@ -161,13 +147,6 @@ impl<C: Controller> MutEventSubscriber for Server<C> {
     fn init(&mut self, ops: &mut EventOps<'_>) {
         self.registered = ops.add(Events::new(self.socket.listener(), EventSet::IN));
     }
-}
-
-fn is_out_of_descriptors(error: &io::Error) -> bool {
-    let code = error.raw_os_error();
-    [rustix::io::Errno::MFILE, rustix::io::Errno::NFILE]
-        .iter()
-        .any(|errno| code == Some(errno.raw_os_error()))
 }
 
 #[cfg(test)]

@@ -3,9 +3,11 @@
 use std::fs;
 use std::path::Path;
 
+use arch::layout::CHUNK;
 use rustix::param::page_size;
 
 use super::Check;
+use crate::memory::huge_page_size;
 
 const THP: &str = "/sys/kernel/mm/transparent_hugepage/enabled";
 const NODES: &str = "/sys/devices/system/node";
@@ -47,6 +49,15 @@ fn huge_pages() -> Check {
             "the kernel has no transparent huge pages: guests run slower and discard page by page",
         );
     };
+    if let Some(size) = huge_page_size().filter(|size| *size > CHUNK) {
+        return Check::warn(
+            NAME,
+            format!("transparent, {size}"),
+            format!(
+                "larger than the {CHUNK} in which guests use memory: guests are not given them"
+            ),
+        );
+    }
     match text.split(['[', ']']).nth(1) {
         Some(mode @ ("always" | "madvise")) => Check::ok(NAME, format!("transparent, {mode}")),
         _ => Check::warn(NAME, "transparent, never", format!("echo madvise > {THP}")),

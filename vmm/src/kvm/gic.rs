@@ -1,5 +1,4 @@
 //! The guest's interrupt controller, emulated by KVM: GICv3 where the host has one, GICv2 elsewhere.
-#![allow(unsafe_code)]
 
 use arch::gic::Gic;
 use arch::layout::MemoryRange;

@@ -126,7 +126,7 @@ impl Host {
     ///
     /// # Errors
     /// When this host's addresses do not reach that far.
-    pub(super) fn ipa_bits_for(&self, memory: Bytes) -> Result<u8, Error> {
+    pub fn ipa_bits_for(&self, memory: Bytes) -> Result<u8, Error> {
         let limit = self.ipa_bits();
         let end = layout::ram(memory, limit)?.end();
         let needed = u64::BITS - (end.0 - 1).leading_zeros();

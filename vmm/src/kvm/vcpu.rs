@@ -1,11 +1,12 @@
 //! A vCPU in KVM.
+#![allow(unsafe_code)]
 
 use std::io;
 
-use arch::regs::{Mpidr, RegId};
+use arch::regs::{Mpidr, RegId, Syndrome};
 use kvm_bindings::{
     KVM_ARM_VCPU_POWER_OFF, KVM_ARM_VCPU_PSCI_0_2, KVM_ARM_VCPU_PTRAUTH_ADDRESS,
-    KVM_ARM_VCPU_PTRAUTH_GENERIC, KVM_ARM_VCPU_SVE, KVM_SYSTEM_EVENT_RESET,
+    KVM_ARM_VCPU_PTRAUTH_GENERIC, KVM_ARM_VCPU_SVE, KVM_EXIT_ARM_NISV, KVM_SYSTEM_EVENT_RESET,
     KVM_SYSTEM_EVENT_RESET_FLAG_PSCI_RESET2, KVM_SYSTEM_EVENT_SHUTDOWN, kvm_vcpu_init,
 };
 use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
@@ -82,12 +83,30 @@ impl KvmVcpu {
     }
 }
 
+impl KvmVcpu {
+    /// An access outside memory whose instruction KVM does not decode: pairs, vectors, atomics.
+    fn undecodable(&mut self) -> Exit {
+        // SAFETY: the exit that has just come says that this member of the union is the one in use.
+        let access = unsafe { self.fd.get_kvm_run().__bindgen_anon_1.arm_nisv };
+        // A data abort from a lower level; KVM gives its ISS alone.
+        let syndrome = Syndrome::new(DATA_ABORT | access.esr_iss);
+        Exit::Unhandled(Unhandled {
+            what: format!("an access that KVM cannot decode ({syndrome})"),
+            address: Some(GuestAddress(access.fault_ipa)),
+        })
+    }
+}
+
+/// The exception class of a data abort from a lower exception level, in ESR_EL2.EC.
+const DATA_ABORT: u64 = 0x24 << 26;
+
 impl Vcpu for KvmVcpu {
     fn enter(&mut self, entry: Entry) -> io::Result<Exit> {
         if let Entry::MmioData(data) = entry {
             self.fd.get_kvm_run().__bindgen_anon_1.mmio.data = data;
         }
         match self.fd.run() {
+            Ok(VcpuExit::Unsupported(KVM_EXIT_ARM_NISV)) => Ok(self.undecodable()),
             Ok(exit) => Ok(translate(exit)),
             Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {
                 Ok(Exit::Interrupted)

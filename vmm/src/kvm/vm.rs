@@ -5,7 +5,9 @@ use std::io;
 
 use arch::gic::{Gic, Spi};
 use devices::ports::IrqLine;
-use kvm_bindings::{KVM_CAP_ARM_MTE, kvm_enable_cap, kvm_userspace_memory_region};
+use kvm_bindings::{
+    KVM_CAP_ARM_MTE, KVM_CAP_ARM_NISV_TO_USER, kvm_enable_cap, kvm_userspace_memory_region,
+};
 use kvm_ioctls::{DeviceFd, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -25,7 +27,6 @@ pub struct Vm {
     gic_device: Option<DeviceFd>,
     fd: VmFd,
     ram: GuestRam,
-    mte: bool,
 }
 
 impl Vm {
@@ -41,7 +42,10 @@ impl Vm {
             let capability = kvm_enable_cap { cap: KVM_CAP_ARM_MTE, ..Default::default() };
             fd.enable_cap(&capability).map_err(Error::call("enable MTE"))?;
         }
-        let vm = Self { gic_device: None, fd, ram, mte };
+        // Without it, an access that has no syndrome is an error without an address. An older KVM has none.
+        let nisv = kvm_enable_cap { cap: KVM_CAP_ARM_NISV_TO_USER, ..Default::default() };
+        let _ = fd.enable_cap(&nisv);
+        let vm = Self { gic_device: None, fd, ram };
         vm.set_memory()?;
         Ok(vm)
     }
@@ -75,7 +79,6 @@ impl Vm {
     /// # Errors
     /// When KVM refuses, or there are more vCPUs than it, or the interrupt controller, takes.
     pub fn create_cpus(&mut self, host: &Host, count: u32) -> Result<(Vec<KvmVcpu>, Gic), Error> {
-        host.check_cpus(count)?;
         let kind = gic::probe(&self.fd, count)?;
         if count > kind.max_cpus() {
             let limit = "the guest's interrupt controller";
@@ -105,11 +108,6 @@ impl Vm {
     /// Guest memory.
     pub fn ram(&self) -> &GuestRam {
         &self.ram
-    }
-
-    /// Whether the guest has MTE.
-    pub fn mte(&self) -> bool {
-        self.mte
     }
 }
 

@@ -2,9 +2,10 @@
 
 use std::fs::File;
 use std::io::{self, Cursor, Read};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use arch::image::{self, Compression, Form, HEAD_LEN, Header};
+use arch::image::{self, Compression, Form, HEAD_LEN, Header, MAX_ZSTD_WINDOW, zstd};
 use arch::units::Bytes;
 use flate2::read::GzDecoder;
 use rustix::fs::OFlags;
@@ -132,6 +133,12 @@ impl Kernel {
         let mut stream: Box<dyn Read> = match compression {
             Compression::Gzip => Box::new(GzDecoder::new(stored)),
             Compression::Zstd => {
+                let mut header = [0; zstd::HEADER_LEN];
+                let n = stored.file.read_at(&mut header, stored.at).map_err(damaged)?;
+                if let Some(window) = zstd::window(&header[..n]).filter(|w| *w > MAX_ZSTD_WINDOW) {
+                    let source = image::Error::ZstdWindow { window };
+                    return Err(Error::Image { path: path.to_owned(), source });
+                }
                 let frame = StreamingDecoder::new(stored);
                 Box::new(Zstd(frame.map_err(|error| damaged(io::Error::other(error)))?))
             }
@@ -229,7 +236,6 @@ struct Stored {
 
 impl Read for Stored {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        use std::os::unix::fs::FileExt;
         let want = buffer.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
         let n = self.file.read_at(&mut buffer[..want], self.at)?;
         self.at += n as u64;

@@ -100,10 +100,21 @@ fn copy(
     path: &Path,
 ) -> Result<(), Error> {
     let failed = |source| Error::Copy { path: path.to_owned(), source };
-    let length = usize::try_from(length.get())
-        .map_err(|_| failed(GuestMemoryError::InvalidBackendAddress))?;
+    let cut_short = || failed(GuestMemoryError::IOError(io::ErrorKind::UnexpectedEof.into()));
     io::Seek::rewind(file).map_err(|source| failed(GuestMemoryError::IOError(source)))?;
-    ram.regions().read_exact_volatile_from(to, file, length).map_err(failed)
+    let mut done = 0;
+    // One read moves at most 2 GiB (read(2)), and some file systems give less than was asked for.
+    while done < length.get() {
+        let piece = usize::try_from(length.get() - done).unwrap_or(usize::MAX).min(1 << 30);
+        match ram.regions().read_volatile_from(GuestAddress(to.0 + done), file, piece) {
+            Ok(0) => return Err(cut_short()),
+            Ok(n) => done += n as u64,
+            Err(GuestMemoryError::IOError(error)) if error.kind() == io::ErrorKind::Interrupted => {
+            }
+            Err(source) => return Err(failed(source)),
+        }
+    }
+    Ok(())
 }
 
 /// The kernel's place in guest memory.

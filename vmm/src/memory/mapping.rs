@@ -13,6 +13,13 @@ use super::ram::Attributes;
 /// `PROT_MTE` of arch/arm64/include/uapi/asm/mman.h; the libc crate has it for glibc only.
 const PROT_MTE: u32 = 0x20;
 
+/// The size of the host's transparent huge pages, if it has any.
+pub(crate) fn huge_page_size() -> Option<Bytes> {
+    let text =
+        std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size").ok()?;
+    text.trim().parse().ok().map(Bytes::new)
+}
+
 /// Private anonymous memory, unmapped when dropped.
 #[derive(Debug)]
 pub(super) struct Mapping {
@@ -62,10 +69,15 @@ impl Mapping {
         };
         let start = NonNull::new(start).ok_or_else(out_of_range)?;
         let mapping = Self { start, length };
-        mapping.advise(match attributes.huge_pages {
-            true => Advice::LinuxHugepage,
-            false => Advice::LinuxNoHugepage,
-        })?;
+        match attributes.huge_pages {
+            false => mapping.advise(Advice::LinuxNoHugepage)?,
+            true if huge_page_size().is_none_or(|size| size <= CHUNK) => {
+                mapping.advise(Advice::LinuxHugepage)?;
+            }
+            // One touched byte would take up to 32 MiB (16 KiB pages) or 512 MiB (64 KiB pages): the
+            // host's own setting decides instead.
+            true => {}
+        }
         mapping.advise(Advice::LinuxDontDump)?;
         Ok(mapping)
     }

@@ -7,4 +7,5 @@ mod ram;
 pub mod tag_checks;
 
 pub use load::{Error as LoadError, Loaded, load};
+pub(crate) use mapping::huge_page_size;
 pub use ram::{Attributes, Error, GuestRam};

@@ -8,7 +8,7 @@ use arch::layout::{MemoryRange, RAM_BASE};
 use arch::units::Bytes;
 use thiserror::Error;
 use vm_memory::mmap::MmapRegionBuilder;
-use vm_memory::{GuestMemoryMmap, GuestRegionMmap};
+use vm_memory::{GuestMemory, GuestMemoryMmap, GuestRegionMmap};
 
 use super::mapping::Mapping;
 
@@ -76,8 +76,8 @@ impl GuestRam {
             },
             source,
         })?;
-        // SAFETY: the pointer is to a mapping of this length that lives as long as `self.mapping`, which
-        // outlives the region: both are fields of the value built below, and clones share both.
+        // SAFETY: the pointer is to a mapping of this length that lives as long as `self.mapping`. The
+        // region lives in the same value, clones of which share both, and leaves it only as a borrow.
         let builder = unsafe {
             MmapRegionBuilder::new(mapping.len())
                 .with_mmap_prot(REGION_PROT)
@@ -93,7 +93,9 @@ impl GuestRam {
     }
 
     /// The regions, for reading and writing guest memory.
-    pub fn regions(&self) -> &GuestMemoryMmap {
+    ///
+    /// Not as the type they have: a clone of that would outlive the memory.
+    pub fn regions(&self) -> &impl GuestMemory {
         &self.regions
     }
 

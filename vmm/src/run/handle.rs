@@ -78,11 +78,11 @@ impl Controller for Handle {
                 "the VM is paused, so its guest cannot hear the power key: resume it first",
             ));
         }
-        let heard = machine.set_power_key(true);
-        self.key.start().map_err(|error| ControlError::failed("let go of the power key", error))?;
-        if heard {
-            return Ok(());
+        if machine.set_power_key(true) {
+            let started = self.key.start();
+            return started.map_err(|error| ControlError::failed("let go of the power key", error));
         }
+        machine.set_power_key(false);
         Err(ControlError::refused(
             "the guest does not listen to its power key: it has no driver for it, or has not started it yet; \
              Stop ends the VM without asking the guest",

@@ -1,26 +1,29 @@
 //! The main thread of a running VM: its event loop, and everything on it.
 
 use std::cell::RefCell;
-use std::io;
+use std::io::{self, IsTerminal};
 use std::path::Path;
 use std::rc::{Rc, Weak};
-use std::time::Duration;
 
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
-use rustix::fd::{AsRawFd, RawFd};
-use vmm_sys_util::timerfd::TimerFd;
+use rustix::fd::{AsRawFd, OwnedFd, RawFd};
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
+    timerfd_settime,
+};
 
 use super::handle::Handle;
 use super::{Ending, Error, Finish};
 use crate::console::{self, Input, Keys, Listener, Lost, Output, Quiesce, RawTerminal, Verb};
 use crate::control::Server;
+use crate::error::say;
 use crate::machine::{Board, Machine, Mte};
 use crate::signals::Signals;
 use crate::spec::{SerialTarget, Spec};
 
 /// How long the power key is held. Guests debounce it: Linux reads the key 5 ms after its interrupt
 /// unless told otherwise (drivers/input/keyboard/gpio_keys.c).
-const KEY_HELD: Duration = Duration::from_millis(100);
+const KEY_HELD: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 
 /// Makes the machine, runs the guest to its end, and cleans up.
 pub(super) fn start(spec: &Spec, api_sock: Option<&Path>) -> Result<Ending, Error> {
@@ -59,10 +62,13 @@ pub(super) fn start(spec: &Spec, api_sock: Option<&Path>) -> Result<Ending, Erro
         }
         (SerialTarget::Stdio, None) => {
             terminal = RawTerminal::enter().map_err(Error::Terminal)?;
-            let keys = terminal.is_some().then(Keys::default);
-            let finish = finish.clone();
-            let on_verb = move |Verb::Quit| finish.with(Ending::Stopped);
-            events.add(Box::new(Input::new(serial, keys, on_verb)?));
+            // Reading the terminal of another job would stop this process.
+            if terminal.is_some() || !io::stdin().is_terminal() {
+                let keys = terminal.is_some().then(Keys::default);
+                let finish = finish.clone();
+                let on_verb = move |Verb::Quit| finish.with(Ending::Stopped);
+                events.add(Box::new(Input::new(serial, keys, on_verb)?));
+            }
         }
         (_, None) => {}
     }
@@ -80,8 +86,8 @@ pub(super) fn start(spec: &Spec, api_sock: Option<&Path>) -> Result<Ending, Erro
 
 fn announce_mte(mte: Mte) {
     if mte == Mte::Unavailable {
-        eprintln!(
-            "tessera: this host cannot give the guest MTE (--mte auto): it runs without; see `tessera doctor`"
+        say(
+            "this host cannot give the guest MTE (--mte auto): it runs without; see `tessera doctor`",
         );
     }
 }
@@ -175,12 +181,13 @@ fn watch(fd: RawFd, ops: &mut EventOps<'_>, finish: &Finish) {
 #[derive(Clone)]
 pub(super) struct KeyTimer {
     machine: Weak<RefCell<Machine>>,
-    timer: Rc<RefCell<TimerFd>>,
+    timer: Rc<OwnedFd>,
 }
 
 impl KeyTimer {
     fn new(machine: &Rc<RefCell<Machine>>) -> io::Result<Self> {
-        let timer = Rc::new(RefCell::new(TimerFd::new()?));
+        let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
+        let timer = Rc::new(timerfd_create(TimerfdClockId::Monotonic, flags)?);
         Ok(Self { machine: Rc::downgrade(machine), timer })
     }
 
@@ -189,20 +196,29 @@ impl KeyTimer {
     /// # Errors
     /// When the host refuses the timer.
     pub(super) fn start(&self) -> io::Result<()> {
-        Ok(self.timer.borrow_mut().reset(KEY_HELD, None)?)
+        let never = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let once = Itimerspec { it_interval: never, it_value: KEY_HELD };
+        timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &once)?;
+        Ok(())
     }
 }
 
 impl MutEventSubscriber for KeyTimer {
     fn init(&mut self, ops: &mut EventOps<'_>) {
         // Without its event the key would stay pressed, which does the guest no harm.
-        let _ = ops.add(Events::new_raw(self.timer.borrow().as_raw_fd(), EventSet::IN));
+        let _ = ops.add(Events::new_raw(self.timer.as_raw_fd(), EventSet::IN));
     }
 
     fn process(&mut self, _: Events, _: &mut EventOps<'_>) {
-        // The loop says that it has expired, so this does not block.
-        let _ = self.timer.borrow_mut().wait();
-        if let Some(machine) = self.machine.upgrade() {
+        // Wound up again by another press meanwhile, it has nothing to say yet.
+        if rustix::io::read(&*self.timer, &mut [0; 8]).is_err() {
+            return;
+        }
+        let Some(machine) = self.machine.upgrade() else { return };
+        if machine.borrow().is_paused() {
+            // A guest that stands still has not felt the press. If the timer fails, it stays pressed.
+            let _ = self.start();
+        } else {
             machine.borrow().set_power_key(false);
         }
     }

@@ -37,7 +37,7 @@ pub enum Exit {
     /// PSCI SYSTEM_RESET.
     Reset,
     /// PSCI SYSTEM_RESET2: with `reboot=panic_warm` on its command line, a Linux guest asks for this
-    /// reset when its kernel has panicked, and only then.
+    /// reset when its kernel has panicked, and else only if its user chose warm or soft reboots.
     WarmReset,
     /// Somebody asked the vCPU to leave the guest; pending MMIO is finished.
     Interrupted,

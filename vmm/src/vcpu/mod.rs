@@ -23,7 +23,7 @@ pub use set::{Error, VcpuSet};
 pub struct Registers {
     /// x0 to x30.
     pub x: [u64; 31],
-    /// Stack pointer of the current exception level.
+    /// Stack pointer of EL1, the guest kernel's.
     pub sp: u64,
     /// Program counter.
     pub pc: u64,

@@ -8,7 +8,7 @@ use thiserror::Error;
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::signal::register_signal_handler;
 
-use super::thread::{Order, VcpuThread, kick_signal};
+use super::thread::{KICK_SIGNAL, Order, VcpuThread};
 use super::{End, Services, Vcpu};
 
 /// How long a vCPU may take to leave the guest. It needs microseconds; a host that has it wait this long
@@ -71,7 +71,7 @@ impl VcpuSet {
     pub fn spawn(vcpus: Vec<Box<dyn Vcpu>>, services: &Arc<Services>) -> Result<Self, Error> {
         extern "C" fn nothing(_: i32, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
         let failed = |vcpu| move |source| Error::Spawn { vcpu, source };
-        register_signal_handler(kick_signal(), nothing).map_err(|errno| failed(0)(errno.into()))?;
+        register_signal_handler(KICK_SIGNAL, nothing).map_err(|errno| failed(0)(errno.into()))?;
         let event = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(failed(0))?;
         let verdict = Arc::new(Verdict { end: Mutex::new(None), event });
         let mut set =

@@ -5,15 +5,14 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use vmm_sys_util::signal::{Killable, SIGRTMIN};
+use vmm_sys_util::signal::{Killable, unblock_signal};
 
 use super::{End, Fault, Kick, Services, Unhandled, Vcpu, run};
 
 /// The signal that brings a vCPU thread out of the guest. Its handler does nothing: that the system
-/// call is interrupted is all that is wanted.
-pub(super) fn kick_signal() -> i32 {
-    SIGRTMIN()
-}
+/// call is interrupted is all that is wanted. Not a real-time signal: those are queued, and are refused
+/// when other processes of the same user have filled the queue (RLIMIT_SIGPENDING).
+pub(super) const KICK_SIGNAL: i32 = libc::SIGUSR1;
 
 /// Enough for the run loop and the device models, none of which recurses; only what is touched of it
 /// is ever backed by memory.
@@ -132,6 +131,9 @@ impl VcpuThread {
         let vcpu = Arc::new(Mutex::new(vcpu));
         let (own_desk, own_vcpu) = (Arc::clone(&desk), Arc::clone(&vcpu));
         let body = move || {
+            // Whoever started this process may have left it blocked. It is a valid signal, so this
+            // cannot fail.
+            let _ = unblock_signal(KICK_SIGNAL);
             while own_desk.wait_for_run() {
                 let mut vcpu = own_vcpu.lock().unwrap_or_else(PoisonError::into_inner);
                 if index == 0 {
@@ -161,7 +163,7 @@ impl VcpuThread {
             && let Some(thread) = &self.thread
         {
             // The only failure is a thread that has gone, which needs no signal.
-            let _ = thread.kill(kick_signal());
+            let _ = thread.kill(KICK_SIGNAL);
         }
     }
 

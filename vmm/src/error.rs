@@ -1,0 +1,21 @@
+//! Errors, told to people.
+
+use std::error::Error;
+use std::io::{self, Write};
+
+/// An error and all its sources on one line, each said once.
+pub fn chain(error: &dyn Error) -> String {
+    let mut line = error.to_string();
+    let mut next = error.source();
+    while let Some(source) = next {
+        line.push_str(": ");
+        line.push_str(&source.to_string());
+        next = source.source();
+    }
+    line
+}
+
+/// Says something on standard error. That nobody can hear it changes nothing else.
+pub fn say(message: &str) {
+    let _ = writeln!(io::stderr(), "tessera: {message}");
+}
