@@ -8,7 +8,7 @@
 set -euo pipefail
 
 readonly RUST_VERSION=1.95.0 # what is installed where no Rust, or an older one, is found
-readonly QEMU_MINIMUM=9.1      # MTE in a machine with EL2
+readonly QEMU_MINIMUM=9.1    # a second serial line in a machine with EL2 and MTE
 readonly RUST_HOST=https://static.rust-lang.org
 readonly DEBIAN_KEYRING=/usr/share/keyrings/debian-archive-keyring.gpg
 
@@ -128,15 +128,17 @@ qemu_is_new_enough() {
     [[ -n $version ]] && at_least "$version" "$QEMU_MINIMUM"
 }
 
-# An arm64 machine with KVM and MTE runs guests itself: no emulator is needed.
-runs_guests_itself() { [[ $machine == aarch64 && -w /dev/kvm ]] && grep -qw mte /proc/cpuinfo; }
+# An arm64 machine with KVM and MTE runs guests itself, but some tests, and the lab, want a host of their own.
+needs_emulator() {
+    wants test || wants lab || [[ $machine != aarch64 || ! -w /dev/kvm ]] || ! grep -qw mte /proc/cpuinfo
+}
 
 need_base() {
     links_programs || need "gcc libc6-dev" "link the programs that run on this machine"
     [[ -e /etc/ssl/certs/ca-certificates.crt || -d /etc/pki/tls/certs ]] || need ca-certificates "download over HTTPS"
     have apt-get || need apt "download the kernel that the lab and its guests run"
     [[ -e $DEBIAN_KEYRING ]] || need debian-archive-keyring "check the signature of that kernel"
-    if ! runs_guests_itself && ! qemu_is_new_enough; then
+    if needs_emulator && ! qemu_is_new_enough; then
         need qemu-system-arm "emulate the arm64 host that runs guests (QEMU $QEMU_MINIMUM or later)"
         if [[ $codename == bookworm ]]; then
             unset 'packages[-1]'

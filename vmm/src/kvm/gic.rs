@@ -1,6 +1,6 @@
 //! The guest's interrupt controller, emulated by KVM: GICv3 where the host has one, GICv2 elsewhere.
 
-use arch::gic::Gic;
+use arch::gic::{Gic, Spi, interrupt_count};
 use arch::layout::MemoryRange;
 use kvm_bindings::{
     KVM_CREATE_DEVICE_TEST, KVM_DEV_ARM_VGIC_CTRL_INIT, KVM_DEV_ARM_VGIC_GRP_ADDR,
@@ -13,8 +13,8 @@ use kvm_ioctls::{DeviceFd, VmFd};
 
 use super::Error;
 
-/// Interrupts in all, the 32 private ones included. A multiple of 32; far more than there are devices.
-const INTERRUPTS: u32 = 256;
+/// Interrupts in all, for SPIs 0 to 223: far more than there are devices.
+const INTERRUPTS: u32 = interrupt_count(Spi::fixed::<223>());
 
 /// The best interrupt controller that this host offers a guest.
 pub(super) fn probe(vm: &VmFd, cpus: u32) -> Result<Gic, Error> {
