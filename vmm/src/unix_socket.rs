@@ -163,15 +163,16 @@ impl File {
     }
 }
 
+/// A new socket: non-blocking, close-on-exec.
+fn stream_socket() -> Result<OwnedFd, Errno> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
+}
+
 /// A non-blocking, close-on-exec socket that listens at `path`, with mode 0600.
 fn listen(path: &Path) -> Result<OwnedFd, Errno> {
     let address = SocketAddrUnix::new(path)?;
-    let socket = rustix::net::socket_with(
-        AddressFamily::UNIX,
-        SocketType::STREAM,
-        SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
-        None,
-    )?;
+    let socket = stream_socket()?;
     // bind() gives the file the socket's own mode less the umask (net/unix/af_unix.c,
     // unix_bind_bsd), so there is no moment at which others could connect, and the umask, which
     // all threads share, stays as it is.
@@ -207,12 +208,7 @@ fn remove_stale(path: &Path) -> Result<(), Error> {
 
 /// Connects without waiting for a place in the backlog.
 fn connect(path: &Path) -> Result<UnixStream, Errno> {
-    let socket = rustix::net::socket_with(
-        AddressFamily::UNIX,
-        SocketType::STREAM,
-        SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
-        None,
-    )?;
+    let socket = stream_socket()?;
     rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
     Ok(UnixStream::from(socket))
 }
