@@ -112,13 +112,13 @@ impl Board {
         let host = Host::open()?;
         let mte = choose_mte(&host, spec.mte)?;
         host.check_cpus(spec.cpus)?;
-        host.ipa_bits_for(spec.memory)?;
+        let ipa_bits = host.ipa_bits_for(spec.memory)?;
         let attributes = Attributes {
             tags: mte == Mte::On,
             huge_pages: spec.huge_pages == HugePages::Transparent,
         };
         let ram = GuestRam::new(spec.memory, attributes)?;
-        let mut vm = Vm::new(&host, ram, mte == Mte::On)?;
+        let mut vm = Vm::new(&host, ipa_bits, ram, mte == Mte::On)?;
         let fdt_room = Bytes::new(FDT_BASE + FDT_PER_CPU * u64::from(spec.cpus));
         let loaded = memory::load(vm.ram(), &spec.kernel, spec.initrd.as_deref(), fdt_room)?;
         let (vcpus, gic) = vm.create_cpus(&host, spec.cpus)?;

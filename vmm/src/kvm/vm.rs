@@ -30,14 +30,14 @@ pub struct Vm {
 }
 
 impl Vm {
-    /// Creates a VM around its memory. With `mte`, KVM is told so now: it must be before the first vCPU.
+    /// Creates a VM around its memory, with guest-physical addresses of so many bits
+    /// ([`Host::ipa_bits_for`]). With `mte`, KVM is told so now: it must be before the first vCPU.
     ///
     /// # Errors
-    /// When KVM refuses, or the memory does not fit its addresses.
-    pub fn new(host: &Host, ram: GuestRam, mte: bool) -> Result<Self, Error> {
-        let bits = host.ipa_bits_for(ram.range().size)?;
-        let fd =
-            host.kvm().create_vm_with_ipa_size(bits.into()).map_err(Error::call("create a VM"))?;
+    /// When KVM refuses.
+    pub fn new(host: &Host, ipa_bits: u8, ram: GuestRam, mte: bool) -> Result<Self, Error> {
+        let created = host.kvm().create_vm_with_ipa_size(ipa_bits.into());
+        let fd = created.map_err(Error::call("create a VM"))?;
         if mte {
             let capability = kvm_enable_cap { cap: KVM_CAP_ARM_MTE, ..Default::default() };
             fd.enable_cap(&capability).map_err(Error::call("enable MTE"))?;
