@@ -5,6 +5,8 @@
 use std::io;
 use std::sync::Arc;
 
+use vm_memory::GuestAddress;
+
 /// An interrupt line whose rising edge means an event.
 ///
 /// There is no level to take back: a model raises an edge whenever something new wants the guest's
@@ -30,6 +32,46 @@ impl<T: IrqLine + ?Sized> IrqLine for Box<T> {
     fn trigger(&self) -> io::Result<()> {
         (**self).trigger()
     }
+}
+
+/// A piece of guest-physical address space as a guest names it: it may lie anywhere and pass the end.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct GuestRange {
+    /// Its first byte.
+    pub start: GuestAddress,
+    /// Its length in bytes.
+    pub length: u64,
+}
+
+/// What became of a range that was to be given back, in bytes.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Discarded {
+    /// Given back: data and tags of these bytes read zero from now on.
+    pub discarded: u64,
+    /// In whole pages of guest memory, and yet not given back, as the host refused.
+    pub failed: u64,
+}
+
+/// Gives guest memory back to the host.
+pub trait Reclaim: Send {
+    /// The size of the pages that guest memory is made of, in bytes: a power of two from 4 KiB up. Less
+    /// than a whole page cannot be given back.
+    fn page_size(&self) -> u64;
+
+    /// Gives back the whole pages of guest memory that lie in `range`, and what was reserved for
+    /// them. The guest must not be told before this returns: it may use them again at once then.
+    ///
+    /// The range is the guest's: parts of it outside guest memory, and parts of pages, are left out.
+    fn discard(&mut self, range: GuestRange) -> Discarded;
+}
+
+/// A source of random bytes.
+pub trait Entropy: Send {
+    /// Fills `bytes`.
+    ///
+    /// # Errors
+    /// When the host has none to give.
+    fn fill(&mut self, bytes: &mut [u8]) -> io::Result<()>;
 }
 
 #[cfg(test)]

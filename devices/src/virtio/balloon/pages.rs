@@ -1,0 +1,183 @@
+//! The pages in the balloon, and when they make a page of the host.
+//!
+//! A driver names pages of 4 KiB, whatever its own pages are (5.5.6). The host may have larger ones,
+//! of 16 or 64 KiB, or of 2 MiB and more behind hugetlbfs: such a page can be given back once all of
+//! it is in the balloon, and that is when its last 4 KiB arrive. By then the driver may have taken other
+//! parts back and written to them: unless it has promised to wait for an answer, only a page of the
+//! host that comes in one list can be given back.
+
+use std::ops::Range;
+
+use vm_memory::GuestAddress;
+
+use super::ranges;
+use crate::ports::GuestRange;
+
+/// Size of the pages that a driver names, in bytes.
+pub(super) const PAGE: u64 = 1 << PAGE_SHIFT;
+const PAGE_SHIFT: u32 = 12;
+/// Bits in a word of the map, as a power of two.
+const WORD_SHIFT: u32 = u64::BITS.ilog2();
+
+/// The number of a page: its guest-physical address divided by 4 KiB. It is the driver's, and may be
+/// any.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(super) struct Pfn(pub(super) u32);
+
+/// How long the device may change a page after its inflation (5.5.6.2).
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Held {
+    /// Until the list that brought it is answered.
+    UntilAnswered,
+    /// Until its deflation is answered: MUST_TELL_HOST is acknowledged.
+    UntilDeflated,
+}
+
+/// What came of a list of pages.
+#[derive(Debug, Default, Eq, PartialEq)]
+pub(super) struct Change {
+    /// Bytes that are in the balloon now and were not before, or the other way round.
+    pub(super) changed: u64,
+    /// Bytes named outside guest memory.
+    pub(super) outside: u64,
+    /// Pages of the host that are in the balloon with all of their bytes now and were not before, and
+    /// that may be changed: as few ranges as possible, in ascending order.
+    pub(super) whole: Vec<GuestRange>,
+}
+
+/// A set of guest pages: a bit for each page of guest memory, 32 KiB a GiB of it. There is no map
+/// before the first page.
+#[derive(Debug)]
+pub(super) struct Pages {
+    /// The pages of guest memory.
+    ram: Range<u64>,
+    /// The page of the first bit: where the host's page begins in which guest memory does, so that
+    /// the bits of a page of the host lie side by side.
+    base: u64,
+    /// Pages in a page of the host, as a power of two.
+    order: u32,
+    map: Vec<u64>,
+    count: u64,
+}
+
+impl Pages {
+    /// The empty set, for guest memory at `ram` in pages of the host of `page_size` bytes.
+    pub(super) fn new(ram: GuestRange, page_size: u64) -> Self {
+        let order = page_size.max(PAGE).ilog2() - PAGE_SHIFT;
+        let first = ram.start.0.div_ceil(PAGE);
+        // Page numbers have 32 bits: none reaches the memory beyond 16 TiB.
+        let last = (ranges::end(ram) >> PAGE_SHIFT).min(1 << u32::BITS).max(first);
+        Self { ram: first..last, base: first >> order << order, order, map: Vec::new(), count: 0 }
+    }
+
+    /// Bytes in the set.
+    pub(super) fn bytes(&self) -> u64 {
+        self.count * PAGE
+    }
+
+    /// Takes all pages out.
+    pub(super) fn clear(&mut self) {
+        self.map = Vec::new();
+        self.count = 0;
+    }
+
+    /// Puts a list of pages in. It is sorted on the way; some pages may be in it twice, or be in the
+    /// balloon already.
+    pub(super) fn insert(&mut self, pfns: &mut [Pfn], held: Held) -> Change {
+        pfns.sort_unstable();
+        let order = self.order;
+        let host_page = |pfn: &Pfn| u64::from(pfn.0) >> order;
+        let mut change = Change::default();
+        for pages in pfns.chunk_by(|a, b| host_page(a) == host_page(b)) {
+            let before = change.changed;
+            for pfn in pages {
+                match self.bit(*pfn) {
+                    None => change.outside += PAGE,
+                    Some(bit) if self.set(bit) => change.changed += PAGE,
+                    Some(_) => {}
+                }
+            }
+            let may_change = held == Held::UntilDeflated || distinct(pages) == 1 << self.order;
+            let Some(pfn) = pages.first().filter(|_| may_change && change.changed > before) else {
+                continue;
+            };
+            if let Some(bit) = self.bit(*pfn).filter(|bit| self.is_whole(*bit)) {
+                ranges::append(&mut change.whole, self.host_page(bit));
+            }
+        }
+        change
+    }
+
+    /// Takes pages out, those that are in.
+    pub(super) fn remove(&mut self, pfns: &[Pfn]) -> Change {
+        let mut change = Change::default();
+        for pfn in pfns {
+            match self.bit(*pfn) {
+                None => change.outside += PAGE,
+                Some(bit) if self.unset(bit) => change.changed += PAGE,
+                Some(_) => {}
+            }
+        }
+        change
+    }
+
+    /// Where the page's bit is, if it is a page of guest memory.
+    fn bit(&self, pfn: Pfn) -> Option<u64> {
+        let pfn = u64::from(pfn.0);
+        self.ram.contains(&pfn).then(|| pfn - self.base)
+    }
+
+    fn set(&mut self, bit: u64) -> bool {
+        if self.map.is_empty() {
+            let words = (self.ram.end - self.base).div_ceil(u64::from(u64::BITS));
+            self.map = vec![0; usize::try_from(words).unwrap_or(0)];
+        }
+        let Some(word) = self.map.get_mut(word(bit)) else { return false };
+        let new = *word & mask(bit) == 0;
+        *word |= mask(bit);
+        self.count += u64::from(new);
+        new
+    }
+
+    fn unset(&mut self, bit: u64) -> bool {
+        let Some(word) = self.map.get_mut(word(bit)) else { return false };
+        let old = *word & mask(bit) != 0;
+        *word &= !mask(bit);
+        self.count -= u64::from(old);
+        old
+    }
+
+    /// Whether all of the host's page around a bit is in. A page of the host that guest memory has
+    /// only a part of never is.
+    fn is_whole(&self, bit: u64) -> bool {
+        let first = bit >> self.order << self.order;
+        let words = word(first)..=word(first + (1 << self.order) - 1);
+        let all = match self.order < WORD_SHIFT {
+            true => ((1 << (1_u64 << self.order)) - 1) << (first % u64::from(u64::BITS)),
+            false => u64::MAX,
+        };
+        self.map.get(words).is_some_and(|words| words.iter().all(|word| word & all == all))
+    }
+
+    fn host_page(&self, bit: u64) -> GuestRange {
+        let first = self.base + (bit >> self.order << self.order);
+        GuestRange { start: GuestAddress(first << PAGE_SHIFT), length: PAGE << self.order }
+    }
+}
+
+/// Pages in a sorted list, each once.
+fn distinct(pages: &[Pfn]) -> u64 {
+    pages.chunk_by(|a, b| a == b).count() as u64
+}
+
+fn word(bit: u64) -> usize {
+    // A map has no more than 2^26 words, for 2^32 pages.
+    usize::try_from(bit >> WORD_SHIFT).unwrap_or(usize::MAX)
+}
+
+fn mask(bit: u64) -> u64 {
+    1 << (bit % u64::from(u64::BITS))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,454 @@
+//! The virtio-mmio transport, version 2 (section 4.2).
+//!
+//! A [`Transport`] is a window of registers, and a configuration space from 0x100 on, before a device.
+//! It leads the driver through its initialisation (3.1.1), keeps the queues, and interrupts.
+//!
+//! # What is not as the specification wants it
+//! What a driver must not do has no effect: registers that are not there, accesses of a register that
+//! are not aligned or not 32 bits wide (4.2.2.2), writes to the registers of a queue that is ready, and
+//! features or queues that come too late. A read of such gives 0. Only what cannot be passed over breaks
+//! the device ([`Broken`]).
+
+mod queue;
+mod registers;
+
+use std::fmt;
+use std::ops::Deref;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use virtio_queue::QueueT;
+use vm_memory::GuestMemory;
+
+use self::queue::{Half, Slot};
+use self::registers::{
+    CONFIGURATION_CHANGE, DEVICE_NEEDS_RESET, DRIVER_OK, FAILED, FEATURES_OK, STEPS, USED_BUFFER,
+};
+use super::{Broken, Device, Features, Ring};
+use crate::bus::MmioDevice;
+use crate::ports::IrqLine;
+
+/// Where in the window a driver writes the index of a queue to notify its device (QueueNotify): 32
+/// bits, which an ioeventfd can match.
+pub const QUEUE_NOTIFY: u64 = registers::QUEUE_NOTIFY;
+
+/// What the transport offers for every device.
+const TRANSPORT_FEATURES: Features =
+    Features::INDIRECT_DESC.with(Features::EVENT_IDX).with(Features::VERSION_1);
+
+/// Turns that a queue gets for a write to a register: the vCPU waits, and so do all who want the
+/// device. A driver whose chains are there when it notifies needs one; only one that adds more from
+/// another vCPU all the time is left with chains for the next notification.
+const TURNS: usize = 16;
+
+/// What has passed through a transport. Readable at any time, by any thread.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Turns that queues of a working device got.
+    pub notifications: AtomicU64,
+    /// Interrupts raised.
+    pub interrupts: AtomicU64,
+    /// Interrupts that could not be raised.
+    pub irq_failures: AtomicU64,
+    /// Resets by the driver.
+    pub resets: AtomicU64,
+    /// Times that a driver broke the device.
+    pub broken: AtomicU64,
+}
+
+fn count(counter: &AtomicU64) {
+    counter.fetch_add(1, Ordering::Relaxed);
+}
+
+/// What is left after a queue was served.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[must_use]
+pub enum Served {
+    /// Nothing: the driver will notify of what comes.
+    Done,
+    /// More chains, whose turn it is when others had theirs: nobody will notify of them.
+    More,
+}
+
+/// A device behind virtio-mmio registers.
+pub struct Transport<D, S> {
+    device: D,
+    memory: S,
+    irq: Box<dyn IrqLine>,
+    counters: Arc<Counters>,
+    /// STEPS that the driver has taken, and FAILED.
+    status: u32,
+    broken: Option<Broken>,
+    features: Negotiation,
+    queue_sel: u32,
+    slots: Vec<Slot>,
+    interrupt_status: u32,
+    config_generation: u32,
+}
+
+/// The feature registers (2.2).
+#[derive(Debug, Default)]
+struct Negotiation {
+    device_sel: u32,
+    driver_sel: u32,
+    driver: u64,
+    /// The driver wants a feature that no device has, beyond bit 63.
+    beyond: bool,
+}
+
+impl Negotiation {
+    /// Takes the selected half of what the driver wants.
+    fn write(&mut self, value: u32) {
+        match self.driver_sel {
+            0 => self.driver = self.driver >> 32 << 32 | u64::from(value),
+            1 => self.driver = u64::from(value) << 32 | self.driver & u64::from(u32::MAX),
+            _ => self.beyond |= value != 0,
+        }
+    }
+
+    /// The selected half of what is offered.
+    fn read(&self, offered: Features) -> u32 {
+        match self.device_sel {
+            0 => offered.0 as u32,
+            1 => (offered.0 >> 32) as u32,
+            _ => 0,
+        }
+    }
+
+    /// Whether a device that offers `offered` works with what the driver wants (2.2.2). It need not
+    /// without VERSION_1 (6.2), and this one has no legacy interface.
+    fn is_acceptable(&self, offered: Features) -> bool {
+        let wanted = Features(self.driver);
+        !self.beyond && offered.contains(wanted) && wanted.contains(Features::VERSION_1)
+    }
+}
+
+impl<D: Device, S: Deref<Target: GuestMemory + Sized> + Send> Transport<D, S> {
+    /// Registers before `device`, whose queues and buffers lie in `memory`. Interrupts are edges
+    /// of `irq`.
+    pub fn new(device: D, memory: S, irq: Box<dyn IrqLine>) -> Self {
+        let slots = device.queue_sizes().iter().copied().map(Slot::new).collect();
+        Self {
+            device,
+            memory,
+            irq,
+            counters: Arc::default(),
+            status: 0,
+            broken: None,
+            features: Negotiation::default(),
+            queue_sel: 0,
+            slots,
+            interrupt_status: 0,
+            config_generation: 0,
+        }
+    }
+
+    /// The transport's counters.
+    pub fn counters(&self) -> Arc<Counters> {
+        self.counters.clone()
+    }
+
+    /// The device.
+    pub fn device(&self) -> &D {
+        &self.device
+    }
+
+    /// The device, to control it. After a change that the driver is to see in configuration space,
+    /// call [`Transport::config_changed`].
+    pub fn device_mut(&mut self) -> &mut D {
+        &mut self.device
+    }
+
+    /// What the driver has done to the device, until it resets it.
+    pub fn broken(&self) -> Option<&Broken> {
+        self.broken.as_ref()
+    }
+
+    /// Whether a driver uses the device: it is initialised, has not given up, and has not broken it.
+    pub fn is_active(&self) -> bool {
+        self.is_driven() && self.broken.is_none()
+    }
+
+    /// The features that driver and device agreed on: none before they did.
+    pub fn acked(&self) -> Features {
+        Features(if self.status & FEATURES_OK != 0 { self.features.driver } else { 0 })
+    }
+
+    /// Gives a queue one turn: the device takes at most as many chains as it is long, and the driver
+    /// is interrupted if it wants to be.
+    ///
+    /// It is for notifications of the driver, spurious ones too, and for a device that has something to
+    /// put on the queue. It does nothing for a queue or a device that is not ready (2.1.2, 4.2.2.1).
+    pub fn serve(&mut self, queue: usize) -> Served {
+        if !self.is_active() {
+            return Served::Done;
+        }
+        let ready = self.slots.get_mut(queue).and_then(|slot| slot.queue.as_mut());
+        let Some(ready) = ready else { return Served::Done };
+        count(&self.counters.notifications);
+        let mut ring = Ring::new(ready, &*self.memory);
+        let served = turn(&mut self.device, queue, &mut ring);
+        // Chains that were completed before the driver broke the device are completed.
+        let interrupt = ring.needs_interrupt();
+        if let Ok(true) = interrupt {
+            self.interrupt(USED_BUFFER);
+        }
+        match served.and_then(|served| interrupt.map(|_| served)) {
+            Ok(served) => served,
+            Err(broken) => {
+                self.break_down(broken);
+                Served::Done
+            }
+        }
+    }
+
+    /// Says that configuration space has changed (2.5, 4.2.2.1).
+    ///
+    /// A driver that is not there yet is not interrupted: it reads the space when it starts.
+    pub fn config_changed(&mut self) {
+        self.config_generation = self.config_generation.wrapping_add(1);
+        if self.is_driven() {
+            self.interrupt(CONFIGURATION_CHANGE);
+        }
+    }
+
+    /// Whether there is a driver that listens.
+    fn is_driven(&self) -> bool {
+        self.status & (DRIVER_OK | FAILED) == DRIVER_OK
+    }
+
+    fn offered(&self) -> Features {
+        self.device.features().with(TRANSPORT_FEATURES)
+    }
+
+    fn interrupt(&mut self, event: u32) {
+        self.interrupt_status |= event;
+        let raised = match self.irq.trigger() {
+            Ok(()) => &self.counters.interrupts,
+            Err(_) => &self.counters.irq_failures,
+        };
+        count(raised);
+    }
+
+    /// Sets DEVICE_NEEDS_RESET, and tells a driver that has got so far (2.1.2).
+    fn break_down(&mut self, broken: Broken) {
+        if self.broken.is_some() {
+            return;
+        }
+        self.broken = Some(broken);
+        count(&self.counters.broken);
+        if self.is_driven() {
+            self.interrupt(CONFIGURATION_CHANGE);
+        }
+    }
+
+    /// The status is 0 again, no interrupt is pending and no queue ready (2.4.1, 4.2.2.1). Only the
+    /// generation of configuration space goes on: it says what has changed, reset or not.
+    fn reset(&mut self) {
+        count(&self.counters.resets);
+        self.status = 0;
+        self.broken = None;
+        self.features = Negotiation::default();
+        self.queue_sel = 0;
+        self.interrupt_status = 0;
+        for slot in &mut self.slots {
+            *slot = Slot::new(slot.max);
+        }
+        self.device.reset();
+    }
+
+    /// The driver's progress (2.1, 3.1.1). Bits add up until a reset takes them away. One that comes
+    /// before its turn, or that the device refuses, stays clear for the driver to find.
+    fn write_status(&mut self, value: u32) {
+        if value == 0 {
+            return self.reset();
+        }
+        // 2.1.1: a driver that has given up begins again with a reset.
+        self.status |= value & FAILED;
+        if self.status & FAILED != 0 {
+            return;
+        }
+        for step in STEPS {
+            if self.status & step != 0 {
+                continue;
+            }
+            if value & step == 0 || !self.may_take(step) {
+                return;
+            }
+            self.status |= step;
+            if step == DRIVER_OK {
+                self.start();
+            }
+        }
+    }
+
+    /// Whether a step can be taken, those before it having been.
+    fn may_take(&self, step: u32) -> bool {
+        step != FEATURES_OK || self.features.is_acceptable(self.offered())
+    }
+
+    /// The driver is ready.
+    fn start(&mut self) {
+        if self.broken.is_some() {
+            // A queue was none. The notification that 2.1.2 wants can be sent from now on.
+            return self.interrupt(CONFIGURATION_CHANGE);
+        }
+        let acked = self.acked();
+        for queue in self.slots.iter_mut().filter_map(|slot| slot.queue.as_mut()) {
+            queue.set_event_idx(acked.contains(Features::EVENT_IDX));
+        }
+        self.device.activate(acked);
+        // Linux puts a buffer on the balloon's statistics queue, and notifies of it, before it sets
+        // DRIVER_OK (drivers/virtio/virtio_balloon.c, init_vqs), when nothing may be served.
+        for queue in 0..self.slots.len() {
+            self.serve_from_register(queue);
+        }
+    }
+
+    fn serve_from_register(&mut self, queue: usize) {
+        for _ in 0..TURNS {
+            if self.serve(queue) == Served::Done {
+                return;
+            }
+        }
+    }
+
+    fn selected(&self) -> Option<&Slot> {
+        self.slots.get(usize::try_from(self.queue_sel).ok()?)
+    }
+
+    /// The selected queue, if its registers can be written: until it is ready (4.2.2.2).
+    fn selected_mut(&mut self) -> Option<&mut Slot> {
+        let slot = self.slots.get_mut(usize::try_from(self.queue_sel).ok()?)?;
+        slot.queue.is_none().then_some(slot)
+    }
+
+    /// Queues are set up before DRIVER_OK (3.1.1, step 7). One that is stopped later does not start again
+    /// without a reset: the device may hold its buffers, and VIRTIO_F_RING_RESET is not offered.
+    fn write_queue_ready(&mut self, value: u32) {
+        let Ok(queue) = usize::try_from(self.queue_sel) else { return };
+        let Some(slot) = self.slots.get_mut(queue) else { return };
+        if value == 0 {
+            slot.queue = None;
+        } else if value == 1
+            && slot.queue.is_none()
+            && self.status & DRIVER_OK == 0
+            && slot.start(&*self.memory).is_none()
+        {
+            self.break_down(Broken::Queue { queue });
+        }
+    }
+
+    fn read_register(&self, offset: u64) -> u32 {
+        match offset {
+            registers::MAGIC_VALUE => registers::MAGIC,
+            registers::VERSION => 2,
+            registers::DEVICE_ID => self.device.id().0,
+            registers::VENDOR_ID => registers::VENDOR,
+            registers::DEVICE_FEATURES => self.features.read(self.offered()),
+            registers::QUEUE_NUM_MAX => self.selected().map_or(0, |slot| slot.max.into()),
+            registers::QUEUE_READY => {
+                self.selected().is_some_and(|slot| slot.queue.is_some()).into()
+            }
+            registers::INTERRUPT_STATUS => self.interrupt_status,
+            registers::STATUS if self.broken.is_some() => self.status | DEVICE_NEEDS_RESET,
+            registers::STATUS => self.status,
+            registers::SHM_LEN_LOW..=registers::SHM_BASE_HIGH => u32::MAX,
+            registers::CONFIG_GENERATION => self.config_generation,
+            _ => 0,
+        }
+    }
+
+    fn write_register(&mut self, offset: u64, value: u32) {
+        match offset {
+            registers::DEVICE_FEATURES_SEL => self.features.device_sel = value,
+            registers::DRIVER_FEATURES_SEL => self.features.driver_sel = value,
+            // They are settled then (3.1.1, step 5).
+            registers::DRIVER_FEATURES if self.status & FEATURES_OK != 0 => {}
+            registers::DRIVER_FEATURES => self.features.write(value),
+            registers::QUEUE_SEL => self.queue_sel = value,
+            registers::QUEUE_READY => self.write_queue_ready(value),
+            registers::QUEUE_NOTIFY => {
+                if let Ok(queue) = usize::try_from(value) {
+                    self.serve_from_register(queue);
+                }
+            }
+            registers::INTERRUPT_ACK => self.interrupt_status &= !value,
+            registers::STATUS => self.write_status(value),
+            _ => self.write_queue_register(offset, value),
+        }
+    }
+
+    fn write_queue_register(&mut self, offset: u64, value: u32) {
+        let Some(slot) = self.selected_mut() else { return };
+        match offset {
+            registers::QUEUE_NUM => slot.size = value,
+            registers::QUEUE_DESC_LOW => slot.descriptors.set(Half::Low, value),
+            registers::QUEUE_DESC_HIGH => slot.descriptors.set(Half::High, value),
+            registers::QUEUE_DRIVER_LOW => slot.available.set(Half::Low, value),
+            registers::QUEUE_DRIVER_HIGH => slot.available.set(Half::High, value),
+            registers::QUEUE_DEVICE_LOW => slot.used.set(Half::Low, value),
+            registers::QUEUE_DEVICE_HIGH => slot.used.set(Half::High, value),
+            _ => {}
+        }
+    }
+}
+
+/// Lets a device take what is on a queue, with the driver's notifications off meanwhile.
+fn turn<D: Device, M: GuestMemory>(
+    device: &mut D,
+    queue: usize,
+    ring: &mut Ring<'_, M>,
+) -> Result<Served, Broken> {
+    loop {
+        let budget = ring.budget();
+        ring.disable_notifications()?;
+        device.serve(queue, ring)?;
+        // A device that leaves chains where they are waits for something else than the driver.
+        let stuck = ring.budget() == budget;
+        if !ring.enable_notifications()? || stuck {
+            return Ok(Served::Done);
+        }
+        if ring.is_exhausted() {
+            ring.disable_notifications()?;
+            return Ok(Served::More);
+        }
+    }
+}
+
+impl<D: Device, S: Deref<Target: GuestMemory + Sized> + Send> MmioDevice for Transport<D, S> {
+    fn read(&mut self, offset: u64, data: &mut [u8]) {
+        data.fill(0);
+        if let Some(offset) = offset.checked_sub(registers::CONFIG) {
+            self.device.read_config(offset, data);
+        } else if let (Ok(data), true) = (<&mut [u8; 4]>::try_from(data), offset.is_multiple_of(4))
+        {
+            *data = self.read_register(offset).to_le_bytes();
+        }
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8]) {
+        if let Some(offset) = offset.checked_sub(registers::CONFIG) {
+            self.device.write_config(offset, data);
+        } else if let (Ok(data), true) = (<[u8; 4]>::try_from(data), offset.is_multiple_of(4)) {
+            self.write_register(offset, u32::from_le_bytes(data));
+        }
+    }
+}
+
+impl<D: Device + fmt::Debug, S> fmt::Debug for Transport<D, S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Transport")
+            .field("device", &self.device)
+            .field("status", &self.status)
+            .field("broken", &self.broken)
+            .field("features", &self.features)
+            .field("slots", &self.slots)
+            .field("interrupt_status", &self.interrupt_status)
+            .field("counters", &self.counters)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,136 @@
+//! Virtio devices (Virtual I/O Device specification, version 1.2 and later) and what they share.
+//!
+//! ```text
+//! bus  ->  mmio::Transport (registers, status, queues)  ->  Device (rng, balloon)
+//!                                                              Ring (chains of one queue)
+//! ```
+//!
+//! # A device
+//! A small file or folder in one order: configuration space, features, the roles of its queues, one
+//! function a queue, state. It implements [`Device`] and knows neither registers nor notifications.
+//!
+//! # What a driver may do
+//! Anything, in any order. A device believes no address, length, index or order of calls; what the
+//! specification forbids a driver either is ignored, where it says so, or breaks the device:
+//! [`Broken`] makes the transport set DEVICE_NEEDS_RESET (2.1.2), and nothing but a reset is served.
+
+pub mod balloon;
+pub mod mmio;
+mod ring;
+pub mod rng;
+#[cfg(test)]
+pub(crate) mod testing;
+
+pub use ring::{Buffer, Chain, Head, Ring};
+
+use std::fmt;
+
+use thiserror::Error;
+use vm_memory::{GuestAddress, GuestMemory};
+
+/// The kind of a device (section 5).
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub struct DeviceId(pub u32);
+
+impl DeviceId {
+    /// Entropy source (5.4).
+    pub const ENTROPY: Self = Self(4);
+    /// Traditional memory balloon (5.5).
+    pub const BALLOON: Self = Self(5);
+}
+
+/// A set of feature bits, offered or acknowledged (2.2).
+#[derive(Clone, Copy, Default, Eq, PartialEq)]
+pub struct Features(pub u64);
+
+impl Features {
+    /// Descriptors may point at tables of descriptors (VIRTIO_F_INDIRECT_DESC).
+    pub const INDIRECT_DESC: Self = Self(1 << 28);
+    /// Both sides say when they want to hear from the other (VIRTIO_F_EVENT_IDX).
+    pub const EVENT_IDX: Self = Self(1 << 29);
+    /// Not a legacy device (VIRTIO_F_VERSION_1).
+    pub const VERSION_1: Self = Self(1 << 32);
+
+    /// Whether all bits of `other` are in here.
+    pub const fn contains(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+
+    /// The bits of both.
+    #[must_use]
+    pub const fn with(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+}
+
+impl fmt::Debug for Features {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Features({:#x})", self.0)
+    }
+}
+
+/// What a driver did that only a reset can mend.
+#[derive(Clone, Debug, Error, Eq, PartialEq)]
+pub enum Broken {
+    /// A queue was made ready, or used, outside guest memory, badly aligned, or of a bad size.
+    #[error("queue {queue} is not a queue in guest memory")]
+    Queue {
+        /// The queue's index.
+        queue: usize,
+    },
+    /// The ring of available chains makes no sense, such as an index further ahead than it is long.
+    #[error("the available ring cannot be followed")]
+    Available,
+    /// The ring of used chains cannot be written.
+    #[error("the used ring cannot be written")]
+    Used,
+    /// A chain has no descriptor, loops, is longer than its queue, or leads out of its table.
+    #[error("a chain of descriptors does not end")]
+    Chain,
+    /// A buffer is not in guest memory.
+    #[error("a buffer of {length} bytes at {:#x} is not in guest memory", address.0)]
+    Buffer {
+        /// Where it begins.
+        address: GuestAddress,
+        /// Its length in bytes.
+        length: u32,
+    },
+    /// A chain is not of the form that its queue takes.
+    #[error("{0}")]
+    Form(&'static str),
+}
+
+/// A device behind a transport.
+///
+/// The transport calls its methods with the device locked: `activate` at most once after each reset, then
+/// `serve`, at once for each queue that is ready, and for each notification, until `reset`. Configuration
+/// space may be read and written at any time.
+pub trait Device: Send {
+    /// Its kind.
+    fn id(&self) -> DeviceId;
+
+    /// The features of its own that it offers: bits 0 to 23 and 50 upwards.
+    fn features(&self) -> Features;
+
+    /// The greatest size of each of its queues, powers of two from 1 to 32768.
+    fn queue_sizes(&self) -> &[u16];
+
+    /// Reads its configuration space; bytes beyond its end read zero.
+    fn read_config(&self, offset: u64, data: &mut [u8]);
+
+    /// Writes its configuration space; what is read-only or beyond its end is ignored.
+    fn write_config(&mut self, offset: u64, data: &[u8]);
+
+    /// The driver is ready, with these features.
+    fn activate(&mut self, acked: Features);
+
+    /// Takes what the driver has put on a queue. Spurious calls are harmless.
+    ///
+    /// # Errors
+    /// When the driver has broken the device.
+    fn serve<M: GuestMemory>(&mut self, queue: usize, ring: &mut Ring<'_, M>)
+    -> Result<(), Broken>;
+
+    /// Forgets the driver and all of its buffers (2.1: reset).
+    fn reset(&mut self);
+}
