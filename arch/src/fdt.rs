@@ -4,7 +4,7 @@
 //! - Devicetree Specification 0.4
 //! - Linux `Documentation/devicetree/bindings/`: `arm/cpus.yaml`, `arm/psci.yaml`,
 //!   `timer/arm,arch_timer.yaml`, `interrupt-controller/arm,gic{,-v3}.yaml`, `serial/8250.yaml`,
-//!   `rtc/arm,pl031.yaml`, `gpio/pl061-gpio.yaml`, `input/gpio-keys.yaml`
+//!   `rtc/arm,pl031.yaml`, `gpio/pl061-gpio.yaml`, `input/gpio-keys.yaml`, `virtio/mmio.yaml`
 //! - Linux `Documentation/devicetree/usage-model.rst` (chosen: bootargs, initrd, seeds)
 
 use std::collections::HashSet;
@@ -153,6 +153,8 @@ pub struct Tree<'a> {
     pub rtc: MmioNode,
     /// The GPIO controller, PL061, whose line [`POWER_KEY_LINE`] is the power key.
     pub gpio: MmioNode,
+    /// The virtio-mmio devices, in the order in which the guest numbers them.
+    pub virtio: &'a [MmioNode],
     /// Randomness.
     pub seeds: Seeds,
 }
@@ -182,6 +184,7 @@ impl Tree<'_> {
         self.rtc(&mut fdt)?;
         self.gpio(&mut fdt)?;
         power_key(&mut fdt)?;
+        self.virtio(&mut fdt)?;
         fdt.end_node(root)?;
         let blob = fdt.finish()?;
         let size = Bytes::new(blob.len() as u64);
@@ -312,6 +315,19 @@ impl Tree<'_> {
         fdt.property_u32("#interrupt-cells", 2)?;
         fdt.property_phandle(PHANDLE_GPIO)?;
         Ok(fdt.end_node(node)?)
+    }
+
+    fn virtio(&self, fdt: &mut FdtWriter) -> Result<(), Error> {
+        for device in self.virtio {
+            let node = fdt.begin_node(&name("virtio_mmio", device.range))?;
+            fdt.property_string("compatible", "virtio,mmio")?;
+            reg(fdt, &[device.range])?;
+            interrupt(fdt, device.spi)?;
+            // The VMM reaches guest memory through the same caches as the guest.
+            fdt.property_null("dma-coherent")?;
+            fdt.end_node(node)?;
+        }
+        Ok(())
     }
 }
 

@@ -58,6 +58,11 @@ pub const RTC_SPI: Spi = Spi::fixed::<1>();
 pub const GPIO_SPI: Spi = Spi::fixed::<2>();
 /// First interrupt of the virtio-mmio devices.
 pub const VIRTIO_FIRST_SPI: Spi = Spi::fixed::<16>();
+/// One virtio-mmio device: 0x100 bytes of registers and its configuration space, on a page of its own
+/// for every page size of a guest.
+pub const VIRTIO_DEVICE: Bytes = Bytes::kib(64);
+/// How many virtio-mmio devices there can be, each with its interrupt.
+pub const MAX_VIRTIO_DEVICES: u32 = 128;
 
 /// The widest guest-physical address that KVM offers, in bits (FEAT_LPA2).
 const MAX_IPA_BITS: u8 = 52;
@@ -71,6 +76,13 @@ const LEGACY_WINDOW: u64 = 512 << 20;
 const FDT_ALIGNMENT: u64 = 4 << 10;
 /// The largest page size of a guest: an initrd aligned to it is page aligned for every kernel.
 const INITRD_ALIGNMENT: u64 = 64 << 10;
+
+/// Where the virtio-mmio device `index` is, and its interrupt; `None` from [`MAX_VIRTIO_DEVICES`] on.
+pub fn virtio(index: u32) -> Option<(MemoryRange, Spi)> {
+    let spi = Spi::new(VIRTIO_FIRST_SPI.number() + index.min(MAX_VIRTIO_DEVICES))?;
+    let base = VIRTIO.base.raw_value() + u64::from(index) * VIRTIO_DEVICE.get();
+    (index < MAX_VIRTIO_DEVICES).then_some((range(base, VIRTIO_DEVICE), spi))
+}
 
 /// A range of guest-physical addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

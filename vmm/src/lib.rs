@@ -3,10 +3,12 @@
 //! The way of the data: [`config`] to [`spec`] to `machine` to [`vcpu`] thread to bus to device. See
 //! ARCHITECTURE.md for the numbered steps of one run.
 
+pub mod balloon;
 pub mod config;
 pub mod console;
 pub mod control;
 pub mod doctor;
+pub mod entropy;
 pub mod error;
 pub mod exit_status;
 #[cfg(target_arch = "aarch64")]
@@ -15,8 +17,10 @@ pub mod kvm;
 pub mod machine;
 pub mod memory;
 pub mod metrics;
+pub mod reporting;
 pub mod run;
 pub mod signals;
 pub mod spec;
 pub mod unix_socket;
 pub mod vcpu;
+pub mod virtio;

@@ -1,6 +1,9 @@
 //! The machine: the one file that knows every part, and puts them together in one order.
 
+mod slots;
+
 use std::io;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arch::fdt::{MmioNode, Seeds, Tree};
@@ -10,25 +13,40 @@ use arch::regs::Mpidr;
 use arch::units::Bytes;
 use devices::bus::{Bus, MmioDevice};
 use devices::gpio::Gpio;
+use devices::ports::GuestRange;
 use devices::rtc::Rtc;
 use devices::serial::{self, Serial};
+use devices::virtio::balloon::{Balloon, BalloonConfig};
+use devices::virtio::rng::{self, Rng};
+use event_manager::MutEventSubscriber;
 use serde_json::{Value, json};
 use thiserror::Error;
 use vm_memory::Bytes as _;
 
-use crate::config::{HugePages, MteMode};
+use crate::balloon;
+use crate::config::{HugePages, MemoryBacking, MteMode};
 use crate::console::{Output, Quiesce};
+use crate::control::model;
+use crate::entropy::{self, HostEntropy};
+use crate::error::say;
 use crate::exit_status::ExitStatus;
 use crate::kvm::{self, Host, KvmVcpu, Vm};
-use crate::memory::{self, Attributes, GuestRam, LoadError, Loaded, tag_checks};
+use crate::memory::{
+    self, Attributes, Backing, Footprint, GuestRam, LoadError, Loaded, Reclaimer, Unreserved,
+    footprint, tag_checks,
+};
 use crate::metrics::VcpuCounters;
-use crate::spec::Spec;
+use crate::reporting::{self, Setup};
+use crate::spec::{BalloonSpec, Spec};
 use crate::vcpu::{self, Services, Vcpu, VcpuSet};
+use slots::Slots;
 
 /// Room for the device tree beyond what each vCPU adds; the command line is its largest part.
 const FDT_BASE: u64 = 8 << 10;
 /// Room in the device tree for one vCPU's node.
 const FDT_PER_CPU: u64 = 160;
+/// The pages of hugetlbfs: as large as a chunk, whatever the host's own.
+const HUGE_PAGE: Bytes = layout::CHUNK;
 
 // The device tree and the model must mean the same line.
 const _: () = assert!(arch::fdt::POWER_KEY_LINE == devices::gpio::POWER_KEY_LINE as u32);
@@ -57,6 +75,12 @@ pub enum Error {
     /// Two devices claim one address.
     #[error("the memory map is contradictory; please report this")]
     Bus(#[from] devices::bus::Error),
+    /// There are more virtio devices than places for them.
+    #[error("there are more than {} virtio devices: leave some out", layout::MAX_VIRTIO_DEVICES)]
+    NoSlot,
+    /// The balloon's timers cannot be had.
+    #[error("the host gives no timers for the balloon: look at ulimit -n")]
+    Timers(#[source] io::Error),
     /// The vCPUs' threads cannot be started.
     #[error(transparent)]
     Vcpus(#[from] vcpu::Error),
@@ -72,9 +96,10 @@ impl Error {
                 ExitStatus::NoPermission
             }
             Self::Load(error) => error.status(),
-            Self::Kvm(_) | Self::Memory(_) | Self::Seeds(_) | Self::Vcpus(_) => {
+            Self::Kvm(_) | Self::Memory(_) | Self::Seeds(_) | Self::Timers(_) | Self::Vcpus(_) => {
                 ExitStatus::Unavailable
             }
+            Self::NoSlot => ExitStatus::Config,
             Self::Fdt(_) | Self::WriteFdt(_) | Self::Bus(_) => ExitStatus::VmmFault,
         }
     }
@@ -116,13 +141,53 @@ impl Board {
         let attributes = Attributes {
             tags: mte == Mte::On,
             huge_pages: spec.huge_pages == HugePages::Transparent,
+            backing: match spec.backing {
+                MemoryBacking::Anonymous => Backing::Anonymous,
+                MemoryBacking::Memfd => Backing::Memfd,
+                MemoryBacking::Hugetlbfs => Backing::Hugetlbfs { page: HUGE_PAGE },
+            },
         };
         let ram = GuestRam::new(spec.memory, attributes)?;
         let mut vm = Vm::new(&host, ipa_bits, ram, mte == Mte::On)?;
         let fdt_room = Bytes::new(FDT_BASE + FDT_PER_CPU * u64::from(spec.cpus));
         let loaded = memory::load(vm.ram(), &spec.kernel, spec.initrd.as_deref(), fdt_room)?;
+        if spec.lock_memory {
+            vm.ram().lock()?;
+        }
         let (vcpus, gic) = vm.create_cpus(&host, spec.cpus)?;
         Ok(Self { vm, vcpus, gic, loaded, mte })
+    }
+
+    /// The description's command line, with the order in which the guest reports free memory if its
+    /// kernel's own does not suit it.
+    pub fn command_line(&self, spec: &Spec) -> String {
+        let line = &spec.command_line;
+        let reports = spec.balloon.is_some_and(|balloon| balloon.reporting) && !spec.lock_memory;
+        if !reports || reporting::given(line).is_some() {
+            return line.clone();
+        }
+        let guest_page = self.loaded.guest_page;
+        let granularity = self.vm.ram().backing().page_size();
+        let Some(order) = reporting::order(spec.memory, guest_page, granularity) else {
+            return line.clone();
+        };
+        let unit = reporting::unit(order, guest_page);
+        match reporting::with_order(line, order) {
+            Some(line) => {
+                say(&format!(
+                    "a guest of {} is told to report free memory in units of {unit}, reporting order {order}",
+                    spec.memory
+                ));
+                line
+            }
+            None => {
+                say(&format!(
+                    "the command line has no room for reporting order {order}, which a guest of {} should have",
+                    spec.memory
+                ));
+                line.clone()
+            }
+        }
     }
 
     /// Whether the guest has MTE.
@@ -147,6 +212,10 @@ pub struct Machine {
     serial: Arc<Mutex<Serial>>,
     serial_counters: Arc<serial::Counters>,
     gpio: Arc<Mutex<Gpio>>,
+    balloon: Option<balloon::Control>,
+    rng_counters: Option<Arc<rng::Counters>>,
+    /// Until the event loop takes them.
+    queue_events: Vec<Box<dyn MutEventSubscriber>>,
     vm: Vm,
     counters: Arc<VcpuCounters>,
     quiesce: Quiesce,
@@ -176,7 +245,14 @@ impl Machine {
         attach(&mut bus, layout::SERIAL, serial.clone())?;
         attach(&mut bus, layout::RTC, Arc::new(Mutex::new(Rtc::new())))?;
         attach(&mut bus, layout::GPIO, gpio.clone())?;
-        write_fdt(&vm, spec, &vcpus, &gic, &loaded)?;
+        let mut slots = Slots::new(&vm, &mut bus);
+        let balloon = spec
+            .balloon
+            .map(|balloon| add_balloon(&mut slots, balloon, spec, vm.ram(), loaded.guest_page))
+            .transpose()?;
+        let rng_counters = spec.rng.then(|| add_rng(&mut slots)).transpose()?;
+        let (virtio, queue_events) = slots.finish();
+        write_fdt(&vm, spec, &vcpus, &gic, &loaded, &virtio)?;
         if let Some(first) = vcpus.first() {
             first.set_boot_state(loaded.entry, loaded.fdt.base)?;
         }
@@ -184,7 +260,50 @@ impl Machine {
         let vcpus = vcpus.into_iter().map(|vcpu| Box::new(vcpu) as Box<dyn Vcpu>).collect();
         let services = Services { bus, brake, counters: Arc::clone(&counters) };
         let vcpus = VcpuSet::spawn(vcpus, &Arc::new(services))?;
-        Ok(Self { vcpus, serial, serial_counters, gpio, vm, counters, quiesce, paused: true })
+        Ok(Self {
+            vcpus,
+            serial,
+            serial_counters,
+            gpio,
+            balloon,
+            rng_counters,
+            queue_events,
+            vm,
+            counters,
+            quiesce,
+            paused: true,
+        })
+    }
+
+    /// What serves the queues of the virtio devices, for the event loop. They come once.
+    pub fn take_queue_events(&mut self) -> Vec<Box<dyn MutEventSubscriber>> {
+        std::mem::take(&mut self.queue_events)
+    }
+
+    /// The balloon, if there is one.
+    pub fn balloon(&self) -> Option<&balloon::Control> {
+        self.balloon.as_ref()
+    }
+
+    /// How much of the host the guest takes now.
+    ///
+    /// # Errors
+    /// When the kernel does not tell.
+    pub fn footprint(&self) -> Result<model::Footprint, footprint::Error> {
+        let ram = self.vm.ram();
+        let Footprint { resident, huge, tagged } = Footprint::of(ram)?;
+        let mut footprint = model::Footprint {
+            guest_bytes: ram.range().size.get(),
+            resident_bytes: resident.get(),
+            huge_bytes: huge.get(),
+            tagged_bytes: tagged.as_ref().ok().map(|tagged| tagged.get()),
+            tagged_unavailable: tagged.err().map(|error| crate::error::chain(&error)),
+            ..model::Footprint::default()
+        };
+        if let Some(balloon) = &self.balloon {
+            balloon.count_into(&mut footprint);
+        }
+        Ok(footprint)
     }
 
     /// The vCPUs, for the event that says one of them has ended the VM.
@@ -238,16 +357,26 @@ impl Machine {
     /// Counters, each with its unit at the end of its name.
     pub fn metrics(&self) -> Value {
         let serial = &self.serial_counters;
-        json!({
+        let mut metrics = json!({
             "vcpu": self.counters.to_json(),
             "serial": {
-                "output_bytes": serial.sent.load(std::sync::atomic::Ordering::Relaxed),
-                "dropped_bytes": serial.lost.load(std::sync::atomic::Ordering::Relaxed),
-                "irq_failures_total": serial.irq_failures.load(std::sync::atomic::Ordering::Relaxed),
-                "input_bytes": serial.received.load(std::sync::atomic::Ordering::Relaxed),
+                "output_bytes": serial.sent.load(Ordering::Relaxed),
+                "dropped_bytes": serial.lost.load(Ordering::Relaxed),
+                "irq_failures_total": serial.irq_failures.load(Ordering::Relaxed),
+                "input_bytes": serial.received.load(Ordering::Relaxed),
             },
             "memory": { "guest_bytes": self.vm.ram().range().size.get() },
-        })
+        });
+        if let Some(balloon) = &self.balloon {
+            metrics["balloon"] = balloon.metrics();
+        }
+        if let Some(rng) = &self.rng_counters {
+            metrics["entropy"] = json!({
+                "output_bytes": rng.bytes.load(Ordering::Relaxed),
+                "failures_total": rng.failures.load(Ordering::Relaxed),
+            });
+        }
+        metrics
     }
 }
 
@@ -266,12 +395,52 @@ fn attach(
     bus.insert(range.base, range.size.get(), device)
 }
 
+fn add_balloon(
+    slots: &mut Slots<'_>,
+    wanted: BalloonSpec,
+    spec: &Spec,
+    ram: &GuestRam,
+    guest_page: Bytes,
+) -> Result<balloon::Control, Error> {
+    let setup = Setup {
+        wanted: wanted.reporting,
+        locked: ram.is_locked(),
+        memory: spec.memory,
+        guest_page,
+        order: reporting::in_effect(&spec.command_line, guest_page),
+        granularity: ram.backing().page_size(),
+    };
+    // That it is off is no news to whoever switched it off; that memory is locked may be.
+    if let Some(why) = reporting::forecast(&setup).filter(|_| setup.wanted) {
+        say(&format!("page reporting will give nothing back: {why}"));
+    }
+    let config = BalloonConfig {
+        reporting: setup.offered(),
+        deflate_on_oom: wanted.deflate_on_oom,
+        target: wanted.target.get(),
+    };
+    let range = ram.range();
+    let range = GuestRange { start: range.base, length: range.size.get() };
+    let reclaimer = Reclaimer::new(ram.clone(), Box::new(Unreserved));
+    let device = Balloon::new(config, Box::new(reclaimer), range);
+    let transport = slots.add("balloon", device)?;
+    balloon::Control::new(wanted, setup, transport).map_err(Error::Timers)
+}
+
+fn add_rng(slots: &mut Slots<'_>) -> Result<Arc<rng::Counters>, Error> {
+    let device = Rng::new(Box::new(HostEntropy));
+    let counters = device.counters();
+    slots.add("entropy source", device)?;
+    Ok(counters)
+}
+
 fn write_fdt(
     vm: &Vm,
     spec: &Spec,
     vcpus: &[KvmVcpu],
     gic: &Gic,
     loaded: &Loaded,
+    virtio: &[MmioNode],
 ) -> Result<(), Error> {
     let node = |range: MemoryRange, spi: Spi| MmioNode { range, spi };
     let cpus = vcpus.iter().map(KvmVcpu::mpidr).collect::<Result<Vec<Mpidr>, _>>()?;
@@ -284,6 +453,7 @@ fn write_fdt(
         serial: node(layout::SERIAL, layout::SERIAL_SPI),
         rtc: node(layout::RTC, layout::RTC_SPI),
         gpio: node(layout::GPIO, layout::GPIO_SPI),
+        virtio,
         seeds: seeds().map_err(Error::Seeds)?,
     };
     let blob = tree.build()?;
@@ -291,24 +461,14 @@ fn write_fdt(
     if blob.len() as u64 > room.get() {
         return Err(arch::fdt::Error::TooLarge { size: Bytes::new(blob.len() as u64) }.into());
     }
-    vm.ram().regions().write_slice(&blob, loaded.fdt.base).map_err(Error::WriteFdt)
+    vm.ram().write_slice(&blob, loaded.fdt.base).map_err(Error::WriteFdt)
 }
 
 fn seeds() -> Result<Seeds, rustix::io::Errno> {
-    let mut bytes = [0; 72];
-    let mut filled = 0;
-    while filled < bytes.len() {
-        let flags = rustix::rand::GetRandomFlags::empty();
-        match rustix::rand::getrandom(&mut bytes[filled..], flags) {
-            Ok(n) => filled += n,
-            Err(rustix::io::Errno::INTR) => {}
-            Err(errno) => return Err(errno),
-        }
-    }
     let mut seeds = Seeds { rng: [0; 64], kaslr: 0 };
-    seeds.rng.copy_from_slice(&bytes[..64]);
-    for byte in &bytes[64..] {
-        seeds.kaslr = seeds.kaslr << 8 | u64::from(*byte);
-    }
+    entropy::fill(&mut seeds.rng)?;
+    let mut kaslr = [0; 8];
+    entropy::fill(&mut kaslr)?;
+    seeds.kaslr = u64::from_ne_bytes(kaslr);
     Ok(seeds)
 }

@@ -11,8 +11,13 @@ use linux_loader::cmdline::{self, Cmdline};
 use thiserror::Error;
 
 use crate::config::{
-    BootSource, Config, HugePages, MachineConfig, MteMode, MteSection, SerialSection,
+    BootSource, Config, EntropySection, HugePages, MachineConfig, MemoryBacking, MteMode,
+    MteSection, SerialSection,
 };
+
+mod balloon;
+
+pub use balloon::BalloonSpec;
 
 /// Memory of a guest for which none was asked.
 const DEFAULT_MEMORY: Bytes = Bytes::mib(512);
@@ -36,6 +41,14 @@ pub struct Spec {
     pub memory: Bytes,
     /// Huge pages behind guest memory.
     pub huge_pages: HugePages,
+    /// What guest memory is made of; [`HugePages::TwoMib`] if and only if it is hugetlbfs.
+    pub backing: MemoryBacking,
+    /// Whether guest memory is populated at the start and kept from swap.
+    pub lock_memory: bool,
+    /// The memory balloon.
+    pub balloon: Option<BalloonSpec>,
+    /// Whether the guest has a source of random numbers.
+    pub rng: bool,
     /// Number of vCPUs, 1 or more. The host's maximum is checked when the VM is created.
     pub cpus: u32,
     /// Whether the guest has MTE.
@@ -84,6 +97,41 @@ pub enum Error {
     /// A size in MiB that no machine has.
     #[error("mem_size_mib {0} is beyond any machine's memory")]
     MemoryOverflow(u64),
+    /// Two kinds of memory in one configuration.
+    #[error(
+        "huge_pages {huge_pages} and memory backing {backing} exclude each other: leave one of them out, \
+         or ask for both huge_pages 2M and hugetlbfs"
+    )]
+    BackingConflict {
+        /// What `huge_pages` says.
+        huge_pages: HugePages,
+        /// What `memory_backing` or `--memory-backing` says.
+        backing: MemoryBacking,
+    },
+    /// A balloon larger than the guest.
+    #[error(
+        "the balloon's target of {target} is more than the guest's {memory} of memory: \
+         lower target= (--balloon) or amount_mib"
+    )]
+    BalloonTarget {
+        /// The target.
+        target: Bytes,
+        /// The guest's memory.
+        memory: Bytes,
+    },
+    /// A balloon of parts of pages.
+    #[error("the balloon's target of {target} is no multiple of {unit}: try {nearest}")]
+    BalloonTargetPages {
+        /// The target.
+        target: Bytes,
+        /// The balloon's own page.
+        unit: Bytes,
+        /// The next target below that is.
+        nearest: Bytes,
+    },
+    /// A size in MiB that no balloon has.
+    #[error("amount_mib {0} is beyond any machine's memory")]
+    BalloonOverflow(u64),
     /// No vCPUs.
     #[error("a VM needs at least one vCPU: give --cpus 1 or more")]
     NoCpus,
@@ -171,12 +219,18 @@ impl Spec {
     pub fn new(config: Config, flags: CommandLineOnly<'_>) -> Result<Self, Error> {
         let boot = config.boot_source.unwrap_or_default();
         let machine = config.machine_config.unwrap_or_default();
+        let memory = memory(&machine)?;
+        let (huge_pages, backing) = backing(&machine)?;
         let spec = Self {
             kernel: boot.kernel_image_path.ok_or(Error::NoKernel)?,
             initrd: boot.initrd_path,
             command_line: command_line(boot.boot_args.as_deref().unwrap_or(""))?,
-            memory: memory(&machine)?,
-            huge_pages: machine.huge_pages,
+            memory,
+            huge_pages,
+            backing,
+            lock_memory: machine.lock_memory.unwrap_or(false),
+            balloon: BalloonSpec::new(config.balloon, memory)?,
+            rng: config.entropy.is_some(),
             cpus: machine.vcpu_count.unwrap_or(1),
             mte: config.mte.map_or(MteMode::default(), |section| section.mode),
             serial: SerialTarget::from_section(config.serial.unwrap_or_default())?,
@@ -202,11 +256,15 @@ impl Spec {
         config.machine_config = Some(MachineConfig {
             vcpu_count: Some(self.cpus),
             mem_size_mib: Some(self.memory.as_mib()),
-            huge_pages: self.huge_pages,
+            huge_pages: Some(self.huge_pages),
+            memory_backing: Some(self.backing),
+            lock_memory: Some(self.lock_memory),
             ..MachineConfig::default()
         });
         config.serial = Some(SerialSection::from_flag(&self.serial.to_string()));
         config.mte = Some(MteSection { mode: self.mte });
+        config.balloon = Some(self.balloon.map(|balloon| balloon.to_section()));
+        config.entropy = self.rng.then(EntropySection::default);
         config
     }
 
@@ -262,6 +320,22 @@ fn memory(machine: &MachineConfig) -> Result<Bytes, Error> {
         (None, None) => DEFAULT_MEMORY,
     };
     Ok(layout::ram(size, ANY_HOST_IPA_BITS)?.size)
+}
+
+/// Huge pages and backing, each of which says something of the other.
+fn backing(machine: &MachineConfig) -> Result<(HugePages, MemoryBacking), Error> {
+    use {HugePages as Pages, MemoryBacking as Backing};
+    match (machine.huge_pages, machine.memory_backing) {
+        (None | Some(Pages::TwoMib), Some(Backing::Hugetlbfs)) | (Some(Pages::TwoMib), None) => {
+            Ok((Pages::TwoMib, Backing::Hugetlbfs))
+        }
+        (Some(huge_pages), Some(backing))
+            if huge_pages == Pages::TwoMib || backing == Backing::Hugetlbfs =>
+        {
+            Err(Error::BackingConflict { huge_pages, backing })
+        }
+        (huge_pages, backing) => Ok((huge_pages.unwrap_or_default(), backing.unwrap_or_default())),
+    }
 }
 
 /// Puts before the user's parameters those that let the VMM tell a panic from a reboot.

@@ -6,10 +6,15 @@ use std::process::{Command, Output};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 
+use arch::units::Bytes;
 use event_manager::{EventManager, SubscriberOps};
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use vmm::control::model::{InstanceInfo, State};
+use vmm::control::balloon::{BalloonChange, no_balloon, statistics_off};
+use vmm::control::model::{
+    Balloon, BalloonStats, BalloonStatsUpdate, BalloonUpdate, DriverState, Footprint, GuestStats,
+    InstanceInfo, Reporting, State,
+};
 use vmm::control::{ControlError, Controller, Server};
 
 struct FakeVm {
@@ -17,6 +22,22 @@ struct FakeVm {
     /// What the guest does with the power key.
     key: Key,
     gone: Sender<()>,
+    /// Its state as `GET /balloon` tells it.
+    balloon: Option<Balloon>,
+}
+
+/// The balloon of a guest without a driver for it.
+fn fresh_balloon() -> Balloon {
+    Balloon {
+        amount_mib: 0,
+        actual_mib: 0,
+        deflate_on_oom: true,
+        stats_polling_interval_s: 0,
+        free_page_hinting: false,
+        free_page_reporting: true,
+        driver: DriverState::Absent,
+        reporting: Reporting::from(None),
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -38,6 +59,32 @@ impl Controller for FakeVm {
     }
     fn metrics(&self) -> Value {
         json!({ "memory": { "resident_bytes": 4096 } })
+    }
+    fn balloon(&self) -> Result<Balloon, ControlError> {
+        self.balloon.clone().ok_or_else(no_balloon)
+    }
+    fn patch_balloon(&mut self, update: BalloonUpdate) -> Result<(), ControlError> {
+        let balloon = self.balloon.as_mut().ok_or_else(no_balloon)?;
+        let change = BalloonChange::new(update, Bytes::mib(512), true)?;
+        balloon.amount_mib = change.target.map_or(balloon.amount_mib, Bytes::as_mib);
+        balloon.free_page_reporting = change.reporting.unwrap_or(balloon.free_page_reporting);
+        Ok(())
+    }
+    fn balloon_statistics(&self) -> Result<BalloonStats, ControlError> {
+        let balloon = self.balloon()?;
+        let guest = GuestStats { free_memory: Some(4096), ..GuestStats::default() };
+        match balloon.stats_polling_interval_s {
+            0 => Err(statistics_off()),
+            _ => Ok(BalloonStats::new(Bytes::mib(balloon.amount_mib), Bytes::ZERO, guest)),
+        }
+    }
+    fn patch_balloon_statistics(&mut self, update: BalloonStatsUpdate) -> Result<(), ControlError> {
+        let balloon = self.balloon.as_mut().ok_or_else(no_balloon)?;
+        balloon.stats_polling_interval_s = update.stats_polling_interval_s;
+        Ok(())
+    }
+    fn footprint(&self) -> Result<Footprint, ControlError> {
+        Ok(Footprint { guest_bytes: 4 << 20, resident_bytes: 1 << 20, ..Footprint::default() })
     }
     fn pause(&mut self) -> Result<(), ControlError> {
         self.state = State::Paused;
@@ -68,11 +115,15 @@ struct Vm {
 
 impl Vm {
     fn start(key: Key) -> Self {
+        Self::with(key, Some(fresh_balloon()))
+    }
+
+    fn with(key: Key, balloon: Option<Balloon>) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("api");
         let (gone, left): (_, Receiver<()>) = channel();
         let state = State::Running;
-        let server = Server::bind(&path, FakeVm { state, key, gone }).unwrap();
+        let server = Server::bind(&path, FakeVm { state, key, gone, balloon }).unwrap();
         let thread = std::thread::spawn(move || {
             let mut manager = EventManager::new().unwrap();
             manager.add_subscriber(server);
@@ -149,6 +200,68 @@ fn metrics_are_a_table_with_units_or_raw() {
 }
 
 #[test]
+fn the_balloon_is_shown_and_changed() {
+    let vm = Vm::start(Key::Ignored);
+
+    let target = vm.tesseractl(&["balloon", "target", "256M"]);
+    let reporting = vm.tesseractl(&["balloon", "reporting", "off", "--json"]);
+    let table = vm.tesseractl(&["balloon"]);
+    let raw = vm.tesseractl(&["balloon", "--json"]);
+
+    assert_eq!(text(&target.stdout), "target 256 MiB\n");
+    let reporting: Value = serde_json::from_slice(&reporting.stdout).unwrap();
+    assert_eq!(reporting, json!({ "outcome": "reporting off" }));
+    assert!(text(&table.stdout).contains("Target          256 MiB\n"), "{}", text(&table.stdout));
+    let raw: Value = serde_json::from_slice(&raw.stdout).unwrap();
+    assert_eq!((&raw["amount_mib"], &raw["free_page_reporting"]), (&json!(256), &json!(false)));
+    vm.end();
+}
+
+#[test]
+fn the_guests_statistics_are_shown_once_they_are_switched_on() {
+    let vm = Vm::start(Key::Ignored);
+
+    let off = vm.tesseractl(&["balloon", "stats"]);
+    let switched = vm.tesseractl(&["balloon", "stats", "5"]);
+    let table = vm.tesseractl(&["balloon", "stats"]);
+
+    assert_eq!(off.status.code(), Some(1));
+    assert!(text(&off.stderr).contains("--balloon stats=1"));
+    assert_eq!(text(&switched.stdout), "statistics every 5 s\n");
+    assert!(text(&table.stdout).contains("Free memory     4 KiB\n"), "{}", text(&table.stdout));
+    vm.end();
+}
+
+#[test]
+fn a_change_that_the_vm_refuses_is_told() {
+    let without = Vm::with(Key::Ignored, None);
+    let vm = Vm::start(Key::Ignored);
+
+    let none = without.tesseractl(&["balloon"]);
+    let large = vm.tesseractl(&["balloon", "target", "1G"]);
+
+    assert_eq!((none.status.code(), large.status.code()), (Some(1), Some(1)));
+    assert!(text(&none.stderr).contains("--no-balloon"));
+    assert!(text(&large.stderr).contains("more than the guest's 512 MiB"));
+    without.end();
+    vm.end();
+}
+
+#[test]
+fn the_footprint_is_a_table_with_shares_or_raw() {
+    let vm = Vm::start(Key::Ignored);
+
+    let table = vm.tesseractl(&["footprint"]);
+    let raw = vm.tesseractl(&["--json", "footprint"]);
+
+    let line = "Resident             1 MiB  1,048,576 B  [#####---------------]  25 %\n";
+    assert!(text(&table.stdout).contains(line), "{}", text(&table.stdout));
+    let raw: Value = serde_json::from_slice(&raw.stdout).unwrap();
+    assert_eq!((&raw["resident_bytes"], &raw["tagged_bytes"]), (&json!(1 << 20), &json!(null)));
+    vm.end();
+}
+
+#[test]
 fn stop_waits_until_an_obedient_guest_has_gone() {
     let vm = Vm::start(Key::PowersOff);
 
@@ -211,6 +324,11 @@ fn wrong_command_lines_exit_with_64_and_help_with_0() {
         (&["sock", "stop", "--timeout", "-1"], 64),
         (&["sock", "stop", "--timeout", "soon"], 64),
         (&["sock", "status", "--force"], 64),
+        (&["sock", "balloon", "target"], 64),
+        (&["sock", "balloon", "target", "much"], 64),
+        (&["sock", "balloon", "target", "4K"], 64),
+        (&["sock", "balloon", "reporting", "maybe"], 64),
+        (&["sock", "balloon", "stats", "65536"], 64),
         (&["--help"], 0),
         (&["--version"], 0),
     ] {

@@ -26,6 +26,7 @@ fn tree<'a>(cpus: &'a [Mpidr], gic: &'a Gic) -> Tree<'a> {
         serial: MmioNode { range: layout::SERIAL, spi: layout::SERIAL_SPI },
         rtc: MmioNode { range: layout::RTC, spi: layout::RTC_SPI },
         gpio: MmioNode { range: layout::GPIO, spi: layout::GPIO_SPI },
+        virtio: &[],
         seeds: Seeds { rng: [0xa5; 64], kaslr: 0x0123_4567_89ab_cdef },
     }
 }
@@ -212,6 +213,25 @@ fn primecell_devices_have_their_clock() {
         assert_eq!(texts(clock, "compatible"), ["fixed-clock"]);
         assert_eq!(cells(clock, "#clock-cells"), [0]);
     }
+}
+
+#[test]
+fn virtio_devices_are_listed_with_edge_interrupts() {
+    let cpus = mpidrs(1);
+    let nodes = [0, 1].map(|index| {
+        let (range, spi) = layout::virtio(index).unwrap();
+        MmioNode { range, spi }
+    });
+    let blob = Tree { virtio: &nodes, ..tree(&cpus, &Gic::V3 { cpus: 1 }) }.build().unwrap();
+    let fdt = Fdt::new(&blob).unwrap();
+
+    let second = fdt.find_node("/virtio_mmio@20010000").unwrap();
+
+    assert!(fdt.find_node("/virtio_mmio@20000000").is_some());
+    assert_eq!(texts(second, "compatible"), ["virtio,mmio"]);
+    assert_eq!(cells(second, "reg"), [0, 0x2001_0000, 0, 0x1_0000]);
+    assert_eq!(cells(second, "interrupts"), [0, 17, 1]);
+    assert!(value(second, "dma-coherent").is_empty());
 }
 
 #[test]

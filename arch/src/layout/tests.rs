@@ -40,6 +40,19 @@ fn interrupts_are_distinct() {
 }
 
 #[test]
+fn virtio_devices_have_places_and_interrupts_of_their_own() {
+    let places: Vec<_> = (0..MAX_VIRTIO_DEVICES).map(|index| virtio(index).unwrap()).collect();
+
+    for (index, (range, spi)) in places.iter().enumerate() {
+        assert!(VIRTIO.encloses(range), "{range}");
+        assert!(places[index + 1..].iter().all(|(other, _)| !range.overlaps(other)), "{range}");
+        assert_eq!(spi.number(), VIRTIO_FIRST_SPI.number() + index as u32);
+    }
+    assert_eq!(places[0].0.base, VIRTIO.base);
+    assert!(virtio(MAX_VIRTIO_DEVICES).is_none() && virtio(u32::MAX).is_none());
+}
+
+#[test]
 fn ranges_compare_as_sets_of_addresses() {
     let range = span(0x1000, 0x1000);
 

@@ -6,9 +6,12 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{Parser, Subcommand};
+use arch::units::Bytes;
+use clap::{Parser, Subcommand, ValueEnum};
+use serde::Serialize;
 use serde_json::{Value, json};
 use vmm::control::client::{Client, DEFAULT_TIMEOUT, Error};
+use vmm::control::model::{BalloonStatsUpdate, BalloonUpdate};
 use vmm::control::report;
 
 /// The VM refused, or did not do what it was asked.
@@ -58,6 +61,35 @@ enum Command {
     },
     /// Show the VM's counters
     Metrics,
+    /// Show the memory balloon, or change it
+    Balloon {
+        #[command(subcommand)]
+        command: Option<BalloonCommand>,
+    },
+    /// Show what the guest costs the host in memory
+    Footprint,
+}
+
+#[derive(Debug, Subcommand)]
+enum BalloonCommand {
+    /// Ask the guest to give up this much memory, whole MiB; 0 gives all of it back to the guest
+    Target {
+        #[arg(value_name = "SIZE", value_parser = whole_mib)]
+        size: Bytes,
+    },
+    /// Give back the free pages that the guest reports, or keep them
+    Reporting { switch: Switch },
+    /// Show the guest's statistics, or set how often it is asked for them
+    Stats {
+        /// Seconds between two requests; 0 for none
+        seconds: Option<u16>,
+    },
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Switch {
+    On,
+    Off,
 }
 
 fn main() -> ExitCode {
@@ -88,29 +120,69 @@ fn main() -> ExitCode {
 /// Does what was asked; the text for standard output.
 fn run(arguments: &Arguments) -> Result<String, Error> {
     let mut client = Client::connect(&arguments.socket, DEFAULT_TIMEOUT)?;
-    let outcome = match arguments.command {
-        Command::Status => return status(&mut client, arguments.json),
-        Command::Metrics => {
-            let metrics = client.metrics()?;
-            return Ok(match arguments.json {
-                true => document(&metrics),
-                false => report::metrics(&metrics),
-            });
+    let json = arguments.json;
+    let outcome = match &arguments.command {
+        Command::Status => return status(&mut client, json),
+        Command::Metrics => return show(&client.metrics()?, json, report::metrics),
+        Command::Footprint => return show(&client.footprint()?, json, report::footprint),
+        Command::Balloon { command: None } => {
+            return show(&client.balloon()?, json, report::balloon);
         }
-        Command::Pause => client.pause().map(|()| "paused")?,
-        Command::Resume => client.resume().map(|()| "resumed")?,
+        Command::Balloon { command: Some(BalloonCommand::Stats { seconds: None }) } => {
+            return show(&client.balloon_statistics()?, json, report::statistics);
+        }
+        Command::Balloon { command: Some(change) } => change_balloon(&mut client, change)?,
+        Command::Pause => client.pause().map(|()| "paused".to_owned())?,
+        Command::Resume => client.resume().map(|()| "resumed".to_owned())?,
         Command::Stop { force, timeout } => {
             match force {
                 true => client.stop()?,
                 false => client.press_power_key()?,
             }
-            client.wait_gone(timeout).map(|()| "stopped")?
+            client.wait_gone(*timeout).map(|()| "stopped".to_owned())?
         }
     };
-    Ok(match arguments.json {
+    Ok(match json {
         true => document(&json!({ "outcome": outcome })),
         false => format!("{outcome}\n"),
     })
+}
+
+/// An answer, as JSON or as text for people.
+fn show<T: Serialize>(answer: &T, json: bool, text: fn(&T) -> String) -> Result<String, Error> {
+    Ok(match json {
+        true => document(&serde_json::to_value(answer).map_err(Error::Body)?),
+        false => text(answer),
+    })
+}
+
+/// Changes the balloon; says what has been asked for, as the guest takes its time.
+fn change_balloon(client: &mut Client, change: &BalloonCommand) -> Result<String, Error> {
+    let mut update = BalloonUpdate::default();
+    let outcome = match *change {
+        BalloonCommand::Target { size } => {
+            update.amount_mib = Some(size.as_mib());
+            format!("target {size}")
+        }
+        BalloonCommand::Reporting { switch: Switch::On } => {
+            update.free_page_reporting = Some(true);
+            "reporting on".to_owned()
+        }
+        BalloonCommand::Reporting { switch: Switch::Off } => {
+            update.free_page_reporting = Some(false);
+            "reporting off".to_owned()
+        }
+        BalloonCommand::Stats { seconds } => {
+            let stats_polling_interval_s = seconds.unwrap_or(0);
+            client.patch_balloon_statistics(BalloonStatsUpdate { stats_polling_interval_s })?;
+            return Ok(match stats_polling_interval_s {
+                0 => "statistics off".to_owned(),
+                seconds => format!("statistics every {seconds} s"),
+            });
+        }
+    };
+    client.patch_balloon(update)?;
+    Ok(outcome)
 }
 
 fn status(client: &mut Client, as_json: bool) -> Result<String, Error> {
@@ -160,6 +232,14 @@ fn describe(error: &Error) -> String {
         message.push_str("; stop --force ends it without asking the guest; if that fails too, look at the process");
     }
     message
+}
+
+fn whole_mib(text: &str) -> Result<Bytes, String> {
+    let size: Bytes = text.parse().map_err(|error| format!("{error}"))?;
+    match size.is_multiple_of(Bytes::mib(1)) {
+        true => Ok(size),
+        false => Err(format!("{size} is not whole MiB: try {}M", size.as_mib())),
+    }
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use arch::units::Bytes;
 use clap::Args;
 
-use super::MteMode;
+use super::{BalloonFlag, MemoryBacking, MteMode};
 
 /// Boot a guest and run it until it ends.
 #[derive(Args, Clone, Debug, Default)]
@@ -26,6 +26,14 @@ pub struct RunArgs {
     #[arg(long, value_name = "SIZE")]
     pub memory: Option<Bytes>,
 
+    /// What guest memory is made of; hugetlbfs takes 2M pages of the host's pool [default: anonymous]
+    #[arg(long, value_name = "KIND")]
+    pub memory_backing: Option<MemoryBacking>,
+
+    /// Populate guest memory at the start and keep it from swap; none of it is given back then
+    #[arg(long)]
+    pub lock_memory: bool,
+
     /// Number of vCPUs [default: 1]
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub cpus: Option<u32>,
@@ -33,6 +41,19 @@ pub struct RunArgs {
     /// The guest's MTE; `--mte` alone means require [default: auto]
     #[arg(long, value_name = "MODE", num_args = 0..=1, default_missing_value = "require")]
     pub mte: Option<MteMode>,
+
+    /// The memory balloon: reporting=on|off, deflate-on-oom=on|off, target=SIZE, stats=SECONDS,
+    /// separated by commas [default: reporting=on,deflate-on-oom=on,target=0,stats=0]
+    #[arg(long, value_name = "KEY=VALUE,...", num_args = 0..=1, default_missing_value = "")]
+    pub balloon: Option<BalloonFlag>,
+
+    /// Give the guest no memory balloon
+    #[arg(long, conflicts_with = "balloon")]
+    pub no_balloon: bool,
+
+    /// Give the guest a source of random numbers
+    #[arg(long)]
+    pub rng: bool,
 
     /// The guest's serial port: stdio, file:PATH, socket:PATH or none [default: stdio]
     #[arg(long, value_name = "WHERE")]

@@ -13,7 +13,7 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
-use super::Error;
+use super::{BalloonSection, Error};
 
 /// No configuration comes near this size; a file that does is something else.
 const MAX_FILE: u64 = 1 << 20;
@@ -34,6 +34,17 @@ pub struct Config {
     /// Whether the guest has MTE. A section of Tessera's own.
     #[serde(default, deserialize_with = "section", skip_serializing_if = "Option::is_none")]
     pub mte: Option<MteSection>,
+    /// The memory balloon. Not mentioned, there is one with the defaults; `null` (`Some(None)`), which is
+    /// Firecracker's way to write it, there is none.
+    #[serde(
+        default,
+        deserialize_with = "section_or_null",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub balloon: Option<Option<BalloonSection>>,
+    /// A source of random numbers for the guest.
+    #[serde(default, deserialize_with = "section", skip_serializing_if = "Option::is_none")]
+    pub entropy: Option<EntropySection>,
 
     // Firecracker writes these sections into every configuration it reports, empty where the device is
     // absent. Empty is accepted for that reason; anything else names a device that this VMM lacks.
@@ -44,11 +55,7 @@ pub struct Config {
     #[serde(default, skip_serializing)]
     pmem: Absent,
     #[serde(default, skip_serializing)]
-    balloon: Absent,
-    #[serde(default, skip_serializing)]
     vsock: Absent,
-    #[serde(default, skip_serializing)]
-    entropy: Absent,
     #[serde(default, skip_serializing)]
     cpu_config: Absent,
     #[serde(default, skip_serializing)]
@@ -96,8 +103,14 @@ pub struct MachineConfig {
     #[serde(default, deserialize_with = "only_false")]
     pub track_dirty_pages: bool,
     /// How guest memory uses huge pages.
-    #[serde(default)]
-    pub huge_pages: HugePages,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub huge_pages: Option<HugePages>,
+    /// What guest memory is made of. A field of Tessera's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_backing: Option<MemoryBacking>,
+    /// Whether guest memory is populated at the start and kept from swap. A field of Tessera's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lock_memory: Option<bool>,
 }
 
 /// Huge pages behind guest memory.
@@ -108,6 +121,50 @@ pub enum HugePages {
     /// Transparent huge pages, 2 MiB wherever the host can give them.
     #[default]
     Transparent,
+    /// Pages of 2 MiB from the host's hugetlb pool.
+    #[serde(rename = "2M")]
+    TwoMib,
+}
+
+impl fmt::Display for HugePages {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::None => "None",
+            Self::Transparent => "Transparent",
+            Self::TwoMib => "2M",
+        })
+    }
+}
+
+/// What guest memory is made of.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum MemoryBacking {
+    /// Private anonymous memory.
+    #[default]
+    Anonymous,
+    /// A memfd, mapped shared: other processes can be given it.
+    Memfd,
+    /// Pages of 2 MiB from the host's hugetlb pool.
+    Hugetlbfs,
+}
+
+impl fmt::Display for MemoryBacking {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Anonymous => "anonymous",
+            Self::Memfd => "memfd",
+            Self::Hugetlbfs => "hugetlbfs",
+        })
+    }
+}
+
+/// Firecracker's `EntropyDevice`, whose rate limiter this VMM lacks.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct EntropySection {
+    #[serde(default, skip_serializing)]
+    rate_limiter: Absent,
 }
 
 /// Whether the guest has MTE.
@@ -199,6 +256,13 @@ fn section<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
     Ok(Option::<Object<T>>::deserialize(deserializer)?.map(|Object(section)| section))
 }
 
+/// A section whose `null` says more than its absence.
+fn section_or_null<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    deserializer: D,
+) -> Result<Option<Option<T>>, D::Error> {
+    section(deserializer).map(Some)
+}
+
 /// A section of Firecracker's for something this VMM does not have: `null` and `[]` say so too.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 struct Absent;
@@ -215,7 +279,7 @@ impl<'de> Deserialize<'de> for Absent {
     }
 }
 
-fn only_false<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
+pub(super) fn only_false<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
     match bool::deserialize(deserializer)? {
         false => Ok(false),
         true => Err(D::Error::custom("only false is supported")),

@@ -5,6 +5,7 @@
 //! result makes sense.
 
 mod args;
+mod balloon;
 mod file;
 
 use std::path::PathBuf;
@@ -15,7 +16,11 @@ use crate::exit_status::ExitStatus;
 use crate::spec::CommandLineOnly;
 
 pub use args::RunArgs;
-pub use file::{BootSource, Config, HugePages, MachineConfig, MteMode, MteSection, SerialSection};
+pub use balloon::{BalloonFlag, BalloonSection, ParseBalloonError};
+pub use file::{
+    BootSource, Config, EntropySection, HugePages, MachineConfig, MemoryBacking, MteMode,
+    MteSection, SerialSection,
+};
 
 /// Why a configuration could not be read.
 #[derive(Debug, Error)]
@@ -88,19 +93,42 @@ impl RunArgs {
             replace(&mut boot.initrd_path, &self.initrd);
             replace(&mut boot.boot_args, &self.cmdline);
         }
-        if self.memory.is_some() || self.cpus.is_some() {
-            let machine = config.machine_config.get_or_insert_default();
-            replace(&mut machine.vcpu_count, &self.cpus);
-            if let Some(size) = self.memory {
-                machine.mem_size_mib = None;
-                machine.mem_size = Some(size);
-            }
+        self.lay_over_machine(config);
+        if let Some(flag) = self.balloon {
+            let section = config.balloon.get_or_insert_default().get_or_insert_default();
+            flag.lay_over(section);
+        }
+        if self.no_balloon {
+            config.balloon = Some(None);
+        }
+        if self.rng {
+            config.entropy.get_or_insert_default();
         }
         if let Some(mode) = self.mte {
             config.mte = Some(MteSection { mode });
         }
         if let Some(serial) = &self.serial {
             config.serial = Some(SerialSection::from_flag(serial));
+        }
+    }
+
+    fn lay_over_machine(&self, config: &mut Config) {
+        let any = self.memory.is_some()
+            || self.cpus.is_some()
+            || self.memory_backing.is_some()
+            || self.lock_memory;
+        if !any {
+            return;
+        }
+        let machine = config.machine_config.get_or_insert_default();
+        replace(&mut machine.vcpu_count, &self.cpus);
+        replace(&mut machine.memory_backing, &self.memory_backing);
+        if let Some(size) = self.memory {
+            machine.mem_size_mib = None;
+            machine.mem_size = Some(size);
+        }
+        if self.lock_memory {
+            machine.lock_memory = Some(true);
         }
     }
 }

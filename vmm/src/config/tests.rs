@@ -197,7 +197,8 @@ fn a_device_that_this_vmm_lacks_is_refused_and_not_ignored() {
     for text in [
         r#"{"drives": [{"drive_id": "rootfs"}]}"#,
         r#"{"vsock": {"guest_cid": 3}}"#,
-        r#"{"balloon": {}}"#,
+        r#"{"memory-hotplug": {}}"#,
+        r#"{"entropy": {"rate_limiter": {}}}"#,
         r#"{"logger": "file"}"#,
     ] {
         assert!(complaint(text).contains("no such device or service"), "{text}");
@@ -213,6 +214,9 @@ fn unknown_fields_are_refused_by_name() {
         (r#"{"machine-config": {"mem_size": 64}}"#, "mem_size"),
         (r#"{"serial": {"path": "a"}}"#, "path"),
         (r#"{"mte": {"mode": "off", "tags": 1}}"#, "tags"),
+        (r#"{"balloon": {"reporting": true}}"#, "reporting"),
+        (r#"{"balloon": {"amount": 1}}"#, "amount"),
+        (r#"{"entropy": {"path": "/dev/random"}}"#, "path"),
     ] {
         assert!(complaint(text).contains(&format!("unknown field `{name}`")), "{text}");
     }
@@ -244,6 +248,14 @@ fn wrong_types_and_values_out_of_range_are_refused() {
         r#"{"mte": {}}"#,
         r#"{"mte": {"mode": "on"}}"#,
         r#"{"mte": "require"}"#,
+        r#"{"balloon": []}"#,
+        r#"{"balloon": false}"#,
+        r#"{"balloon": {"amount_mib": -1}}"#,
+        r#"{"balloon": {"deflate_on_oom": "on"}}"#,
+        r#"{"balloon": {"stats_polling_interval_s": 65536}}"#,
+        r#"{"entropy": true}"#,
+        r#"{"machine-config": {"memory_backing": "file"}}"#,
+        r#"{"machine-config": {"lock_memory": "yes"}}"#,
         r#"{"serial": "stdio"}"#,
         r#"{"serial": {"target": 1}}"#,
         r#"{} {}"#,
@@ -261,13 +273,113 @@ fn features_that_are_not_there_cannot_be_turned_on() {
         assert!(complaint(&text(true)).contains("only false is supported"), "{field}");
         assert!(parse(&text(false)).is_ok(), "{field}");
     }
+    let hinting = |value| format!(r#"{{"balloon": {{"free_page_hinting": {value}}}}}"#);
+    assert!(complaint(&hinting(true)).contains("only false is supported"));
+    assert!(parse(&hinting(false)).is_ok());
 }
 
 #[test]
 fn another_kind_of_huge_pages_is_refused_and_the_right_ones_named() {
     let text = |kind| format!(r#"{{"machine-config": {{"huge_pages": "{kind}"}}}}"#);
-    assert!(complaint(&text("2M")).contains("`Transparent`"));
-    assert!(parse(&text("None")).is_ok());
+    assert!(complaint(&text("1G")).contains("`Transparent`"));
+    for (name, kind) in [
+        ("None", HugePages::None),
+        ("Transparent", HugePages::Transparent),
+        ("2M", HugePages::TwoMib),
+    ] {
+        let machine = parse(&text(name)).unwrap().machine_config.unwrap();
+        assert_eq!(machine.huge_pages, Some(kind));
+        assert_eq!(kind.to_string(), name);
+    }
+}
+
+#[test]
+fn a_balloon_that_is_null_is_not_one_that_is_not_mentioned() {
+    let balloon = |text| parse(text).unwrap().balloon;
+    assert_eq!(balloon("{}"), None);
+    assert_eq!(balloon(r#"{"balloon": null}"#), Some(None));
+    assert_eq!(balloon(r#"{"balloon": {}}"#), Some(Some(BalloonSection::default())));
+    for text in ["{}", r#"{"balloon":null}"#] {
+        assert_eq!(serde_json::to_string(&parse(text).unwrap()).unwrap(), text);
+    }
+}
+
+#[test]
+fn firecrackers_balloon_and_entropy_are_understood() {
+    let text = r#"{
+        "balloon": {
+            "amount_mib": 64,
+            "deflate_on_oom": true,
+            "stats_polling_interval_s": 1,
+            "free_page_hinting": false,
+            "free_page_reporting": false
+        },
+        "entropy": { "rate_limiter": null }
+    }"#;
+    let config = parse(text).unwrap();
+    let expected = BalloonSection {
+        amount_mib: Some(64),
+        deflate_on_oom: Some(true),
+        stats_polling_interval_s: Some(1),
+        free_page_reporting: Some(false),
+        ..BalloonSection::default()
+    };
+    assert_eq!(config.balloon, Some(Some(expected)));
+    assert_eq!(config.entropy, Some(EntropySection::default()));
+}
+
+#[test]
+fn a_balloon_flag_replaces_the_fields_it_names() {
+    let text =
+        r#"{"balloon": {"amount_mib": 64, "deflate_on_oom": false, "free_page_reporting": false}}"#;
+    let written = file(text);
+    let merged = |words: &[&str]| {
+        let args = RunArgs { config: Some(written.path().into()), ..flags(words) };
+        args.merge().unwrap().balloon.unwrap()
+    };
+
+    let untouched = merged(&[]).unwrap();
+    let changed = merged(&["--balloon", "target=4K,reporting=on"]).unwrap();
+    let none = merged(&["--no-balloon"]);
+
+    assert_eq!(merged(&["--balloon"]), Some(untouched.clone()));
+    assert_eq!((changed.amount_mib, changed.amount), (None, Some(Bytes::kib(4))));
+    assert_eq!(changed.free_page_reporting, Some(true));
+    assert_eq!(changed.deflate_on_oom, untouched.deflate_on_oom);
+    assert_eq!(none, None);
+}
+
+#[test]
+fn a_balloon_flag_brings_back_what_the_file_left_out() {
+    let written = file(r#"{"balloon": null}"#);
+    let args = RunArgs { config: Some(written.path().into()), ..flags(&["--balloon"]) };
+
+    let balloon = args.merge().unwrap().balloon;
+
+    assert_eq!(balloon, Some(Some(BalloonSection::default())));
+}
+
+#[test]
+fn balloon_and_no_balloon_exclude_each_other() {
+    let words = ["tessera", "--balloon", "stats=1", "--no-balloon"];
+    let error = Program::try_parse_from(words).unwrap_err().to_string();
+    assert!(error.contains("--balloon") && error.contains("--no-balloon"), "{error}");
+}
+
+#[test]
+fn memory_flags_replace_the_files_values_and_leave_the_others() {
+    let written = file(
+        r#"{"machine-config": {"memory_backing": "anonymous", "lock_memory": false, "vcpu_count": 3}}"#,
+    );
+    let words = ["--memory-backing", "memfd", "--lock-memory", "--rng"];
+    let args = RunArgs { config: Some(written.path().into()), ..flags(&words) };
+
+    let merged = args.merge().unwrap();
+
+    let machine = merged.machine_config.unwrap();
+    assert_eq!(machine.memory_backing, Some(MemoryBacking::Memfd));
+    assert_eq!((machine.lock_memory, machine.vcpu_count), (Some(true), Some(3)));
+    assert!(merged.entropy.is_some());
 }
 
 fn status_of(path: &Path) -> ExitStatus {
@@ -352,6 +464,9 @@ fn flags_that_make_no_sense_are_usage_errors() {
         ["--cpus", "4294967296"],
         ["--mte", "on"],
         ["--no-such", "flag"],
+        ["--memory-backing", "file"],
+        ["--balloon", "reporting=maybe"],
+        ["--balloon", "stats=65536"],
     ] {
         let parsed = Program::try_parse_from([&["tessera"], &words[..]].concat());
         assert!(parsed.is_err(), "{words:?}");

@@ -14,7 +14,10 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::model::{ActionType, Fault, InstanceActionInfo, InstanceInfo, Version, Vm, VmState};
+use super::model::{
+    ActionType, Balloon, BalloonStats, BalloonStatsUpdate, BalloonUpdate, Fault, Footprint,
+    InstanceActionInfo, InstanceInfo, Version, Vm, VmState,
+};
 
 /// How long a call may take unless the caller says otherwise. Pausing waits for a vCPU to leave
 /// its present exit, which takes microseconds on hardware and milliseconds in emulation; seconds
@@ -141,6 +144,46 @@ impl Client {
     /// See [`Error`].
     pub fn metrics(&mut self) -> Result<Value, Error> {
         self.get("/metrics")
+    }
+
+    /// `GET /balloon`.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn balloon(&mut self) -> Result<Balloon, Error> {
+        self.get("/balloon")
+    }
+
+    /// `PATCH /balloon`.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn patch_balloon(&mut self, update: BalloonUpdate) -> Result<(), Error> {
+        self.send("PATCH", "/balloon", &update)
+    }
+
+    /// `GET /balloon/statistics`.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn balloon_statistics(&mut self) -> Result<BalloonStats, Error> {
+        self.get("/balloon/statistics")
+    }
+
+    /// `PATCH /balloon/statistics`.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn patch_balloon_statistics(&mut self, update: BalloonStatsUpdate) -> Result<(), Error> {
+        self.send("PATCH", "/balloon/statistics", &update)
+    }
+
+    /// `GET /footprint`.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn footprint(&mut self) -> Result<Footprint, Error> {
+        self.get("/footprint")
     }
 
     /// Holds the vCPUs: `PATCH /vm`.

@@ -84,14 +84,22 @@ impl Contract {
         let schema = self.resolve(schema);
         for (word, rule) in schema.as_object().unwrap() {
             let holds = match word.as_str() {
-                "type" => is_of_type(value, rule.as_str().unwrap()),
+                "type" => {
+                    let null =
+                        value.is_null() && schema.get("nullable") == Some(&Value::Bool(true));
+                    null || is_of_type(value, rule.as_str().unwrap())
+                }
                 "enum" => rule.as_array().unwrap().contains(value),
-                "minimum" => value.as_f64() >= rule.as_f64(),
-                "required" => rule
-                    .as_array()
-                    .unwrap()
-                    .iter()
-                    .all(|name| value.get(name.as_str().unwrap()).is_some()),
+                "minimum" => value.is_null() || value.as_f64() >= rule.as_f64(),
+                "maximum" => value.is_null() || value.as_f64() <= rule.as_f64(),
+                "required" => {
+                    value.is_null()
+                        || rule
+                            .as_array()
+                            .unwrap()
+                            .iter()
+                            .all(|name| value.get(name.as_str().unwrap()).is_some())
+                }
                 "oneOf" => {
                     let fits = |schema| self.validate(schema, value, at).is_ok();
                     rule.as_array().unwrap().iter().filter(|s| fits(s)).count() == 1
@@ -105,7 +113,7 @@ impl Contract {
                     true
                 }
                 "additionalProperties" => self.validate_rest(schema, rule, value, at)?,
-                "description" | "x-tessera" => true,
+                "description" | "nullable" | "x-tessera" => true,
                 unknown => return Err(format!("{at}: the test does not know {unknown:?}")),
             };
             if !holds {

@@ -4,19 +4,25 @@
 use serde_json::{Value, json};
 
 use super::contract::Contract;
-use super::fake::FakeVm;
+use super::fake::{FakeBalloon, FakeVm};
 use super::http::{Request, Response};
-use super::model::{FIRECRACKER_API_VERSION, TESSERA_VERSION};
+use super::model::{
+    DriverState, FIRECRACKER_API_VERSION, GuestStats, ReportingState, TESSERA_VERSION,
+};
 use super::routes::{ROUTES, answer};
 
 fn ask(method: &str, path: &str, body: &str) -> (u16, Option<Value>) {
+    ask_of(&mut FakeVm::default(), method, path, body)
+}
+
+fn ask_of(vm: &mut FakeVm, method: &str, path: &str, body: &str) -> (u16, Option<Value>) {
     let request = Request {
         method: method.to_owned(),
         path: path.to_owned(),
         body: body.as_bytes().to_vec(),
         keep_alive: true,
     };
-    let Response { status, body } = answer(&mut FakeVm::default(), &request);
+    let Response { status, body } = answer(vm, &request);
     (status.code(), body)
 }
 
@@ -68,25 +74,61 @@ fn every_read_answers_200_with_the_body_described() {
     }
 }
 
-#[test]
-fn every_change_answers_each_value_described_as_described() {
-    let contract = Contract::load();
+/// Every value that a schema names: those of an enumeration, both of a switch, both ends of a range.
+fn named(rule: &Value) -> Vec<Value> {
+    match (rule.get("enum"), rule["type"].as_str()) {
+        (Some(values), _) => values.as_array().unwrap().clone(),
+        (None, Some("boolean")) => vec![json!(false), json!(true)],
+        (None, Some("integer")) => {
+            ["minimum", "maximum"].iter().filter_map(|end| rule.get(*end).cloned()).collect()
+        }
+        other => panic!("a change takes {other:?}, for which this test has no values"),
+    }
+}
 
+/// Values of other types than the schema's, and those just beyond its range.
+fn beyond(rule: &Value) -> Vec<Value> {
+    let mut values = vec![json!(null), json!([]), json!({}), json!(1.5), json!("no such value")];
+    match rule["type"].as_str() {
+        Some("integer") => {
+            let past = |end: &str, by| rule.get(end).map(|end| json!(end.as_i64().unwrap() + by));
+            values.extend([past("minimum", -1), past("maximum", 1)].into_iter().flatten());
+            values.push(json!(true));
+        }
+        _ => values.push(json!(1)),
+    }
+    values
+}
+
+/// Every field of every change that is described.
+fn fields_of_changes(contract: &Contract) -> Vec<(String, String, String, Value)> {
+    let mut fields = Vec::new();
     for (method, path) in contract.operations() {
         let Some(schema) = contract.request_schema(&method, &path) else {
             continue;
         };
         for (field, rule) in schema["properties"].as_object().unwrap() {
-            for value in contract.resolve(rule)["enum"].as_array().unwrap() {
-                let body = json!({ field: value }).to_string();
-                let (status, answer) = ask(&method, &path, &body);
-                contract.check(&method, &path, status, answer.as_ref()).unwrap();
-                let message = answer.map(|fault| fault["fault_message"].to_string());
-                assert!(
-                    !message.unwrap_or_default().contains("unknown variant"),
-                    "{path} does not know {value}"
-                );
-            }
+            let rule = contract.resolve(rule).clone();
+            fields.push((method.clone(), path.clone(), field.clone(), rule));
+        }
+    }
+    fields
+}
+
+#[test]
+fn every_change_answers_each_value_described_as_described() {
+    let contract = Contract::load();
+
+    for (method, path, field, rule) in fields_of_changes(&contract) {
+        for value in named(&rule) {
+            let body = json!({ &field: value }).to_string();
+            let (status, answer) = ask(&method, &path, &body);
+            contract.check(&method, &path, status, answer.as_ref()).unwrap();
+            let message = answer.map(|fault| fault["fault_message"].to_string());
+            assert!(
+                !message.unwrap_or_default().contains("not what this request takes"),
+                "{path} does not know {value}"
+            );
         }
     }
 }
@@ -95,27 +137,69 @@ fn every_change_answers_each_value_described_as_described() {
 fn every_change_refuses_a_body_beyond_its_schema() {
     let contract = Contract::load();
 
-    for (method, path) in contract.operations() {
-        let Some(schema) = contract.request_schema(&method, &path) else {
-            continue;
-        };
-        let field = schema["required"][0].as_str().unwrap();
-        let known = &schema["properties"][field]["enum"][0];
-        for body in [
+    for (method, path, field, rule) in fields_of_changes(&contract) {
+        let known = &named(&rule)[0];
+        let mut bodies = vec![
             String::new(),
             "{}".to_owned(),
             "null".to_owned(),
             "[]".to_owned(),
             "{".to_owned(),
-            json!({ field: known, "more": 1 }).to_string(),
-            json!({ field: 1 }).to_string(),
-            json!({ field: "no such value" }).to_string(),
-            format!("{} {{}}", json!({ field: known })),
-        ] {
+            json!({ &field: known, "more": 1 }).to_string(),
+            format!("{} {{}}", json!({ &field: known })),
+        ];
+        bodies.extend(beyond(&rule).iter().map(|value| json!({ &field: value }).to_string()));
+        for body in bodies {
             let (status, answer) = ask(&method, &path, &body);
             assert_eq!(status, 400, "{method} {path} took {body:?}");
             contract.check(&method, &path, status, answer.as_ref()).unwrap();
         }
+    }
+}
+
+#[test]
+fn every_answer_that_a_balloon_can_give_is_described() {
+    let contract = Contract::load();
+    let get = |balloon: Option<FakeBalloon>, path: &str| {
+        let mut vm = FakeVm { balloon, ..FakeVm::default() };
+        let (status, body) = ask_of(&mut vm, "GET", path, "");
+        contract.check("GET", path, status, body.as_ref()).unwrap();
+        status
+    };
+    let silent = FakeBalloon { statistics: GuestStats::default(), ..FakeBalloon::default() };
+    let off = FakeBalloon { interval: 0, reporting: Some(false), ..FakeBalloon::default() };
+
+    let statuses = ["/balloon", "/balloon/statistics", "/footprint"]
+        .map(|path| [Some(silent), Some(off), None].map(|balloon| get(balloon, path)));
+
+    assert_eq!(statuses, [[200, 200, 400], [200, 400, 400], [200, 200, 200]]);
+}
+
+#[test]
+fn every_word_for_the_balloon_is_described() {
+    let contract = Contract::load();
+    let schemas = &contract.root()["components"]["schemas"];
+    let drivers = [DriverState::Absent, DriverState::Active, DriverState::NeedsReset];
+    let states = [ReportingState::On, ReportingState::Off, ReportingState::Ineffective];
+
+    assert_eq!(schemas["Balloon"]["properties"]["driver"]["enum"], json!(drivers));
+    assert_eq!(schemas["BalloonReporting"]["properties"]["state"]["enum"], json!(states));
+    assert_eq!(json!(drivers), json!(drivers.map(|driver| driver.to_string())));
+    assert_eq!(json!(states), json!(states.map(ReportingState::as_str)));
+}
+
+#[test]
+fn the_configuration_of_any_vm_is_described() {
+    let contract = Contract::load();
+    let mut args = crate::config::RunArgs { kernel: Some("Image".into()), ..Default::default() };
+    for without in [false, true] {
+        args.no_balloon = without;
+        args.rng = !without;
+        let config = args.merge().unwrap();
+        let spec = crate::spec::Spec::new(config, args.command_line_only()).unwrap();
+        let body = serde_json::to_value(spec.to_config()).unwrap();
+        contract.check("GET", "/vm/config", 200, Some(&body)).unwrap();
+        contract.check("GET", "/machine-config", 200, body.get("machine-config")).unwrap();
     }
 }
 

@@ -1,9 +1,15 @@
 //! A VM that is not there, for tests of the control socket.
 
+use arch::units::Bytes;
 use serde_json::{Value, json};
 
-use super::model::{InstanceInfo, State};
+use super::balloon::{BalloonChange, no_balloon, statistics_off};
+use super::model::{
+    Balloon, BalloonStats, BalloonStatsUpdate, BalloonUpdate, DriverState, Footprint, GuestStats,
+    InstanceInfo, Reporting, State,
+};
 use super::{ControlError, Controller};
+use crate::reporting::Diagnosis;
 
 /// What the fake was told to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,12 +20,34 @@ pub(crate) enum Call {
     Stop,
 }
 
+/// The memory of the fake's guest.
+const MEMORY: Bytes = Bytes::mib(512);
+
+/// The balloon of a VM that is not there; its guest gives nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct FakeBalloon {
+    pub(crate) target: Bytes,
+    /// Reporting, where it is offered.
+    pub(crate) reporting: Option<bool>,
+    pub(crate) interval: u16,
+    pub(crate) statistics: GuestStats,
+}
+
+impl Default for FakeBalloon {
+    fn default() -> Self {
+        let statistics =
+            GuestStats { free_memory: Some(300 << 20), oom_kill: Some(0), ..GuestStats::default() };
+        Self { target: Bytes::ZERO, reporting: Some(true), interval: 1, statistics }
+    }
+}
+
 /// Obeys, remembers, and refuses the power key when nobody listens to it.
 #[derive(Debug)]
 pub(crate) struct FakeVm {
     pub(crate) state: State,
     pub(crate) listens: bool,
     pub(crate) metrics: Value,
+    pub(crate) balloon: Option<FakeBalloon>,
     pub(crate) calls: Vec<Call>,
 }
 
@@ -32,8 +60,15 @@ impl Default for FakeVm {
                 "serial": { "sent_bytes": 4096 },
                 "vcpus": { "exits_total": 1234567, "running_nanoseconds": 1500000 },
             }),
+            balloon: Some(FakeBalloon::default()),
             calls: Vec::new(),
         }
+    }
+}
+
+impl FakeVm {
+    fn balloon_mut(&mut self) -> Result<&mut FakeBalloon, ControlError> {
+        self.balloon.as_mut().ok_or_else(no_balloon)
     }
 }
 
@@ -48,6 +83,14 @@ impl Controller for FakeVm {
             "machine-config": self.machine_config(),
             "serial": { "target": "stdio" },
             "mte": { "mode": "require" },
+            "balloon": {
+                "amount_mib": 0,
+                "deflate_on_oom": true,
+                "stats_polling_interval_s": 1,
+                "free_page_hinting": false,
+                "free_page_reporting": true,
+            },
+            "entropy": {},
         })
     }
 
@@ -58,11 +101,64 @@ impl Controller for FakeVm {
             "smt": false,
             "track_dirty_pages": false,
             "huge_pages": "Transparent",
+            "memory_backing": "anonymous",
+            "lock_memory": false,
         })
     }
 
     fn metrics(&self) -> Value {
         self.metrics.clone()
+    }
+
+    fn balloon(&self) -> Result<Balloon, ControlError> {
+        let balloon = self.balloon.ok_or_else(no_balloon)?;
+        let diagnosis = match balloon.reporting {
+            Some(true) => None,
+            Some(false) => Some(Diagnosis::SwitchedOff),
+            None => Some(Diagnosis::NotOffered),
+        };
+        Ok(Balloon {
+            amount_mib: balloon.target.as_mib(),
+            actual_mib: 0,
+            deflate_on_oom: true,
+            stats_polling_interval_s: balloon.interval,
+            free_page_hinting: false,
+            free_page_reporting: balloon.reporting == Some(true),
+            driver: DriverState::Active,
+            reporting: Reporting::from(diagnosis),
+        })
+    }
+
+    fn patch_balloon(&mut self, update: BalloonUpdate) -> Result<(), ControlError> {
+        let balloon = self.balloon_mut()?;
+        let change = BalloonChange::new(update, MEMORY, balloon.reporting.is_some())?;
+        balloon.target = change.target.unwrap_or(balloon.target);
+        balloon.reporting = change.reporting.or(balloon.reporting);
+        Ok(())
+    }
+
+    fn balloon_statistics(&self) -> Result<BalloonStats, ControlError> {
+        let balloon = self.balloon.ok_or_else(no_balloon)?;
+        match balloon.interval {
+            0 => Err(statistics_off()),
+            _ => Ok(BalloonStats::new(balloon.target, Bytes::ZERO, balloon.statistics)),
+        }
+    }
+
+    fn patch_balloon_statistics(&mut self, update: BalloonStatsUpdate) -> Result<(), ControlError> {
+        self.balloon_mut()?.interval = update.stats_polling_interval_s;
+        Ok(())
+    }
+
+    fn footprint(&self) -> Result<Footprint, ControlError> {
+        Ok(Footprint {
+            guest_bytes: MEMORY.get(),
+            resident_bytes: 64 << 20,
+            huge_bytes: 32 << 20,
+            tagged_bytes: None,
+            tagged_unavailable: Some("only root may read /proc/kpageflags".to_owned()),
+            ..Footprint::default()
+        })
     }
 
     fn pause(&mut self) -> Result<(), ControlError> {

@@ -18,6 +18,7 @@
 //! The server is one subscriber of the VMM's event loop and runs only on its thread. Nothing in it
 //! blocks: a peer that is slow, silent or hostile costs a bounded amount of memory and no time.
 
+pub mod balloon;
 pub mod client;
 mod connection;
 mod http;
@@ -54,6 +55,42 @@ pub trait Controller {
     /// The answer to `GET /metrics`: an object of numbers, or of further such objects. A name ends
     /// in its unit (`_bytes`, `_nanoseconds`, ...) or in `_total` for a plain count of events.
     fn metrics(&self) -> serde_json::Value;
+
+    /// The answer to `GET /balloon`.
+    ///
+    /// # Errors
+    /// There is no balloon ([`balloon::no_balloon`]), or no machine any more. So for all of its resources.
+    fn balloon(&self) -> Result<model::Balloon, ControlError>;
+
+    /// Asks the guest for another amount of memory, or switches reporting, as `PATCH /balloon` says.
+    /// Returns without waiting for the guest.
+    ///
+    /// # Errors
+    /// The update is not one for this VM: see [`balloon::BalloonChange`]. Nothing is changed then.
+    fn patch_balloon(&mut self, update: model::BalloonUpdate) -> Result<(), ControlError>;
+
+    /// The answer to `GET /balloon/statistics`: what the guest said last. Until it has answered once,
+    /// only target and actual size.
+    ///
+    /// # Errors
+    /// The interval is 0 ([`balloon::statistics_off`]).
+    fn balloon_statistics(&self) -> Result<model::BalloonStats, ControlError>;
+
+    /// Changes how often the guest is asked for its statistics; 0 stops it.
+    ///
+    /// # Errors
+    /// The timer cannot be set.
+    fn patch_balloon_statistics(
+        &mut self,
+        update: model::BalloonStatsUpdate,
+    ) -> Result<(), ControlError>;
+
+    /// The answer to `GET /footprint`: what the guest costs the host at this moment. Served without a
+    /// balloon as well.
+    ///
+    /// # Errors
+    /// The kernel's figures cannot be read.
+    fn footprint(&self) -> Result<model::Footprint, ControlError>;
 
     /// Stops the vCPUs; returns when none of them runs and no MMIO access is pending. Pausing a
     /// paused VM succeeds and changes nothing, as in Firecracker.

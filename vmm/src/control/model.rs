@@ -4,7 +4,12 @@
 //! not be ignored). What a client receives is read leniently, so that an older `tesseractl` can
 //! talk to a newer `tessera`.
 
-use serde::{Deserialize, Serialize};
+use arch::units::Bytes;
+use serde::{Deserialize, Deserializer, Serialize};
+
+use crate::reporting::Diagnosis;
+
+pub use crate::reporting::DriverState;
 
 /// The version of Firecracker's interface description from which paths, fields and status codes are
 /// taken (`firecracker_version` in `GET /version`).
@@ -125,6 +130,212 @@ pub enum ActionType {
     SendCtrlAltDel,
     /// End the VM without asking the guest. Ours.
     Stop,
+}
+
+/// Firecracker's `Balloon` with ours beside it: the answer to `GET /balloon`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Balloon {
+    /// How much memory the guest is asked to give up, in whole MiB (rounded down).
+    pub amount_mib: u64,
+    /// How much of it the guest's driver says is in the balloon, in whole MiB (rounded down). Ours.
+    pub actual_mib: u64,
+    /// Whether a guest that runs out of memory may take it back.
+    pub deflate_on_oom: bool,
+    /// Seconds between two requests for the guest's statistics; 0 for none.
+    pub stats_polling_interval_s: u16,
+    /// Always `false`.
+    pub free_page_hinting: bool,
+    /// Whether reporting is switched on: offered when the guest started, and not switched off since.
+    pub free_page_reporting: bool,
+    /// What the guest's driver has come to. Ours.
+    pub driver: DriverState,
+    /// What reporting has come to. Ours.
+    pub reporting: Reporting,
+}
+
+/// What page reporting has come to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reporting {
+    /// In a word.
+    pub state: ReportingState,
+    /// Why nothing is given back, and what to do about it; absent while it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// What page reporting has come to, in a word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ReportingState {
+    /// What the guest reports is given back.
+    On,
+    /// It is switched off, or was never offered.
+    Off,
+    /// It is on, but gives nothing back.
+    Ineffective,
+}
+
+impl ReportingState {
+    /// The state's name on the wire.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::On => "on",
+            Self::Off => "off",
+            Self::Ineffective => "ineffective",
+        }
+    }
+}
+
+impl From<Option<Diagnosis>> for Reporting {
+    fn from(diagnosis: Option<Diagnosis>) -> Self {
+        let state = match diagnosis {
+            None => ReportingState::On,
+            Some(diagnosis) if diagnosis.is_choice() => ReportingState::Off,
+            Some(_) => ReportingState::Ineffective,
+        };
+        Self { state, reason: diagnosis.map(|diagnosis| diagnosis.to_string()) }
+    }
+}
+
+/// Firecracker's `BalloonUpdate` with ours beside it: the body of `PATCH /balloon`. It names one of the
+/// two at least.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BalloonUpdate {
+    /// How much memory the guest is asked to give up, in MiB.
+    #[serde(default, deserialize_with = "not_null", skip_serializing_if = "Option::is_none")]
+    pub amount_mib: Option<u64>,
+    /// Whether what the guest reports is given back. Ours.
+    #[serde(default, deserialize_with = "not_null", skip_serializing_if = "Option::is_none")]
+    pub free_page_reporting: Option<bool>,
+}
+
+/// A field that may be left out, but says something if it is there.
+fn not_null<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    deserializer: D,
+) -> Result<Option<T>, D::Error> {
+    T::deserialize(deserializer).map(Some)
+}
+
+/// Firecracker's `BalloonStats`: the answer to `GET /balloon/statistics`. What the guest did not say is
+/// absent; the sizes that it says are in bytes.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BalloonStats {
+    /// How much memory the guest is asked to give up, in pages of 4 KiB.
+    pub target_pages: u64,
+    /// How much of it is in the balloon, in pages of 4 KiB.
+    pub actual_pages: u64,
+    /// How much memory the guest is asked to give up, in whole MiB.
+    pub target_mib: u64,
+    /// How much of it is in the balloon, in whole MiB.
+    pub actual_mib: u64,
+    /// What the guest said.
+    #[serde(flatten)]
+    pub guest: GuestStats,
+}
+
+impl BalloonStats {
+    /// A balloon of `actual` bytes that is to be one of `target` bytes, and what the guest said.
+    pub fn new(target: Bytes, actual: Bytes, guest: GuestStats) -> Self {
+        let pages = |size: Bytes| size.get() / Bytes::kib(4).get();
+        Self {
+            target_pages: pages(target),
+            actual_pages: pages(actual),
+            target_mib: target.as_mib(),
+            actual_mib: actual.as_mib(),
+            guest,
+        }
+    }
+}
+
+/// What a guest says of itself, in the order of its tags (virtio 1.2, section 5.5.6.3 and
+/// Linux include/uapi/linux/virtio_balloon.h). Sizes in bytes, the others counts since it booted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestStats {
+    /// Swapped in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub swap_in: Option<u64>,
+    /// Swapped out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub swap_out: Option<u64>,
+    /// Page faults that needed a disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub major_faults: Option<u64>,
+    /// Page faults that did not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub minor_faults: Option<u64>,
+    /// Used for nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub free_memory: Option<u64>,
+    /// All that the guest can use.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub total_memory: Option<u64>,
+    /// What programs could have without swapping.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub available_memory: Option<u64>,
+    /// The page cache.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk_caches: Option<u64>,
+    /// hugetlb pages allocated.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hugetlb_allocations: Option<u64>,
+    /// hugetlb pages that could not be had.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hugetlb_failures: Option<u64>,
+    /// Processes killed for want of memory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub oom_kill: Option<u64>,
+    /// Allocations that had to wait for reclaim.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub alloc_stall: Option<u64>,
+    /// Pages looked at by kswapd.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub async_scan: Option<u64>,
+    /// Pages looked at by whoever allocated.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub direct_scan: Option<u64>,
+    /// Pages reclaimed by kswapd.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub async_reclaim: Option<u64>,
+    /// Pages reclaimed by whoever allocated.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub direct_reclaim: Option<u64>,
+}
+
+/// Firecracker's `BalloonStatsUpdate`: the body of `PATCH /balloon/statistics`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BalloonStatsUpdate {
+    /// Seconds between two requests for the guest's statistics; 0 stops them.
+    pub stats_polling_interval_s: u16,
+}
+
+/// What a guest costs the host: the answer to `GET /footprint`. Ours. All in bytes.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Footprint {
+    /// The guest's memory.
+    pub guest_bytes: u64,
+    /// What of it is in the host's memory now (`Rss` of smaps).
+    pub resident_bytes: u64,
+    /// What of that is in huge pages.
+    pub huge_bytes: u64,
+    /// What of it carries tags, by the kernel's own page flags; null where they cannot be read.
+    pub tagged_bytes: Option<u64>,
+    /// Why `tagged_bytes` is null.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tagged_unavailable: Option<String>,
+    /// What is in the balloon now.
+    pub inflated_bytes: u64,
+    /// Reported as free by the guest since the start; the same memory counts each time. So for those below.
+    pub reported_bytes: u64,
+    /// Given back to the host, from reports and the balloon.
+    pub discarded_bytes: u64,
+    /// Not given back, as the host refused.
+    pub failed_bytes: u64,
+    /// Reported and not given back, as the guest fills its free pages with a value of its own.
+    pub poison_skipped_bytes: u64,
+    /// Reported and not given back, as reporting was switched off.
+    pub kept_bytes: u64,
 }
 
 /// Firecracker's `Error`: the body of every answer from 400 up.

@@ -6,6 +6,10 @@ use serde_json::Value;
 
 use super::model::{InstanceInfo, Version};
 
+mod balloon;
+
+pub use balloon::{balloon, footprint, statistics};
+
 /// The state and shape of a VM as an aligned table, one fact a line. `config` is the answer to
 /// `GET /vm/config`.
 pub fn status(instance: &InstanceInfo, version: &Version, config: &Value) -> String {
@@ -24,10 +28,11 @@ pub fn status(instance: &InstanceInfo, version: &Version, config: &Value) -> Str
 }
 
 /// What `status` shows of the configuration, and where it stands there.
-const FACTS: [(&str, &str); 6] = [
+const FACTS: [(&str, &str); 7] = [
     ("vCPUs", "/machine-config/vcpu_count"),
     ("Memory", "/machine-config/mem_size_mib"),
     ("Huge pages", "/machine-config/huge_pages"),
+    ("Backing", "/machine-config/memory_backing"),
     ("MTE", "/mte/mode"),
     ("Kernel", "/boot-source/kernel_image_path"),
     ("Serial", "/serial/target"),

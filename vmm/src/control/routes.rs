@@ -33,6 +33,11 @@ pub(crate) const ROUTES: &[Route] = &[
     get("/vm/config", |vm| show(vm.vm_config())),
     get("/machine-config", |vm| show(vm.machine_config())),
     get("/metrics", |vm| show(vm.metrics())),
+    get("/balloon", |vm| show(vm.balloon()?)),
+    patch("/balloon", |vm, body| done(vm.patch_balloon(parse(body)?))),
+    get("/balloon/statistics", |vm| show(vm.balloon_statistics()?)),
+    patch("/balloon/statistics", |vm, body| done(vm.patch_balloon_statistics(parse(body)?))),
+    get("/footprint", |vm| show(vm.footprint()?)),
     patch("/vm", |vm, body| change_state(vm, parse(body)?)),
     put("/actions", |vm, body| act(vm, parse(body)?)),
 ];
@@ -123,6 +128,11 @@ fn listed(items: impl Iterator<Item = &'static str>) -> String {
 
 fn show(answer: impl Serialize) -> Outcome {
     serde_json::to_value(answer).map(Some).map_err(Fault::Answer)
+}
+
+fn done(result: Result<(), ControlError>) -> Outcome {
+    result?;
+    Ok(None)
 }
 
 fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Fault> {

@@ -3,8 +3,10 @@
 
 use std::io;
 
+use arch::units::Bytes;
+
 use super::*;
-use crate::control::fake::{Call, FakeVm};
+use crate::control::fake::{Call, FakeBalloon, FakeVm};
 
 fn ask(vm: &mut FakeVm, method: &str, path: &str, body: &str) -> Response {
     let request = Request {
@@ -113,4 +115,79 @@ fn unknown_field_is_named() {
     let response = ask(&mut FakeVm::default(), "PATCH", "/vm", body);
 
     assert!(fault(&response).contains("unknown field `force`"));
+}
+
+#[test]
+fn changes_of_the_balloon_show_in_its_answers() {
+    let mut vm = FakeVm::default();
+
+    for (path, body) in [
+        ("/balloon", r#"{"amount_mib": 128}"#),
+        ("/balloon", r#"{"free_page_reporting": false}"#),
+        ("/balloon/statistics", r#"{"stats_polling_interval_s": 65535}"#),
+    ] {
+        assert_eq!(ask(&mut vm, "PATCH", path, body).status, Status::NoContent, "{body}");
+    }
+
+    let balloon = ask(&mut vm, "GET", "/balloon", "").body.unwrap();
+    assert_eq!(balloon["amount_mib"], 128);
+    assert_eq!(balloon["stats_polling_interval_s"], 65535);
+    assert_eq!(balloon["reporting"]["state"], "off");
+    let statistics = ask(&mut vm, "GET", "/balloon/statistics", "").body.unwrap();
+    assert_eq!(statistics["target_pages"], 128 << 8);
+}
+
+#[test]
+fn statistics_can_be_switched_off_and_on_again() {
+    let mut vm = FakeVm::default();
+    let mut set = |seconds: u16| {
+        let body = format!(r#"{{"stats_polling_interval_s": {seconds}}}"#);
+        ask(&mut vm, "PATCH", "/balloon/statistics", &body);
+        ask(&mut vm, "GET", "/balloon/statistics", "")
+    };
+
+    let off = set(0);
+    let on = set(1);
+
+    let message = fault(&off);
+    assert!(message.contains("PATCH /balloon/statistics"), "{message}");
+    assert_eq!(on.status, Status::Ok);
+}
+
+#[test]
+fn before_the_guest_answers_only_the_balloons_size_is_told() {
+    let silent = FakeBalloon { statistics: Default::default(), ..FakeBalloon::default() };
+    let mut vm = FakeVm { balloon: Some(silent), ..FakeVm::default() };
+
+    let body = ask(&mut vm, "GET", "/balloon/statistics", "").body.unwrap();
+
+    let fields: Vec<_> = body.as_object().unwrap().keys().collect();
+    assert_eq!(fields, ["actual_mib", "actual_pages", "target_mib", "target_pages"]);
+}
+
+#[test]
+fn a_change_that_is_refused_in_part_changes_nothing() {
+    let not_offered = FakeBalloon { reporting: None, ..FakeBalloon::default() };
+    let mut vm = FakeVm { balloon: Some(not_offered), ..FakeVm::default() };
+    let body = r#"{"amount_mib": 64, "free_page_reporting": true}"#;
+
+    let response = ask(&mut vm, "PATCH", "/balloon", body);
+
+    assert!(fault(&response).contains("not offered"));
+    assert_eq!(vm.balloon.unwrap().target, Bytes::ZERO);
+}
+
+#[test]
+fn a_vm_without_balloon_says_how_it_came_to_have_none() {
+    let mut vm = FakeVm { balloon: None, ..FakeVm::default() };
+
+    for (method, path, body) in [
+        ("GET", "/balloon", ""),
+        ("PATCH", "/balloon", r#"{"amount_mib": 0}"#),
+        ("GET", "/balloon/statistics", ""),
+        ("PATCH", "/balloon/statistics", r#"{"stats_polling_interval_s": 1}"#),
+    ] {
+        let response = ask(&mut vm, method, path, body);
+        assert!(fault(&response).contains("--no-balloon"), "{method} {path}");
+    }
 }

@@ -4,6 +4,7 @@ mod host;
 mod kernel;
 #[cfg(target_arch = "aarch64")]
 mod kvm;
+mod reclaim;
 
 use std::fmt;
 
@@ -94,6 +95,7 @@ pub fn examine() -> Report {
     #[cfg(not(target_arch = "aarch64"))]
     checks.push(host::no_kvm());
     checks.extend(host::checks());
+    checks.extend(reclaim::checks());
     let outcome = checks.iter().map(|check| check.outcome).max().unwrap_or(Outcome::Ok);
     Report { outcome, checks }
 }

@@ -14,6 +14,8 @@ use std::io;
 
 use thiserror::Error;
 
+use crate::memory::Backing;
+
 /// Why KVM cannot give the VM that was asked for.
 #[derive(Debug, Error)]
 pub enum Error {
@@ -50,6 +52,20 @@ pub enum Error {
     /// The host has no interrupt controller that KVM can emulate for the guest.
     #[error("KVM offers the guest neither a GICv3 nor a GICv2 on this host")]
     NoGic,
+    /// KVM does not take memory of this kind for a guest with MTE.
+    #[error(
+        "KVM of this host does not take {backing} memory for a guest with MTE, as it does from Linux {since} \
+         on: use --memory-backing anonymous, or --mte off"
+    )]
+    TaggedBacking {
+        /// What the memory is made of.
+        backing: Backing,
+        /// The first Linux that takes it.
+        since: &'static str,
+        /// The system's reason.
+        #[source]
+        source: io::Error,
+    },
     /// An operation on KVM failed.
     #[error("KVM: cannot {what}{}", vcpu.map(|n| format!(" of vCPU {n}")).unwrap_or_default())]
     Call {

@@ -8,12 +8,13 @@ use devices::ports::IrqLine;
 use kvm_bindings::{
     KVM_CAP_ARM_MTE, KVM_CAP_ARM_NISV_TO_USER, kvm_enable_cap, kvm_userspace_memory_region,
 };
-use kvm_ioctls::{DeviceFd, VmFd};
+use kvm_ioctls::{DeviceFd, IoEventAddress, VmFd};
+use vm_memory::GuestAddress;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::vcpu::KvmVcpu;
 use super::{Error, Host, gic};
-use crate::memory::GuestRam;
+use crate::memory::{Backing, GuestRam};
 
 /// The most memory in one slot: KVM counts a slot's pages in 31 bits (KVM_MEM_MAX_NR_PAGES), which is
 /// 8 TiB of 4 KiB pages; a power of two below keeps huge pages aligned.
@@ -46,11 +47,11 @@ impl Vm {
         let nisv = kvm_enable_cap { cap: KVM_CAP_ARM_NISV_TO_USER, ..Default::default() };
         let _ = fd.enable_cap(&nisv);
         let vm = Self { gic_device: None, fd, ram };
-        vm.set_memory()?;
+        vm.set_memory(mte)?;
         Ok(vm)
     }
 
-    fn set_memory(&self) -> Result<(), Error> {
+    fn set_memory(&self, mte: bool) -> Result<(), Error> {
         let range = self.ram.range();
         let mut done = 0;
         let mut slot = 0;
@@ -65,8 +66,17 @@ impl Vm {
             };
             // SAFETY: the range lies in the mapping that `self.ram` keeps until after the VM is gone, and
             // slots neither overlap nor repeat.
-            unsafe { self.fd.set_user_memory_region(region) }
-                .map_err(Error::call("register guest memory"))?;
+            unsafe { self.fd.set_user_memory_region(region) }.map_err(|errno| {
+                let backing = self.ram.backing();
+                // Every page must be able to have tags: kvm_arch_prepare_memory_region.
+                match mte && backing != Backing::Anonymous && errno.errno() == libc::EINVAL {
+                    true => {
+                        let (since, source) = (backing.mte_since(), errno.into());
+                        Error::TaggedBacking { backing, since, source }
+                    }
+                    false => Error::call("register guest memory")(errno),
+                }
+            })?;
             done += size;
             slot += 1;
         }
@@ -96,19 +106,38 @@ impl Vm {
     /// # Errors
     /// When the host gives no event, or KVM does not take it.
     pub fn irq(&self, spi: Spi) -> Result<Irq, Error> {
-        let event = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(|source| {
-            Error::Call { what: "create the event of an interrupt", vcpu: None, source }
-        })?;
+        let event = event("create the event of an interrupt")?;
         self.fd
             .register_irqfd(&event, spi.number())
             .map_err(Error::call("connect an interrupt"))?;
         Ok(Irq(event))
     }
 
+    /// An event that KVM writes when the guest stores the 32-bit `value` at `address`; the store ends
+    /// there, and other values go to the bus.
+    ///
+    /// # Errors
+    /// When the host gives no event, or KVM does not take it.
+    pub fn doorbell(&self, address: GuestAddress, value: u32) -> Result<EventFd, Error> {
+        let event = event("create the event of a device's queue")?;
+        self.fd
+            .register_ioevent(&event, &IoEventAddress::Mmio(address.0), value)
+            .map_err(Error::call("connect a device's queue"))?;
+        Ok(event)
+    }
+
     /// Guest memory.
     pub fn ram(&self) -> &GuestRam {
         &self.ram
     }
+}
+
+fn event(what: &'static str) -> Result<EventFd, Error> {
+    EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(|source| Error::Call {
+        what,
+        vcpu: None,
+        source,
+    })
 }
 
 /// An edge-triggered interrupt line.

@@ -65,7 +65,20 @@ impl Error {
 }
 
 /// What has been loaded, and where the device tree is to go.
-pub type Loaded = Placement;
+#[derive(Clone, Copy, Debug)]
+pub struct Loaded {
+    /// The first instruction.
+    pub entry: GuestAddress,
+    /// The kernel, its BSS included.
+    pub kernel: MemoryRange,
+    /// The initrd.
+    pub initrd: Option<MemoryRange>,
+    /// The room for the device tree.
+    pub fdt: MemoryRange,
+    /// The size of the guest's pages. A kernel that does not say, as before 4.6, is taken to have those
+    /// of 4 KiB that all could have then.
+    pub guest_page: Bytes,
+}
 
 /// Loads the kernel and, if there is one, the initrd. `fdt` bytes are set aside for the device tree.
 ///
@@ -78,18 +91,18 @@ pub fn load(
     fdt: Bytes,
 ) -> Result<Loaded, Error> {
     let kernel = Kernel::open(kernel_path)?;
+    let guest_page = kernel.header().page_size().bytes().unwrap_or(Bytes::kib(4));
     let initrd = initrd_path.map(|path| kernel::open(path).map(|file| (file, path))).transpose()?;
     let initrd_length = initrd.as_ref().map(|((_, length), _)| *length);
-    let placement =
+    let Placement { entry, kernel: room, initrd: initrd_room, fdt } =
         layout::place(kernel.header(), kernel.length()?, initrd_length, fdt, ram.range())
             .map_err(|source| Error::Place { path: kernel_path.to_owned(), source })?;
-    let mut sink =
-        RamSink { ram, path: kernel_path, at: placement.kernel.base, room: placement.kernel };
+    let mut sink = RamSink { ram, path: kernel_path, at: room.base, room };
     kernel.read_into(&mut sink)?;
-    if let (Some(((mut file, length), path)), Some(range)) = (initrd, placement.initrd) {
+    if let (Some(((mut file, length), path)), Some(range)) = (initrd, initrd_room) {
         copy(ram, &mut file, length, range.base, path)?;
     }
-    Ok(placement)
+    Ok(Loaded { entry, kernel: room, initrd: initrd_room, fdt, guest_page })
 }
 
 fn copy(
@@ -106,7 +119,7 @@ fn copy(
     // One read moves at most 2 GiB (read(2)), and some file systems give less than was asked for.
     while done < length.get() {
         let piece = usize::try_from(length.get() - done).unwrap_or(usize::MAX).min(1 << 30);
-        match ram.regions().read_volatile_from(GuestAddress(to.0 + done), file, piece) {
+        match ram.read_volatile_from(GuestAddress(to.0 + done), file, piece) {
             Ok(0) => return Err(cut_short()),
             Ok(n) => done += n as u64,
             Err(GuestMemoryError::IOError(error)) if error.kind() == io::ErrorKind::Interrupted => {
@@ -143,7 +156,6 @@ impl ImageSink for RamSink<'_> {
     fn bytes(&mut self, piece: &[u8]) -> Result<(), Error> {
         let to = self.take_room(piece.len() as u64)?;
         self.ram
-            .regions()
             .write_slice(piece, to)
             .map_err(|source| Error::Copy { path: self.path.to_owned(), source })
     }

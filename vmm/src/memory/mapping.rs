@@ -1,13 +1,19 @@
-//! An anonymous mapping aligned to chunks, so that a 2 MiB huge page can back each chunk.
+//! The mapping that is guest memory, aligned to chunks so that a 2 MiB huge page can back each chunk.
 #![allow(unsafe_code)]
 
 use std::io;
 use std::ptr::{self, NonNull};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use arch::layout::CHUNK;
 use arch::units::Bytes;
-use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
+use rustix::io::Errno;
+use rustix::mm::{
+    Advice, MapFlags, ProtFlags, madvise, mlock, mmap, mmap_anonymous, munlock, munmap,
+};
 
+use super::backing::{Backing, MemoryFile, free_huge_pages};
+use super::error::Error;
 use super::ram::Attributes;
 
 /// `PROT_MTE` of arch/arm64/include/uapi/asm/mman.h; the libc crate has it for glibc only.
@@ -20,11 +26,17 @@ pub(crate) fn huge_page_size() -> Option<Bytes> {
     text.trim().parse().ok().map(Bytes::new)
 }
 
-/// Private anonymous memory, unmapped when dropped.
+/// Guest memory in this process, unmapped when dropped.
+///
+/// Inaccessible addresses lie before and behind it. So no other mapping merges with it, which would put
+/// two memories into one line of smaps, and nothing that runs over its end meets another's memory.
 #[derive(Debug)]
 pub(super) struct Mapping {
-    start: NonNull<u8>,
+    reserved: Reserved,
     length: usize,
+    file: Option<MemoryFile>,
+    page: usize,
+    locked: AtomicBool,
 }
 
 // SAFETY: the mapping is plain memory without thread affinity; this type only hands out its address.
@@ -36,65 +48,119 @@ impl Mapping {
     /// Maps `size` bytes of zeroes, readable and writable, with these attributes; nothing is populated yet.
     ///
     /// # Errors
-    /// When the address space or the host's limits do not allow it.
-    pub(super) fn new(size: Bytes, attributes: Attributes) -> io::Result<Self> {
-        let out_of_range = || io::Error::from(io::ErrorKind::OutOfMemory);
-        let length = usize::try_from(size.get()).map_err(|_| out_of_range())?;
-        let chunk = CHUNK.get() as usize;
-        let reserved = length.checked_add(chunk).ok_or_else(out_of_range)?;
-        let mut prot = ProtFlags::READ | ProtFlags::WRITE;
-        if attributes.tags {
-            prot |= ProtFlags::from_bits_retain(PROT_MTE);
+    /// When the address space, the host's limits, its kernel or its pool of huge pages do not allow it.
+    pub(super) fn new(size: Bytes, attributes: Attributes) -> Result<Self, Error> {
+        let backing = attributes.backing;
+        let no_room = |errno: Errno| Error::AddressSpace { size, source: errno.into() };
+        let page = backing.page_size();
+        let file = MemoryFile::new(backing, size)?;
+        let in_address_space = |size: Bytes| usize::try_from(size.get()).ok();
+        let (Some(length), Some(page)) = (in_address_space(size), in_address_space(page)) else {
+            return Err(no_room(Errno::NOMEM));
+        };
+        let reserved = Reserved::new(length, page.max(CHUNK.get() as usize)).map_err(no_room)?;
+        // SAFETY: `start` to `start + length` lies in the addresses just reserved, which nobody else
+        // knows: replacing that part of them touches no memory of anybody's.
+        let mapped = unsafe { map_over(reserved.start, length, file.as_ref(), attributes) };
+        if let Err(errno) = mapped {
+            // A failed mmap may have unmapped what was there, and another thread may have mapped there
+            // since: these addresses are left as they are, for the few moments that the process has.
+            std::mem::forget(reserved);
+            return Err(map_error(size, attributes, errno));
         }
-        // SAFETY: a new anonymous mapping at an address of the kernel's choice touches no other memory.
-        let raw = unsafe {
-            mmap_anonymous(
-                ptr::null_mut(),
-                reserved,
-                prot,
-                MapFlags::PRIVATE | MapFlags::NORESERVE,
-            )?
-        };
-        let before = raw.cast::<u8>().align_offset(chunk);
-        let after = chunk - before;
-        // SAFETY: `before` + `length` + `after` is exactly the mapping just made, which nobody else knows
-        // yet: the two edges are given back, and the middle is kept.
-        let start = unsafe {
-            let start = raw.cast::<u8>().add(before);
-            if before > 0 {
-                munmap(raw, before)?;
-            }
-            munmap(start.add(length).cast(), after)?;
-            start
-        };
-        let start = NonNull::new(start).ok_or_else(out_of_range)?;
-        let mapping = Self { start, length };
+        let mapping = Self { reserved, length, file, page, locked: AtomicBool::new(false) };
+        mapping.advise_all(attributes).map_err(|errno| Error::Map {
+            size,
+            backing,
+            source: errno.into(),
+        })?;
+        Ok(mapping)
+    }
+
+    fn advise_all(&self, attributes: Attributes) -> Result<(), Errno> {
+        let hugetlbfs = matches!(attributes.backing, Backing::Hugetlbfs { .. });
         match attributes.huge_pages {
-            false => mapping.advise(Advice::LinuxNoHugepage)?,
+            // Its pages have the size that they have.
+            _ if hugetlbfs => {}
+            false => self.advise_if_possible(Advice::LinuxNoHugepage)?,
             true if huge_page_size().is_none_or(|size| size <= CHUNK) => {
-                mapping.advise(Advice::LinuxHugepage)?;
+                self.advise_if_possible(Advice::LinuxHugepage)?;
             }
             // One touched byte would take up to 32 MiB (16 KiB pages) or 512 MiB (64 KiB pages): the
             // host's own setting decides instead.
             true => {}
         }
-        mapping.advise(Advice::LinuxDontDump)?;
-        Ok(mapping)
+        self.advise(Advice::LinuxDontDump)?;
+        // A child has no business with a guest's memory, and must not make each page be copied.
+        self.advise(Advice::LinuxDontFork)
     }
 
-    fn advise(&self, advice: Advice) -> io::Result<()> {
-        // SAFETY: the range is the whole mapping, which is owned; neither advice changes its contents.
-        let done = unsafe { madvise(self.start.as_ptr().cast(), self.length, advice) };
-        match done {
-            // A kernel built without transparent huge pages: small pages serve, and `doctor` says so.
-            Err(rustix::io::Errno::INVAL) if advice != Advice::LinuxDontDump => Ok(()),
-            other => Ok(other?),
+    /// Advises on huge pages. A kernel built without them knows no such advice: small pages serve, and
+    /// `doctor` says so.
+    fn advise_if_possible(&self, advice: Advice) -> Result<(), Errno> {
+        match self.advise(advice) {
+            Err(Errno::INVAL) => Ok(()),
+            done => done,
         }
+    }
+
+    fn advise(&self, advice: Advice) -> Result<(), Errno> {
+        // SAFETY: the range is the whole mapping, which is owned; no advice given changes its contents.
+        unsafe { madvise(self.as_ptr().cast(), self.length, advice) }
+    }
+
+    /// Gives the pages of a part back to the host: data and tags read zero from now on, and the mapping
+    /// with its attributes stays. Offset and length are multiples of the page size.
+    ///
+    /// # Errors
+    /// What the host answers: then some of the part, or all of it, still has its pages. EINVAL for a part
+    /// that is not of this memory, and when memory is locked.
+    pub(super) fn discard(&self, offset: u64, length: u64) -> io::Result<()> {
+        let inside = offset.checked_add(length).is_some_and(|end| end <= self.length as u64);
+        let whole = |number: u64| number.is_multiple_of(self.page as u64);
+        // Locking does not keep holes from being punched, as it keeps MADV_DONTNEED.
+        if !inside || !whole(offset) || !whole(length) || self.is_locked() {
+            return Err(Errno::INVAL.into());
+        }
+        if length == 0 {
+            return Ok(());
+        }
+        let Some(file) = &self.file else {
+            // SAFETY: the part lies in the owned mapping, as just checked. Its contents change under
+            // those who use it, which is what they expect of memory shared with a guest.
+            let done = unsafe {
+                let start = self.as_ptr().add(offset as usize);
+                madvise(start.cast(), length as usize, Advice::LinuxDontNeed)
+            };
+            return Ok(done?);
+        };
+        Ok(file.punch(offset, length)?)
+    }
+
+    /// Populates all of the memory, and keeps it from being swapped out or discarded.
+    ///
+    /// # Errors
+    /// When the host's limits or its memory do not allow it; nothing is locked then.
+    pub(super) fn lock(&self) -> io::Result<()> {
+        // SAFETY: the range is the whole mapping; locking changes nothing that this program can see.
+        let locked = unsafe { mlock(self.as_ptr().cast(), self.length) };
+        if let Err(errno) = locked {
+            // SAFETY: as above. It may have got half-way; that memory is unlocked already is no harm.
+            let _ = unsafe { munlock(self.as_ptr().cast(), self.length) };
+            return Err(errno.into());
+        }
+        self.locked.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// Whether it is locked.
+    pub(super) fn is_locked(&self) -> bool {
+        self.locked.load(Ordering::Acquire)
     }
 
     /// The mapping's address in this process, a multiple of [`CHUNK`].
     pub(super) fn as_ptr(&self) -> *mut u8 {
-        self.start.as_ptr()
+        self.reserved.start.as_ptr()
     }
 
     /// The mapping's length in bytes.
@@ -103,34 +169,92 @@ impl Mapping {
     }
 }
 
-impl Drop for Mapping {
+/// Maps guest memory over addresses that are reserved for it.
+///
+/// # Safety
+/// Nobody uses these addresses.
+unsafe fn map_over(
+    start: NonNull<u8>,
+    length: usize,
+    file: Option<&MemoryFile>,
+    attributes: Attributes,
+) -> Result<(), Errno> {
+    let start = start.as_ptr().cast();
+    let mut prot = ProtFlags::READ | ProtFlags::WRITE;
+    if attributes.tags {
+        prot |= ProtFlags::from_bits_retain(PROT_MTE);
+    }
+    // Huge pages of a pool are promised with this mapping: a pool that cannot is an error here, and not
+    // the end of the guest later. Other memory is promised by nobody, as guests seldom use all of theirs.
+    let promise = match attributes.backing {
+        Backing::Hugetlbfs { .. } => MapFlags::empty(),
+        Backing::Anonymous | Backing::Memfd => MapFlags::NORESERVE,
+    };
+    // SAFETY: the caller has it that nothing is lost when these addresses mean something else.
+    unsafe {
+        match file {
+            None => {
+                mmap_anonymous(start, length, prot, promise | MapFlags::PRIVATE | MapFlags::FIXED)
+            }
+            Some(file) => {
+                let flags = promise | MapFlags::SHARED | MapFlags::FIXED;
+                mmap(start, length, prot, flags, file.file(), 0)
+            }
+        }?;
+    }
+    Ok(())
+}
+
+fn map_error(size: Bytes, attributes: Attributes, errno: Errno) -> Error {
+    let Attributes { tags, backing, .. } = attributes;
+    let source = errno.into();
+    match (backing, errno) {
+        (Backing::Hugetlbfs { page }, Errno::NOMEM) => {
+            Error::HugePages { size, page, free: free_huge_pages(page), source }
+        }
+        // arch_validate_flags in arch/arm64/include/asm/mman.h: PROT_MTE where it cannot be.
+        (_, Errno::INVAL) if tags => Error::Tags { backing, source },
+        _ => Error::Map { size, backing, source },
+    }
+}
+
+/// Addresses that nobody else maps, given back when dropped with whatever is mapped there then.
+#[derive(Debug)]
+struct Reserved {
+    base: NonNull<u8>,
+    total: usize,
+    /// Where guest memory is to start: aligned, and at least one page after the base.
+    start: NonNull<u8>,
+}
+
+impl Reserved {
+    /// Reserves room for `length` bytes at a multiple of `alignment`, and for a page on both sides.
+    fn new(length: usize, alignment: usize) -> Result<Self, Errno> {
+        let guard = rustix::param::page_size();
+        let total = length.checked_add(alignment).and_then(|sum| sum.checked_add(2 * guard));
+        let total = total.ok_or(Errno::NOMEM)?;
+        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+        // SAFETY: a new mapping at an address of the kernel's choice touches no other memory.
+        let base = unsafe { mmap_anonymous(ptr::null_mut(), total, ProtFlags::empty(), flags) }?
+            .cast::<u8>();
+        let before = base.wrapping_add(guard).align_offset(alignment).saturating_add(guard);
+        // `align_offset` may give up, but not for bytes and powers of two.
+        let start = if before <= total { base.wrapping_add(before) } else { ptr::null_mut() };
+        match (NonNull::new(base), NonNull::new(start)) {
+            (Some(base), Some(start)) => Ok(Self { base, total, start }),
+            _ => Err(Errno::NOMEM),
+        }
+    }
+}
+
+impl Drop for Reserved {
     fn drop(&mut self) {
-        // SAFETY: the range is the whole mapping, and its owner is going away: `GuestRam` drops the
-        // regions that point into it before this.
-        let unmapped = unsafe { munmap(self.start.as_ptr().cast(), self.length) };
-        debug_assert!(unmapped.is_ok(), "munmap of an owned mapping: {unmapped:?}");
+        // SAFETY: these addresses are this value's, and so is what is mapped there, which goes with its
+        // owner: nothing hands it out for longer than its own life.
+        let unmapped = unsafe { munmap(self.base.as_ptr().cast(), self.total) };
+        debug_assert!(unmapped.is_ok(), "munmap of owned addresses: {unmapped:?}");
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_mapping_starts_at_a_chunk_and_has_the_length_asked_for() {
-        for chunks in [1, 2, 33] {
-            let mapping = Mapping::new(Bytes::new(CHUNK.get() * chunks), Attributes::default())
-                .expect("memory");
-            assert_eq!(mapping.as_ptr().align_offset(CHUNK.get() as usize), 0);
-            assert_eq!(mapping.len() as u64, CHUNK.get() * chunks);
-        }
-    }
-
-    #[test]
-    fn more_than_the_address_space_is_an_error() {
-        assert!(
-            Mapping::new(Bytes::new(u64::MAX - (CHUNK.get() - 1)), Attributes::default()).is_err()
-        );
-        assert!(Mapping::new(Bytes::new(1 << 60), Attributes::default()).is_err());
-    }
-}
+mod tests;

@@ -1,11 +1,20 @@
-//! Guest memory: its mapping, and what is loaded into it before the guest starts.
+//! Guest memory: what it is made of, what is loaded into it before the guest starts, how it goes back to
+//! the host, and how much of the host it takes.
 
+mod backing;
+mod error;
+pub mod footprint;
 mod kernel;
 mod load;
 mod mapping;
 mod ram;
+pub mod reclaim;
 pub mod tag_checks;
 
+pub use backing::Backing;
+pub use error::Error;
+pub use footprint::Footprint;
 pub use load::{Error as LoadError, Loaded, load};
 pub(crate) use mapping::huge_page_size;
-pub use ram::{Attributes, Error, GuestRam};
+pub use ram::{Attributes, GuestRam, Region, Regions};
+pub use reclaim::{Reclaimer, Reservations, Unreserved};

@@ -1,41 +1,22 @@
-//! The guest's RAM, as vm-memory regions over owned mappings.
+//! The guest's RAM, as vm-memory sees it: regions over an owned mapping.
 #![allow(unsafe_code)]
 
 use std::io;
+use std::ops::{Deref, Range};
 use std::sync::Arc;
 
 use arch::layout::{MemoryRange, RAM_BASE};
 use arch::units::Bytes;
-use thiserror::Error;
-use vm_memory::mmap::MmapRegionBuilder;
-use vm_memory::{GuestMemory, GuestMemoryMmap, GuestRegionMmap};
+use vm_memory::bitmap::BS;
+use vm_memory::guest_memory::Result as MemoryResult;
+use vm_memory::{
+    GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryRegion, GuestMemoryRegionBytes,
+    MemoryRegionAddress, VolatileSlice,
+};
 
+use super::backing::Backing;
+use super::error::Error;
 use super::mapping::Mapping;
-
-/// Protection and flags as vm-memory's regions record them; the mapping itself exists already.
-const REGION_PROT: i32 = libc::PROT_READ | libc::PROT_WRITE;
-const REGION_FLAGS: i32 = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-
-/// Why guest memory could not be made.
-#[derive(Debug, Error)]
-pub enum Error {
-    /// The host refused the mapping.
-    #[error("cannot map {size} of guest memory{}: {hint}", if *mte { " with tags" } else { "" })]
-    Map {
-        /// The size asked for.
-        size: Bytes,
-        /// Whether tags were asked for.
-        mte: bool,
-        /// What to do.
-        hint: &'static str,
-        /// The system's reason.
-        #[source]
-        source: io::Error,
-    },
-    /// vm-memory refused the region.
-    #[error("guest memory of {0} at {RAM_BASE:?} does not form a region")]
-    Region(Bytes),
-}
 
 /// What guest memory is like.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -43,69 +24,158 @@ pub struct Attributes {
     /// Mapped with PROT_MTE, so that it shows as such in smaps and a kernel that manages tag storage can
     /// act on it. KVM wants it possible, not set, for a guest with MTE.
     pub tags: bool,
-    /// Backed by transparent huge pages wherever the host can.
+    /// Backed by transparent huge pages wherever the host can. Of a memfd it is only asked: the host's
+    /// /sys/kernel/mm/transparent_hugepage/shmem_enabled must say `advise` or more. Nothing to hugetlbfs.
     pub huge_pages: bool,
+    /// What it is made of.
+    pub backing: Backing,
 }
 
 /// The guest's memory: one region from [`RAM_BASE`] up, without holes.
 ///
-/// Private anonymous memory, left out of core dumps.
+/// It is left out of core dumps and of child processes. Clones are the same memory, which lives as long
+/// as the last of them; what they lend lives no longer than they do.
 #[derive(Clone, Debug)]
 pub struct GuestRam {
-    // Field order is drop order: the regions go before the memory they point into.
-    regions: GuestMemoryMmap,
-    mapping: Arc<Mapping>,
-    range: MemoryRange,
+    regions: Arc<Regions>,
+    backing: Backing,
 }
 
 impl GuestRam {
     /// Maps guest memory of `size` bytes; no page of it is populated yet.
     ///
     /// # Errors
-    /// When the host refuses the mapping.
+    /// When the host cannot give such memory.
     pub fn new(size: Bytes, attributes: Attributes) -> Result<Self, Error> {
-        let mte = attributes.tags;
-        let mapping = Mapping::new(size, attributes).map_err(|source| Error::Map {
-            size,
-            mte,
-            hint: match source.kind() {
-                io::ErrorKind::OutOfMemory => {
-                    "give less --memory, or look at the host's ulimit -v and overcommit settings"
-                }
-                _ => "run `tessera doctor` to see what the host lacks",
-            },
-            source,
-        })?;
-        // SAFETY: the pointer is to a mapping of this length that lives as long as `self.mapping`. The
-        // region lives in the same value, clones of which share both, and leaves it only as a borrow.
-        let builder = unsafe {
-            MmapRegionBuilder::new(mapping.len())
-                .with_mmap_prot(REGION_PROT)
-                .with_mmap_flags(REGION_FLAGS)
-                .with_raw_mmap_pointer(mapping.as_ptr())
-        };
-        let region = builder.build().ok().and_then(|region| GuestRegionMmap::new(region, RAM_BASE));
-        let regions = region
-            .and_then(|region| GuestMemoryMmap::from_regions(vec![region]).ok())
-            .ok_or(Error::Region(size))?;
-        let range = MemoryRange { base: RAM_BASE, size };
-        Ok(Self { regions, mapping: Arc::new(mapping), range })
+        let mapping = Mapping::new(size, attributes)?;
+        let regions = Arc::new(Regions([Region { mapping, base: RAM_BASE }]));
+        Ok(Self { regions, backing: attributes.backing })
     }
 
-    /// The regions, for reading and writing guest memory.
-    ///
-    /// Not as the type they have: a clone of that would outlive the memory.
-    pub fn regions(&self) -> &impl GuestMemory {
-        &self.regions
+    fn region(&self) -> &Region {
+        let Regions([region]) = &*self.regions;
+        region
     }
 
     /// The guest-physical range.
     pub fn range(&self) -> MemoryRange {
-        self.range
+        let region = self.region();
+        MemoryRange { base: region.base, size: Bytes::new(region.len()) }
     }
 
     /// Where the range begins in this process, as the memory slot names it.
     pub fn host_address(&self) -> u64 {
-        self.mapping.as_ptr() as u64
+        self.region().mapping.as_ptr() as u64
+    }
+
+    /// The addresses of the range in this process.
+    pub(super) fn host_range(&self) -> Range<u64> {
+        let start = self.host_address();
+        start..start + self.range().size.get()
+    }
+
+    /// What it is made of.
+    pub fn backing(&self) -> Backing {
+        self.backing
+    }
+
+    /// Populates all of it and keeps it in memory for good: nothing can be given back any more.
+    ///
+    /// # Errors
+    /// When the limit on locked memory, or the host's memory, is too small for it.
+    pub fn lock(&self) -> Result<(), Error> {
+        let size = self.range().size;
+        self.region().mapping.lock().map_err(|source| match source.raw_os_error() {
+            // mlock(2): EAGAIN when pages cannot be had, ENOMEM and EPERM for the limit.
+            Some(libc::ENOMEM | libc::EPERM) => Error::LockLimit { size, source },
+            _ => Error::Lock { size, source },
+        })
+    }
+
+    /// Whether it has been locked.
+    pub fn is_locked(&self) -> bool {
+        self.region().mapping.is_locked()
+    }
+
+    /// Gives the pages of a range back to the host; after that its data and tags read zero. The range
+    /// consists of whole pages ([`Backing::page_size`]) of this memory.
+    ///
+    /// # Errors
+    /// What the host answers. Some of the pages may be gone even so.
+    pub(super) fn discard(&self, range: MemoryRange) -> io::Result<()> {
+        let region = self.region();
+        match range.base.0.checked_sub(region.base.0) {
+            Some(offset) => region.mapping.discard(offset, range.size.get()),
+            None => Err(io::ErrorKind::InvalidInput.into()),
+        }
     }
 }
+
+impl Deref for GuestRam {
+    type Target = Regions;
+
+    fn deref(&self) -> &Regions {
+        &self.regions
+    }
+}
+
+/// The regions of guest memory.
+///
+/// Neither they nor one of them can be cloned, unlike vm-memory's own: what refers to guest memory borrows
+/// it from a [`GuestRam`], or is one.
+#[derive(Debug)]
+pub struct Regions([Region; 1]);
+
+impl GuestMemoryBackend for Regions {
+    type R = Region;
+
+    fn iter(&self) -> impl Iterator<Item = &Region> {
+        self.0.iter()
+    }
+}
+
+/// One contiguous piece of guest memory.
+#[derive(Debug)]
+pub struct Region {
+    mapping: Mapping,
+    base: GuestAddress,
+}
+
+impl GuestMemoryRegion for Region {
+    type B = ();
+
+    fn len(&self) -> u64 {
+        self.mapping.len() as u64
+    }
+
+    fn start_addr(&self) -> GuestAddress {
+        self.base
+    }
+
+    fn bitmap(&self) -> BS<'_, ()> {}
+
+    fn get_host_address(&self, address: MemoryRegionAddress) -> MemoryResult<*mut u8> {
+        let MemoryRegionAddress(offset) =
+            self.check_address(address).ok_or(GuestMemoryError::InvalidBackendAddress)?;
+        Ok(self.mapping.as_ptr().wrapping_add(offset as usize))
+    }
+
+    fn get_slice(
+        &self,
+        offset: MemoryRegionAddress,
+        count: usize,
+    ) -> MemoryResult<VolatileSlice<'_, BS<'_, ()>>> {
+        let end = offset.0.checked_add(count as u64).filter(|end| *end <= self.len());
+        end.ok_or(GuestMemoryError::InvalidBackendAddress)?;
+        let start = self.mapping.as_ptr().wrapping_add(offset.0 as usize);
+        // SAFETY: `start` to `start + count` lies in the mapping, as just checked, and the mapping lives
+        // as long as the region, from which the slice is borrowed. Nothing refers to guest memory but such
+        // slices and KVM.
+        Ok(unsafe { VolatileSlice::new(start, count) })
+    }
+}
+
+impl GuestMemoryRegionBytes for Region {}
+
+#[cfg(test)]
+mod tests;

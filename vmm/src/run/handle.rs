@@ -7,6 +7,8 @@ use serde_json::{Value, json};
 
 use super::start::KeyTimer;
 use super::{Ending, Finish};
+use crate::balloon;
+use crate::control::balloon::no_balloon;
 use crate::control::{ControlError, Controller, model};
 use crate::machine::Machine;
 use crate::spec::Spec;
@@ -39,6 +41,10 @@ impl Handle {
     fn machine(&self) -> Result<Rc<RefCell<Machine>>, ControlError> {
         self.machine.upgrade().ok_or_else(|| ControlError::refused("the VM is ending"))
     }
+
+    fn balloon_control(&self) -> Result<balloon::Control, ControlError> {
+        self.machine()?.borrow().balloon().cloned().ok_or_else(no_balloon)
+    }
 }
 
 impl Controller for Handle {
@@ -58,6 +64,31 @@ impl Controller for Handle {
 
     fn metrics(&self) -> Value {
         self.machine().map_or_else(|_| json!({}), |machine| machine.borrow().metrics())
+    }
+
+    fn balloon(&self) -> Result<model::Balloon, ControlError> {
+        Ok(self.balloon_control()?.describe())
+    }
+
+    fn patch_balloon(&mut self, update: model::BalloonUpdate) -> Result<(), ControlError> {
+        self.balloon_control()?.update(update)
+    }
+
+    fn balloon_statistics(&self) -> Result<model::BalloonStats, ControlError> {
+        self.balloon_control()?.statistics()
+    }
+
+    fn patch_balloon_statistics(
+        &mut self,
+        update: model::BalloonStatsUpdate,
+    ) -> Result<(), ControlError> {
+        let set = self.balloon_control()?.set_interval(update.stats_polling_interval_s);
+        set.map_err(|error| ControlError::failed("set the statistics' timer", error))
+    }
+
+    fn footprint(&self) -> Result<model::Footprint, ControlError> {
+        let footprint = self.machine()?.borrow().footprint();
+        footprint.map_err(|error| ControlError::failed("measure the footprint", error))
     }
 
     fn pause(&mut self) -> Result<(), ControlError> {

@@ -29,13 +29,16 @@ const KEY_HELD: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 pub(super) fn start(spec: &Spec, api_sock: Option<&Path>) -> Result<Ending, Error> {
     let board = Board::new(spec)?;
     announce_mte(board.mte());
+    let spec = &Spec { command_line: board.command_line(spec), ..spec.clone() };
     // From here on there are things to clean up, so signals no longer end the process by themselves.
     let signals = Signals::block().map_err(Error::Events)?;
     let quiesce = Quiesce::default();
     let lost = Lost::new()?;
     let (output, listener) = open_console(&spec.serial, &quiesce, &lost)?;
-    let machine = Machine::new(board, spec, output, quiesce)?;
+    let mut machine = Machine::new(board, spec, output, quiesce)?;
     let serial = machine.serial();
+    let queue_events = machine.take_queue_events();
+    let balloon = machine.balloon().cloned();
     let machine = Rc::new(RefCell::new(machine));
     let finish = Finish::default();
     let key = KeyTimer::new(&machine).map_err(Error::Events)?;
@@ -54,6 +57,10 @@ pub(super) fn start(spec: &Spec, api_sock: Option<&Path>) -> Result<Ending, Erro
     }
     events.add(Box::new(Endings::new(&machine, signals, lost, finish.clone())));
     events.add(Box::new(key));
+    queue_events.into_iter().for_each(|queues| events.add(queues));
+    if let Some(balloon) = balloon {
+        events.add(Box::new(balloon));
+    }
     let mut terminal = None;
     match (&spec.serial, listener) {
         (_, Some(mut listener)) => {

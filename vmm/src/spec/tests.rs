@@ -45,6 +45,68 @@ fn what_is_not_asked_for_has_the_documented_default() {
     assert_eq!(spec.initrd, None);
     assert_eq!(spec.command_line, "panic=-1 reboot=panic_warm");
     assert_eq!(spec.id, "tessera");
+    assert_eq!(spec.balloon, Some(BalloonSpec::default()));
+    assert_eq!(spec.huge_pages, HugePages::Transparent);
+    assert_eq!(spec.backing, MemoryBacking::Anonymous);
+    assert!(!spec.lock_memory && !spec.rng);
+}
+
+fn with_pages(
+    huge_pages: Option<HugePages>,
+    memory_backing: Option<MemoryBacking>,
+) -> Result<(HugePages, MemoryBacking), Error> {
+    let mut config = minimal().merge().unwrap();
+    config.machine_config =
+        Some(MachineConfig { huge_pages, memory_backing, ..MachineConfig::default() });
+    Spec::new(config, CommandLineOnly::default()).map(|spec| (spec.huge_pages, spec.backing))
+}
+
+#[test]
+fn huge_pages_and_backing_say_the_same_of_hugetlbfs() {
+    let hugetlbfs = (HugePages::TwoMib, MemoryBacking::Hugetlbfs);
+    assert_eq!(with_pages(Some(hugetlbfs.0), None), Ok(hugetlbfs));
+    assert_eq!(with_pages(None, Some(hugetlbfs.1)), Ok(hugetlbfs));
+    assert_eq!(with_pages(Some(hugetlbfs.0), Some(hugetlbfs.1)), Ok(hugetlbfs));
+    for huge_pages in [HugePages::None, HugePages::Transparent] {
+        for backing in [MemoryBacking::Anonymous, MemoryBacking::Memfd] {
+            assert_eq!(with_pages(Some(huge_pages), Some(backing)), Ok((huge_pages, backing)));
+        }
+    }
+}
+
+#[test]
+fn huge_pages_and_a_backing_that_exclude_each_other_are_named() {
+    for (huge_pages, backing) in [
+        (HugePages::TwoMib, MemoryBacking::Anonymous),
+        (HugePages::TwoMib, MemoryBacking::Memfd),
+        (HugePages::None, MemoryBacking::Hugetlbfs),
+        (HugePages::Transparent, MemoryBacking::Hugetlbfs),
+    ] {
+        let error = with_pages(Some(huge_pages), Some(backing)).unwrap_err();
+        assert_eq!(error, Error::BackingConflict { huge_pages, backing });
+        let text = error.to_string();
+        assert!(text.contains(&huge_pages.to_string()) && text.contains(&backing.to_string()));
+    }
+}
+
+#[test]
+fn locked_memory_does_not_keep_a_balloon_from_being_asked_for() {
+    let balloon = Some("reporting=on".parse().unwrap());
+    let spec = check(&RunArgs { balloon, lock_memory: true, ..minimal() }).unwrap();
+
+    assert!(spec.lock_memory);
+    assert!(spec.balloon.unwrap().reporting, "what is offered is decided later, and logged");
+}
+
+#[test]
+fn a_balloon_flag_is_held_to_the_guests_memory() {
+    let with = |text: &str| {
+        let balloon = Some(text.parse().unwrap());
+        check(&RunArgs { balloon, memory: Some(Bytes::mib(64)), ..minimal() })
+    };
+    assert_eq!(with("target=64M").unwrap().balloon.unwrap().target, Bytes::mib(64));
+    let error = with("target=65M").unwrap_err();
+    assert!(error.to_string().contains("65 MiB is more than the guest's 64 MiB"), "{error}");
 }
 
 #[test]
@@ -290,10 +352,21 @@ prop_compose! {
             "file:/no-such/[a-z:é]{1,8}",
             "socket:/no-such/[a-z:]{1,8}",
         ]),
+        memory_backing in proptest::option::of(prop_oneof![
+            Just(MemoryBacking::Anonymous), Just(MemoryBacking::Memfd), Just(MemoryBacking::Hugetlbfs)
+        ]),
+        (no_balloon, rng, lock_memory) in any::<(bool, bool, bool)>(),
+        balloon in proptest::option::of(
+            "reporting=(on|off),deflate-on-oom=(on|off),target=[1-6]?[0-3]M,stats=[0-9]{1,4}"
+        ),
     ) -> RunArgs {
         let memory = chunks.map(|chunks| Bytes::mib(2 * chunks));
         let initrd = initrd.map(Into::into);
-        RunArgs { initrd, cmdline, memory, cpus, mte, serial, ..minimal() }
+        let balloon = balloon.map(|text: String| text.parse().unwrap());
+        RunArgs {
+            initrd, cmdline, memory, cpus, mte, serial, memory_backing, no_balloon, rng, lock_memory,
+            balloon, ..minimal()
+        }
     }
 }
 

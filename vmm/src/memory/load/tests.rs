@@ -91,7 +91,7 @@ impl Bench {
 
     fn memory(&self, at: GuestAddress, length: usize) -> Vec<u8> {
         let mut bytes = vec![0; length];
-        self.ram.regions().read_slice(&mut bytes, at).unwrap();
+        self.ram.read_slice(&mut bytes, at).unwrap();
         bytes
     }
 }

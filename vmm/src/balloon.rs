@@ -1,0 +1,288 @@
+//! The balloon from the host's side: what the control socket asks of it, its timers, what there is to
+//! say about it.
+
+use std::cell::Cell;
+use std::io;
+use std::rc::Rc;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, MutexGuard, PoisonError};
+
+use arch::units::Bytes;
+use devices::virtio::Features;
+use devices::virtio::balloon::{self, Balloon, Role};
+use devices::virtio::mmio::Transport;
+use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
+use rustix::fd::{AsRawFd, OwnedFd};
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
+    timerfd_settime,
+};
+use serde_json::{Value, json};
+
+use crate::control::ControlError;
+use crate::control::balloon::{BalloonChange, statistics_off};
+use crate::control::model::{self, BalloonStats, BalloonUpdate, GuestStats};
+use crate::error::say;
+use crate::memory::GuestRam;
+use crate::reporting::{self, Diagnosis, DriverState, Running, Setup};
+use crate::spec::BalloonSpec;
+use crate::virtio::Shared;
+
+/// How long a guest has for booting before its user is told that it gives no memory back: a distribution
+/// loads its drivers within seconds, under emulation within a few more.
+const SETTLED: Timespec = Timespec { tv_sec: 30, tv_nsec: 0 };
+
+/// A VM's balloon, controlled. Clones are the same balloon.
+#[derive(Clone)]
+pub struct Control(Rc<Inner>);
+
+struct Inner {
+    transport: Shared<Balloon>,
+    counters: Arc<balloon::Counters>,
+    setup: Setup,
+    deflate_on_oom: bool,
+    /// Seconds between two requests for statistics; 0 for none.
+    interval: Cell<u16>,
+    statistics_timer: OwnedFd,
+    settled_timer: OwnedFd,
+}
+
+impl Control {
+    /// Controls this balloon, which was made as `spec` says for a guest of this `setup`.
+    ///
+    /// # Errors
+    /// When the host gives no timers.
+    pub fn new(spec: BalloonSpec, setup: Setup, transport: Shared<Balloon>) -> io::Result<Self> {
+        let counters = lock(&transport).device().counters();
+        let timer = || {
+            let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
+            timerfd_create(TimerfdClockId::Monotonic, flags)
+        };
+        let control = Self(Rc::new(Inner {
+            transport,
+            counters,
+            setup,
+            deflate_on_oom: spec.deflate_on_oom,
+            interval: Cell::new(0),
+            statistics_timer: timer()?,
+            settled_timer: timer()?,
+        }));
+        control.set_interval(spec.stats_seconds)?;
+        let once = Itimerspec { it_interval: NEVER, it_value: SETTLED };
+        timerfd_settime(&control.0.settled_timer, TimerfdTimerFlags::empty(), &once)?;
+        Ok(control)
+    }
+
+    fn transport(&self) -> MutexGuard<'_, Transport<Balloon, GuestRam>> {
+        lock(&self.0.transport)
+    }
+
+    /// The answer to `GET /balloon`.
+    pub fn describe(&self) -> model::Balloon {
+        let transport = self.transport();
+        let device = transport.device();
+        model::Balloon {
+            amount_mib: Bytes::new(device.target()).as_mib(),
+            actual_mib: Bytes::new(device.actual()).as_mib(),
+            deflate_on_oom: self.0.deflate_on_oom,
+            stats_polling_interval_s: self.0.interval.get(),
+            free_page_hinting: false,
+            free_page_reporting: self.0.setup.offered() && device.reporting(),
+            driver: driver_state(&transport),
+            reporting: diagnosis(&self.0.setup, &transport).into(),
+        }
+    }
+
+    /// Does what `PATCH /balloon` asks for.
+    ///
+    /// # Errors
+    /// When this VM cannot do it; nothing is changed then.
+    pub fn update(&self, update: BalloonUpdate) -> Result<(), ControlError> {
+        let Setup { memory, .. } = self.0.setup;
+        let change = BalloonChange::new(update, memory, self.0.setup.offered())?;
+        let mut transport = self.transport();
+        if let Some(on) = change.reporting {
+            transport.device_mut().set_reporting(on);
+        }
+        if let Some(target) = change.target
+            && transport.device_mut().set_target(target.get())
+        {
+            transport.config_changed();
+        }
+        Ok(())
+    }
+
+    /// The answer to `GET /balloon/statistics`.
+    ///
+    /// # Errors
+    /// When nobody asks the guest for them.
+    pub fn statistics(&self) -> Result<BalloonStats, ControlError> {
+        if self.0.interval.get() == 0 {
+            return Err(statistics_off());
+        }
+        let transport = self.transport();
+        let device = transport.device();
+        let guest = device.statistics().map(guest_statistics).unwrap_or_default();
+        Ok(BalloonStats::new(Bytes::new(device.target()), Bytes::new(device.actual()), guest))
+    }
+
+    /// Asks the guest for its statistics every so many seconds from now on; 0 for never.
+    ///
+    /// # Errors
+    /// When the host refuses the timer: then it is as before.
+    pub fn set_interval(&self, seconds: u16) -> io::Result<()> {
+        let interval = Timespec { tv_sec: seconds.into(), tv_nsec: 0 };
+        let timer = Itimerspec { it_interval: interval, it_value: interval };
+        timerfd_settime(&self.0.statistics_timer, TimerfdTimerFlags::empty(), &timer)?;
+        self.0.interval.set(seconds);
+        Ok(())
+    }
+
+    /// The balloon's figures, each with its unit at the end of its name.
+    pub fn metrics(&self) -> Value {
+        let counters = &self.0.counters;
+        let read = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+        let transport = self.transport();
+        let wire = transport.counters();
+        json!({
+            "target_bytes": transport.device().target(),
+            "actual_bytes": transport.device().actual(),
+            "inflated_bytes": read(&counters.inflated),
+            "reported_bytes": read(&counters.reported),
+            "discarded_bytes": read(&counters.discarded),
+            "failed_bytes": read(&counters.failed),
+            "poison_skipped_bytes": read(&counters.poison_skipped),
+            "kept_bytes": read(&counters.kept),
+            "outside_bytes": read(&counters.outside),
+            "reports_total": read(&counters.reports),
+            "statistics_total": read(&counters.statistics),
+            "notifications_total": read(&wire.notifications),
+            "interrupts_total": read(&wire.interrupts),
+            "irq_failures_total": read(&wire.irq_failures),
+            "resets_total": read(&wire.resets),
+            "broken_total": read(&wire.broken),
+        })
+    }
+
+    /// Fills in what the balloon counts.
+    pub fn count_into(&self, footprint: &mut model::Footprint) {
+        let counters = &self.0.counters;
+        let read = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+        footprint.inflated_bytes = read(&counters.inflated);
+        footprint.reported_bytes = read(&counters.reported);
+        footprint.discarded_bytes = read(&counters.discarded);
+        footprint.failed_bytes = read(&counters.failed);
+        footprint.poison_skipped_bytes = read(&counters.poison_skipped);
+        footprint.kept_bytes = read(&counters.kept);
+    }
+
+    /// Returns the statistics' buffer to the driver, which fills it again.
+    fn ask(&self) {
+        let mut transport = self.transport();
+        transport.device_mut().request_statistics();
+        if let Some(queue) = transport.device().queue_of(Role::Statistics) {
+            // The turn is about one buffer; what else is there has its own notification.
+            let _ = transport.serve(queue);
+        }
+    }
+
+    /// Says why the guest, which has had its time to boot, gives nothing back, unless somebody wanted
+    /// it so.
+    fn explain(&self) {
+        let found = diagnosis(&self.0.setup, &self.transport());
+        // What was known before the guest started was said then.
+        if found != reporting::forecast(&self.0.setup)
+            && let Some(diagnosis) = found.filter(|diagnosis| !diagnosis.is_choice())
+        {
+            say(&format!("page reporting gives nothing back: {diagnosis}"));
+        }
+    }
+}
+
+const NEVER: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
+
+impl MutEventSubscriber for Control {
+    fn init(&mut self, ops: &mut EventOps<'_>) {
+        for timer in [&self.0.statistics_timer, &self.0.settled_timer] {
+            // Without its event there are no statistics, or there is no explanation.
+            let _ = ops.add(Events::new_raw(timer.as_raw_fd(), EventSet::IN));
+        }
+    }
+
+    fn process(&mut self, events: Events, _: &mut EventOps<'_>) {
+        let fired = |timer: &OwnedFd| {
+            // Set anew meanwhile, it has nothing to say yet.
+            events.fd() == timer.as_raw_fd() && rustix::io::read(timer, &mut [0; 8]).is_ok()
+        };
+        if fired(&self.0.statistics_timer) {
+            self.ask();
+        }
+        if fired(&self.0.settled_timer) {
+            self.explain();
+        }
+    }
+}
+
+fn lock(transport: &Shared<Balloon>) -> MutexGuard<'_, Transport<Balloon, GuestRam>> {
+    transport.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn driver_state(transport: &Transport<Balloon, GuestRam>) -> DriverState {
+    match transport.broken() {
+        Some(_) => DriverState::NeedsReset,
+        None if transport.is_active() => DriverState::Active,
+        None => DriverState::Absent,
+    }
+}
+
+fn diagnosis(setup: &Setup, transport: &Transport<Balloon, GuestRam>) -> Option<Diagnosis> {
+    let device = transport.device();
+    let running = Running {
+        on: device.reporting(),
+        driver: driver_state(transport),
+        acknowledged: device
+            .driver_features()
+            .is_some_and(|acked| acked.contains(Features::BALLOON_REPORTING)),
+        poison: device.poison(),
+    };
+    reporting::diagnosis(setup, &running)
+}
+
+fn guest_statistics(from: &balloon::Statistics) -> GuestStats {
+    let balloon::Statistics {
+        swap_in,
+        swap_out,
+        major_faults,
+        minor_faults,
+        free_memory,
+        total_memory,
+        available_memory,
+        disk_caches,
+        hugetlb_allocations,
+        hugetlb_failures,
+        oom_kill,
+        alloc_stall,
+        async_scan,
+        direct_scan,
+        async_reclaim,
+        direct_reclaim,
+    } = *from;
+    GuestStats {
+        swap_in,
+        swap_out,
+        major_faults,
+        minor_faults,
+        free_memory,
+        total_memory,
+        available_memory,
+        disk_caches,
+        hugetlb_allocations,
+        hugetlb_failures,
+        oom_kill,
+        alloc_stall,
+        async_scan,
+        direct_scan,
+        async_reclaim,
+        direct_reclaim,
+    }
+}

@@ -1,0 +1,131 @@
+//! The memory balloon, as the configuration file and `--balloon` describe it.
+
+use std::str::FromStr;
+
+use arch::units::{Bytes, ParseBytesError};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use super::file::only_false;
+
+/// Firecracker's `Balloon`. Every field may be left out, and then has the default of `--balloon`.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct BalloonSection {
+    /// How much memory the guest is asked to give up, in MiB.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub amount_mib: Option<u64>,
+    /// The same as `--balloon target=` gave it; it replaces `amount_mib`.
+    #[serde(skip)]
+    pub amount: Option<Bytes>,
+    /// Whether a guest that runs out of memory may take it back from the balloon.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deflate_on_oom: Option<bool>,
+    /// Seconds between two requests for the guest's statistics; 0 for none. Firecracker's type bounds it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stats_polling_interval_s: Option<u16>,
+    /// Free page hinting: only `false` is accepted.
+    #[serde(default, deserialize_with = "only_false")]
+    pub free_page_hinting: bool,
+    /// Whether free pages that the guest reports are given back. On unless it says otherwise, where
+    /// Firecracker has it off.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub free_page_reporting: Option<bool>,
+}
+
+/// The value of `--balloon`: `KEY=VALUE` separated by commas, each key at most once, in any order.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct BalloonFlag {
+    reporting: Option<bool>,
+    deflate_on_oom: Option<bool>,
+    target: Option<Bytes>,
+    stats: Option<u16>,
+}
+
+/// Why the value of `--balloon` is not understood.
+#[derive(Clone, Debug, Error, Eq, PartialEq)]
+pub enum ParseBalloonError {
+    /// A key that is none, or no `KEY=VALUE` at all.
+    #[error("'{0}' is not known: use reporting=, deflate-on-oom=, target= and stats=")]
+    Key(String),
+    /// One key twice.
+    #[error("'{0}' is given twice: keep one")]
+    Twice(&'static str),
+    /// Something other than on or off.
+    #[error("'{key}={value}' is not understood: use {key}=on or {key}=off")]
+    Switch {
+        /// The key.
+        key: &'static str,
+        /// What it was given.
+        value: String,
+    },
+    /// A target that is not a size.
+    #[error("'target=' needs a size: {0}")]
+    Target(ParseBytesError),
+    /// An interval that is not in the range.
+    #[error("'stats={0}' is not understood: use whole seconds up to {max}, 0 for off", max = u16::MAX)]
+    Stats(String),
+}
+
+impl FromStr for BalloonFlag {
+    type Err = ParseBalloonError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let mut flag = Self::default();
+        for item in text.split(',').filter(|_| !text.is_empty()) {
+            let unknown = || ParseBalloonError::Key(item.to_owned());
+            let (key, value) = item.split_once('=').ok_or_else(unknown)?;
+            match key {
+                "reporting" => set(&mut flag.reporting, "reporting", switch("reporting", value)?)?,
+                "deflate-on-oom" => {
+                    let on = switch("deflate-on-oom", value)?;
+                    set(&mut flag.deflate_on_oom, "deflate-on-oom", on)?;
+                }
+                "target" => {
+                    let size = value.parse().map_err(ParseBalloonError::Target)?;
+                    set(&mut flag.target, "target", size)?;
+                }
+                "stats" => {
+                    let seconds = value.parse();
+                    let seconds =
+                        seconds.map_err(|_| ParseBalloonError::Stats(value.to_owned()))?;
+                    set(&mut flag.stats, "stats", seconds)?;
+                }
+                _ => return Err(unknown()),
+            }
+        }
+        Ok(flag)
+    }
+}
+
+impl BalloonFlag {
+    /// Replaces those fields of a section that the flag names.
+    pub(super) fn lay_over(self, section: &mut BalloonSection) {
+        section.free_page_reporting = self.reporting.or(section.free_page_reporting);
+        section.deflate_on_oom = self.deflate_on_oom.or(section.deflate_on_oom);
+        section.stats_polling_interval_s = self.stats.or(section.stats_polling_interval_s);
+        if self.target.is_some() {
+            section.amount_mib = None;
+            section.amount = self.target;
+        }
+    }
+}
+
+fn set<T>(field: &mut Option<T>, key: &'static str, value: T) -> Result<(), ParseBalloonError> {
+    match field.replace(value) {
+        None => Ok(()),
+        Some(_) => Err(ParseBalloonError::Twice(key)),
+    }
+}
+
+fn switch(key: &'static str, value: &str) -> Result<bool, ParseBalloonError> {
+    match value {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => Err(ParseBalloonError::Switch { key, value: value.to_owned() }),
+    }
+}
+
+#[cfg(test)]
+#[path = "balloon_tests.rs"]
+mod tests;

@@ -1,0 +1,75 @@
+#![allow(clippy::unwrap_used)]
+
+use proptest::option;
+use proptest::prelude::*;
+
+use super::*;
+
+fn complaint(text: &str) -> ParseBalloonError {
+    text.parse::<BalloonFlag>().expect_err(text)
+}
+
+#[test]
+fn each_key_is_optional() {
+    assert_eq!("".parse(), Ok(BalloonFlag::default()));
+    for (text, expected) in [
+        ("reporting=off", BalloonFlag { reporting: Some(false), ..Default::default() }),
+        ("deflate-on-oom=on", BalloonFlag { deflate_on_oom: Some(true), ..Default::default() }),
+        ("target=1G", BalloonFlag { target: Some(Bytes::gib(1)), ..Default::default() }),
+        ("stats=65535", BalloonFlag { stats: Some(65535), ..Default::default() }),
+    ] {
+        assert_eq!(text.parse(), Ok(expected), "{text}");
+    }
+}
+
+#[test]
+fn what_is_wrong_is_named() {
+    for text in ["reporting", "size=1", "target", ",", "stats=1,", "Reporting=on", " reporting=on"]
+    {
+        assert!(matches!(complaint(text), ParseBalloonError::Key(_)), "{text:?}");
+    }
+    assert_eq!(complaint("stats=1,target=0,stats=1"), ParseBalloonError::Twice("stats"));
+    for text in ["reporting=", "reporting=true", "deflate-on-oom=1", "reporting=ON"] {
+        assert!(matches!(complaint(text), ParseBalloonError::Switch { .. }), "{text:?}");
+    }
+    for text in ["target=", "target=much", "target=-1", "target=1.5G", "target=99999999999G"] {
+        assert!(matches!(complaint(text), ParseBalloonError::Target(_)), "{text:?}");
+    }
+    for text in ["stats=", "stats=-1", "stats=65536", "stats=1s", "stats=0.5"] {
+        assert!(matches!(complaint(text), ParseBalloonError::Stats(_)), "{text:?}");
+    }
+}
+
+proptest! {
+    #[test]
+    fn the_order_of_the_keys_does_not_matter(
+        reporting in option::of(any::<bool>()),
+        deflate_on_oom in option::of(any::<bool>()),
+        target in option::of(any::<u64>()),
+        stats in option::of(any::<u16>()),
+        turn in 0usize..4,
+    ) {
+        let on = |yes| if yes { "on" } else { "off" };
+        let mut items: Vec<String> = [
+            reporting.map(|yes| format!("reporting={}", on(yes))),
+            deflate_on_oom.map(|yes| format!("deflate-on-oom={}", on(yes))),
+            target.map(|bytes| format!("target={bytes}")),
+            stats.map(|seconds| format!("stats={seconds}")),
+        ]
+        .into_iter()
+        .flatten()
+        .collect();
+        let turn = turn.min(items.len());
+        items.rotate_left(turn);
+
+        let flag = items.join(",").parse();
+
+        let target = target.map(Bytes::new);
+        prop_assert_eq!(flag, Ok(BalloonFlag { reporting, deflate_on_oom, target, stats }));
+    }
+
+    #[test]
+    fn no_text_panics_the_parser(text in "[a-z=,0-9-]{0,60}|.{0,60}") {
+        let _ = text.parse::<BalloonFlag>();
+    }
+}

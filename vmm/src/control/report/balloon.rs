@@ -1,0 +1,154 @@
+//! The balloon and the footprint as tables.
+
+use arch::units::Bytes;
+
+use super::{Align, grouped, printable, size, table, time};
+use crate::control::model::{Balloon, BalloonStats, Footprint};
+
+/// Characters of a bar that stands for the whole of guest memory.
+const BAR: u64 = 20;
+
+/// The balloon as an aligned table, one fact a line.
+pub fn balloon(balloon: &Balloon) -> String {
+    let yes_no = |yes| if yes { "yes" } else { "no" }.to_owned();
+    let mut reporting = balloon.reporting.state.as_str().to_owned();
+    if let Some(reason) = &balloon.reporting.reason {
+        reporting.push_str(": ");
+        reporting.push_str(&printable(reason));
+    }
+    let statistics = match balloon.stats_polling_interval_s {
+        0 => "off".to_owned(),
+        seconds => format!("every {}", time(u64::from(seconds) * 1_000_000_000)),
+    };
+    let rows = [
+        ("Target", mib(balloon.amount_mib)),
+        ("In the balloon", mib(balloon.actual_mib)),
+        ("Driver", balloon.driver.to_string()),
+        ("Reporting", reporting),
+        ("Deflate on OOM", yes_no(balloon.deflate_on_oom)),
+        ("Statistics", statistics),
+    ];
+    table(&rows.map(|(name, value)| (name.to_owned(), value)), Align::Left)
+}
+
+/// The guest's statistics as an aligned table; what the guest did not say is left out.
+pub fn statistics(statistics: &BalloonStats) -> String {
+    let guest = &statistics.guest;
+    let bytes = |value: Option<u64>| value.map(size);
+    let count = |value: Option<u64>| value.map(grouped);
+    let rows = [
+        ("Target", Some(pages(statistics.target_pages))),
+        ("In the balloon", Some(pages(statistics.actual_pages))),
+        ("Total memory", bytes(guest.total_memory)),
+        ("Free memory", bytes(guest.free_memory)),
+        ("Available memory", bytes(guest.available_memory)),
+        ("Disk caches", bytes(guest.disk_caches)),
+        ("Swapped in", bytes(guest.swap_in)),
+        ("Swapped out", bytes(guest.swap_out)),
+        ("Major faults", count(guest.major_faults)),
+        ("Minor faults", count(guest.minor_faults)),
+        ("Huge pages allocated", count(guest.hugetlb_allocations)),
+        ("Huge pages refused", count(guest.hugetlb_failures)),
+        ("OOM kills", count(guest.oom_kill)),
+        ("Allocation stalls", count(guest.alloc_stall)),
+        ("Pages scanned by kswapd", count(guest.async_scan)),
+        ("Pages scanned directly", count(guest.direct_scan)),
+        ("Pages reclaimed by kswapd", count(guest.async_reclaim)),
+        ("Pages reclaimed directly", count(guest.direct_reclaim)),
+    ];
+    let known = |(name, value): (&str, Option<String>)| value.map(|value| (name.to_owned(), value));
+    let mut text = table(&rows.into_iter().filter_map(known).collect::<Vec<_>>(), Align::Right);
+    if *guest == Default::default() {
+        text.push_str("The guest has not answered yet.\n");
+    }
+    text
+}
+
+/// What the guest costs the host, with its share of guest memory where it is some of it: each line a name,
+/// the size for people, the exact bytes.
+pub fn footprint(footprint: &Footprint) -> String {
+    let shares = [
+        ("Guest memory", Some(footprint.guest_bytes)),
+        ("Resident", Some(footprint.resident_bytes)),
+        ("In huge pages", Some(footprint.huge_bytes)),
+        ("Tagged", footprint.tagged_bytes),
+        ("In the balloon", Some(footprint.inflated_bytes)),
+    ];
+    // Not shares: the same memory counts as often as the guest frees it.
+    let sums = [
+        ("Reported", footprint.reported_bytes),
+        ("Given back", footprint.discarded_bytes),
+        ("Refused by the host", footprint.failed_bytes),
+        ("Kept for its poison", footprint.poison_skipped_bytes),
+        ("Kept, switched off", footprint.kept_bytes),
+    ];
+    let whole = footprint.guest_bytes;
+    let mut rows: Vec<Row> = Vec::new();
+    for (name, bytes) in shares {
+        match bytes {
+            Some(bytes) => rows.push(Row::of(name, bytes, bar(bytes, whole))),
+            None => rows.push(Row {
+                name,
+                size: "-".to_owned(),
+                exact: String::new(),
+                note: footprint.tagged_unavailable.as_deref().map(printable).unwrap_or_default(),
+            }),
+        }
+    }
+    let heading = rows.len();
+    rows.extend(sums.map(|(name, bytes)| Row::of(name, bytes, String::new())));
+    let mut lines = lines(&rows);
+    lines.insert(heading, "Since the start:".to_owned());
+    lines.join("\n") + "\n"
+}
+
+struct Row {
+    name: &'static str,
+    size: String,
+    exact: String,
+    note: String,
+}
+
+impl Row {
+    fn of(name: &'static str, bytes: u64, note: String) -> Self {
+        Self { name, size: size(bytes), exact: format!("{} B", grouped(bytes)), note }
+    }
+}
+
+fn lines(rows: &[Row]) -> Vec<String> {
+    let widest = |text: fn(&Row) -> &str| rows.iter().map(|row| text(row).len()).max().unwrap_or(0);
+    let name = widest(|row| row.name);
+    let size = widest(|row| &row.size);
+    let exact = widest(|row| &row.exact);
+    let line = |row: &Row| {
+        let Row { name: named, size: sized, exact: counted, note } = row;
+        let line = format!("{named:<name$}  {sized:>size$}  {counted:>exact$}  {note}");
+        line.trim_end().to_owned()
+    };
+    rows.iter().map(line).collect()
+}
+
+/// "[#####---------------]  25 %". A share that is not nothing has a mark, one that is not all a gap.
+fn bar(part: u64, whole: u64) -> String {
+    if whole == 0 {
+        return String::new();
+    }
+    let scaled =
+        |to: u64| (u128::from(part.min(whole)) * u128::from(to) / u128::from(whole)) as u64;
+    let filled = scaled(BAR).max(u64::from(part > 0)) as usize;
+    let empty = BAR as usize - filled;
+    format!("[{}{}] {:>3} %", "#".repeat(filled), "-".repeat(empty), scaled(100))
+}
+
+fn mib(count: u64) -> String {
+    size(Bytes::mib(count).get())
+}
+
+/// Pages of 4 KiB, as the balloon counts.
+fn pages(count: u64) -> String {
+    size(count.saturating_mul(Bytes::kib(4).get()))
+}
+
+#[cfg(test)]
+#[path = "balloon_tests.rs"]
+mod tests;

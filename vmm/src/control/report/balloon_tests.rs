@@ -1,0 +1,126 @@
+//! The tables of the balloon.
+#![allow(clippy::unwrap_used)]
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::control::model::{DriverState, GuestStats, Reporting, ReportingState};
+use crate::reporting::Diagnosis;
+
+fn lines(text: &str) -> Vec<&str> {
+    text.lines().collect()
+}
+
+#[test]
+fn a_balloon_is_a_table_of_its_state() {
+    let state = Balloon {
+        amount_mib: 256,
+        actual_mib: 128,
+        deflate_on_oom: true,
+        stats_polling_interval_s: 90,
+        free_page_hinting: false,
+        free_page_reporting: true,
+        driver: DriverState::NeedsReset,
+        reporting: Reporting::from(None),
+    };
+
+    let expected = [
+        "Target          256 MiB",
+        "In the balloon  128 MiB",
+        "Driver          needs reset",
+        "Reporting       on",
+        "Deflate on OOM  yes",
+        "Statistics      every 1 min 30 s",
+    ];
+    assert_eq!(lines(&balloon(&state)), expected);
+}
+
+#[test]
+fn reporting_that_gives_nothing_says_why() {
+    let state = Balloon {
+        amount_mib: 0,
+        actual_mib: 0,
+        deflate_on_oom: false,
+        stats_polling_interval_s: 0,
+        free_page_hinting: false,
+        free_page_reporting: true,
+        driver: DriverState::Absent,
+        reporting: Reporting::from(Some(Diagnosis::NoDriver)),
+    };
+
+    let text = balloon(&state);
+
+    assert_eq!(state.reporting.state, ReportingState::Ineffective);
+    assert!(text.contains("ineffective: the guest has not started a balloon driver"), "{text}");
+    assert!(text.contains("Statistics      off\n"), "{text}");
+}
+
+#[test]
+fn statistics_are_those_that_the_guest_gave() {
+    let guest = GuestStats {
+        free_memory: Some(3 << 29),
+        minor_faults: Some(1_234_567),
+        ..GuestStats::default()
+    };
+    let given = BalloonStats::new(Bytes::mib(8), Bytes::kib(4), guest);
+
+    let expected = [
+        "Target              8 MiB",
+        "In the balloon      4 KiB",
+        "Free memory       1.5 GiB",
+        "Minor faults    1,234,567",
+    ];
+    assert_eq!(lines(&statistics(&given)), expected);
+}
+
+#[test]
+fn statistics_before_the_first_answer_say_so() {
+    let text = statistics(&BalloonStats::default());
+
+    assert!(text.ends_with("The guest has not answered yet.\n"), "{text}");
+}
+
+#[test]
+fn a_footprint_has_sizes_exact_bytes_and_shares() {
+    let figures = Footprint {
+        guest_bytes: 1 << 30,
+        resident_bytes: 256 << 20,
+        huge_bytes: 1,
+        tagged_unavailable: Some("only root may read /proc/kpageflags".to_owned()),
+        reported_bytes: 3 << 30,
+        ..Footprint::default()
+    };
+
+    let expected = [
+        "Guest memory           1 GiB  1,073,741,824 B  [####################] 100 %",
+        "Resident             256 MiB    268,435,456 B  [#####---------------]  25 %",
+        "In huge pages            1 B              1 B  [#-------------------]   0 %",
+        "Tagged                     -                   only root may read /proc/kpageflags",
+        "In the balloon           0 B              0 B  [--------------------]   0 %",
+        "Since the start:",
+        "Reported               3 GiB  3,221,225,472 B",
+        "Given back               0 B              0 B",
+        "Refused by the host      0 B              0 B",
+        "Kept for its poison      0 B              0 B",
+        "Kept, switched off       0 B              0 B",
+    ];
+    assert_eq!(lines(&footprint(&figures)), expected);
+}
+
+proptest! {
+    #[test]
+    fn no_figures_break_a_table(
+        guest_bytes: u64, resident_bytes: u64, tagged_bytes: Option<u64>, pages: u64,
+    ) {
+        let figures =
+            Footprint { guest_bytes, resident_bytes, tagged_bytes, ..Footprint::default() };
+        prop_assert_eq!(footprint(&figures).lines().count(), 11);
+        let stats = BalloonStats { target_pages: pages, ..BalloonStats::default() };
+        prop_assert!(!statistics(&stats).is_empty());
+    }
+
+    #[test]
+    fn a_bar_has_one_width(part: u64, whole in 1u64..) {
+        prop_assert_eq!(bar(part, whole).len(), bar(0, 1).len());
+    }
+}

@@ -1,0 +1,57 @@
+//! The places of virtio devices: an address, an interrupt and a doorbell a queue for each.
+
+use std::sync::{Arc, Mutex};
+
+use arch::fdt::MmioNode;
+use arch::layout;
+use devices::bus::Bus;
+use devices::virtio::Device;
+use devices::virtio::mmio::{self, Transport};
+use event_manager::MutEventSubscriber;
+use vm_memory::GuestAddress;
+
+use super::{Error, attach};
+use crate::kvm::Vm;
+use crate::virtio::{QueueEvents, Shared};
+
+/// Puts virtio devices into a machine, one after the other.
+pub(super) struct Slots<'a> {
+    vm: &'a Vm,
+    bus: &'a mut Bus,
+    nodes: Vec<MmioNode>,
+    events: Vec<Box<dyn MutEventSubscriber>>,
+}
+
+impl<'a> Slots<'a> {
+    pub(super) fn new(vm: &'a Vm, bus: &'a mut Bus) -> Self {
+        Self { vm, bus, nodes: Vec::new(), events: Vec::new() }
+    }
+
+    /// Gives the device called `name` the next place.
+    ///
+    /// # Errors
+    /// When there is none, or the host runs out of something.
+    pub(super) fn add<D: Device + 'static>(
+        &mut self,
+        name: &'static str,
+        device: D,
+    ) -> Result<Shared<D>, Error> {
+        let (range, spi) = layout::virtio(self.nodes.len() as u32).ok_or(Error::NoSlot)?;
+        let irq = Box::new(self.vm.irq(spi)?);
+        let bell = GuestAddress(range.base.0 + mmio::QUEUE_NOTIFY);
+        let doorbells = (0..device.queue_sizes().len() as u32)
+            .map(|queue| self.vm.doorbell(bell, queue))
+            .collect::<Result<_, _>>()?;
+        let transport = Transport::new(device, self.vm.ram().clone(), irq);
+        let shared = Arc::new(Mutex::new(transport));
+        attach(self.bus, range, shared.clone())?;
+        self.nodes.push(MmioNode { range, spi });
+        self.events.push(Box::new(QueueEvents::new(name, Arc::clone(&shared), doorbells)));
+        Ok(shared)
+    }
+
+    /// What describes the devices to the guest, and what serves their queues.
+    pub(super) fn finish(self) -> (Vec<MmioNode>, Vec<Box<dyn MutEventSubscriber>>) {
+        (self.nodes, self.events)
+    }
+}

@@ -1,0 +1,165 @@
+//! Guest memory goes back to the host: discarded, checked, and only then no longer paid for.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
+
+use arch::layout::MemoryRange;
+use arch::units::Bytes;
+use devices::ports::{Discarded, GuestRange, Reclaim};
+use vm_memory::GuestAddress;
+
+use super::ram::GuestRam;
+use crate::metrics::Counter;
+
+/// How often one discard is tried while the host says "not now" (EINTR, EAGAIN). A signal or two is
+/// usual; a host that never has time must not keep the thread that serves all devices.
+const TRIES: u32 = 8;
+
+/// What a host reserves for guest memory beside the memory itself, such as storage for its tags.
+pub trait Reservations: Send {
+    /// Frees what is reserved for a range. Its memory has gone back to the host, and the guest has not
+    /// been told yet.
+    fn free(&mut self, range: MemoryRange);
+}
+
+/// Nothing is reserved.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Unreserved;
+
+impl Reservations for Unreserved {
+    fn free(&mut self, _: MemoryRange) {}
+}
+
+/// What has been given back. Readable at any time, by any thread.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Bytes given back.
+    pub discarded_bytes: Counter,
+    /// Bytes in whole pages that the host did not take.
+    pub failed_bytes: Counter,
+    /// Calls for which the host had no time at first.
+    pub retries: Counter,
+    last_error: AtomicI32,
+}
+
+impl Counters {
+    /// Why the latest of the bytes that failed did, if any did.
+    pub fn last_error(&self) -> Option<io::Error> {
+        match self.last_error.load(Ordering::Relaxed) {
+            0 => None,
+            number => Some(io::Error::from_raw_os_error(number)),
+        }
+    }
+}
+
+/// Memory whose pages can go.
+trait Pages: Send {
+    /// The ranges that it consists of, apart from one another, each of whole pages.
+    fn ranges(&self) -> Vec<MemoryRange>;
+
+    /// The size of a page, a power of two.
+    fn page_size(&self) -> Bytes;
+
+    /// Gives whole pages of one range back. After that they read zero, tags included.
+    fn discard(&self, range: MemoryRange) -> io::Result<()>;
+}
+
+impl Pages for GuestRam {
+    fn ranges(&self) -> Vec<MemoryRange> {
+        vec![self.range()]
+    }
+
+    fn page_size(&self) -> Bytes {
+        self.backing().page_size()
+    }
+
+    fn discard(&self, range: MemoryRange) -> io::Result<()> {
+        GuestRam::discard(self, range)
+    }
+}
+
+/// Gives a guest's memory back to the host, and what is reserved for it.
+pub struct Reclaimer {
+    memory: Box<dyn Pages>,
+    ranges: Vec<MemoryRange>,
+    reservations: Box<dyn Reservations>,
+    counters: Arc<Counters>,
+}
+
+impl Reclaimer {
+    /// A reclaimer of this memory.
+    pub fn new(ram: GuestRam, reservations: Box<dyn Reservations>) -> Self {
+        Self::over(Box::new(ram), reservations)
+    }
+
+    fn over(memory: Box<dyn Pages>, reservations: Box<dyn Reservations>) -> Self {
+        let ranges = memory.ranges();
+        Self { memory, ranges, reservations, counters: Arc::default() }
+    }
+
+    /// Its counters.
+    pub fn counters(&self) -> Arc<Counters> {
+        Arc::clone(&self.counters)
+    }
+
+    /// Discards, and looks at the answer.
+    fn discard_checked(&self, range: MemoryRange) -> io::Result<()> {
+        let not_now = |error: &io::Error| {
+            matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock)
+        };
+        for _ in 1..TRIES {
+            match self.memory.discard(range) {
+                Err(error) if not_now(&error) => self.counters.retries.add(1),
+                done => return done,
+            }
+        }
+        self.memory.discard(range)
+    }
+}
+
+impl Reclaim for Reclaimer {
+    fn page_size(&self) -> u64 {
+        self.memory.page_size().get()
+    }
+
+    fn discard(&mut self, range: GuestRange) -> Discarded {
+        let mut sum = Discarded::default();
+        let page = self.memory.page_size();
+        for memory in &self.ranges {
+            let Some(pages) = whole_pages(range, *memory, page) else { continue };
+            let bytes = pages.size.get();
+            match self.discard_checked(pages) {
+                Ok(()) => {
+                    self.reservations.free(pages);
+                    sum.discarded += bytes;
+                }
+                // Some of the pages may be gone. What is reserved for them stays so until all are.
+                Err(error) => {
+                    let number = error.raw_os_error().unwrap_or(libc::EIO);
+                    self.counters.last_error.store(number, Ordering::Relaxed);
+                    sum.failed += bytes;
+                }
+            }
+        }
+        self.counters.discarded_bytes.add(sum.discarded);
+        self.counters.failed_bytes.add(sum.failed);
+        sum
+    }
+}
+
+/// The whole pages of `memory` that lie in `range`, if there are any. Pages are counted from where the
+/// memory begins, which is page-aligned in the guest and in the host. A range that passes the end of the
+/// address space ends there.
+fn whole_pages(range: GuestRange, memory: MemoryRange, page: Bytes) -> Option<MemoryRange> {
+    let base = memory.base.0;
+    let end = range.start.0.saturating_add(range.length).min(memory.end().0);
+    let start = range.start.0.max(base);
+    let first = Bytes::new(start - base).align_up(page)?;
+    let last = Bytes::new(end.checked_sub(base)?).align_down(page);
+    let size = last.checked_sub(first).filter(|size| !size.is_zero())?;
+    Some(MemoryRange::new(GuestAddress(base + first.get()), size))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,215 @@
+//! Why page reporting gives nothing back.
+
+use std::fmt;
+
+use arch::units::Bytes;
+use serde::{Deserialize, Serialize};
+
+use super::{batch, best, unit};
+
+/// From this part of the guest's memory on, a batch is too large: the guest itself and its page cache
+/// use about as much, so that much is hardly ever free.
+const TOO_LARGE: u64 = 2;
+
+/// What the guest's balloon driver has come to.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub enum DriverState {
+    /// None has started, or it has left.
+    #[serde(rename = "absent")]
+    Absent,
+    /// It runs the device.
+    #[serde(rename = "active")]
+    Active,
+    /// It did something that the specification forbids, so that the device waits for its reset.
+    #[serde(rename = "needs reset")]
+    NeedsReset,
+}
+
+impl fmt::Display for DriverState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Absent => "absent",
+            Self::Active => "active",
+            Self::NeedsReset => "needs reset",
+        })
+    }
+}
+
+/// What is settled before the guest starts.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Setup {
+    /// Whether the configuration has reporting on.
+    pub wanted: bool,
+    /// Whether guest memory is locked or pinned. Reporting is not offered then, whatever is wanted.
+    pub locked: bool,
+    /// The guest's memory.
+    pub memory: Bytes,
+    /// The size of the guest's pages: 4, 16 or 64 KiB.
+    pub guest_page: Bytes,
+    /// The order in which the guest reports: see [`super::in_effect`].
+    pub order: u8,
+    /// The size of the pages that guest memory is made of.
+    pub granularity: Bytes,
+}
+
+impl Setup {
+    /// Whether the guest is offered page reporting.
+    pub fn offered(&self) -> bool {
+        self.wanted && !self.locked
+    }
+}
+
+/// What changes while the guest runs.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Running {
+    /// Whether reporting is switched on now.
+    pub on: bool,
+    /// The driver's state.
+    pub driver: DriverState,
+    /// Whether the driver acknowledged VIRTIO_BALLOON_F_REPORTING.
+    pub acknowledged: bool,
+    /// The value with which the guest fills its free pages, if the driver acknowledged
+    /// VIRTIO_BALLOON_F_PAGE_POISON.
+    pub poison: Option<u32>,
+}
+
+/// Why reporting gives nothing back, and what to do about it (its `Display`).
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Diagnosis {
+    /// Guest memory is locked or pinned.
+    Locked,
+    /// The configuration has reporting off, so the guest was not offered it.
+    NotOffered,
+    /// It has been switched off since the start.
+    SwitchedOff,
+    /// The device waits for the driver's reset.
+    NeedsReset,
+    /// The guest has no driver for the balloon, or none yet.
+    NoDriver,
+    /// The driver does not know reporting, or does not want it.
+    LeftOut,
+    /// The guest fills its free pages and expects to find them so.
+    Poison {
+        /// With this value.
+        value: u32,
+    },
+    /// What the guest reports never contains a whole page of its memory's.
+    UnitBelowPage {
+        /// What the guest reports at least.
+        unit: Bytes,
+        /// A page of guest memory.
+        granularity: Bytes,
+        /// An order that would do.
+        better: Option<u8>,
+    },
+    /// So much must be free before the guest reports anything that it hardly ever is.
+    OrderTooHigh {
+        /// The order.
+        order: u8,
+        /// What must be free.
+        batch: Bytes,
+        /// The guest's memory.
+        memory: Bytes,
+        /// An order that would do.
+        better: Option<u8>,
+    },
+}
+
+impl Diagnosis {
+    /// Whether somebody wanted it so, as opposed to reporting that is on and gives nothing.
+    pub fn is_choice(&self) -> bool {
+        matches!(self, Self::Locked | Self::NotOffered | Self::SwitchedOff)
+    }
+}
+
+/// Why reporting will give nothing back whatever the guest's driver does; `None` if it can.
+pub fn forecast(setup: &Setup) -> Option<Diagnosis> {
+    if setup.locked {
+        return Some(Diagnosis::Locked);
+    }
+    if !setup.wanted {
+        return Some(Diagnosis::NotOffered);
+    }
+    let better = best(setup.memory, setup.guest_page, setup.granularity)
+        .filter(|better| *better != setup.order);
+    let unit = unit(setup.order, setup.guest_page);
+    if unit < setup.granularity {
+        let granularity = setup.granularity;
+        return Some(Diagnosis::UnitBelowPage { unit, granularity, better });
+    }
+    let batch = batch(setup.order, setup.guest_page);
+    if batch.get() >= setup.memory.get() / TOO_LARGE {
+        let Setup { order, memory, .. } = *setup;
+        return Some(Diagnosis::OrderTooHigh { order, batch, memory, better });
+    }
+    None
+}
+
+/// Why reporting gives nothing back now; `None` if it does. Of several reasons, the one to act on first.
+pub fn diagnosis(setup: &Setup, running: &Running) -> Option<Diagnosis> {
+    let now = match *running {
+        _ if !setup.offered() => None,
+        Running { on: false, .. } => Some(Diagnosis::SwitchedOff),
+        Running { driver: DriverState::NeedsReset, .. } => Some(Diagnosis::NeedsReset),
+        Running { driver: DriverState::Absent, .. } => Some(Diagnosis::NoDriver),
+        Running { acknowledged: false, .. } => Some(Diagnosis::LeftOut),
+        Running { poison: Some(value), .. } if value != 0 => Some(Diagnosis::Poison { value }),
+        Running { .. } => None,
+    };
+    now.or_else(|| forecast(setup))
+}
+
+impl fmt::Display for Diagnosis {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::Locked => f.write_str(
+                "guest memory is locked, so none of it can be given back: start without --lock-memory",
+            ),
+            Self::NotOffered => f.write_str(
+                "it was off at the start, so the guest does not report: start with --balloon reporting=on",
+            ),
+            Self::SwitchedOff => f.write_str(
+                "it is switched off, and what the guest reports is kept: \
+                 PATCH /balloon with {\"free_page_reporting\": true}, or `tesseractl SOCK balloon reporting on`",
+            ),
+            Self::NeedsReset => f.write_str(
+                "the guest's driver broke the rules of virtio and the device waits for its reset: \
+                 load the driver again, or restart the guest",
+            ),
+            Self::NoDriver => f.write_str(
+                "the guest has not started a balloon driver: load virtio_mmio and virtio_balloon in it",
+            ),
+            Self::LeftOut => f.write_str(
+                "the guest's driver left page reporting out: Linux has it since 5.7, with \
+                 CONFIG_PAGE_REPORTING, and not with init_on_free or page_poison if its driver does not \
+                 know page poisoning",
+            ),
+            Self::Poison { value } => write!(
+                f,
+                "the guest fills its free pages with {value:#x} and expects to find them so: \
+                 boot it without page_poison (init_on_free=1 does no harm)"
+            ),
+            Self::UnitBelowPage { unit, granularity, better } => {
+                write!(
+                    f,
+                    "the guest reports units of {unit}, less than the {granularity} pages of its memory: "
+                )?;
+                advise(f, better, "take --memory-backing anonymous, or a kernel with larger pages")
+            }
+            Self::OrderTooHigh { order, batch, memory, better } => {
+                write!(
+                    f,
+                    "at reporting order {order} the guest reports only while {batch} of its {memory} is free: "
+                )?;
+                advise(f, better, "give it more --memory")
+            }
+        }
+    }
+}
+
+fn advise(f: &mut fmt::Formatter<'_>, better: Option<u8>, otherwise: &str) -> fmt::Result {
+    match better {
+        Some(order) => write!(f, "put {}={order} on its command line", super::PARAMETER),
+        None => f.write_str(otherwise),
+    }
+}

@@ -1,0 +1,285 @@
+#![allow(clippy::unwrap_used)]
+
+use proptest::prelude::*;
+
+use super::*;
+
+const PAGES: [Bytes; 3] = [Bytes::kib(4), Bytes::kib(16), Bytes::kib(64)];
+const PAGE: Bytes = PAGES[0];
+
+#[test]
+fn small_guests_report_in_small_units() {
+    for (mib, guest_page, expected) in [
+        (64, PAGES[0], Some(6)),
+        (128, PAGES[0], Some(7)),
+        (256, PAGES[0], Some(8)),
+        (510, PAGES[0], Some(8)),
+        (512, PAGES[0], None),
+        (4096, PAGES[0], None),
+        (64, PAGES[1], Some(4)),
+        (512, PAGES[1], Some(7)),
+        (4096, PAGES[1], Some(7)),
+        (64, PAGES[2], Some(2)),
+        (512, PAGES[2], None),
+    ] {
+        let order = order(Bytes::mib(mib), guest_page, PAGE);
+        assert_eq!(order, expected, "{mib} MiB, pages of {guest_page}");
+    }
+}
+
+#[test]
+fn the_pages_of_guest_memory_bound_the_unit_from_below() {
+    let memory = Bytes::mib(64);
+
+    assert_eq!(order(memory, PAGE, Bytes::mib(2)), None, "2 MiB is Linux's own choice");
+    assert_eq!(order(Bytes::mib(64), PAGES[1], Bytes::mib(2)), Some(7));
+    assert_eq!(order(Bytes::mib(1), PAGE, Bytes::kib(64)), Some(4));
+    assert_eq!(order(memory, PAGE, Bytes::gib(1)), None, "the guest cannot report as much");
+}
+
+#[test]
+fn linuxs_default_is_that_of_its_page_size() {
+    assert_eq!(PAGES.map(default_order), [9, 11, 5]);
+    assert_eq!(PAGES.map(|page| unit(default_order(page), page)), [2, 32, 2].map(Bytes::mib));
+    assert_eq!(batch(9, PAGE), Bytes::mib(64));
+}
+
+#[test]
+fn an_order_on_the_command_line_is_found_as_linux_finds_it() {
+    for (line, expected) in [
+        ("", None),
+        ("quiet", None),
+        ("page_reporting.page_reporting_order=7", Some(7)),
+        ("quiet page_reporting.page_reporting_order=0 ro", Some(0)),
+        ("page-reporting.page-reporting-order=7", Some(7)),
+        ("page_reporting.page_reporting_order=0x9", Some(9)),
+        ("page_reporting.page_reporting_order=011", Some(9)),
+        ("page_reporting.page_reporting_order=+5", Some(5)),
+        ("page_reporting.page_reporting_order=\"5\"", Some(5)),
+        ("\"page_reporting.page_reporting_order=5\"", Some(5)),
+        ("page_reporting.page_reporting_order=5 page_reporting.page_reporting_order=6", Some(6)),
+        ("page_reporting.page_reporting_order=5 page_reporting.page_reporting_order=14", Some(5)),
+        ("page_reporting.page_reporting_order", None),
+        ("page_reporting.page_reporting_order=", None),
+        ("page_reporting.page_reporting_order=-1", None),
+        ("page_reporting.page_reporting_order=++1", None),
+        ("page_reporting.page_reporting_order=08", None),
+        ("page_reporting.page_reporting_order=99999999999", None),
+        ("page_reporting_order=5", None),
+        ("-- page_reporting.page_reporting_order=5", None),
+        ("a=\"b page_reporting.page_reporting_order=5\"", None),
+    ] {
+        assert_eq!(given(line), expected, "{line}");
+    }
+}
+
+#[test]
+fn the_order_in_effect_is_one_that_the_guest_takes() {
+    let line = "page_reporting.page_reporting_order=4 page_reporting.page_reporting_order=12";
+
+    assert_eq!(PAGES.map(|page| in_effect(line, page)), [4, 4, 12]);
+    assert_eq!(PAGES.map(|page| in_effect("quiet", page)), [9, 11, 5]);
+}
+
+#[test]
+fn an_order_is_put_before_what_it_must_not_replace() {
+    let line = with_order("panic=-1 quiet -- x", 8).unwrap();
+
+    assert_eq!(line, "page_reporting.page_reporting_order=8 panic=-1 quiet -- x");
+    assert_eq!(given(&line), Some(8));
+    assert_eq!(with_order("", 8).unwrap(), "page_reporting.page_reporting_order=8");
+}
+
+#[test]
+fn an_order_that_does_not_fit_is_left_out() {
+    let added = with_order("x", 8).unwrap().len() - 1;
+
+    assert!(with_order(&"x".repeat(MAX_COMMAND_LINE - added), 8).is_some());
+    assert_eq!(with_order(&"x".repeat(MAX_COMMAND_LINE - added + 1), 8), None);
+}
+
+fn page() -> impl Strategy<Value = Bytes> {
+    prop::sample::select(PAGES.to_vec())
+}
+
+fn granularity() -> impl Strategy<Value = Bytes> {
+    prop::sample::select([&PAGES[..], &[Bytes::mib(2), Bytes::mib(32)]].concat())
+}
+
+proptest! {
+    #[test]
+    fn the_unit_is_the_largest_that_keeps_the_rules(
+        chunks in 32u64..1 << 20, guest_page in page(), granularity in granularity(),
+    ) {
+        let memory = Bytes::mib(2 * chunks);
+        let Some(best) = best(memory, guest_page, granularity) else {
+            let largest = unit(largest_order(guest_page), guest_page);
+            prop_assert!(largest < granularity, "the guest could report {}", largest);
+            return Ok(());
+        };
+        let size = unit(best, guest_page);
+        let fits = |order: u8| {
+            unit(order, guest_page) <= Bytes::mib(2)
+                && batch(order, guest_page).get() <= memory.get() / 8
+        };
+
+        prop_assert!(size >= granularity);
+        prop_assert!(best <= largest_order(guest_page));
+        // Smaller units, where there are any, would hold no whole page.
+        prop_assert!(
+            fits(best) || best == 0 || unit(best - 1, guest_page) < granularity,
+            "order {}", best
+        );
+        prop_assert!(!fits(best + 1), "order {} would do", best + 1);
+        let told = order(memory, guest_page, granularity).unwrap_or(default_order(guest_page));
+        prop_assert_eq!(told, best);
+    }
+
+    #[test]
+    fn more_memory_never_means_a_smaller_unit(
+        chunks in 0u64..1 << 20, more in 0u64..1 << 20, guest_page in page(),
+        granularity in granularity(),
+    ) {
+        let best = |chunks: u64| best(Bytes::mib(2 * chunks), guest_page, granularity);
+        prop_assert!(best(chunks) <= best(chunks + more));
+    }
+
+    #[test]
+    fn any_size_has_an_answer(memory: u64, guest_page: u64, granularity: u64, order: u8) {
+        let [memory, guest_page, granularity] = [memory, guest_page, granularity].map(Bytes::new);
+        let _ = super::order(memory, guest_page, granularity);
+        prop_assert!(batch(order, guest_page) > unit(order, guest_page));
+    }
+
+    #[test]
+    fn what_is_put_on_a_command_line_is_found_unless_the_user_chose(
+        line in "[a-z]{0,8}( page_reporting.page_reporting_order=1[0-9])?( -- y)?", order in 0u8..=13,
+    ) {
+        let user = given(&line);
+        let line = with_order(&line, order).unwrap();
+        prop_assert_eq!(given(&line), Some(user.unwrap_or(order)));
+    }
+
+    #[test]
+    fn no_command_line_panics_the_search(line in "[-a-z_.=\" 0-9]{0,80}|.{0,80}") {
+        let _ = given(&line);
+        let _ = in_effect(&line, PAGE);
+    }
+}
+
+/// A guest of 512 MiB in which everything is as it should be.
+const SETUP: Setup = Setup {
+    wanted: true,
+    locked: false,
+    memory: Bytes::mib(512),
+    guest_page: PAGE,
+    order: 9,
+    granularity: PAGE,
+};
+
+const RUNNING: Running =
+    Running { on: true, driver: DriverState::Active, acknowledged: true, poison: None };
+
+#[test]
+fn a_guest_that_reports_has_no_diagnosis() {
+    assert_eq!(forecast(&SETUP), None);
+    for poison in [None, Some(0)] {
+        assert_eq!(diagnosis(&SETUP, &Running { poison, ..RUNNING }), None);
+    }
+}
+
+#[test]
+fn what_is_settled_at_the_start_is_known_before_the_guest_runs() {
+    for (setup, expected) in [
+        (Setup { locked: true, wanted: false, ..SETUP }, Diagnosis::Locked),
+        (Setup { locked: true, ..SETUP }, Diagnosis::Locked),
+        (Setup { wanted: false, ..SETUP }, Diagnosis::NotOffered),
+    ] {
+        assert!(!setup.offered());
+        assert_eq!(forecast(&setup), Some(expected));
+        let running = Running { on: false, acknowledged: false, ..RUNNING };
+        assert_eq!(diagnosis(&setup, &running), Some(expected));
+        assert!(expected.is_choice());
+    }
+}
+
+#[test]
+fn the_reason_to_act_on_first_is_told() {
+    let mut running = Running {
+        on: false,
+        driver: DriverState::NeedsReset,
+        acknowledged: false,
+        poison: Some(0xaaaa_aaaa),
+    };
+    let setup = Setup { memory: Bytes::mib(64), ..SETUP };
+    let told = |running: &Running| diagnosis(&setup, running);
+
+    assert_eq!(told(&running), Some(Diagnosis::SwitchedOff));
+    running.on = true;
+    assert_eq!(told(&running), Some(Diagnosis::NeedsReset));
+    running.driver = DriverState::Absent;
+    assert_eq!(told(&running), Some(Diagnosis::NoDriver));
+    running.driver = DriverState::Active;
+    assert_eq!(told(&running), Some(Diagnosis::LeftOut));
+    running.acknowledged = true;
+    assert_eq!(told(&running), Some(Diagnosis::Poison { value: 0xaaaa_aaaa }));
+    running.poison = Some(0);
+    assert!(matches!(told(&running), Some(Diagnosis::OrderTooHigh { better: Some(6), .. })));
+}
+
+#[test]
+fn a_unit_below_the_pages_of_guest_memory_is_told_with_the_way_out() {
+    let setup = Setup { order: 3, granularity: Bytes::kib(64), ..SETUP };
+    let hopeless = Setup { granularity: Bytes::gib(1), ..SETUP };
+
+    let text = forecast(&setup).unwrap().to_string();
+    let way_out = forecast(&hopeless).unwrap().to_string();
+
+    assert!(text.contains("units of 32 KiB, less than the 64 KiB pages"), "{text}");
+    assert!(text.ends_with("put page_reporting.page_reporting_order=9 on its command line"));
+    assert!(way_out.contains("--memory-backing"), "{way_out}");
+}
+
+#[test]
+fn an_order_that_hardly_ever_finds_a_batch_free_is_told_with_the_way_out() {
+    let told = |mib, order| forecast(&Setup { memory: Bytes::mib(mib), order, ..SETUP });
+    let text = told(128, 9).unwrap().to_string();
+    let hugetlbfs = Setup { memory: Bytes::mib(64), granularity: Bytes::mib(2), ..SETUP };
+    let way_out = forecast(&hugetlbfs).unwrap().to_string();
+
+    assert!(text.contains("only while 64 MiB of its 128 MiB is free"), "{text}");
+    assert!(text.ends_with("page_reporting_order=7 on its command line"), "{text}");
+    assert_eq!(told(130, 9), None);
+    assert!(way_out.ends_with("give it more --memory"), "{way_out}");
+}
+
+proptest! {
+    #[test]
+    fn the_order_that_is_chosen_is_never_diagnosed(
+        chunks in 32u64..1 << 20, guest_page in page(),
+        granularity in prop::sample::select(PAGES.to_vec()),
+    ) {
+        let memory = Bytes::mib(2 * chunks);
+        let chosen = order(memory, guest_page, granularity);
+        let order = chosen.unwrap_or(default_order(guest_page));
+        let setup = Setup { memory, guest_page, order, granularity, ..SETUP };
+        prop_assert_eq!(forecast(&setup), None);
+    }
+
+    #[test]
+    fn an_order_that_is_advised_helps(
+        chunks in 32u64..1 << 12, guest_page in page(), order in 0u8..=13,
+        granularity in prop::sample::select(PAGES.to_vec()),
+    ) {
+        let memory = Bytes::mib(2 * chunks);
+        let setup = Setup { memory, guest_page, order, granularity, ..SETUP };
+        let better = match forecast(&setup) {
+            Some(Diagnosis::UnitBelowPage { better, .. } | Diagnosis::OrderTooHigh { better, .. }) => {
+                better.unwrap()
+            }
+            None => return Ok(()),
+            Some(other) => panic!("{other:?}"),
+        };
+        prop_assert_eq!(forecast(&Setup { order: better, ..setup }), None);
+    }
+}

@@ -1,0 +1,93 @@
+//! The memory balloon of a VM.
+
+use std::time::Duration;
+
+use arch::units::Bytes;
+
+use super::Error;
+use crate::config::BalloonSection;
+
+/// The unit in which a balloon counts, whatever the pages of guest and host (virtio 1.2, section 5.5).
+const PAGE: Bytes = Bytes::kib(4);
+
+/// What the balloon is to do from the start. All of it but `deflate_on_oom` can be changed while the
+/// guest runs; reporting only if it was on at the start.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct BalloonSpec {
+    /// Whether page reporting is offered to the guest. The VMM does not offer it with locked memory,
+    /// whatever this says.
+    pub reporting: bool,
+    /// Whether a guest that runs out of memory may take it back from the balloon.
+    pub deflate_on_oom: bool,
+    /// How much memory the guest is asked to give up: whole pages of 4 KiB, at most its memory.
+    pub target: Bytes,
+    /// Seconds between two requests for the guest's statistics; 0 for none.
+    pub stats_seconds: u16,
+}
+
+impl Default for BalloonSpec {
+    fn default() -> Self {
+        Self { reporting: true, deflate_on_oom: true, target: Bytes::ZERO, stats_seconds: 0 }
+    }
+}
+
+impl BalloonSpec {
+    /// The balloon of a guest with this much memory: see [`crate::config::Config::balloon`] for `said`.
+    ///
+    /// # Errors
+    /// When its target is no whole pages, or more than the guest's memory.
+    pub(super) fn new(
+        said: Option<Option<BalloonSection>>,
+        memory: Bytes,
+    ) -> Result<Option<Self>, Error> {
+        let Some(section) = said.unwrap_or_else(|| Some(BalloonSection::default())) else {
+            return Ok(None);
+        };
+        let default = Self::default();
+        Ok(Some(Self {
+            reporting: section.free_page_reporting.unwrap_or(default.reporting),
+            deflate_on_oom: section.deflate_on_oom.unwrap_or(default.deflate_on_oom),
+            target: target(&section, memory)?,
+            stats_seconds: section.stats_polling_interval_s.unwrap_or(default.stats_seconds),
+        }))
+    }
+
+    /// The time between two requests for the guest's statistics, if there are to be any.
+    pub fn stats_interval(&self) -> Option<Duration> {
+        (self.stats_seconds > 0).then(|| Duration::from_secs(self.stats_seconds.into()))
+    }
+
+    /// The same as a section of the configuration, which counts in whole MiB: the target is rounded down.
+    pub(super) fn to_section(self) -> BalloonSection {
+        BalloonSection {
+            amount_mib: Some(self.target.as_mib()),
+            amount: None,
+            deflate_on_oom: Some(self.deflate_on_oom),
+            stats_polling_interval_s: Some(self.stats_seconds),
+            free_page_hinting: false,
+            free_page_reporting: Some(self.reporting),
+        }
+    }
+}
+
+fn target(section: &BalloonSection, memory: Bytes) -> Result<Bytes, Error> {
+    let target = match (section.amount, section.amount_mib) {
+        (Some(amount), _) => amount,
+        (None, Some(mib)) => {
+            mib.checked_mul(1 << 20).map(Bytes::new).ok_or(Error::BalloonOverflow(mib))?
+        }
+        (None, None) => Bytes::ZERO,
+    };
+    if target > memory {
+        return Err(Error::BalloonTarget { target, memory });
+    }
+    if !target.is_multiple_of(PAGE) {
+        let nearest = target.align_down(PAGE);
+        return Err(Error::BalloonTargetPages { target, unit: PAGE, nearest });
+    }
+    Ok(target)
+}
+
+#[cfg(test)]
+#[path = "balloon_tests.rs"]
+mod tests;

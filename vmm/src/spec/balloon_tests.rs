@@ -1,0 +1,76 @@
+#![allow(clippy::unwrap_used)]
+
+use super::*;
+
+const MEMORY: Bytes = Bytes::mib(512);
+
+fn with(section: BalloonSection) -> Result<BalloonSpec, Error> {
+    BalloonSpec::new(Some(Some(section)), MEMORY).map(Option::unwrap)
+}
+
+fn of(amount: Bytes) -> BalloonSection {
+    BalloonSection { amount: Some(amount), ..BalloonSection::default() }
+}
+
+fn of_mib(mib: u64) -> BalloonSection {
+    BalloonSection { amount_mib: Some(mib), ..BalloonSection::default() }
+}
+
+#[test]
+fn a_vm_has_a_balloon_with_reporting_unless_it_is_told_otherwise() {
+    let unsaid = BalloonSpec::new(None, MEMORY).unwrap();
+    let empty = with(BalloonSection::default()).unwrap();
+    let none = BalloonSpec::new(Some(None), MEMORY).unwrap();
+
+    let default = BalloonSpec {
+        reporting: true,
+        deflate_on_oom: true,
+        target: Bytes::ZERO,
+        stats_seconds: 0,
+    };
+    assert_eq!((unsaid, empty, none), (Some(default), default, None));
+}
+
+#[test]
+fn what_is_said_stands() {
+    let section = BalloonSection {
+        amount_mib: Some(128),
+        deflate_on_oom: Some(false),
+        stats_polling_interval_s: Some(5),
+        free_page_reporting: Some(false),
+        ..BalloonSection::default()
+    };
+
+    let spec = with(section.clone()).unwrap();
+
+    assert_eq!(spec.target, Bytes::mib(128));
+    assert_eq!((spec.reporting, spec.deflate_on_oom), (false, false));
+    assert_eq!(spec.stats_interval(), Some(Duration::from_secs(5)));
+    assert_eq!(spec.to_section(), section);
+}
+
+#[test]
+fn a_target_is_at_most_the_guests_memory() {
+    assert_eq!(with(of(MEMORY)).unwrap().target, MEMORY);
+    assert_eq!(with(of_mib(512)).unwrap().target, MEMORY);
+    for section in [of_mib(513), of_mib((1 << 44) - 1), of(Bytes::MAX)] {
+        let error = with(section).unwrap_err();
+        assert!(matches!(error, Error::BalloonTarget { memory: MEMORY, .. }), "{error}");
+    }
+    assert_eq!(with(of_mib(1 << 44)).unwrap_err(), Error::BalloonOverflow(1 << 44));
+}
+
+#[test]
+fn a_target_is_whole_pages_and_rounds_down_where_mib_count() {
+    let whole = with(of(Bytes::kib(1540))).unwrap();
+    let error = with(of(Bytes::new(4097))).unwrap_err();
+
+    assert_eq!(whole.target, Bytes::kib(1540));
+    assert_eq!(whole.to_section().amount_mib, Some(1));
+    assert!(error.to_string().contains("try 4 KiB"), "{error}");
+}
+
+#[test]
+fn an_interval_of_zero_is_none() {
+    assert_eq!(BalloonSpec::default().stats_interval(), None);
+}
