@@ -137,6 +137,11 @@ impl<'a, M: GuestMemory> Ring<'a, M> {
         Ok(())
     }
 
+    /// Takes no more chains before others had their turn: those taken were work enough.
+    pub fn end_turn(&mut self) {
+        self.budget = 0;
+    }
+
     /// Whether it has taken all that one turn allows; there may be chains left.
     pub fn is_exhausted(&self) -> bool {
         self.budget == 0

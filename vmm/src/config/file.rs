@@ -228,7 +228,7 @@ impl Config {
 }
 
 /// A JSON object and nothing else: serde would also take an array, its items in the order of the fields.
-struct Object<T>(T);
+pub(crate) struct Object<T>(pub(crate) T);
 
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {

@@ -17,6 +17,7 @@ use crate::spec::CommandLineOnly;
 
 pub use args::RunArgs;
 pub use balloon::{BalloonFlag, BalloonSection, ParseBalloonError};
+pub(crate) use file::Object;
 pub use file::{
     BootSource, Config, EntropySection, HugePages, MachineConfig, MemoryBacking, MteMode,
     MteSection, SerialSection,

@@ -7,6 +7,7 @@ use serde_json::Value;
 use super::http::{Request, Response, Status, quote};
 use super::model::{ActionType, InstanceActionInfo, Version, Vm, VmState};
 use super::{ControlError, Controller};
+use crate::config::Object;
 
 /// A body (200), or none (204), or a fault (400).
 type Outcome = Result<Option<Value>, Fault>;
@@ -139,7 +140,7 @@ fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Fault> {
     if body.is_empty() {
         return Err(Fault::MissingBody);
     }
-    serde_json::from_slice(body).map_err(Fault::Body)
+    serde_json::from_slice(body).map(|Object(body)| body).map_err(Fault::Body)
 }
 
 fn change_state(vm: &mut dyn Controller, change: Vm) -> Outcome {

@@ -118,6 +118,23 @@ fn unknown_field_is_named() {
 }
 
 #[test]
+fn a_body_is_an_object_and_no_list_of_its_fields() {
+    let mut vm = FakeVm::default();
+
+    for (method, path, body) in [
+        ("PATCH", "/balloon", "[64, false]"),
+        ("PATCH", "/balloon", "[]"),
+        ("PATCH", "/balloon/statistics", "[1]"),
+        ("PATCH", "/vm", r#"["Paused"]"#),
+        ("PUT", "/actions", r#"["Stop"]"#),
+    ] {
+        let response = ask(&mut vm, method, path, body);
+        assert!(fault(&response).contains("an object"), "{path} {body}");
+    }
+    assert!(vm.calls.is_empty());
+}
+
+#[test]
 fn changes_of_the_balloon_show_in_its_answers() {
     let mut vm = FakeVm::default();
 

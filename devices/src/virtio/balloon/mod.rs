@@ -74,9 +74,16 @@ impl Features {
 /// in `include/linux/page_reporting.h`) and puts one chain at a time on each queue.
 const QUEUE_SIZES: [u16; 4] = [128; 4];
 
-/// The longest list of pages in one chain, in bytes: 1 GiB of guest memory. Linux sends 1 KiB
+/// The longest list of pages in one chain, in bytes: 64 MiB of guest memory. Linux sends 1 KiB
 /// (`VIRTIO_BALLOON_ARRAY_PFNS_MAX`).
-const LONGEST_LIST: usize = 1 << 20;
+const LONGEST_LIST: usize = 64 << 10;
+
+/// Pages listed after which a turn is over, whatever chains are left: each can be a discard of its own,
+/// while the thread has others to serve and vCPUs may want the device.
+const PAGES_A_TURN: usize = LONGEST_LIST / size_of::<u32>();
+
+/// Reported memory after which a turn is over, in bytes: the host frees each page of it.
+const REPORTED_A_TURN: u64 = 4 << 30;
 
 /// What a queue is for.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
@@ -239,24 +246,24 @@ impl Balloon {
             true => Held::UntilDeflated,
             false => Held::UntilAnswered,
         };
-        while let Some(chain) = ring.take()? {
-            let mut pfns = pfns(ring.memory(), chain.buffers()?)?;
+        let mut listed = 0;
+        while let Some((head, mut pfns)) = take_list(ring, &mut listed)? {
             let change = self.pages.insert(&mut pfns, held);
             count(&self.counters.outside, change.outside);
             count(&self.counters.inflated, change.changed);
             self.discard(&change.whole);
-            ring.complete(chain.head(), 0)?;
+            ring.complete(head, 0)?;
         }
         Ok(())
     }
 
     fn deflate<M: GuestMemory>(&mut self, ring: &mut Ring<'_, M>) -> Result<(), Broken> {
-        while let Some(chain) = ring.take()? {
-            let pfns = pfns(ring.memory(), chain.buffers()?)?;
+        let mut listed = 0;
+        while let Some((head, pfns)) = take_list(ring, &mut listed)? {
             let change = self.pages.remove(&pfns);
             count(&self.counters.outside, change.outside);
             self.counters.inflated.store(self.pages.bytes(), Ordering::Relaxed);
-            ring.complete(chain.head(), 0)?;
+            ring.complete(head, 0)?;
         }
         Ok(())
     }
@@ -285,12 +292,18 @@ impl Balloon {
     }
 
     fn report<M: GuestMemory>(&mut self, ring: &mut Ring<'_, M>) -> Result<(), Broken> {
+        let mut reported = 0;
         while let Some(chain) = ring.take()? {
             let free = self.reported(&chain);
+            let bytes = ranges::total(&free);
+            reported += bytes;
+            if reported >= REPORTED_A_TURN {
+                ring.end_turn();
+            }
             if self.poison().is_some_and(|value| value != 0) {
-                count(&self.counters.poison_skipped, ranges::total(&free));
+                count(&self.counters.poison_skipped, bytes);
             } else if !self.reporting {
-                count(&self.counters.kept, ranges::total(&free));
+                count(&self.counters.kept, bytes);
             } else {
                 self.discard(&free);
             }
@@ -386,11 +399,25 @@ impl Device for Balloon {
     }
 }
 
+/// The next list of pages on a queue. `listed` are the pages of those before it in this turn.
+fn take_list<M: GuestMemory>(
+    ring: &mut Ring<'_, M>,
+    listed: &mut usize,
+) -> Result<Option<(Head, Vec<Pfn>)>, Broken> {
+    let Some(chain) = ring.take()? else { return Ok(None) };
+    let pfns = pfns(ring.memory(), chain.buffers()?)?;
+    *listed += pfns.len();
+    if *listed >= PAGES_A_TURN {
+        ring.end_turn();
+    }
+    Ok(Some((chain.head(), pfns)))
+}
+
 /// The pages that a chain lists, in its order.
 fn pfns<M: GuestMemory>(memory: &M, buffers: &[Buffer]) -> Result<Vec<Pfn>, Broken> {
     let length = payload::length(buffers);
     if length > LONGEST_LIST as u64 {
-        return Err(Broken::Form("a list of pages for the balloon is longer than 1 MiB"));
+        return Err(Broken::Form("a list of pages for the balloon is longer than 64 KiB"));
     }
     if !length.is_multiple_of(size_of::<u32>() as u64) {
         return Err(Broken::Form("a list of pages for the balloon ends in the middle of a number"));

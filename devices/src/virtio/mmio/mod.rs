@@ -37,8 +37,8 @@ const TRANSPORT_FEATURES: Features =
     Features::INDIRECT_DESC.with(Features::EVENT_IDX).with(Features::VERSION_1);
 
 /// Turns that a queue gets for a write to a register: the vCPU waits, and so do all who want the
-/// device. A driver whose chains are there when it notifies needs one; only one that adds more from
-/// another vCPU all the time is left with chains for the next notification.
+/// device. A driver whose chains are there when it notifies needs one, or a few if they are much work;
+/// only one that adds more from another vCPU all the time is left with chains for the next notification.
 const TURNS: usize = 16;
 
 /// What has passed through a transport. Readable at any time, by any thread.
@@ -310,6 +310,12 @@ impl<D: Device, S: Deref<Target: GuestMemory + Sized> + Send> Transport<D, S> {
             if self.serve(queue) == Served::Done {
                 return;
             }
+        }
+        // Chains may be left, and a turn that leaves some keeps notifications off.
+        let ready = self.slots.get_mut(queue).and_then(|slot| slot.queue.as_mut());
+        let enabled = ready.map(|ready| Ring::new(ready, &*self.memory).enable_notifications());
+        if let Some(Err(broken)) = enabled {
+            self.break_down(broken);
         }
     }
 

@@ -114,6 +114,20 @@ fn a_ring_takes_as_many_chains_as_the_queue_is_long() {
 }
 
 #[test]
+fn a_device_may_end_its_turn_early() {
+    let mut bench = Bench::new(4);
+    bench.offer_some(3);
+    let mut ring = bench.ring();
+    assert!(ring.take().unwrap().is_some());
+
+    ring.end_turn();
+
+    assert!(ring.take().unwrap().is_none());
+    assert!(ring.is_exhausted());
+    assert!(bench.ring().take().unwrap().is_some());
+}
+
+#[test]
 fn a_completed_chain_is_in_the_used_ring_with_its_length() {
     let mut bench = Bench::new(8);
     bench.rings.offer(&[Descriptor::readable(DATA, 1)]);

@@ -23,6 +23,28 @@ fn a_reported_range_is_discarded_and_answered_with_no_bytes() {
 }
 
 #[test]
+fn reports_of_much_memory_take_turns() {
+    let mut bench = Bench::new();
+    let Bench { memory, calls, refuses, .. } = &bench;
+    let host = Host {
+        page_size: PAGE,
+        memory: Arc::clone(memory),
+        calls: Arc::clone(calls),
+        refuses: Arc::clone(refuses),
+    };
+    bench.balloon = Balloon::new(EVERYTHING, Box::new(host), range(RAM.start.0, 1 << 40));
+    bench.balloon.activate(Features::BALLOON_STATISTICS.with(Features::BALLOON_REPORTING));
+    for chain in 0..3 {
+        bench.post(REPORTING, &[(RAM.start.0 + chain * 3 * 1024 * MIB, 0xc000_0000, WRITE)]);
+    }
+
+    bench.serve(REPORTING).unwrap();
+    assert_eq!(bench.used(REPORTING).len(), 2);
+    bench.serve(REPORTING).unwrap();
+    assert_eq!(bench.used(REPORTING).len(), 3);
+}
+
+#[test]
 fn either_direction_is_a_report() {
     let mut bench = Bench::new();
 
