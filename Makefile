@@ -13,7 +13,7 @@ LAB_DIRECTORY := $(or $(TESSERA_LAB),target/lab)
 
 # ---- set-up: checked before every goal that builds, written down once ----
 
-BUILDING := run shell lab test lint setup programs nested-tests artifacts
+BUILDING := run shell lab test bench lint setup programs nested-tests nested-benches artifacts
 SETUP_GOALS := $(filter $(BUILDING),$(MAKECMDGOALS))
 ifneq ($(filter lab,$(MAKECMDGOALS)),)
 ifeq ($(wildcard $(SCRIPT)),)
@@ -32,13 +32,14 @@ endif
 $(LAB_DIRECTORY)/setup.mk: FORCE
 	@tests/lab/setup.sh $(SETUP_GOALS)
 
-.PHONY: FORCE help setup run shell lab test lint clean programs nested-tests artifacts
+.PHONY: FORCE help setup run shell lab test bench lint clean programs nested-tests nested-benches artifacts
 
 help:
 	@printf '%s\n' \
 	  'make run      boot a Linux guest with MTE, directly where this machine can, else nested' \
 	  'make shell    the same, with an interactive shell in the guest' \
 	  'make test     unit tests on this machine, then the nested tests' \
+  'make bench    figures in instructions of the nested host; takes minutes' \
 	  'make lab SCRIPT=file [FILES="a:/path b"] [ICOUNT=1] [NODE1=128M] [MEMORY=4G] [CPUS=2] [APPEND="..."]' \
 	  '              run a script in the nested host; succeeds if the script does' \
 	  'make lint     formatting and lints, as continuous integration wants them' \
@@ -65,13 +66,21 @@ artifacts: programs
 	@$(LAB) fetch
 
 # The nested tests run as arm64 programs in the lab: each is installed as tests/NAME, as cargo names it.
-nested-tests: programs
-	@mkdir -p $(LAB_DIRECTORY)/tests
-	@cargo test --no-run --target $(ARM64_TARGET) --package tessera-tests --message-format=json-render-diagnostics \
-	  | sed -nE 's/.*"target":\{"kind":\["test"\][^}]*"name":"([^"]*)".*"executable":"([^"]*)".*/\1 \2/p' \
+install-tests = mkdir -p $(LAB_DIRECTORY)/tests; \
+	cargo test --no-run $(1) --target $(ARM64_TARGET) --package tessera-tests --message-format=json-render-diagnostics \
+	  | sed -nE 's/.*"target":\{"kind":\["(test|bench)"\][^}]*"name":"([^"]*)".*"executable":"([^"]*)".*/\2 \3/p' \
 	  | while read -r name program; do \
 	      $(call install-changed,$$program,$(LAB_DIRECTORY)/tests/$$name); \
 	    done
+
+nested-tests: programs
+	@$(call install-tests,)
+
+nested-benches: programs
+	@$(call install-tests,--bench benches)
+
+# Kernels of nested hosts beside the usual one, by their Debian packages: tests ask for them.
+HOST_KERNELS := linux-image-arm64-16k
 
 # ---- goals ----
 
@@ -92,8 +101,14 @@ lab: artifacts
 	status=0; $(LAB) run "$$LAB_SCRIPT" "$${options[@]}" || status=$$?; \
 	echo "make lab: $$LAB_SCRIPT ended with status $$status"; exit $$status
 
+# The kernels of the tests' hosts come first: a slow download is no slow test.
 test: artifacts nested-tests
+	@for package in $(HOST_KERNELS); do $(LAB) fetch --package $$package >/dev/null; done
 	@tests/lab/test.sh
+
+# Benches are tests that `cargo test` leaves out.
+bench: artifacts nested-benches
+	@cargo nextest run --package tessera-tests --bench benches --profile bench --no-capture </dev/null
 
 lint:
 	@cargo fmt --all --check

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Sets a machine up for this project, or says what is missing. Usage: setup.sh [GOAL]...
 #
-# GOALs are the Makefile's: `test` also needs cargo-nextest, `lint` also needs clippy and rustfmt. What is there is
+# GOALs are the Makefile's: `test` and `bench` also need cargo-nextest, `lint` also needs clippy and rustfmt. What is there is
 # used; what is missing is installed: packages by apt-get on Debian 12 and 13 (as root or through sudo), Rust by
 # rustup into the user's home, cargo-nextest from its crate into the project's cache. Nothing is done twice.
 # The decisions go to target/lab/setup.mk (TESSERA_LAB names another folder), which the Makefile includes.
@@ -130,7 +130,7 @@ qemu_is_new_enough() {
 
 # An arm64 machine with KVM and MTE runs guests itself, but some tests, and the lab, want a host of their own.
 needs_emulator() {
-    wants test || wants lab || [[ $machine != aarch64 || ! -w /dev/kvm ]] || ! grep -qw mte /proc/cpuinfo
+    wants test || wants bench || wants lab || [[ $machine != aarch64 || ! -w /dev/kvm ]] || ! grep -qw mte /proc/cpuinfo
 }
 
 need_base() {
@@ -346,5 +346,5 @@ need_base
 install_packages
 has_rust || install_rust
 ! wants lint || add_lint_tools
-has_nextest || ! wants test || install_nextest
+has_nextest || ! { wants test || wants bench; } || install_nextest
 write_settings

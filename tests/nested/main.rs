@@ -1,12 +1,16 @@
 //! Tests of real guests on real KVM: here where this machine has it, else in the lab.
 #![allow(clippy::unwrap_used)]
 
+mod balloon;
 mod boot;
 mod consoles;
 mod control;
 mod endings;
+mod footprint;
+mod hwrng;
 mod kernels;
 mod leaks;
 mod memory;
 mod refusals;
+mod reporting;
 mod startup;

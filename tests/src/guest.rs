@@ -72,6 +72,12 @@ impl Plan {
         self
     }
 
+    /// A flag of `tessera run` that has no value.
+    pub fn flag(mut self, flag: &str) -> Self {
+        self.flags.push(flag.to_owned());
+        self
+    }
+
     /// The command that starts it.
     pub fn command(&self) -> Command {
         let mut command = Command::new(program("tessera"));
@@ -211,6 +217,24 @@ impl Guest {
                 return report;
             }
         }
+    }
+
+    /// Types a command on the guest's console, and waits for the report that answers it.
+    ///
+    /// # Panics
+    /// When the VMM has gone, or the guest ends first.
+    pub fn order(&mut self, command: &str, event: &str) -> Value {
+        self.type_line(command);
+        self.report(event)
+    }
+
+    /// Ends it by force.
+    ///
+    /// # Panics
+    /// When it does not end so.
+    pub fn stop(self) {
+        self.client().stop().unwrap();
+        assert_eq!(self.finish().code, Some(12));
     }
 
     /// All lines that have arrived by now.

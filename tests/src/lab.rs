@@ -3,6 +3,7 @@
 use std::env;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use crate::scratch::Scratch;
 
@@ -17,6 +18,7 @@ const ARRIVED: &str = "TESSERA_NESTED";
 #[must_use]
 pub struct Lab {
     options: Vec<String>,
+    kernel_package: Option<&'static str>,
     prepare: Option<fn(&Path)>,
     emulated: bool,
 }
@@ -68,10 +70,22 @@ impl Lab {
         self.option("--kernel", &file.to_string_lossy())
     }
 
+    /// A host with the kernel of another package of the lab's Debian, fetched where it is not there yet.
+    pub fn kernel_package(mut self, name: &'static str) -> Self {
+        self.kernel_package = Some(name);
+        self.emulated = true;
+        self
+    }
+
     /// A host with one processor whose clock counts instructions.
     pub fn counting_instructions(mut self) -> Self {
         self.options.push("--icount".to_owned());
         self
+    }
+
+    /// A host that may run this long.
+    pub fn timeout(self, limit: Duration) -> Self {
+        self.option("--timeout", &limit.as_secs().to_string())
     }
 
     /// A file of this machine's at a path of the host's.
@@ -121,7 +135,10 @@ impl Lab {
         self.send(name_of::<F>());
     }
 
-    fn send(self, (program, test): (String, String)) {
+    fn send(mut self, (program, test): (String, String)) {
+        if let Some(package) = self.kernel_package {
+            self = self.kernel(&fetch_kernel(package));
+        }
         let status = Command::new(lab_program())
             .arg("exec")
             .arg(products().join("tests").join(program))
@@ -133,6 +150,19 @@ impl Lab {
             .expect("the lab program: `make test` builds it");
         assert!(status.success(), "{test} failed in the nested host ({status})");
     }
+}
+
+/// The image of a kernel package, which the lab fetches once and keeps.
+fn fetch_kernel(package: &str) -> PathBuf {
+    let output = Command::new(lab_program())
+        .args(["--quiet", "fetch", "--package", package])
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .output()
+        .expect("the lab program: `make test` builds it");
+    assert!(output.status.success(), "no kernel {package} ({}): see above", output.status);
+    let folder = String::from_utf8(output.stdout).unwrap();
+    Path::new(folder.trim_end()).join("Image")
 }
 
 /// The test program and the test that a closure in it belongs to: `nested::boot::one_cpu::{{closure}}`.

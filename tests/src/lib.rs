@@ -5,6 +5,7 @@
 //! the arm64 build of the same test program. See [`lab::Lab`].
 #![allow(clippy::unwrap_used, clippy::missing_panics_doc)]
 
+pub mod footprint;
 pub mod guest;
 pub mod lab;
 pub mod memory;

@@ -45,6 +45,20 @@ pub(crate) fn memory_kib(field: &str) -> Option<u64> {
     line.split_whitespace().next()?.parse().ok()
 }
 
+/// A counter of /proc/vmstat.
+pub(crate) fn counter(name: &str) -> Option<u64> {
+    let all = text("/proc/vmstat");
+    let line = all.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))?;
+    line.trim().parse().ok()
+}
+
+/// Pages that lie free in the lists of the processors, out of the allocator's sight (/proc/zoneinfo).
+pub(crate) fn pages_in_lists() -> u64 {
+    let info = text("/proc/zoneinfo");
+    let counts = info.lines().filter_map(|line| line.trim_start().strip_prefix("count:"));
+    counts.filter_map(|count| count.trim().parse::<u64>().ok()).sum()
+}
+
 /// `0-3,5` as numbers; what cannot be read is left out.
 fn parse_list(list: &str) -> Vec<usize> {
     // More than any kernel's processors, so that a garbled list does not run on.

@@ -56,6 +56,36 @@ impl Region {
         unsafe { std::ptr::with_exposed_provenance_mut::<u8>(pointer).write_volatile(value) };
     }
 
+    /// Asks for huge pages (madvise(2), `MADV_HUGEPAGE`).
+    ///
+    /// # Errors
+    /// When the kernel has none.
+    pub(crate) fn want_huge_pages(&self) -> io::Result<()> {
+        let base = std::ptr::with_exposed_provenance_mut(self.base);
+        // SAFETY: the mapping is ours, of this size; the advice leaves its contents as they are.
+        let status = unsafe { libc::madvise(base, self.size, libc::MADV_HUGEPAGE) };
+        if status == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+
+    /// Writes the word at `offset`, a multiple of its size, through an untagged pointer.
+    pub(crate) fn write_word(&self, offset: usize, value: u64) {
+        let pointer = std::ptr::with_exposed_provenance_mut::<u64>(self.word(offset));
+        // SAFETY: an aligned word of this mapping, which nothing else refers to.
+        unsafe { pointer.write_volatile(value) };
+    }
+
+    /// The word at `offset`, a multiple of its size, read through an untagged pointer.
+    pub(crate) fn read_word(&self, offset: usize) -> u64 {
+        let pointer = std::ptr::with_exposed_provenance::<u64>(self.word(offset));
+        // SAFETY: an aligned word of this mapping; anonymous memory always has a value.
+        unsafe { pointer.read_volatile() }
+    }
+
+    fn word(&self, offset: usize) -> usize {
+        assert!(offset.is_multiple_of(size_of::<u64>()), "offset {offset} is within a word");
+        self.address(offset)
+    }
+
     /// A tag that `offset` could get: the processor's choice, other than those in the bits of `exclude`.
     pub(crate) fn choose_tag(&self, offset: usize, exclude: u16) -> u8 {
         imp::choose(self.address(offset), exclude)
@@ -159,6 +189,16 @@ mod tests {
     fn a_tag_goes_to_the_top_byte() {
         assert_eq!(with_tag(0x1000, 0xa), 0x0a00_0000_0000_1000);
         assert_eq!(with_tag(0x1000, 0x1a), 0x0a00_0000_0000_1000);
+    }
+
+    #[test]
+    fn words_are_kept_and_fresh_memory_is_zero() {
+        let region = Region::new(8192, false).unwrap();
+
+        region.write_word(8184, u64::MAX - 1);
+
+        assert_eq!(region.read_word(8184), u64::MAX - 1);
+        assert_eq!(region.read_word(8176), 0);
     }
 
     #[test]

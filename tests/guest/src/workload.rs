@@ -4,6 +4,8 @@ mod count;
 mod cpuinfo;
 mod echo;
 mod ends;
+mod hwrng;
+mod memory;
 pub(crate) mod mte;
 mod shell;
 mod smp;
@@ -44,7 +46,9 @@ const ALL: &[Workload] = &[
     workload(echo::NAME, echo::run),
     // A guest that hangs hears no key: it is there to be ended by force.
     Workload { power_key: false, ..workload("hang", ends::hang) },
+    workload(hwrng::NAME, hwrng::run),
     workload("idle", ends::idle),
+    workload(memory::NAME, memory::run),
     workload(mte::NAME, mte::run),
     workload("panic", ends::panic),
     workload("poweroff", ends::power_off),

@@ -231,22 +231,38 @@ impl<'a> Store<'a> {
         if present.is_some() && !refresh {
             return Ok(folder);
         }
-        let archive =
-            Archive::open(&self.places.apt(), &wanted.suite, self.interrupt, self.progress)?;
-        archive.refresh()?;
-        let found = archive.find_kernel(&wanted.package)?;
+        let found = self.kernel_packages(wanted, refresh)?;
         if present.is_some_and(|(_, packages)| packages == found) {
             return Ok(folder);
-        }
-        let cache = self.places.packages();
-        places::make_folder(&cache)?;
-        for package in &found {
-            archive.download(package, &cache)?;
         }
         let fresh = Fresh::new(&folder)?;
         self.unpack_kernel(&found, fresh.path())?;
         fresh.publish(&["Image", "modules", "kernel-config"], &(wanted, found))?;
         Ok(folder)
+    }
+
+    /// The packages of a kernel, all of them in the cache.
+    fn kernel_packages(&self, wanted: &Kernel, refresh: bool) -> Result<Vec<Package>, Error> {
+        let cache = self.places.packages();
+        places::make_folder(&cache)?;
+        let archive =
+            Archive::open(&self.places.apt(), &wanted.suite, self.interrupt, self.progress)?;
+        // Nothing is written there before the archive has found a package of that name.
+        let index = cache.join(format!("{}-{}.json", wanted.suite, wanted.package));
+        let known: Option<Vec<Package>> =
+            fs::read(&index).ok().and_then(|text| serde_json::from_slice(&text).ok());
+        if let (Some(found), false) = (known, refresh)
+            && found.iter().all(|package| is_cached(&cache, package))
+        {
+            return Ok(found);
+        }
+        archive.refresh()?;
+        let found = archive.find_kernel(&wanted.package)?;
+        for package in &found {
+            archive.download(package, &cache)?;
+        }
+        write_json(&index, &found)?;
+        Ok(found)
     }
 
     /// Unpacks a kernel's packages to Image, modules/ and kernel-config; returns its release.

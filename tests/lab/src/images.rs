@@ -18,8 +18,9 @@ const HOST_INIT: &str = include_str!("host-init.sh");
 /// The guest's first program, below the folder of programs.
 const GUEST_INIT: &str = "guest-init";
 /// What a guest loads at its start, where the kernel does not have it built in: the virtio transport and
-/// balloon, and both halves of a power key.
-const GUEST_MODULES: [&str; 4] = ["virtio_mmio", "virtio_balloon", "evdev", "gpio_keys"];
+/// its devices, and both halves of a power key.
+const GUEST_MODULES: [&str; 5] =
+    ["virtio_mmio", "virtio_balloon", "virtio_rng", "evdev", "gpio_keys"];
 /// What busybox is called in a guest.
 const GUEST_APPLETS: &str = "ash awk base64 basename cat chmod chown cksum clear cmp cp cut date dd df dirname dmesg du echo env \
     expr false find free grep head hexdump hostname id insmod ip kill killall ln ls lsmod md5sum mkdir mknod mktemp more mount mv nc \

@@ -86,9 +86,9 @@ impl Mapping {
             true if huge_page_size().is_none_or(|size| size <= CHUNK) => {
                 self.advise_if_possible(Advice::LinuxHugepage)?;
             }
-            // One touched byte would take up to 32 MiB (16 KiB pages) or 512 MiB (64 KiB pages): the
-            // host's own setting decides instead.
-            true => {}
+            // One touched byte would take 32 MiB (16 KiB pages) or 512 MiB (64 KiB pages), and khugepaged
+            // would put back what the guest has freed.
+            true => self.advise_if_possible(Advice::LinuxNoHugepage)?,
         }
         self.advise(Advice::LinuxDontDump)?;
         // A child has no business with a guest's memory, and must not make each page be copied.

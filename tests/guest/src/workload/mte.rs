@@ -30,9 +30,7 @@ pub(super) fn run(_: Option<&str>) -> Result<After, String> {
         return Ok(After::PowerOff);
     }
     let mut ok = tags()?;
-    for act in ACTS {
-        ok &= mistake(act)?;
-    }
+    ok &= mistakes()?;
     report::send(NAME, "done", json!({ "ok": ok }));
     Ok(After::PowerOff)
 }
@@ -61,6 +59,18 @@ fn tags() -> Result<bool, String> {
         json!({ "granules": GRANULES, "distinct": distinct, "wrong": wrong, "ok": wrong == 0 && distinct >= MIN_DISTINCT }),
     );
     Ok(wrong == 0 && distinct >= MIN_DISTINCT)
+}
+
+/// Has a child make each mistake, reports them, and tells whether all were caught.
+///
+/// # Errors
+/// When there is no child.
+pub(super) fn mistakes() -> Result<bool, String> {
+    let mut caught = true;
+    for act in ACTS {
+        caught &= mistake(act)?;
+    }
+    Ok(caught)
 }
 
 /// Has a child make the mistake `act`, and reports how it fared.

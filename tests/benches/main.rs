@@ -1,0 +1,5 @@
+//! Figures of whole guests, in instructions of the nested host: `make bench`. They take minutes, and no other
+//! test waits for them.
+#![allow(clippy::unwrap_used)]
+
+mod reporting;

@@ -1,0 +1,69 @@
+//! A thread that goes on taking, checking and freeing memory.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+
+use serde_json::{Value, json};
+
+use super::held::Held;
+
+/// Bytes taken at a time: a huge page.
+const PIECE: usize = 2 << 20;
+
+/// A thread that presses on the machine's memory.
+#[derive(Debug)]
+pub(super) struct Pressure {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<Result<Done, String>>,
+}
+
+/// What the thread has done.
+#[derive(Clone, Copy, Debug, Default)]
+struct Done {
+    pieces: u64,
+    wrong: usize,
+}
+
+impl Pressure {
+    /// Starts it, to hold at most `most` bytes.
+    ///
+    /// # Errors
+    /// When there is no thread to be had.
+    pub(super) fn start(most: usize) -> Result<Self, String> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let thread = thread::Builder::new()
+            .name("pressure".into())
+            .spawn(move || press(most / PIECE, &stopped))
+            .map_err(|error| format!("no thread for the pressure: {error}"))?;
+        Ok(Self { stop, thread })
+    }
+
+    /// Ends it; what it held is free when this returns.
+    ///
+    /// # Errors
+    /// What the thread met with.
+    pub(super) fn stop(self) -> Result<Value, String> {
+        self.stop.store(true, Ordering::Relaxed);
+        let done = self.thread.join().map_err(|_| "the pressure panicked".to_owned())??;
+        Ok(json!({ "pieces": done.pieces, "wrong": done.wrong }))
+    }
+}
+
+/// Holds up to `most` pieces: all but the newest are given back once that many are held.
+fn press(most: usize, stop: &AtomicBool) -> Result<Done, String> {
+    let mut held = VecDeque::new();
+    let mut done = Done::default();
+    while !stop.load(Ordering::Relaxed) {
+        held.push_back(Held::touched(PIECE)?);
+        done.pieces = done.pieces.saturating_add(1);
+        while held.len() > most {
+            done.wrong = done.wrong.saturating_add(held.pop_front().map_or(0, |held| held.wrong()));
+        }
+    }
+    let left: usize = held.iter().map(Held::wrong).sum();
+    done.wrong = done.wrong.saturating_add(left);
+    Ok(done)
+}

@@ -1,0 +1,174 @@
+//! The balloon: inflated, deflated, asked for statistics, left out, while a real driver is on the other side.
+
+use std::process::{Command, Output, Stdio};
+
+use serde_json::{Value, json};
+use testing::footprint::Footprint;
+use testing::guest::{Guest, Plan};
+use testing::lab::{Lab, program};
+use testing::wait::until;
+use vmm::control::client::{Client, Error};
+
+use crate::reporting::{plan, start};
+
+fn balloon(client: &mut Client) -> Value {
+    client.get("/balloon").unwrap()
+}
+
+/// Sets a target, in MiB.
+fn aim(client: &mut Client, target: u64) {
+    client.send("PATCH", "/balloon", &json!({ "amount_mib": target })).unwrap();
+    assert_eq!(balloon(client)["amount_mib"], target);
+}
+
+/// Waits until the driver has come to a target, in MiB.
+fn reaches(client: &mut Client, target: u64) {
+    until(&format!("a balloon of {target} MiB"), || {
+        let balloon = balloon(client);
+        (balloon["actual_mib"] == target).then_some(())
+    });
+}
+
+/// Compares what the VMM, the driver and the guest's kernel say of a balloon that stands still.
+fn agrees(guest: &mut Guest, what: &str) -> u64 {
+    let mut client = guest.client();
+    let of_guest = guest.order("figures", "figures")["balloon_bytes"].as_u64().unwrap();
+    let inflated = Footprint::of(&mut client).inflated;
+    let actual = balloon(&mut client)["actual_mib"].as_u64().unwrap();
+    assert_eq!(inflated, of_guest, "{what}: the device's count and the guest's");
+    assert_eq!(inflated >> 20, actual, "{what}: the device's count and the driver's");
+    inflated
+}
+
+#[test]
+fn what_is_in_the_balloon_is_not_resident() {
+    Lab::new().run(|| {
+        // Without reporting, so that nothing else gives memory back.
+        let plan = plan(512).with("--balloon", "reporting=off,target=100M");
+        let mut guest = start(plan);
+        let mut client = guest.client();
+        reaches(&mut client, 100);
+        assert_eq!(agrees(&mut guest, "the target of the start"), 100 << 20);
+        guest.order("touch 256", "touched");
+        guest.order("free", "freed");
+        let before = Footprint::of(&mut client);
+
+        aim(&mut client, 350);
+        reaches(&mut client, 350);
+
+        let after = Footprint::of(&mut client);
+        assert_eq!(after.inflated, 350 << 20);
+        assert!(after.resident + (180 << 20) < before.resident, "{before:?} {after:?}");
+        assert!(after.resident <= after.guest - after.inflated, "{after:?}");
+        assert_eq!(after.failed, 0);
+        guest.stop();
+    });
+}
+
+fn tesseractl(guest: &Guest, arguments: &[&str]) -> Output {
+    Command::new(program("tesseractl")).arg(guest.socket()).args(arguments).output().unwrap()
+}
+
+fn said(output: &Output) -> String {
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+#[test]
+fn a_balloon_is_read_and_changed_through_its_socket() {
+    Lab::new().run(|| {
+        let mut guest = start(plan(512).with("--balloon", "stats=1"));
+        let mut client = guest.client();
+        let first = balloon(&mut client);
+        assert_eq!(first["amount_mib"], 0, "{first}");
+        assert_eq!(first["deflate_on_oom"], true, "{first}");
+        assert_eq!(first["stats_polling_interval_s"], 1, "{first}");
+        assert_eq!(first["free_page_reporting"], true, "{first}");
+
+        // Statistics come by themselves, once a second.
+        let total = guest.order("figures", "figures")["total_kib"].as_u64().unwrap() << 10;
+        let statistics = until("statistics", || {
+            let statistics: Value = client.get("/balloon/statistics").ok()?;
+            statistics["total_memory"].is_u64().then_some(statistics)
+        });
+        let bytes = |name: &str| statistics[name].as_u64().unwrap();
+        assert_eq!(bytes("total_memory"), total, "{statistics}");
+        assert!(bytes("free_memory") < total && bytes("available_memory") < total, "{statistics}");
+        assert!(bytes("free_memory") > 100 << 20, "{statistics}");
+        guest.order("touch 200", "touched");
+        until("statistics of a guest with less free memory", || {
+            let now: Value = client.get("/balloon/statistics").unwrap();
+            let free = now["free_memory"].as_u64().unwrap();
+            (free + (150 << 20) < bytes("free_memory")).then_some(())
+        });
+
+        client
+            .send("PATCH", "/balloon/statistics", &json!({ "stats_polling_interval_s": 3 }))
+            .unwrap();
+        assert_eq!(balloon(&mut client)["stats_polling_interval_s"], 3);
+
+        // The same by the client for people.
+        said(&tesseractl(&guest, &["balloon", "target", "64M"]));
+        reaches(&mut client, 64);
+        let shown = said(&tesseractl(&guest, &["balloon"]));
+        assert!(shown.contains("64"), "{shown}");
+        said(&tesseractl(&guest, &["balloon", "reporting", "off"]));
+        assert_eq!(balloon(&mut client)["free_page_reporting"], false);
+        let shown = said(&tesseractl(&guest, &["balloon", "stats"]));
+        assert!(shown.contains("Free memory"), "{shown}");
+        let footprint = said(&tesseractl(&guest, &["footprint"]));
+        assert!(footprint.contains("Resident"), "{footprint}");
+        guest.stop();
+    });
+}
+
+#[test]
+fn a_guest_without_a_balloon_says_so_and_flags_that_conflict_are_refused() {
+    Lab::new().run(|| {
+        let mut guest = Plan::workload("idle").flag("--no-balloon").start();
+        guest.report("ready");
+        let mut client = guest.client();
+        for path in ["/balloon", "/balloon/statistics"] {
+            match client.get::<Value>(path) {
+                Err(Error::Refused { status: 400, message }) => {
+                    assert!(message.contains("--no-balloon"), "{message}");
+                }
+                other => panic!("{path}: {other:?}"),
+            }
+        }
+        assert!(Footprint::of(&mut client).resident > 0);
+        guest.stop();
+
+        for (status, flags) in [
+            (64, ["--no-balloon", "--balloon", "target=64M"]),
+            (78, ["--balloon", "target=1G", "--rng"]),
+            (64, ["--balloon", "reporting=maybe", "--rng"]),
+        ] {
+            let plan = flags.iter().fold(Plan::workload("idle"), |plan, flag| plan.flag(flag));
+            let output = plan.command().stdin(Stdio::null()).output().unwrap();
+
+            let message = String::from_utf8_lossy(&output.stderr);
+            assert_eq!(output.status.code(), Some(status), "{flags:?}: {message}");
+            assert!(message.contains("balloon"), "{flags:?}: {message}");
+        }
+    });
+}
+
+#[test]
+fn locked_memory_is_not_reported_and_the_vmm_says_why() {
+    Lab::new().as_root().run(|| {
+        let mut guest = start(plan(256).flag("--lock-memory"));
+        let mut client = guest.client();
+
+        let balloon = balloon(&mut client);
+
+        assert_eq!(balloon["free_page_reporting"], false, "{balloon}");
+        let reason = balloon["reporting"]["reason"].as_str().unwrap();
+        assert!(reason.contains("lock"), "{balloon}");
+        let footprint = Footprint::of(&mut client);
+        assert_eq!(footprint.resident, footprint.guest, "{footprint:?}");
+        guest.type_line("poweroff");
+        let finished = guest.finish().expect_power_off();
+        assert!(finished.messages.contains("lock"), "{finished:#?}");
+    });
+}

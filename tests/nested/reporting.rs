@@ -1,0 +1,91 @@
+//! Free page reporting: memory that the guest frees goes back to the host, and comes back as new.
+//!
+//! A guest's idle value is what it has resident once its driver runs and its reports have stood still for
+//! three of the driver's rounds, before it touches anything.
+
+use testing::footprint::{Curve, Footprint, mib};
+use testing::guest::{Guest, Plan};
+use testing::lab::Lab;
+use testing::wait::until;
+
+/// The host's kernel with pages of 16 KiB.
+const KERNEL_16K: &str = "linux-image-arm64-16k";
+
+/// Keeps the lists of free pages that Linux has for each processor short. They are out of the sight of
+/// reporting, and by default they may hold as much as the low watermark: 27 MiB of a guest of 1 GiB, some
+/// other part of which they hold whenever one looks.
+const SHORT_LISTS: &str = "sysctl.vm.percpu_pagelist_high_fraction=1024";
+
+/// A guest of so much memory, in MiB, that waits for commands.
+pub(crate) fn plan(memory: u64) -> Plan {
+    let plan = Plan::workload("memory").append(SHORT_LISTS);
+    plan.with("--memory", &format!("{memory}M")).with("--mte", "require")
+}
+
+/// Starts it, and waits for its balloon's driver.
+pub(crate) fn start(plan: Plan) -> Guest {
+    let mut guest = plan.start();
+    guest.report("ready");
+    let mut client = guest.client();
+    until("the balloon's driver", || {
+        let balloon: serde_json::Value = client.get("/balloon").unwrap();
+        (balloon["driver"] == "active").then_some(())
+    });
+    guest
+}
+
+/// Has a guest touch memory, in MiB, and free it: its host gets it back.
+fn comes_back(what: &str, plan: Plan, touch: u64) -> Guest {
+    let mut guest = start(plan);
+    let idle = Curve::until_still(&guest).last();
+    guest.order(&format!("touch {touch}"), "touched");
+    let touched = Footprint::of(&mut guest.client()).resident;
+    assert!(touched >= touch << 20, "{what}: {touched} bytes resident with {touch} MiB touched");
+
+    assert_eq!(guest.order("free", "freed")["wrong"], 0, "{what}");
+    let aim = idle + idle / 20;
+    let curve = Curve::record(&guest, what, |curve| curve.last() <= aim);
+
+    println!(
+        "{what}: idle {:.1} MiB, {:.1} MiB with {touch} MiB touched, then freed:\n{curve}",
+        mib(idle),
+        mib(touched)
+    );
+    let end = Footprint::of(&mut guest.client());
+    assert!(end.reported >= end.discarded && end.discarded >= touched - aim, "{what}: {end:?}");
+    assert_eq!((end.failed, end.kept, end.inflated), (0, 0, 0), "{what}: {end:?}");
+    guest
+}
+
+#[test]
+fn freed_memory_goes_back_to_the_host() {
+    Lab::new().run(|| {
+        comes_back("1 GiB", plan(1024), 768).stop();
+        comes_back("1 GiB, 4 vCPUs", plan(1024).with("--cpus", "4"), 768).stop();
+    });
+}
+
+#[test]
+fn freed_memory_of_a_memfd_and_of_a_small_guest_goes_back() {
+    Lab::new().run(|| {
+        let memfd = plan(1024).with("--memory-backing", "memfd");
+        comes_back("1 GiB in a memfd", memfd, 768).stop();
+        comes_back("256 MiB", plan(256), 150).stop();
+    });
+}
+
+#[test]
+fn freed_memory_goes_back_where_the_guest_clears_what_it_frees() {
+    Lab::new().run(|| {
+        let guest = comes_back("1 GiB, init_on_free=1", plan(1024).append("init_on_free=1"), 768);
+        guest.stop();
+    });
+}
+
+#[test]
+fn freed_memory_goes_back_to_a_host_with_pages_of_16_kib() {
+    Lab::new().kernel_package(KERNEL_16K).run(|| {
+        assert_eq!(rustix::param::page_size(), 16 << 10);
+        comes_back("1 GiB on pages of 16 KiB", plan(1024), 768).stop();
+    });
+}
