@@ -3,7 +3,7 @@
 use std::process::{Command, Output, Stdio};
 
 use serde_json::{Value, json};
-use testing::footprint::Footprint;
+use testing::footprint::{Footprint, mib};
 use testing::guest::{Guest, Plan};
 use testing::lab::{Lab, program};
 use testing::wait::until;
@@ -29,15 +29,59 @@ fn reaches(client: &mut Client, target: u64) {
     });
 }
 
-/// Compares what the VMM, the driver and the guest's kernel say of a balloon that stands still.
+/// Waits until the VMM, the driver and the guest's kernel say the same of a balloon that stands still. The
+/// guest's kernel may just be moving a page of it: the new one goes in before the old one comes out.
 fn agrees(guest: &mut Guest, what: &str) -> u64 {
     let mut client = guest.client();
-    let of_guest = guest.order("figures", "figures")["balloon_bytes"].as_u64().unwrap();
-    let inflated = Footprint::of(&mut client).inflated;
-    let actual = balloon(&mut client)["actual_mib"].as_u64().unwrap();
-    assert_eq!(inflated, of_guest, "{what}: the device's count and the guest's");
-    assert_eq!(inflated >> 20, actual, "{what}: the device's count and the driver's");
-    inflated
+    until(&format!("{what}: the same from the device, the driver and the guest"), || {
+        let inflated = Footprint::of(&mut client).inflated;
+        let of_guest = guest.order("figures", "figures")["balloon_bytes"].as_u64().unwrap();
+        let of_driver = balloon(&mut client)["actual_mib"].as_u64().unwrap();
+        (inflated == of_guest && inflated >> 20 == of_driver).then_some(inflated)
+    })
+}
+
+#[test]
+fn a_balloon_goes_up_and_down_twenty_times_under_memory_pressure() {
+    // MiB: of the guest, of what presses on it, of targets within and beyond what is left.
+    const MEMORY: u64 = 256;
+    const PRESSURE: u64 = 64;
+    const WITHIN: u64 = 48;
+    const BEYOND: u64 = 224;
+    Lab::new().run(|| {
+        let mut guest = start(plan(MEMORY).with("--cpus", "2"));
+        let mut client = guest.client();
+        guest.order(&format!("press {PRESSURE}"), "pressing");
+        let mut given_back = 0;
+        for round in 0..20 {
+            aim(&mut client, WITHIN);
+            reaches(&mut client, WITHIN);
+            assert_eq!(agrees(&mut guest, &format!("round {round}, up")), WITHIN << 20);
+            // Now and then a round asks for more than there is: the guest takes back what it needs.
+            if round % 10 == 4 {
+                aim(&mut client, BEYOND);
+                let most = until("a balloon that takes nearly all", || {
+                    let inflated = Footprint::of(&mut client).inflated;
+                    (inflated > (WITHIN + 32) << 20).then_some(inflated)
+                });
+                guest.order("touch 64", "touched");
+                let left = Footprint::of(&mut client).inflated;
+                assert!(left < (BEYOND << 20), "{left}");
+                println!("round {round}: {:.1} MiB, {:.1} under pressure", mib(most), mib(left));
+                given_back += u64::from(left < most);
+                assert_eq!(guest.order("free", "freed")["wrong"], 0);
+            }
+            aim(&mut client, 0);
+            reaches(&mut client, 0);
+            assert_eq!(agrees(&mut guest, &format!("round {round}, down")), 0);
+        }
+        let relaxed = guest.order("relax", "relaxed");
+        assert_eq!((&relaxed["wrong"], &relaxed["killed"]), (&json!(0), &json!(0)), "{relaxed}");
+        assert!(relaxed["pieces"].as_u64().unwrap() > PRESSURE / 2, "{relaxed}");
+        println!("{given_back} of 2 gave back; {relaxed}");
+        guest.type_line("poweroff");
+        guest.finish().expect_power_off();
+    });
 }
 
 #[test]

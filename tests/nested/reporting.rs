@@ -3,6 +3,7 @@
 //! A guest's idle value is what it has resident once its driver runs and its reports have stood still for
 //! three of the driver's rounds, before it touches anything.
 
+use serde_json::json;
 use testing::footprint::{Curve, Footprint, mib};
 use testing::guest::{Guest, Plan};
 use testing::lab::Lab;
@@ -87,5 +88,73 @@ fn freed_memory_goes_back_to_a_host_with_pages_of_16_kib() {
     Lab::new().kernel_package(KERNEL_16K).run(|| {
         assert_eq!(rustix::param::page_size(), 16 << 10);
         comes_back("1 GiB on pages of 16 KiB", plan(1024), 768).stop();
+    });
+}
+
+#[test]
+fn without_reporting_freed_memory_stays_until_it_is_switched_on() {
+    const TOUCH: u64 = 768;
+    Lab::new().run(|| {
+        // Not offered at all: nothing is ever reported.
+        let mut guest = start(plan(1024).with("--balloon", "reporting=off"));
+        guest.order(&format!("touch {TOUCH}"), "touched");
+        guest.order("free", "freed");
+        let curve = Curve::until_still(&guest);
+        println!("1 GiB, not offered:\n{curve}");
+        assert!(curve.last() > 700 << 20, "{curve}");
+        assert_eq!(Footprint::of(&mut guest.client()).reported, 0);
+        guest.stop();
+
+        // Switched off while the guest runs: reported and kept.
+        let mut guest = start(plan(1024));
+        let idle = Curve::until_still(&guest).last();
+        let mut client = guest.client();
+        client.send("PATCH", "/balloon", &json!({ "free_page_reporting": false })).unwrap();
+        guest.order(&format!("touch {TOUCH}"), "touched");
+        guest.order("free", "freed");
+        let curve = Curve::until_still(&guest);
+        println!("1 GiB, switched off while the guest runs:\n{curve}");
+        assert!(curve.last() > 700 << 20, "{curve}");
+        let kept = until("reports that are kept", || {
+            let kept = Footprint::of(&mut client).kept;
+            (kept > 600 << 20).then_some(kept)
+        });
+
+        // Switched on again: what is freed from now on goes back.
+        client.send("PATCH", "/balloon", &json!({ "free_page_reporting": true })).unwrap();
+        guest.order(&format!("touch {TOUCH}"), "touched");
+        guest.order("free", "freed");
+        // What was kept and is not touched again stays: the guest has some 200 MiB more than it touches.
+        let aim = idle + (220 << 20);
+        let curve = Curve::record(&guest, "reporting again", |curve| curve.last() <= aim);
+        println!("... and on again:\n{curve}");
+        assert_eq!(Footprint::of(&mut client).kept, kept);
+        guest.stop();
+    });
+}
+
+#[test]
+fn memory_that_went_back_comes_back_zero_without_tags_and_takes_new_ones() {
+    // MiB: what the guest frees is what it takes first the next time.
+    const TAG: u64 = 128;
+    Lab::new().run(|| {
+        for backing in ["anonymous", "memfd"] {
+            let plan = plan(768).with("--memory-backing", backing).with("--cpus", "2");
+            let mut guest = start(plan);
+            for round in 0..2 {
+                let before = Footprint::of(&mut guest.client());
+                let tagged = guest.order(&format!("tag {TAG}"), "tagged");
+                assert_eq!(tagged["fresh"], true, "{backing}, round {round}: {tagged}");
+                assert_eq!(tagged["wrong"], 0, "{backing}, round {round}: {tagged}");
+                assert_eq!(tagged["stops"], true, "{backing}, round {round}: {tagged}");
+                assert_eq!(guest.order("free", "freed")["wrong"], 0, "{backing}, round {round}");
+                until("reports of what was tagged", || {
+                    let now = Footprint::of(&mut guest.client());
+                    (now.discarded >= before.discarded + ((TAG - 16) << 20)).then_some(())
+                });
+            }
+            guest.type_line("poweroff");
+            guest.finish().expect_power_off();
+        }
     });
 }
