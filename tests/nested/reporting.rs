@@ -91,6 +91,45 @@ fn freed_memory_goes_back_to_a_host_with_pages_of_16_kib() {
     });
 }
 
+/// Huge pages of 2 MiB that the host's pool has free.
+fn free_huge_pages() -> u64 {
+    let text = std::fs::read_to_string("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages");
+    text.unwrap().trim().parse().unwrap()
+}
+
+#[test]
+fn freed_memory_goes_back_to_a_pool_of_huge_pages() {
+    const POOL: u64 = 300;
+    const TOUCH: u64 = 300;
+    Lab::new().run(|| {
+        std::fs::write("/proc/sys/vm/nr_hugepages", POOL.to_string()).unwrap();
+        assert_eq!(free_huge_pages(), POOL);
+        // The lab's kernel gives no tags to hugetlbfs memory.
+        let plan = Plan::workload("memory").append(SHORT_LISTS).with("--memory", "512M");
+        let mut guest = start(plan.with("--mte", "off").with("--memory-backing", "hugetlbfs"));
+        Curve::until_still(&guest);
+        guest.order(&format!("touch {TOUCH}"), "touched");
+        let touched = free_huge_pages();
+
+        guest.order("free", "freed");
+        // Each huge page that the guest still uses a part of stays.
+        let aim = touched + (TOUCH - 32) / 2;
+        let freed = until("huge pages that are free again", || {
+            let free = free_huge_pages();
+            (free >= aim).then_some(free)
+        });
+
+        println!(
+            "huge pages free: {touched} with {TOUCH} MiB touched, then freed: {freed} of {POOL}"
+        );
+        let end = Footprint::of(&mut guest.client());
+        assert_eq!((end.failed, end.kept), (0, 0), "{end:?}");
+        assert_eq!(end.resident >> 21, POOL - free_huge_pages(), "{end:?}");
+        guest.stop();
+        assert_eq!(free_huge_pages(), POOL);
+    });
+}
+
 #[test]
 fn without_reporting_freed_memory_stays_until_it_is_switched_on() {
     const TOUCH: u64 = 768;
