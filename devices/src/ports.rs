@@ -34,6 +34,14 @@ impl<T: IrqLine + ?Sized> IrqLine for Box<T> {
     }
 }
 
+/// Has the queues of a virtio device served: soon, on the thread that serves them.
+pub trait Doorbells: Send {
+    /// Asks for a turn of a queue; nothing happens for a queue that is not there.
+    ///
+    /// It is called with the model locked, on any thread, and must not block.
+    fn ring(&self, queue: usize);
+}
+
 /// A piece of guest-physical address space as a guest names it: it may lie anywhere and pass the end.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct GuestRange {

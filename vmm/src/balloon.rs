@@ -176,13 +176,12 @@ impl Control {
         footprint.kept_bytes = read(&counters.kept);
     }
 
-    /// Returns the statistics' buffer to the driver, which fills it again.
+    /// Has the statistics' buffer returned to the driver, which fills it again.
     fn ask(&self) {
         let mut transport = self.transport();
         transport.device_mut().request_statistics();
         if let Some(queue) = transport.device().queue_of(Role::Statistics) {
-            // The turn is about one buffer; what else is there has its own notification.
-            let _ = transport.serve(queue);
+            transport.notify(queue);
         }
     }
 

@@ -103,7 +103,7 @@ pub enum Broken {
 /// A device behind a transport.
 ///
 /// The transport calls its methods with the device locked: `activate` at most once after each reset, then
-/// `serve`, at once for each queue that is ready, and for each notification, until `reset`. Configuration
+/// `serve` for each queue that is ready, soon after that and after each notification, until `reset`. Configuration
 /// space may be read and written at any time.
 pub trait Device: Send {
     /// Its kind.

@@ -10,16 +10,16 @@
 #![allow(clippy::unwrap_used)]
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-use super::mmio::Transport;
+use super::mmio::{Served, Transport};
 use super::{Device, Features};
 use crate::bus::MmioDevice;
-use crate::ports::Entropy;
+use crate::ports::{Doorbells, Entropy};
 use crate::testing::CountingLine;
 
 /// Where guest memory is, and how much.
@@ -232,6 +232,26 @@ impl Entropy for CountingEntropy {
     }
 }
 
+/// Doorbells that remember who rang. Clones remember together.
+#[derive(Clone, Default)]
+pub(crate) struct Bells(Arc<Mutex<Vec<usize>>>);
+
+impl Bells {
+    /// The queues that were rung for since the last call, in order.
+    pub(crate) fn take(&self) -> Vec<usize> {
+        std::mem::take(&mut *self.0.lock().unwrap())
+    }
+}
+
+impl Doorbells for Bells {
+    fn ring(&self, queue: usize) {
+        self.0.lock().unwrap().push(queue);
+    }
+}
+
+/// Turns that [`Bench::answer`] gives a queue for one ring: a driver may never stop.
+pub(crate) const TURNS: usize = 16;
+
 /// Registers, as in table 4.1 of the specification.
 pub(crate) mod register {
     pub(crate) const DEVICE_FEATURES: u64 = 0x010;
@@ -268,16 +288,18 @@ pub(crate) struct Bench<D> {
     pub(crate) transport: Transport<D, Arc<GuestMemoryMmap>>,
     pub(crate) memory: Arc<GuestMemoryMmap>,
     pub(crate) line: CountingLine,
+    pub(crate) bells: Bells,
     rings: Vec<Option<Rings>>,
 }
 
 impl<D: Device> Bench<D> {
     /// A device that no driver has touched.
     pub(crate) fn new(device: D) -> Self {
-        let (memory, line) = (memory(), CountingLine::default());
+        let (memory, line, bells) = (memory(), CountingLine::default(), Bells::default());
         let rings = device.queue_sizes().iter().map(|_| None).collect();
-        let transport = Transport::new(device, memory.clone(), Box::new(line.clone()));
-        Self { transport, memory, line, rings }
+        let (irq, doorbells) = (Box::new(line.clone()), Box::new(bells.clone()));
+        let transport = Transport::new(device, memory.clone(), irq, doorbells);
+        Self { transport, memory, line, bells, rings }
     }
 
     /// A device whose driver is ready, with all features and with queues of the greatest size.
@@ -375,9 +397,21 @@ impl<D: Device> Bench<D> {
         self.read(register::QUEUE_READY) == 1
     }
 
-    /// Sets DRIVER_OK.
+    /// Sets DRIVER_OK, and serves what that rings for.
     pub(crate) fn start(&mut self) {
         self.advance(status::DRIVER_OK);
+        self.answer();
+    }
+
+    /// Serves the queues that were rung for, as the thread does that listens to the doorbells.
+    pub(crate) fn answer(&mut self) {
+        for queue in self.bells.take() {
+            for _ in 0..TURNS {
+                if self.transport.serve(queue) == Served::Done {
+                    break;
+                }
+            }
+        }
     }
 
     /// Sets another bit of the status, as drivers do.
@@ -396,9 +430,10 @@ impl<D: Device> Bench<D> {
         self.write(register::STATUS, 0);
     }
 
-    /// Notifies of new chains on a queue.
+    /// Notifies of new chains on a queue, which are served.
     pub(crate) fn kick(&mut self, queue: u32) {
         self.write(register::QUEUE_NOTIFY, queue);
+        self.answer();
     }
 
     /// Takes the pending interrupts, as a driver's handler does.

@@ -12,7 +12,7 @@ use vm_memory::GuestAddress;
 
 use super::{Error, attach};
 use crate::kvm::Vm;
-use crate::virtio::{QueueEvents, Shared};
+use crate::virtio::{QueueBells, QueueEvents, Shared};
 
 /// Puts virtio devices into a machine, one after the other.
 pub(super) struct Slots<'a> {
@@ -39,14 +39,16 @@ impl<'a> Slots<'a> {
         let (range, spi) = layout::virtio(self.nodes.len() as u32).ok_or(Error::NoSlot)?;
         let irq = Box::new(self.vm.irq(spi)?);
         let bell = GuestAddress(range.base.0 + mmio::QUEUE_NOTIFY);
-        let doorbells = (0..device.queue_sizes().len() as u32)
+        let bells: QueueBells = (0..device.queue_sizes().len() as u32)
             .map(|queue| self.vm.doorbell(bell, queue))
-            .collect::<Result<_, _>>()?;
-        let transport = Transport::new(device, self.vm.ram().clone(), irq);
+            .collect::<Result<Vec<_>, _>>()?
+            .into();
+        let memory = self.vm.ram().clone();
+        let transport = Transport::new(device, memory, irq, Box::new(bells.clone()));
         let shared = Arc::new(Mutex::new(transport));
         attach(self.bus, range, shared.clone())?;
         self.nodes.push(MmioNode { range, spi });
-        self.events.push(Box::new(QueueEvents::new(name, Arc::clone(&shared), doorbells)));
+        self.events.push(Box::new(QueueEvents::new(name, Arc::clone(&shared), bells)));
         Ok(shared)
     }
 

@@ -1,7 +1,9 @@
 //! The virtio-mmio transport, version 2 (section 4.2).
 //!
 //! A [`Transport`] is a window of registers, and a configuration space from 0x100 on, before a device.
-//! It leads the driver through its initialisation (3.1.1), keeps the queues, and interrupts.
+//! It leads the driver through its initialisation (3.1.1), keeps the queues, and interrupts. An access to
+//! a register serves no queue: it rings that queue's doorbell, and [`Transport::serve`] comes from the
+//! thread that listens to it. So no vCPU does a device's work, and nobody waits for more than one turn.
 //!
 //! # What is not as the specification wants it
 //! What a driver must not do has no effect: registers that are not there, accesses of a register that
@@ -26,7 +28,7 @@ use self::registers::{
 };
 use super::{Broken, Device, Features, Ring};
 use crate::bus::MmioDevice;
-use crate::ports::IrqLine;
+use crate::ports::{Doorbells, IrqLine};
 
 /// Where in the window a driver writes the index of a queue to notify its device (QueueNotify): 32
 /// bits, which an ioeventfd can match.
@@ -35,11 +37,6 @@ pub const QUEUE_NOTIFY: u64 = registers::QUEUE_NOTIFY;
 /// What the transport offers for every device.
 const TRANSPORT_FEATURES: Features =
     Features::INDIRECT_DESC.with(Features::EVENT_IDX).with(Features::VERSION_1);
-
-/// Turns that a queue gets for a write to a register: the vCPU waits, and so do all who want the
-/// device. A driver whose chains are there when it notifies needs one, or a few if they are much work;
-/// only one that adds more from another vCPU all the time is left with chains for the next notification.
-const TURNS: usize = 16;
 
 /// What has passed through a transport. Readable at any time, by any thread.
 #[derive(Debug, Default)]
@@ -75,6 +72,7 @@ pub struct Transport<D, S> {
     device: D,
     memory: S,
     irq: Box<dyn IrqLine>,
+    doorbells: Box<dyn Doorbells>,
     counters: Arc<Counters>,
     /// STEPS that the driver has taken, and FAILED.
     status: u32,
@@ -125,13 +123,14 @@ impl Negotiation {
 
 impl<D: Device, S: Deref<Target: GuestMemory + Sized> + Send> Transport<D, S> {
     /// Registers before `device`, whose queues and buffers lie in `memory`. Interrupts are edges
-    /// of `irq`.
-    pub fn new(device: D, memory: S, irq: Box<dyn IrqLine>) -> Self {
+    /// of `irq`; who listens to `doorbells` serves the queues.
+    pub fn new(device: D, memory: S, irq: Box<dyn IrqLine>, doorbells: Box<dyn Doorbells>) -> Self {
         let slots = device.queue_sizes().iter().copied().map(Slot::new).collect();
         Self {
             device,
             memory,
             irq,
+            doorbells,
             counters: Arc::default(),
             status: 0,
             broken: None,
@@ -174,11 +173,15 @@ impl<D: Device, S: Deref<Target: GuestMemory + Sized> + Send> Transport<D, S> {
         Features(if self.status & FEATURES_OK != 0 { self.features.driver } else { 0 })
     }
 
+    /// Has a queue served when it is its turn: the driver has put something there, or the device has.
+    pub fn notify(&self, queue: usize) {
+        self.doorbells.ring(queue);
+    }
+
     /// Gives a queue one turn: the device takes at most as many chains as it is long, and the driver
     /// is interrupted if it wants to be.
     ///
-    /// It is for notifications of the driver, spurious ones too, and for a device that has something to
-    /// put on the queue. It does nothing for a queue or a device that is not ready (2.1.2, 4.2.2.1).
+    /// It is for whoever hears the doorbells, spurious rings too. It does nothing for a queue or a device that is not ready (2.1.2, 4.2.2.1).
     pub fn serve(&mut self, queue: usize) -> Served {
         if !self.is_active() {
             return Served::Done;
@@ -300,23 +303,7 @@ impl<D: Device, S: Deref<Target: GuestMemory + Sized> + Send> Transport<D, S> {
         self.device.activate(acked);
         // Linux puts a buffer on the balloon's statistics queue, and notifies of it, before it sets
         // DRIVER_OK (drivers/virtio/virtio_balloon.c, init_vqs), when nothing may be served.
-        for queue in 0..self.slots.len() {
-            self.serve_from_register(queue);
-        }
-    }
-
-    fn serve_from_register(&mut self, queue: usize) {
-        for _ in 0..TURNS {
-            if self.serve(queue) == Served::Done {
-                return;
-            }
-        }
-        // Chains may be left, and a turn that leaves some keeps notifications off.
-        let ready = self.slots.get_mut(queue).and_then(|slot| slot.queue.as_mut());
-        let enabled = ready.map(|ready| Ring::new(ready, &*self.memory).enable_notifications());
-        if let Some(Err(broken)) = enabled {
-            self.break_down(broken);
-        }
+        (0..self.slots.len()).for_each(|queue| self.notify(queue));
     }
 
     fn selected(&self) -> Option<&Slot> {
@@ -342,6 +329,8 @@ impl<D: Device, S: Deref<Target: GuestMemory + Sized> + Send> Transport<D, S> {
             && slot.start(&*self.memory).is_none()
         {
             self.break_down(Broken::Queue { queue });
+            // Nothing is served, but whoever listens finds the device broken.
+            self.notify(queue);
         }
     }
 
@@ -376,7 +365,7 @@ impl<D: Device, S: Deref<Target: GuestMemory + Sized> + Send> Transport<D, S> {
             registers::QUEUE_READY => self.write_queue_ready(value),
             registers::QUEUE_NOTIFY => {
                 if let Ok(queue) = usize::try_from(value) {
-                    self.serve_from_register(queue);
+                    self.notify(queue);
                 }
             }
             registers::INTERRUPT_ACK => self.interrupt_status &= !value,

@@ -94,6 +94,7 @@ fn perform(bench: &mut Bench<Rng>, act: Act) {
         Act::Serve(queue) => drop(bench.transport.serve(queue)),
         Act::ConfigChanged => bench.transport.config_changed(),
     }
+    bench.answer();
 }
 
 proptest! {
