@@ -26,7 +26,7 @@ use crate::error::say;
 use crate::memory::GuestRam;
 use crate::reporting::{self, Diagnosis, DriverState, Running, Setup};
 use crate::spec::BalloonSpec;
-use crate::virtio::Shared;
+use crate::virtio::{Gate, Shared};
 
 /// How long a guest has for booting before its user is told that it gives no memory back: a distribution
 /// loads its drivers within seconds, under emulation within a few more.
@@ -40,6 +40,7 @@ struct Inner {
     transport: Shared<Balloon>,
     counters: Arc<balloon::Counters>,
     setup: Setup,
+    gate: Gate,
     deflate_on_oom: bool,
     /// Seconds between two requests for statistics; 0 for none.
     interval: Cell<u16>,
@@ -48,11 +49,17 @@ struct Inner {
 }
 
 impl Control {
-    /// Controls this balloon, which was made as `spec` says for a guest of this `setup`.
+    /// Controls this balloon, which was made as `spec` says for a guest of this `setup`. While `gate` is
+    /// closed, the guest is asked for nothing.
     ///
     /// # Errors
     /// When the host gives no timers.
-    pub fn new(spec: BalloonSpec, setup: Setup, transport: Shared<Balloon>) -> io::Result<Self> {
+    pub fn new(
+        spec: BalloonSpec,
+        setup: Setup,
+        transport: Shared<Balloon>,
+        gate: Gate,
+    ) -> io::Result<Self> {
         let counters = lock(&transport).device().counters();
         let timer = || {
             let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
@@ -62,6 +69,7 @@ impl Control {
             transport,
             counters,
             setup,
+            gate,
             deflate_on_oom: spec.deflate_on_oom,
             interval: Cell::new(0),
             statistics_timer: timer()?,
@@ -213,7 +221,7 @@ impl MutEventSubscriber for Control {
             // Set anew meanwhile, it has nothing to say yet.
             events.fd() == timer.as_raw_fd() && rustix::io::read(timer, &mut [0; 8]).is_ok()
         };
-        if fired(&self.0.statistics_timer) {
+        if fired(&self.0.statistics_timer) && self.0.gate.is_open() {
             self.ask();
         }
         if fired(&self.0.settled_timer) {

@@ -39,6 +39,7 @@ use crate::metrics::VcpuCounters;
 use crate::reporting::{self, Setup};
 use crate::spec::{BalloonSpec, Spec};
 use crate::vcpu::{self, Services, Vcpu, VcpuSet};
+use crate::virtio::Gate;
 use slots::Slots;
 
 /// Room for the device tree beyond what each vCPU adds; the command line is its largest part.
@@ -219,7 +220,8 @@ pub struct Machine {
     vm: Vm,
     counters: Arc<VcpuCounters>,
     quiesce: Quiesce,
-    paused: bool,
+    /// Open while the guest runs.
+    gate: Gate,
 }
 
 impl Machine {
@@ -245,7 +247,8 @@ impl Machine {
         attach(&mut bus, layout::SERIAL, serial.clone())?;
         attach(&mut bus, layout::RTC, Arc::new(Mutex::new(Rtc::new())))?;
         attach(&mut bus, layout::GPIO, gpio.clone())?;
-        let mut slots = Slots::new(&vm, &mut bus);
+        let gate = Gate::default();
+        let mut slots = Slots::new(&vm, &mut bus, &gate);
         let balloon = spec
             .balloon
             .map(|balloon| add_balloon(&mut slots, balloon, spec, vm.ram(), loaded.guest_page))
@@ -271,7 +274,7 @@ impl Machine {
             vm,
             counters,
             quiesce,
-            paused: true,
+            gate,
         })
     }
 
@@ -318,20 +321,22 @@ impl Machine {
 
     /// Whether the vCPUs are out of the guest.
     pub fn is_paused(&self) -> bool {
-        self.paused
+        !self.gate.is_open()
     }
 
-    /// Stops the guest and its clock; pending MMIO is finished first.
+    /// Stops the guest and its clock; pending MMIO is finished first. Its memory stands still until
+    /// [`Machine::resume`], as no queue is served.
     ///
     /// # Errors
     /// When a vCPU does not leave the guest: then it goes on.
     pub fn pause(&mut self) -> Result<(), vcpu::Error> {
         self.quiesce.set(true);
         let paused = self.vcpus.pause();
-        if paused.is_err() && !self.paused {
+        if paused.is_ok() {
+            self.gate.close();
+        } else if !self.is_paused() {
             self.quiesce.set(false);
         }
-        self.paused |= paused.is_ok();
         paused
     }
 
@@ -340,12 +345,12 @@ impl Machine {
     /// # Errors
     /// When its clock cannot be set: then it stays paused.
     pub fn resume(&mut self) -> Result<(), vcpu::Error> {
-        if !self.paused {
+        if !self.is_paused() {
             return Ok(());
         }
         self.quiesce.set(false);
         self.vcpus.resume()?;
-        self.paused = false;
+        self.gate.open();
         Ok(())
     }
 
@@ -424,7 +429,7 @@ fn add_balloon(
     let reclaimer = Reclaimer::new(ram.clone(), Box::new(Unreserved));
     let device = Balloon::new(config, Box::new(reclaimer), range);
     let transport = slots.add("balloon", device)?;
-    balloon::Control::new(wanted, setup, transport).map_err(Error::Timers)
+    balloon::Control::new(wanted, setup, transport, slots.gate().clone()).map_err(Error::Timers)
 }
 
 fn add_rng(slots: &mut Slots<'_>) -> Result<Arc<rng::Counters>, Error> {

@@ -1,5 +1,7 @@
 //! Virtio devices on the main thread: their queues as events of its loop.
 
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use devices::ports::Doorbells;
@@ -36,6 +38,37 @@ impl Doorbells for QueueBells {
     }
 }
 
+/// Whether devices serve the guest: not while the VM is paused, so that its memory stands still. Clones
+/// are one gate, closed at first.
+#[derive(Clone, Default)]
+pub struct Gate(Rc<Doors>);
+
+#[derive(Default)]
+struct Doors {
+    open: Cell<bool>,
+    bells: RefCell<Vec<QueueBells>>,
+}
+
+impl Gate {
+    /// Whether devices serve the guest.
+    pub fn is_open(&self) -> bool {
+        self.0.open.get()
+    }
+
+    /// Keeps all that comes waiting.
+    pub fn close(&self) {
+        self.0.open.set(false);
+    }
+
+    /// Lets go on, and rings for every queue: what came meanwhile has been forgotten.
+    pub fn open(&self) {
+        self.0.open.set(true);
+        for bells in self.0.bells.borrow().iter() {
+            (0..bells.0.len()).for_each(|queue| bells.ring(queue));
+        }
+    }
+}
+
 /// Serves a device's queues when they are rung for.
 ///
 /// KVM rings itself when the guest notifies (KVM_IOEVENTFD), so that costs the guest no exit to this
@@ -45,14 +78,16 @@ pub struct QueueEvents<D: Device> {
     name: &'static str,
     transport: Shared<D>,
     bells: QueueBells,
+    gate: Gate,
     /// The guest is told of by name once, not each time it breaks the device.
     told: bool,
 }
 
 impl<D: Device> QueueEvents<D> {
-    /// The queues of the device called `name`.
-    pub fn new(name: &'static str, transport: Shared<D>, bells: QueueBells) -> Self {
-        Self { name, transport, bells, told: false }
+    /// The queues of the device called `name`, served while `gate` is open.
+    pub fn new(name: &'static str, transport: Shared<D>, bells: QueueBells, gate: Gate) -> Self {
+        gate.0.bells.borrow_mut().push(bells.clone());
+        Self { name, transport, bells, gate, told: false }
     }
 
     fn serve(&mut self, queue: usize) {
@@ -89,8 +124,12 @@ impl<D: Device> MutEventSubscriber for QueueEvents<D> {
 
     fn process(&mut self, events: Events, _: &mut EventOps<'_>) {
         let queue = events.data() as usize;
-        if self.bells.0.get(queue).is_some_and(|bell| bell.read().is_ok()) {
+        let rang = self.bells.0.get(queue).is_some_and(|bell| bell.read().is_ok());
+        if rang && self.gate.is_open() {
             self.serve(queue);
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

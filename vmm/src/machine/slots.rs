@@ -12,19 +12,26 @@ use vm_memory::GuestAddress;
 
 use super::{Error, attach};
 use crate::kvm::Vm;
-use crate::virtio::{QueueBells, QueueEvents, Shared};
+use crate::virtio::{Gate, QueueBells, QueueEvents, Shared};
 
 /// Puts virtio devices into a machine, one after the other.
 pub(super) struct Slots<'a> {
     vm: &'a Vm,
     bus: &'a mut Bus,
+    gate: &'a Gate,
     nodes: Vec<MmioNode>,
     events: Vec<Box<dyn MutEventSubscriber>>,
 }
 
 impl<'a> Slots<'a> {
-    pub(super) fn new(vm: &'a Vm, bus: &'a mut Bus) -> Self {
-        Self { vm, bus, nodes: Vec::new(), events: Vec::new() }
+    /// Their queues are served while `gate` is open.
+    pub(super) fn new(vm: &'a Vm, bus: &'a mut Bus, gate: &'a Gate) -> Self {
+        Self { vm, bus, gate, nodes: Vec::new(), events: Vec::new() }
+    }
+
+    /// What the queues of its devices are served behind.
+    pub(super) fn gate(&self) -> &Gate {
+        self.gate
     }
 
     /// Gives the device called `name` the next place.
@@ -48,7 +55,8 @@ impl<'a> Slots<'a> {
         let shared = Arc::new(Mutex::new(transport));
         attach(self.bus, range, shared.clone())?;
         self.nodes.push(MmioNode { range, spi });
-        self.events.push(Box::new(QueueEvents::new(name, Arc::clone(&shared), bells)));
+        let events = QueueEvents::new(name, Arc::clone(&shared), bells, self.gate.clone());
+        self.events.push(Box::new(events));
         Ok(shared)
     }
 

@@ -65,7 +65,8 @@ pub enum Error {
     PageFlags(#[source] io::Error),
 }
 
-/// How much of the host guest memory takes now. Only a paused guest's numbers are of one moment.
+/// How much of the host guest memory takes now. Only a paused guest's numbers are of one moment:
+/// then nothing but the host takes of it.
 #[derive(Debug)]
 pub struct Footprint {
     /// In memory, whoever touched it: what the kernel counts for the mapping, pages of zeroes left out.
