@@ -23,7 +23,7 @@ use crate::control::ControlError;
 use crate::control::balloon::{BalloonChange, statistics_off};
 use crate::control::model::{self, BalloonStats, BalloonUpdate, GuestStats};
 use crate::error::say;
-use crate::memory::GuestRam;
+use crate::memory::{GuestRam, reclaim};
 use crate::reporting::{self, Diagnosis, DriverState, Running, Setup};
 use crate::spec::BalloonSpec;
 use crate::virtio::{Gate, Shared};
@@ -39,6 +39,7 @@ pub struct Control(Rc<Inner>);
 struct Inner {
     transport: Shared<Balloon>,
     counters: Arc<balloon::Counters>,
+    discards: Arc<reclaim::Counters>,
     setup: Setup,
     gate: Gate,
     deflate_on_oom: bool,
@@ -49,7 +50,8 @@ struct Inner {
 }
 
 impl Control {
-    /// Controls this balloon, which was made as `spec` says for a guest of this `setup`. While `gate` is
+    /// Controls this balloon, which was made as `spec` says for a guest of this `setup`, and counts the
+    /// host's answers in `discards`. While `gate` is
     /// closed, the guest is asked for nothing.
     ///
     /// # Errors
@@ -58,6 +60,7 @@ impl Control {
         spec: BalloonSpec,
         setup: Setup,
         transport: Shared<Balloon>,
+        discards: Arc<reclaim::Counters>,
         gate: Gate,
     ) -> io::Result<Self> {
         let counters = lock(&transport).device().counters();
@@ -68,6 +71,7 @@ impl Control {
         let control = Self(Rc::new(Inner {
             transport,
             counters,
+            discards,
             setup,
             gate,
             deflate_on_oom: spec.deflate_on_oom,
@@ -159,6 +163,7 @@ impl Control {
             "reported_bytes": read(&counters.reported),
             "discarded_bytes": read(&counters.discarded),
             "failed_bytes": read(&counters.failed),
+            "discard_retries_total": self.0.discards.retries.get(),
             "poison_skipped_bytes": read(&counters.poison_skipped),
             "kept_bytes": read(&counters.kept),
             "outside_bytes": read(&counters.outside),
@@ -180,6 +185,7 @@ impl Control {
         footprint.reported_bytes = read(&counters.reported);
         footprint.discarded_bytes = read(&counters.discarded);
         footprint.failed_bytes = read(&counters.failed);
+        footprint.failed_reason = self.0.discards.last_error().map(|error| error.to_string());
         footprint.poison_skipped_bytes = read(&counters.poison_skipped);
         footprint.kept_bytes = read(&counters.kept);
     }

@@ -427,9 +427,11 @@ fn add_balloon(
     let range = ram.range();
     let range = GuestRange { start: range.base, length: range.size.get() };
     let reclaimer = Reclaimer::new(ram.clone(), Box::new(Unreserved));
+    let discards = reclaimer.counters();
     let device = Balloon::new(config, Box::new(reclaimer), range);
     let transport = slots.add("balloon", device)?;
-    balloon::Control::new(wanted, setup, transport, slots.gate().clone()).map_err(Error::Timers)
+    balloon::Control::new(wanted, setup, transport, discards, slots.gate().clone())
+        .map_err(Error::Timers)
 }
 
 fn add_rng(slots: &mut Slots<'_>) -> Result<Arc<rng::Counters>, Error> {

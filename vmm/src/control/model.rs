@@ -332,6 +332,9 @@ pub struct Footprint {
     pub discarded_bytes: u64,
     /// Not given back, as the host refused.
     pub failed_bytes: u64,
+    /// Why, the last time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failed_reason: Option<String>,
     /// Reported and not given back, as the guest fills its free pages with a value of its own.
     pub poison_skipped_bytes: u64,
     /// Reported and not given back, as reporting was switched off.

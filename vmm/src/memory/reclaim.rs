@@ -31,20 +31,17 @@ impl Reservations for Unreserved {
     fn free(&mut self, _: MemoryRange) {}
 }
 
-/// What has been given back. Readable at any time, by any thread.
+/// What the host answered. How much it took is for whoever asks to count. Readable at any time, by any
+/// thread.
 #[derive(Debug, Default)]
 pub struct Counters {
-    /// Bytes given back.
-    pub discarded_bytes: Counter,
-    /// Bytes in whole pages that the host did not take.
-    pub failed_bytes: Counter,
     /// Calls for which the host had no time at first.
     pub retries: Counter,
     last_error: AtomicI32,
 }
 
 impl Counters {
-    /// Why the latest of the bytes that failed did, if any did.
+    /// Why the host refused the latest of the ranges that it refused, if it did any.
     pub fn last_error(&self) -> Option<io::Error> {
         match self.last_error.load(Ordering::Relaxed) {
             0 => None,
@@ -142,8 +139,6 @@ impl Reclaim for Reclaimer {
                 }
             }
         }
-        self.counters.discarded_bytes.add(sum.discarded);
-        self.counters.failed_bytes.add(sum.failed);
         sum
     }
 }

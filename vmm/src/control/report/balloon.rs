@@ -8,6 +8,9 @@ use crate::control::model::{Balloon, BalloonStats, Footprint};
 /// Characters of a bar that stands for the whole of guest memory.
 const BAR: u64 = 20;
 
+/// What the host did not take back, which has a reason.
+const REFUSED: &str = "Refused by the host";
+
 /// The balloon as an aligned table, one fact a line.
 pub fn balloon(balloon: &Balloon) -> String {
     let yes_no = |yes| if yes { "yes" } else { "no" }.to_owned();
@@ -78,7 +81,7 @@ pub fn footprint(footprint: &Footprint) -> String {
     let sums = [
         ("Reported", footprint.reported_bytes),
         ("Given back", footprint.discarded_bytes),
-        ("Refused by the host", footprint.failed_bytes),
+        (REFUSED, footprint.failed_bytes),
         ("Kept for its poison", footprint.poison_skipped_bytes),
         ("Kept, switched off", footprint.kept_bytes),
     ];
@@ -96,7 +99,11 @@ pub fn footprint(footprint: &Footprint) -> String {
         }
     }
     let heading = rows.len();
-    rows.extend(sums.map(|(name, bytes)| Row::of(name, bytes, String::new())));
+    let refused = footprint.failed_reason.as_deref().map(printable);
+    rows.extend(sums.map(|(name, bytes)| {
+        let note = refused.clone().filter(|_| name == REFUSED).unwrap_or_default();
+        Row::of(name, bytes, note)
+    }));
     let mut lines = lines(&rows);
     lines.insert(heading, "Since the start:".to_owned());
     lines.join("\n") + "\n"

@@ -88,6 +88,8 @@ fn a_footprint_has_sizes_exact_bytes_and_shares() {
         huge_bytes: 1,
         tagged_unavailable: Some("only root may read /proc/kpageflags".to_owned()),
         reported_bytes: 3 << 30,
+        failed_bytes: 1,
+        failed_reason: Some("Invalid argument (os error 22)".to_owned()),
         ..Footprint::default()
     };
 
@@ -100,7 +102,7 @@ fn a_footprint_has_sizes_exact_bytes_and_shares() {
         "Since the start:",
         "Reported               3 GiB  3,221,225,472 B",
         "Given back               0 B              0 B",
-        "Refused by the host      0 B              0 B",
+        "Refused by the host      1 B              1 B  Invalid argument (os error 22)",
         "Kept for its poison      0 B              0 B",
         "Kept, switched off       0 B              0 B",
     ];
