@@ -119,16 +119,6 @@ pub enum Error {
         /// The guest's memory.
         memory: Bytes,
     },
-    /// A balloon of parts of pages.
-    #[error("the balloon's target of {target} is no multiple of {unit}: try {nearest}")]
-    BalloonTargetPages {
-        /// The target.
-        target: Bytes,
-        /// The balloon's own page.
-        unit: Bytes,
-        /// The next target below that is.
-        nearest: Bytes,
-    },
     /// A size in MiB that no balloon has.
     #[error("amount_mib {0} is beyond any machine's memory")]
     BalloonOverflow(u64),

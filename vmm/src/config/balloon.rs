@@ -12,12 +12,9 @@ use super::file::only_false;
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct BalloonSection {
-    /// How much memory the guest is asked to give up, in MiB.
+    /// How much memory the guest is asked to give up, in MiB, as everywhere in the API.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub amount_mib: Option<u64>,
-    /// The same as `--balloon target=` gave it; it replaces `amount_mib`.
-    #[serde(skip)]
-    pub amount: Option<Bytes>,
     /// Whether a guest that runs out of memory may take it back from the balloon.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deflate_on_oom: Option<bool>,
@@ -38,7 +35,8 @@ pub struct BalloonSection {
 pub struct BalloonFlag {
     reporting: Option<bool>,
     deflate_on_oom: Option<bool>,
-    target: Option<Bytes>,
+    /// In MiB.
+    target: Option<u64>,
     stats: Option<u16>,
 }
 
@@ -62,6 +60,9 @@ pub enum ParseBalloonError {
     /// A target that is not a size.
     #[error("'target=' needs a size: {0}")]
     Target(ParseBytesError),
+    /// A target with a part of a MiB.
+    #[error("'target=' needs whole MiB, which {0} is not: use for instance target=512M")]
+    TargetMib(Bytes),
     /// An interval that is not in the range.
     #[error("'stats={0}' is not understood: use whole seconds up to {max}, 0 for off", max = u16::MAX)]
     Stats(String),
@@ -82,8 +83,11 @@ impl FromStr for BalloonFlag {
                     set(&mut flag.deflate_on_oom, "deflate-on-oom", on)?;
                 }
                 "target" => {
-                    let size = value.parse().map_err(ParseBalloonError::Target)?;
-                    set(&mut flag.target, "target", size)?;
+                    let size: Bytes = value.parse().map_err(ParseBalloonError::Target)?;
+                    if !size.is_multiple_of(Bytes::mib(1)) {
+                        return Err(ParseBalloonError::TargetMib(size));
+                    }
+                    set(&mut flag.target, "target", size.as_mib())?;
                 }
                 "stats" => {
                     let seconds = value.parse();
@@ -104,10 +108,7 @@ impl BalloonFlag {
         section.free_page_reporting = self.reporting.or(section.free_page_reporting);
         section.deflate_on_oom = self.deflate_on_oom.or(section.deflate_on_oom);
         section.stats_polling_interval_s = self.stats.or(section.stats_polling_interval_s);
-        if self.target.is_some() {
-            section.amount_mib = None;
-            section.amount = self.target;
-        }
+        section.amount_mib = self.target.or(section.amount_mib);
     }
 }
 

@@ -15,7 +15,7 @@ fn each_key_is_optional() {
     for (text, expected) in [
         ("reporting=off", BalloonFlag { reporting: Some(false), ..Default::default() }),
         ("deflate-on-oom=on", BalloonFlag { deflate_on_oom: Some(true), ..Default::default() }),
-        ("target=1G", BalloonFlag { target: Some(Bytes::gib(1)), ..Default::default() }),
+        ("target=1G", BalloonFlag { target: Some(1024), ..Default::default() }),
         ("stats=65535", BalloonFlag { stats: Some(65535), ..Default::default() }),
     ] {
         assert_eq!(text.parse(), Ok(expected), "{text}");
@@ -35,6 +35,9 @@ fn what_is_wrong_is_named() {
     for text in ["target=", "target=much", "target=-1", "target=1.5G", "target=99999999999G"] {
         assert!(matches!(complaint(text), ParseBalloonError::Target(_)), "{text:?}");
     }
+    for text in ["target=4K", "target=1", "target=1025K"] {
+        assert!(matches!(complaint(text), ParseBalloonError::TargetMib(_)), "{text:?}");
+    }
     for text in ["stats=", "stats=-1", "stats=65536", "stats=1s", "stats=0.5"] {
         assert!(matches!(complaint(text), ParseBalloonError::Stats(_)), "{text:?}");
     }
@@ -45,7 +48,7 @@ proptest! {
     fn the_order_of_the_keys_does_not_matter(
         reporting in option::of(any::<bool>()),
         deflate_on_oom in option::of(any::<bool>()),
-        target in option::of(any::<u64>()),
+        target in option::of(0..1_u64 << 44),
         stats in option::of(any::<u16>()),
         turn in 0usize..4,
     ) {
@@ -53,7 +56,7 @@ proptest! {
         let mut items: Vec<String> = [
             reporting.map(|yes| format!("reporting={}", on(yes))),
             deflate_on_oom.map(|yes| format!("deflate-on-oom={}", on(yes))),
-            target.map(|bytes| format!("target={bytes}")),
+            target.map(|mib| format!("target={mib}M")),
             stats.map(|seconds| format!("stats={seconds}")),
         ]
         .into_iter()
@@ -64,7 +67,6 @@ proptest! {
 
         let flag = items.join(",").parse();
 
-        let target = target.map(Bytes::new);
         prop_assert_eq!(flag, Ok(BalloonFlag { reporting, deflate_on_oom, target, stats }));
     }
 

@@ -7,9 +7,6 @@ use arch::units::Bytes;
 use super::Error;
 use crate::config::BalloonSection;
 
-/// The unit in which a balloon counts, whatever the pages of guest and host (virtio 1.2, section 5.5).
-const PAGE: Bytes = Bytes::kib(4);
-
 /// What the balloon is to do from the start. All of it but `deflate_on_oom` can be changed while the
 /// guest runs; reporting only if it was on at the start.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -19,7 +16,8 @@ pub struct BalloonSpec {
     pub reporting: bool,
     /// Whether a guest that runs out of memory may take it back from the balloon.
     pub deflate_on_oom: bool,
-    /// How much memory the guest is asked to give up: whole pages of 4 KiB, at most its memory.
+    /// How much memory the guest is asked to give up: whole MiB, at most its memory. Linux before 6.6
+    /// with pages of 64 KiB never comes to rest at a target of parts of them.
     pub target: Bytes,
     /// Seconds between two requests for the guest's statistics; 0 for none.
     pub stats_seconds: u16,
@@ -35,7 +33,7 @@ impl BalloonSpec {
     /// The balloon of a guest with this much memory: see [`crate::config::Config::balloon`] for `said`.
     ///
     /// # Errors
-    /// When its target is no whole pages, or more than the guest's memory.
+    /// When its target is more than the guest's memory.
     pub(super) fn new(
         said: Option<Option<BalloonSection>>,
         memory: Bytes,
@@ -57,11 +55,10 @@ impl BalloonSpec {
         (self.stats_seconds > 0).then(|| Duration::from_secs(self.stats_seconds.into()))
     }
 
-    /// The same as a section of the configuration, which counts in whole MiB: the target is rounded down.
+    /// The same as a section of the configuration.
     pub(super) fn to_section(self) -> BalloonSection {
         BalloonSection {
             amount_mib: Some(self.target.as_mib()),
-            amount: None,
             deflate_on_oom: Some(self.deflate_on_oom),
             stats_polling_interval_s: Some(self.stats_seconds),
             free_page_hinting: false,
@@ -71,19 +68,10 @@ impl BalloonSpec {
 }
 
 fn target(section: &BalloonSection, memory: Bytes) -> Result<Bytes, Error> {
-    let target = match (section.amount, section.amount_mib) {
-        (Some(amount), _) => amount,
-        (None, Some(mib)) => {
-            mib.checked_mul(1 << 20).map(Bytes::new).ok_or(Error::BalloonOverflow(mib))?
-        }
-        (None, None) => Bytes::ZERO,
-    };
+    let mib = section.amount_mib.unwrap_or(0);
+    let target = mib.checked_mul(1 << 20).map(Bytes::new).ok_or(Error::BalloonOverflow(mib))?;
     if target > memory {
         return Err(Error::BalloonTarget { target, memory });
-    }
-    if !target.is_multiple_of(PAGE) {
-        let nearest = target.align_down(PAGE);
-        return Err(Error::BalloonTargetPages { target, unit: PAGE, nearest });
     }
     Ok(target)
 }
