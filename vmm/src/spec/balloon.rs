@@ -1,7 +1,5 @@
 //! The memory balloon of a VM.
 
-use std::time::Duration;
-
 use arch::units::Bytes;
 
 use super::Error;
@@ -48,11 +46,6 @@ impl BalloonSpec {
             target: target(&section, memory)?,
             stats_seconds: section.stats_polling_interval_s.unwrap_or(default.stats_seconds),
         }))
-    }
-
-    /// The time between two requests for the guest's statistics, if there are to be any.
-    pub fn stats_interval(&self) -> Option<Duration> {
-        (self.stats_seconds > 0).then(|| Duration::from_secs(self.stats_seconds.into()))
     }
 
     /// The same as a section of the configuration.

@@ -41,7 +41,7 @@ fn what_is_said_stands() {
 
     assert_eq!(spec.target, Bytes::mib(128));
     assert_eq!((spec.reporting, spec.deflate_on_oom), (false, false));
-    assert_eq!(spec.stats_interval(), Some(Duration::from_secs(5)));
+    assert_eq!(spec.stats_seconds, 5);
     assert_eq!(spec.to_section(), section);
 }
 
@@ -53,9 +53,4 @@ fn a_target_is_at_most_the_guests_memory() {
         assert!(matches!(error, Error::BalloonTarget { memory: MEMORY, .. }), "{error}");
     }
     assert_eq!(with(of_mib(1 << 44)).unwrap_err(), Error::BalloonOverflow(1 << 44));
-}
-
-#[test]
-fn an_interval_of_zero_is_none() {
-    assert_eq!(BalloonSpec::default().stats_interval(), None);
 }

@@ -169,7 +169,7 @@ impl<D: Device, S: Deref<Target: GuestMemory + Sized> + Send> Transport<D, S> {
     }
 
     /// The features that driver and device agreed on: none before they did.
-    pub fn acked(&self) -> Features {
+    fn acked(&self) -> Features {
         Features(if self.status & FEATURES_OK != 0 { self.features.driver } else { 0 })
     }
 
