@@ -162,33 +162,17 @@ impl Board {
     /// The description's command line, with the order in which the guest reports free memory if its
     /// kernel's own does not suit it.
     pub fn command_line(&self, spec: &Spec) -> String {
-        let line = &spec.command_line;
-        let reports = spec.balloon.is_some_and(|balloon| balloon.reporting) && !spec.lock_memory;
-        if !reports || reporting::given(line).is_some() {
-            return line.clone();
+        let offered = spec.balloon.is_some_and(|balloon| balloon.reporting) && !spec.lock_memory;
+        if !offered {
+            return spec.command_line.clone();
         }
-        let guest_page = self.loaded.guest_page;
-        let granularity = self.vm.ram().backing().page_size();
-        let Some(order) = reporting::order(spec.memory, guest_page, granularity) else {
-            return line.clone();
-        };
-        let unit = reporting::unit(order, guest_page);
-        match reporting::with_order(line, order) {
-            Some(line) => {
-                say(&format!(
-                    "a guest of {} is told to report free memory in units of {unit}, reporting order {order}",
-                    spec.memory
-                ));
-                line
-            }
-            None => {
-                say(&format!(
-                    "the command line has no room for reporting order {order}, which a guest of {} should have",
-                    spec.memory
-                ));
-                line.clone()
-            }
+        let page = self.vm.ram().backing().page_size();
+        let (line, note) =
+            reporting::prepare(&spec.command_line, spec.memory, self.loaded.guest_page, page);
+        if let Some(note) = note {
+            say(&note);
         }
+        line
     }
 
     /// Whether the guest has MTE.

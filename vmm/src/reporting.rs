@@ -1,6 +1,6 @@
 //! Page reporting: in which units a Linux guest gives free memory back, and why it may give nothing.
 //!
-//! Nothing here touches a device or the host. The VMM asks before the guest starts ([`order`],
+//! Nothing here touches a device or the host. The VMM asks before the guest starts ([`prepare`],
 //! [`forecast`]) and while it runs ([`diagnosis`]).
 //!
 //! # References
@@ -61,17 +61,44 @@ pub fn in_effect(command_line: &str, guest_page: Bytes) -> u8 {
         .unwrap_or_else(|| default_order(guest_page))
 }
 
+/// The command line for a guest that is offered reporting, and what its user should hear about that.
+///
+/// It sets the [`order`] unless Linux's own will do, or the line sets one.
+pub fn prepare(
+    line: &str,
+    memory: Bytes,
+    guest_page: Bytes,
+    granularity: Bytes,
+) -> (String, Option<String>) {
+    let wanted = given(line).is_none().then(|| order(memory, guest_page, granularity)).flatten();
+    let Some(order) = wanted else { return (line.to_owned(), None) };
+    let longer = with_order(line, order);
+    match longer.len().checked_sub(MAX_COMMAND_LINE).filter(|excess| *excess > 0) {
+        None => {
+            let unit = unit(order, guest_page);
+            let note = format!(
+                "a guest of {memory} is told to report free memory in units of {unit}, reporting order {order}"
+            );
+            (longer, Some(note))
+        }
+        Some(excess) => {
+            let note = format!(
+                "the command line has no room for reporting order {order}, which a guest of {memory} should \
+                 have: shorten it by {excess} characters"
+            );
+            (line.to_owned(), Some(note))
+        }
+    }
+}
+
 /// The order that a command line sets, if it does. Such a choice is the user's and stands.
-pub fn given(command_line: &str) -> Option<u8> {
+fn given(command_line: &str) -> Option<u8> {
     orders(command_line).last()
 }
 
-/// A command line that sets the order, before everything else so that it replaces nothing. `None` where
-/// the guest's kernel has no room for it.
-pub fn with_order(command_line: &str, order: u8) -> Option<String> {
-    let line = format!("{PARAMETER}={order} {command_line}");
-    let line = line.trim_end();
-    (line.len() <= MAX_COMMAND_LINE).then(|| line.to_owned())
+/// A command line that sets the order, before everything else so that it replaces nothing.
+fn with_order(command_line: &str, order: u8) -> String {
+    format!("{PARAMETER}={order} {command_line}").trim_end().to_owned()
 }
 
 /// Bytes of a unit of this order.

@@ -83,19 +83,41 @@ fn the_order_in_effect_is_one_that_the_guest_takes() {
 
 #[test]
 fn an_order_is_put_before_what_it_must_not_replace() {
-    let line = with_order("panic=-1 quiet -- x", 8).unwrap();
+    let line = with_order("panic=-1 quiet -- x", 8);
 
     assert_eq!(line, "page_reporting.page_reporting_order=8 panic=-1 quiet -- x");
     assert_eq!(given(&line), Some(8));
-    assert_eq!(with_order("", 8).unwrap(), "page_reporting.page_reporting_order=8");
+    assert_eq!(with_order("", 8), "page_reporting.page_reporting_order=8");
 }
 
 #[test]
-fn an_order_that_does_not_fit_is_left_out() {
-    let added = with_order("x", 8).unwrap().len() - 1;
+fn a_small_guest_is_told_its_order_and_so_is_its_user() {
+    let (line, note) = prepare("quiet", Bytes::mib(256), PAGE, PAGE);
 
-    assert!(with_order(&"x".repeat(MAX_COMMAND_LINE - added), 8).is_some());
-    assert_eq!(with_order(&"x".repeat(MAX_COMMAND_LINE - added + 1), 8), None);
+    assert_eq!(line, "page_reporting.page_reporting_order=8 quiet");
+    assert!(note.unwrap().contains("a guest of 256 MiB"));
+}
+
+#[test]
+fn a_guest_that_needs_no_order_keeps_its_command_line() {
+    let own = "page_reporting.page_reporting_order=3";
+    for (line, mib) in [("quiet", 512), (own, 64)] {
+        assert_eq!(prepare(line, Bytes::mib(mib), PAGE, PAGE), (line.to_owned(), None));
+    }
+}
+
+#[test]
+fn an_order_that_does_not_fit_is_left_out_and_its_user_told_what_to_do() {
+    let room = MAX_COMMAND_LINE - with_order("x", 8).len() + 1;
+    let prepared = |length| {
+        let line = "x".repeat(length);
+        let (prepared, note) = prepare(&line, Bytes::mib(256), PAGE, PAGE);
+        (prepared == line, note.unwrap())
+    };
+
+    assert!(!prepared(room).0);
+    let (unchanged, note) = prepared(room + 3);
+    assert!(unchanged && note.contains("shorten it by 3 characters"), "{note}");
 }
 
 fn page() -> impl Strategy<Value = Bytes> {
@@ -156,7 +178,7 @@ proptest! {
         line in "[a-z]{0,8}( page_reporting.page_reporting_order=1[0-9])?( -- y)?", order in 0u8..=13,
     ) {
         let user = given(&line);
-        let line = with_order(&line, order).unwrap();
+        let line = with_order(&line, order);
         prop_assert_eq!(given(&line), Some(user.unwrap_or(order)));
     }
 
