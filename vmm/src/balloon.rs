@@ -3,20 +3,17 @@
 
 use std::cell::Cell;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use arch::units::Bytes;
 use devices::virtio::Features;
 use devices::virtio::balloon::{self, Balloon, Role};
 use devices::virtio::mmio::Transport;
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
-use rustix::fd::{AsRawFd, OwnedFd};
-use rustix::time::{
-    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
-    timerfd_settime,
-};
 use serde_json::{Value, json};
 
 use crate::control::ControlError;
@@ -26,11 +23,12 @@ use crate::error::say;
 use crate::memory::{GuestRam, reclaim};
 use crate::reporting::{self, Diagnosis, DriverState, Running, Setup};
 use crate::spec::BalloonSpec;
+use crate::timer::Timer;
 use crate::virtio::{Gate, Shared};
 
 /// How long a guest has for booting before its user is told that it gives no memory back: a distribution
 /// loads its drivers within seconds, under emulation within a few more.
-const SETTLED: Timespec = Timespec { tv_sec: 30, tv_nsec: 0 };
+const SETTLED: Duration = Duration::from_secs(30);
 
 /// A VM's balloon, controlled. Clones are the same balloon.
 #[derive(Clone)]
@@ -45,8 +43,8 @@ struct Inner {
     deflate_on_oom: bool,
     /// Seconds between two requests for statistics; 0 for none.
     interval: Cell<u16>,
-    statistics_timer: OwnedFd,
-    settled_timer: OwnedFd,
+    statistics_timer: Timer,
+    settled_timer: Timer,
 }
 
 impl Control {
@@ -64,10 +62,6 @@ impl Control {
         gate: Gate,
     ) -> io::Result<Self> {
         let counters = lock(&transport).device().counters();
-        let timer = || {
-            let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
-            timerfd_create(TimerfdClockId::Monotonic, flags)
-        };
         let control = Self(Rc::new(Inner {
             transport,
             counters,
@@ -76,12 +70,11 @@ impl Control {
             gate,
             deflate_on_oom: spec.deflate_on_oom,
             interval: Cell::new(0),
-            statistics_timer: timer()?,
-            settled_timer: timer()?,
+            statistics_timer: Timer::new()?,
+            settled_timer: Timer::new()?,
         }));
         control.set_interval(spec.stats_seconds)?;
-        let once = Itimerspec { it_interval: NEVER, it_value: SETTLED };
-        timerfd_settime(&control.0.settled_timer, TimerfdTimerFlags::empty(), &once)?;
+        control.0.settled_timer.once(SETTLED)?;
         Ok(control)
     }
 
@@ -143,9 +136,7 @@ impl Control {
     /// # Errors
     /// When the host refuses the timer: then it is as before.
     pub fn set_interval(&self, seconds: u16) -> io::Result<()> {
-        let interval = Timespec { tv_sec: seconds.into(), tv_nsec: 0 };
-        let timer = Itimerspec { it_interval: interval, it_value: interval };
-        timerfd_settime(&self.0.statistics_timer, TimerfdTimerFlags::empty(), &timer)?;
+        self.0.statistics_timer.every(Duration::from_secs(seconds.into()))?;
         self.0.interval.set(seconds);
         Ok(())
     }
@@ -212,8 +203,6 @@ impl Control {
     }
 }
 
-const NEVER: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
-
 impl MutEventSubscriber for Control {
     fn init(&mut self, ops: &mut EventOps<'_>) {
         for timer in [&self.0.statistics_timer, &self.0.settled_timer] {
@@ -223,10 +212,7 @@ impl MutEventSubscriber for Control {
     }
 
     fn process(&mut self, events: Events, _: &mut EventOps<'_>) {
-        let fired = |timer: &OwnedFd| {
-            // Set anew meanwhile, it has nothing to say yet.
-            events.fd() == timer.as_raw_fd() && rustix::io::read(timer, &mut [0; 8]).is_ok()
-        };
+        let fired = |timer: &Timer| events.fd() == timer.as_raw_fd() && timer.take();
         if fired(&self.0.statistics_timer) && self.0.gate.is_open() {
             self.ask();
         }

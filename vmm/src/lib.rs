@@ -21,6 +21,7 @@ pub mod reporting;
 pub mod run;
 pub mod signals;
 pub mod spec;
+pub mod timer;
 pub mod unix_socket;
 pub mod vcpu;
 pub mod virtio;

@@ -4,13 +4,10 @@ use std::cell::RefCell;
 use std::io::{self, IsTerminal};
 use std::path::Path;
 use std::rc::{Rc, Weak};
+use std::time::Duration;
 
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
-use rustix::fd::{AsRawFd, OwnedFd, RawFd};
-use rustix::time::{
-    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
-    timerfd_settime,
-};
+use rustix::fd::{AsRawFd, RawFd};
 
 use super::handle::Handle;
 use super::{Ending, Error, Finish};
@@ -20,10 +17,11 @@ use crate::error::say;
 use crate::machine::{Board, Machine, Mte};
 use crate::signals::Signals;
 use crate::spec::{SerialTarget, Spec};
+use crate::timer::Timer;
 
 /// How long the power key is held. Guests debounce it: Linux reads the key 5 ms after its interrupt
 /// unless told otherwise (drivers/input/keyboard/gpio_keys.c).
-const KEY_HELD: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+const KEY_HELD: Duration = Duration::from_millis(100);
 
 /// Makes the machine, runs the guest to its end, and cleans up.
 pub(super) fn start(spec: &Spec, api_sock: Option<&Path>) -> Result<Ending, Error> {
@@ -188,14 +186,12 @@ fn watch(fd: RawFd, ops: &mut EventOps<'_>, finish: &Finish) {
 #[derive(Clone)]
 pub(super) struct KeyTimer {
     machine: Weak<RefCell<Machine>>,
-    timer: Rc<OwnedFd>,
+    timer: Rc<Timer>,
 }
 
 impl KeyTimer {
     fn new(machine: &Rc<RefCell<Machine>>) -> io::Result<Self> {
-        let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
-        let timer = Rc::new(timerfd_create(TimerfdClockId::Monotonic, flags)?);
-        Ok(Self { machine: Rc::downgrade(machine), timer })
+        Ok(Self { machine: Rc::downgrade(machine), timer: Rc::new(Timer::new()?) })
     }
 
     /// Lets the key go after the time that a press lasts.
@@ -203,10 +199,7 @@ impl KeyTimer {
     /// # Errors
     /// When the host refuses the timer.
     pub(super) fn start(&self) -> io::Result<()> {
-        let never = Timespec { tv_sec: 0, tv_nsec: 0 };
-        let once = Itimerspec { it_interval: never, it_value: KEY_HELD };
-        timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &once)?;
-        Ok(())
+        self.timer.once(KEY_HELD)
     }
 }
 
@@ -217,8 +210,7 @@ impl MutEventSubscriber for KeyTimer {
     }
 
     fn process(&mut self, _: Events, _: &mut EventOps<'_>) {
-        // Wound up again by another press meanwhile, it has nothing to say yet.
-        if rustix::io::read(&*self.timer, &mut [0; 8]).is_err() {
+        if !self.timer.take() {
             return;
         }
         let Some(machine) = self.machine.upgrade() else { return };

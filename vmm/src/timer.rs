@@ -1,0 +1,106 @@
+//! Timers as events of the main thread's loop.
+
+use std::io;
+use std::time::Duration;
+
+use rustix::fd::{AsRawFd, OwnedFd, RawFd};
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
+    timerfd_settime,
+};
+
+/// A timer, stopped at first. Its descriptor is readable once it went off, until [`Timer::take`].
+pub struct Timer(OwnedFd);
+
+impl Timer {
+    /// A timer.
+    ///
+    /// # Errors
+    /// When the host gives none.
+    pub fn new() -> io::Result<Self> {
+        let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
+        Ok(Self(timerfd_create(TimerfdClockId::Monotonic, flags)?))
+    }
+
+    /// Has it go off once, so long from now. Zero stops it.
+    ///
+    /// # Errors
+    /// When the host refuses: then it is as before.
+    pub fn once(&self, after: Duration) -> io::Result<()> {
+        self.set(after, Duration::ZERO)
+    }
+
+    /// Has it go off again and again, for the first time a period from now. Zero stops it.
+    ///
+    /// # Errors
+    /// When the host refuses: then it is as before.
+    pub fn every(&self, period: Duration) -> io::Result<()> {
+        self.set(period, period)
+    }
+
+    /// Whether it went off since the last call. If it was set anew meanwhile, it has nothing to say yet.
+    pub fn take(&self) -> bool {
+        rustix::io::read(&self.0, &mut [0; 8]).is_ok()
+    }
+
+    fn set(&self, first: Duration, then: Duration) -> io::Result<()> {
+        let when = Itimerspec { it_interval: timespec(then)?, it_value: timespec(first)? };
+        timerfd_settime(&self.0, TimerfdTimerFlags::empty(), &when)?;
+        Ok(())
+    }
+}
+
+fn timespec(time: Duration) -> io::Result<Timespec> {
+    Timespec::try_from(time).map_err(|_| io::ErrorKind::InvalidInput.into())
+}
+
+impl AsRawFd for Timer {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use rustix::event::{PollFd, PollFlags, poll};
+
+    use super::*;
+
+    const SHORT: Duration = Duration::from_millis(1);
+
+    /// Whether it goes off within a minute.
+    fn goes_off(timer: &Timer) -> bool {
+        let minute = Timespec { tv_sec: 60, tv_nsec: 0 };
+        poll(&mut [PollFd::new(&timer.0, PollFlags::IN)], Some(&minute)).unwrap();
+        timer.take()
+    }
+
+    #[test]
+    fn a_timer_that_is_not_set_does_not_go_off() {
+        assert!(!Timer::new().unwrap().take());
+    }
+
+    #[test]
+    fn a_timer_goes_off_once_or_again_and_again() {
+        let timer = Timer::new().unwrap();
+
+        timer.every(SHORT).unwrap();
+        assert!(goes_off(&timer) && goes_off(&timer));
+        timer.once(SHORT).unwrap();
+        assert!(goes_off(&timer));
+        assert!(!timer.take());
+    }
+
+    #[test]
+    fn a_timer_that_is_set_anew_has_nothing_to_say() {
+        let timer = Timer::new().unwrap();
+        timer.once(SHORT).unwrap();
+        poll(&mut [PollFd::new(&timer.0, PollFlags::IN)], None).unwrap();
+
+        timer.every(Duration::ZERO).unwrap();
+
+        assert!(!timer.take());
+    }
+}
