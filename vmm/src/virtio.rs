@@ -101,7 +101,7 @@ impl<D: Device> QueueEvents<D> {
         if let Some(broken) = broken {
             self.told = true;
             say(&format!(
-                "the guest's driver broke its {}: {broken}; it stands still until the driver resets it",
+                "the guest's driver broke its {}: {broken}; load the driver again in the guest, or restart the guest",
                 self.name
             ));
         }

@@ -84,8 +84,11 @@ pub enum Broken {
     /// The ring of used chains cannot be written.
     #[error("the used ring cannot be written")]
     Used,
-    /// A chain has no descriptor, loops, is longer than its queue, or leads out of its table.
-    #[error("a chain of descriptors does not end")]
+    /// A chain has no descriptor, loops, is longer than its queue or 4 GiB, or leads out of its table or
+    /// guest memory.
+    #[error(
+        "a chain of descriptors is empty, loops, is too long, or leaves its table or guest memory"
+    )]
     Chain,
     /// A buffer is not in guest memory.
     #[error("a buffer of {length} bytes at {:#x} is not in guest memory", address.0)]
