@@ -7,7 +7,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use vm_memory::{Bytes, GuestAddress, GuestMemory};
+use vm_memory::{Bytes, GuestMemory};
 
 use super::{Broken, Buffer, Device, DeviceId, Features, Ring};
 use crate::ports::Entropy;
@@ -16,19 +16,16 @@ use crate::ports::Entropy;
 const QUEUE_SIZE: u16 = 256;
 
 /// Most bytes written into one chain; 5.4.6.2 lets a device write less than there is room for. A
-/// request names up to 4 GiB, and the thread that fills it has others to serve. A driver wants
-/// some tens of bytes, and can ask again.
-const CHAIN_LIMIT: u64 = 64 << 10;
-
-/// Bytes that pass from host to guest at a time.
-const PIECE: usize = 4 << 10;
+/// request names up to 4 GiB, and the thread that fills it has others to serve: a full queue is
+/// 1 MiB. A driver wants some tens of bytes, and can ask again.
+const CHAIN_LIMIT: usize = 4 << 10;
 
 /// What an entropy device has given. Readable at any time, by any thread.
 #[derive(Debug, Default)]
 pub struct Counters {
     /// Random bytes written into guest memory.
     pub bytes: AtomicU64,
-    /// Requests that ended early, perhaps without a byte, as the host had no more to give.
+    /// Requests that ended without a byte, as the host had none to give.
     pub failures: AtomicU64,
 }
 
@@ -61,40 +58,22 @@ impl Rng {
         for buffer in buffers {
             buffer.checked(memory)?;
         }
-        let mut left = room.min(CHAIN_LIMIT) as u32;
-        let mut written = 0;
-        for buffer in buffers {
-            let wanted = buffer.length.min(left);
-            let filled = self.fill_buffer(Buffer { length: wanted, ..*buffer }, memory)?;
-            written += filled;
-            left -= filled;
-            if filled < wanted {
-                count(&self.counters.failures, 1);
-                break;
-            }
+        let mut bytes = [0; CHAIN_LIMIT];
+        let wanted = usize::try_from(room).map_or(CHAIN_LIMIT, |room| room.min(CHAIN_LIMIT));
+        let bytes = &mut bytes[..wanted];
+        if self.entropy.fill(bytes).is_err() {
+            count(&self.counters.failures, 1);
+            return Ok(0);
         }
-        count(&self.counters.bytes, u64::from(written));
-        Ok(written)
-    }
-
-    /// Fills one buffer, from its start, as far as the host has something to give.
-    fn fill_buffer<M: GuestMemory>(&mut self, buffer: Buffer, memory: &M) -> Result<u32, Broken> {
-        let Buffer { address, length, .. } = buffer;
-        let mut piece = [0; PIECE];
-        let mut filled = 0;
-        while filled < length {
-            let piece = &mut piece[..PIECE.min((length - filled) as usize)];
-            if self.entropy.fill(piece).is_err() {
-                break;
-            }
-            // The buffer is in guest memory, so its addresses do not wrap.
-            let at = address.0.wrapping_add(u64::from(filled));
-            memory
-                .write_slice(piece, GuestAddress(at))
-                .map_err(|_| Broken::Buffer { address, length })?;
-            filled += piece.len() as u32;
+        let mut rest = &*bytes;
+        for Buffer { address, length, .. } in buffers {
+            let (piece, after) = rest.split_at(rest.len().min(*length as usize));
+            let outside = |_| Broken::Buffer { address: *address, length: *length };
+            memory.write_slice(piece, *address).map_err(outside)?;
+            rest = after;
         }
-        Ok(filled)
+        count(&self.counters.bytes, wanted as u64);
+        Ok(wanted as u32)
     }
 }
 
