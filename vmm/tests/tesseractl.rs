@@ -239,7 +239,10 @@ fn a_change_that_the_vm_refuses_is_told() {
 
     let none = without.tesseractl(&["balloon"]);
     let large = vm.tesseractl(&["balloon", "target", "1G"]);
+    let part = vm.tesseractl(&["balloon", "target", "512K"]);
 
+    assert_eq!(part.status.code(), Some(64));
+    assert!(text(&part.stderr).contains("try 1M"), "{}", text(&part.stderr));
     assert_eq!((none.status.code(), large.status.code()), (Some(1), Some(1)));
     assert!(text(&none.stderr).contains("--no-balloon"));
     assert!(text(&large.stderr).contains("more than the guest's 512 MiB"));

@@ -128,10 +128,14 @@ fn run(arguments: &Arguments) -> Result<String, Error> {
         Command::Balloon { command: None } => {
             return show(&client.balloon()?, json, report::balloon);
         }
-        Command::Balloon { command: Some(BalloonCommand::Stats { seconds: None }) } => {
-            return show(&client.balloon_statistics()?, json, report::statistics);
-        }
-        Command::Balloon { command: Some(change) } => change_balloon(&mut client, change)?,
+        Command::Balloon { command: Some(command) } => match *command {
+            BalloonCommand::Target { size } => set_target(&mut client, size)?,
+            BalloonCommand::Reporting { switch } => set_reporting(&mut client, switch)?,
+            BalloonCommand::Stats { seconds: Some(seconds) } => set_interval(&mut client, seconds)?,
+            BalloonCommand::Stats { seconds: None } => {
+                return show(&client.balloon_statistics()?, json, report::statistics);
+            }
+        },
         Command::Pause => client.pause().map(|()| "paused".to_owned())?,
         Command::Resume => client.resume().map(|()| "resumed".to_owned())?,
         Command::Stop { force, timeout } => {
@@ -156,33 +160,28 @@ fn show<T: Serialize>(answer: &T, json: bool, text: fn(&T) -> String) -> Result<
     })
 }
 
-/// Changes the balloon; says what has been asked for, as the guest takes its time.
-fn change_balloon(client: &mut Client, change: &BalloonCommand) -> Result<String, Error> {
-    let mut update = BalloonUpdate::default();
-    let outcome = match *change {
-        BalloonCommand::Target { size } => {
-            update.amount_mib = Some(size.as_mib());
-            format!("target {size}")
-        }
-        BalloonCommand::Reporting { switch: Switch::On } => {
-            update.free_page_reporting = Some(true);
-            "reporting on".to_owned()
-        }
-        BalloonCommand::Reporting { switch: Switch::Off } => {
-            update.free_page_reporting = Some(false);
-            "reporting off".to_owned()
-        }
-        BalloonCommand::Stats { seconds } => {
-            let stats_polling_interval_s = seconds.unwrap_or(0);
-            client.patch_balloon_statistics(BalloonStatsUpdate { stats_polling_interval_s })?;
-            return Ok(match stats_polling_interval_s {
-                0 => "statistics off".to_owned(),
-                seconds => format!("statistics every {seconds} s"),
-            });
-        }
-    };
-    client.patch_balloon(update)?;
-    Ok(outcome)
+/// Asks for another target; the guest takes its time.
+fn set_target(client: &mut Client, size: Bytes) -> Result<String, Error> {
+    let amount_mib = Some(size.as_mib());
+    client.patch_balloon(BalloonUpdate { amount_mib, ..BalloonUpdate::default() })?;
+    Ok(format!("target {size}"))
+}
+
+fn set_reporting(client: &mut Client, switch: Switch) -> Result<String, Error> {
+    let free_page_reporting = Some(matches!(switch, Switch::On));
+    client.patch_balloon(BalloonUpdate { free_page_reporting, ..BalloonUpdate::default() })?;
+    Ok(match switch {
+        Switch::On => "reporting on".to_owned(),
+        Switch::Off => "reporting off".to_owned(),
+    })
+}
+
+fn set_interval(client: &mut Client, seconds: u16) -> Result<String, Error> {
+    client.patch_balloon_statistics(BalloonStatsUpdate { stats_polling_interval_s: seconds })?;
+    Ok(match seconds {
+        0 => "statistics off".to_owned(),
+        seconds => format!("statistics every {seconds} s"),
+    })
 }
 
 fn status(client: &mut Client, as_json: bool) -> Result<String, Error> {
@@ -238,7 +237,7 @@ fn whole_mib(text: &str) -> Result<Bytes, String> {
     let size: Bytes = text.parse().map_err(|error| format!("{error}"))?;
     match size.is_multiple_of(Bytes::mib(1)) {
         true => Ok(size),
-        false => Err(format!("{size} is not whole MiB: try {}M", size.as_mib())),
+        false => Err(format!("{size} is not whole MiB: try {}M", size.as_mib() + 1)),
     }
 }
 
