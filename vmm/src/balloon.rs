@@ -160,7 +160,7 @@ impl Control {
             "outside_bytes": read(&counters.outside),
             "reports_total": read(&counters.reports),
             "statistics_total": read(&counters.statistics),
-            "notifications_total": read(&wire.notifications),
+            "turns_total": read(&wire.turns),
             "interrupts_total": read(&wire.interrupts),
             "irq_failures_total": read(&wire.irq_failures),
             "resets_total": read(&wire.resets),

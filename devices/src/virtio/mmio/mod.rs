@@ -42,7 +42,7 @@ const TRANSPORT_FEATURES: Features =
 #[derive(Debug, Default)]
 pub struct Counters {
     /// Turns that queues of a working device got.
-    pub notifications: AtomicU64,
+    pub turns: AtomicU64,
     /// Interrupts raised.
     pub interrupts: AtomicU64,
     /// Interrupts that could not be raised.
@@ -188,7 +188,7 @@ impl<D: Device, S: Deref<Target: GuestMemory + Sized> + Send> Transport<D, S> {
         }
         let ready = self.slots.get_mut(queue).and_then(|slot| slot.queue.as_mut());
         let Some(ready) = ready else { return Served::Done };
-        count(&self.counters.notifications);
+        count(&self.counters.turns);
         let mut ring = Ring::new(ready, &*self.memory);
         let served = turn(&mut self.device, queue, &mut ring);
         // Chains that were completed before the driver broke the device are completed.

@@ -332,7 +332,7 @@ fn what_passes_is_counted() {
 
     let counters = bench.transport.counters();
     let all = [
-        &counters.notifications,
+        &counters.turns,
         &counters.interrupts,
         &counters.irq_failures,
         &counters.resets,
