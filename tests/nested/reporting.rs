@@ -48,7 +48,7 @@ fn comes_back(what: &str, plan: Plan, touch: u64) -> Guest {
     let curve = Curve::record(&guest, what, |curve| curve.last() <= aim);
 
     println!(
-        "{what}: idle {:.1} MiB, {:.1} MiB with {touch} MiB touched, then freed:\n{curve}",
+        "{what}, with {SHORT_LISTS}: idle {:.1} MiB, {:.1} MiB with {touch} MiB touched, then freed:\n{curve}",
         mib(idle),
         mib(touched)
     );
