@@ -77,7 +77,7 @@ enum BalloonCommand {
         #[arg(value_name = "SIZE", value_parser = whole_mib)]
         size: Bytes,
     },
-    /// Give back the free pages that the guest reports, or keep them
+    /// Give back the free pages that the guest reports, or keep them until it has used them again
     Reporting { switch: Switch },
     /// Show the guest's statistics, or set how often it is asked for them
     Stats {
