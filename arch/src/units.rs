@@ -45,6 +45,14 @@ impl Bytes {
         Bytes(count.saturating_mul(1 << 20))
     }
 
+    /// `count` MiB, or `None` beyond [`Bytes::MAX`]: for a count that somebody chose.
+    pub const fn checked_mib(count: u64) -> Option<Self> {
+        match count.checked_mul(1 << 20) {
+            Some(bytes) => Some(Bytes(bytes)),
+            None => None,
+        }
+    }
+
     /// `count` GiB (2^30 bytes); saturates at [`Bytes::MAX`].
     pub const fn gib(count: u64) -> Self {
         Bytes(count.saturating_mul(1 << 30))

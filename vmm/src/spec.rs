@@ -304,9 +304,7 @@ fn valid_id(id: &str) -> Result<String, Error> {
 fn memory(machine: &MachineConfig) -> Result<Bytes, Error> {
     let size = match (machine.mem_size, machine.mem_size_mib) {
         (Some(size), _) => size,
-        (None, Some(mib)) => {
-            mib.checked_mul(1 << 20).map(Bytes::new).ok_or(Error::MemoryOverflow(mib))?
-        }
+        (None, Some(mib)) => Bytes::checked_mib(mib).ok_or(Error::MemoryOverflow(mib))?,
         (None, None) => DEFAULT_MEMORY,
     };
     Ok(layout::ram(size, ANY_HOST_IPA_BITS)?.size)

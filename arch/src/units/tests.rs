@@ -148,3 +148,10 @@ proptest! {
         prop_assert_eq!(x.saturating_sub(y).get(), a.saturating_sub(b));
     }
 }
+
+#[test]
+fn a_count_of_mib_is_checked() {
+    assert_eq!(Bytes::checked_mib(3), Some(Bytes::mib(3)));
+    assert_eq!(Bytes::checked_mib((1 << 44) - 1), Some(Bytes::mib((1 << 44) - 1)));
+    assert_eq!(Bytes::checked_mib(1 << 44), None);
+}

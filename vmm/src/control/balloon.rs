@@ -27,7 +27,7 @@ impl BalloonChange {
             ));
         }
         let target = update.amount_mib.map(|mib| {
-            let target = mib.checked_mul(1 << 20).map(Bytes::new);
+            let target = Bytes::checked_mib(mib);
             target.filter(|target| *target <= memory).ok_or_else(|| {
                 ControlError::refused(format!(
                     "a balloon of {mib} MiB is more than the guest's {memory} of memory: lower amount_mib"

@@ -62,7 +62,7 @@ impl BalloonSpec {
 
 fn target(section: &BalloonSection, memory: Bytes) -> Result<Bytes, Error> {
     let mib = section.amount_mib.unwrap_or(0);
-    let target = mib.checked_mul(1 << 20).map(Bytes::new).ok_or(Error::BalloonOverflow(mib))?;
+    let target = Bytes::checked_mib(mib).ok_or(Error::BalloonOverflow(mib))?;
     if target > memory {
         return Err(Error::BalloonTarget { target, memory });
     }
