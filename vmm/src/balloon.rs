@@ -241,7 +241,7 @@ fn diagnosis(setup: &Setup, transport: &Transport<Balloon, GuestRam>) -> Option<
         driver: driver_state(transport),
         acknowledged: device
             .driver_features()
-            .is_some_and(|acked| acked.contains(Features::BALLOON_REPORTING)),
+            .is_some_and(|acked| acked.contains(Features::BALLOON_PAGE_REPORTING)),
         poison: device.poison(),
     };
     reporting::diagnosis(setup, &running)

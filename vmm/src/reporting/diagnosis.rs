@@ -66,7 +66,7 @@ pub struct Running {
     pub on: bool,
     /// The driver's state.
     pub driver: DriverState,
-    /// Whether the driver acknowledged VIRTIO_BALLOON_F_REPORTING.
+    /// Whether the driver acknowledged VIRTIO_BALLOON_F_PAGE_REPORTING.
     pub acknowledged: bool,
     /// The value with which the guest fills its free pages, if the driver acknowledged
     /// VIRTIO_BALLOON_F_PAGE_POISON.

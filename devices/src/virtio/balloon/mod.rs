@@ -60,14 +60,14 @@ impl Features {
     /// The driver waits before it uses pages of the balloon (VIRTIO_BALLOON_F_MUST_TELL_HOST).
     pub const BALLOON_MUST_TELL_HOST: Self = Self(1 << 0);
     /// The balloon has a queue for statistics (VIRTIO_BALLOON_F_STATS_VQ).
-    pub const BALLOON_STATISTICS: Self = Self(1 << 1);
+    pub const BALLOON_STATS_VQ: Self = Self(1 << 1);
     /// The driver may take pages back when the guest runs out of memory
     /// (VIRTIO_BALLOON_F_DEFLATE_ON_OOM).
     pub const BALLOON_DEFLATE_ON_OOM: Self = Self(1 << 2);
     /// The driver says what it fills free pages with (VIRTIO_BALLOON_F_PAGE_POISON).
     pub const BALLOON_PAGE_POISON: Self = Self(1 << 4);
     /// The balloon has a queue for reports of free pages (VIRTIO_BALLOON_F_PAGE_REPORTING).
-    pub const BALLOON_REPORTING: Self = Self(1 << 5);
+    pub const BALLOON_PAGE_REPORTING: Self = Self(1 << 5);
 }
 
 /// The greatest size of each queue. Linux wants at least 32 for reports (`PAGE_REPORTING_CAPACITY`
@@ -130,12 +130,12 @@ pub struct Balloon {
 impl Balloon {
     /// A balloon for guest memory within `ram`, which gives pages back through `reclaim`.
     pub fn new(config: BalloonConfig, reclaim: Box<dyn Reclaim>, ram: GuestRange) -> Self {
-        let mut offered = Features::BALLOON_STATISTICS.with(Features::BALLOON_PAGE_POISON);
+        let mut offered = Features::BALLOON_STATS_VQ.with(Features::BALLOON_PAGE_POISON);
         if config.deflate_on_oom {
             offered = offered.with(Features::BALLOON_DEFLATE_ON_OOM);
         }
         if config.reporting {
-            offered = offered.with(Features::BALLOON_REPORTING);
+            offered = offered.with(Features::BALLOON_PAGE_REPORTING);
         }
         if reclaim.page_size() > PAGE {
             offered = offered.with(Features::BALLOON_MUST_TELL_HOST);
@@ -234,8 +234,8 @@ impl Balloon {
         [
             (Role::Inflate, self.acked.is_some()),
             (Role::Deflate, self.acked.is_some()),
-            (Role::Statistics, has(Features::BALLOON_STATISTICS)),
-            (Role::Reporting, has(Features::BALLOON_REPORTING)),
+            (Role::Statistics, has(Features::BALLOON_STATS_VQ)),
+            (Role::Reporting, has(Features::BALLOON_PAGE_REPORTING)),
         ]
         .into_iter()
         .filter_map(|(role, present)| present.then_some(role))
@@ -352,7 +352,7 @@ impl Device for Balloon {
     }
 
     fn queue_sizes(&self) -> &[u16] {
-        match self.offered.contains(Features::BALLOON_REPORTING) {
+        match self.offered.contains(Features::BALLOON_PAGE_REPORTING) {
             true => &QUEUE_SIZES,
             false => &QUEUE_SIZES[1..],
         }

@@ -42,10 +42,10 @@ const STATISTICS: usize = 2;
 const REPORTING: usize = 3;
 
 const OFFERED: [Features; 4] = [
-    Features::BALLOON_STATISTICS,
+    Features::BALLOON_STATS_VQ,
     Features::BALLOON_DEFLATE_ON_OOM,
     Features::BALLOON_PAGE_POISON,
-    Features::BALLOON_REPORTING,
+    Features::BALLOON_PAGE_REPORTING,
 ];
 const EVERYTHING: BalloonConfig =
     BalloonConfig { reporting: true, deflate_on_oom: true, target: 0 };

@@ -46,8 +46,8 @@ fn every_subset_of_features_has_its_roles() {
 
         bench.balloon.activate(acked);
 
-        let statistics = acked.contains(Features::BALLOON_STATISTICS);
-        let expected = match (statistics, acked.contains(Features::BALLOON_REPORTING)) {
+        let statistics = acked.contains(Features::BALLOON_STATS_VQ);
+        let expected = match (statistics, acked.contains(Features::BALLOON_PAGE_REPORTING)) {
             (false, false) => &ROLES[..2],
             (true, false) => &ROLES[..3],
             (false, true) => &[Role::Inflate, Role::Deflate, Role::Reporting],
@@ -68,8 +68,8 @@ fn every_subset_of_features_has_its_roles() {
 #[test]
 fn a_queue_does_what_its_role_is_under_every_subset() {
     for (acked, queue) in [
-        (Features::BALLOON_STATISTICS.with(Features::BALLOON_REPORTING), 3),
-        (Features::BALLOON_REPORTING, 2),
+        (Features::BALLOON_STATS_VQ.with(Features::BALLOON_PAGE_REPORTING), 3),
+        (Features::BALLOON_PAGE_REPORTING, 2),
     ] {
         let mut bench = Bench::idle(EVERYTHING, 4 * KIB);
         bench.balloon.activate(acked);
@@ -227,7 +227,7 @@ fn after_a_reset_the_next_driver_begins_with_nothing() {
     bench.balloon.write_config(12, &[1; 4]);
     bench.discarded();
 
-    bench.restart(Features::BALLOON_STATISTICS.with(Features::BALLOON_PAGE_POISON));
+    bench.restart(Features::BALLOON_STATS_VQ.with(Features::BALLOON_PAGE_POISON));
     bench.balloon.request_statistics();
     bench.serve(STATISTICS).unwrap();
     bench.send_pages(INFLATE, [FIRST]).unwrap();

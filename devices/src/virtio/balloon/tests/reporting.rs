@@ -33,7 +33,7 @@ fn reports_of_much_memory_take_turns() {
         refuses: Arc::clone(refuses),
     };
     bench.balloon = Balloon::new(EVERYTHING, Box::new(host), range(RAM.start.0, 1 << 40));
-    bench.balloon.activate(Features::BALLOON_STATISTICS.with(Features::BALLOON_REPORTING));
+    bench.balloon.activate(Features::BALLOON_STATS_VQ.with(Features::BALLOON_PAGE_REPORTING));
     for chain in 0..3 {
         bench.post(REPORTING, &[(RAM.start.0 + chain * 3 * 1024 * MIB, 0xc000_0000, WRITE)]);
     }
