@@ -1,6 +1,7 @@
 //! The balloon: inflated, deflated, asked for statistics, left out, while a real driver is on the other side.
 
 use std::process::{Command, Output, Stdio};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use testing::footprint::{Footprint, mib};
@@ -29,16 +30,19 @@ fn reaches(client: &mut Client, target: u64) {
     });
 }
 
-/// Waits until the VMM, the driver and the guest's kernel say the same of a balloon that stands still. The
-/// guest's kernel may just be moving a page of it: the new one goes in before the old one comes out.
-fn agrees(guest: &mut Guest, what: &str) -> u64 {
+/// Waits until a balloon has a target, in MiB, to the page, by the device's, the driver's and the guest's
+/// count. They differ while pages are on their way, or the guest's kernel moves one: the new page goes in
+/// before the old one comes out.
+fn settles(guest: &mut Guest, target: u64, what: &str) {
     let mut client = guest.client();
-    until(&format!("{what}: the same from the device, the driver and the guest"), || {
-        let inflated = Footprint::of(&mut client).inflated;
+    until(&format!("{what}: exactly {target} MiB in the balloon"), || {
+        if Footprint::of(&mut client).inflated != target << 20 {
+            return None;
+        }
         let of_guest = guest.order("figures", "figures")["balloon_bytes"].as_u64().unwrap();
         let of_driver = balloon(&mut client)["actual_mib"].as_u64().unwrap();
-        (inflated == of_guest && inflated >> 20 == of_driver).then_some(inflated)
-    })
+        (of_guest == target << 20 && of_driver == target).then_some(())
+    });
 }
 
 #[test]
@@ -46,17 +50,16 @@ fn a_balloon_goes_up_and_down_twenty_times_under_memory_pressure() {
     // MiB: of the guest, of what presses on it, of targets within and beyond what is left.
     const MEMORY: u64 = 256;
     const PRESSURE: u64 = 64;
-    const WITHIN: u64 = 48;
+    const WITHIN: u64 = 24;
     const BEYOND: u64 = 224;
-    Lab::new().run(|| {
+    // A guest that presses, inflates and talks on two processors may take minutes on a busy machine.
+    Lab::new().timeout(Duration::from_secs(900)).run(|| {
         let mut guest = start(plan(MEMORY).with("--cpus", "2"));
         let mut client = guest.client();
         guest.order(&format!("press {PRESSURE}"), "pressing");
-        let mut given_back = 0;
         for round in 0..20 {
             aim(&mut client, WITHIN);
-            reaches(&mut client, WITHIN);
-            assert_eq!(agrees(&mut guest, &format!("round {round}, up")), WITHIN << 20);
+            settles(&mut guest, WITHIN, &format!("round {round}, up"));
             // Now and then a round asks for more than there is: the guest takes back what it needs.
             if round % 10 == 4 {
                 aim(&mut client, BEYOND);
@@ -64,21 +67,27 @@ fn a_balloon_goes_up_and_down_twenty_times_under_memory_pressure() {
                     let inflated = Footprint::of(&mut client).inflated;
                     (inflated > (WITHIN + 32) << 20).then_some(inflated)
                 });
-                guest.order("touch 64", "touched");
-                let left = Footprint::of(&mut client).inflated;
-                assert!(left < (BEYOND << 20), "{left}");
-                println!("round {round}: {:.1} MiB, {:.1} under pressure", mib(most), mib(left));
-                given_back += u64::from(left < most);
+                // While the balloon is below its target, the driver deflates it for one reason only.
+                let deflated = |guest: &mut Guest| {
+                    guest.order("figures", "figures")["balloon_pages_back"].as_u64().unwrap()
+                };
+                let before = deflated(&mut guest);
+                guest.order("touch 96", "touched");
+                let back = deflated(&mut guest) - before;
+                println!(
+                    "round {round}: {:.1} MiB, {back} pages taken back under pressure",
+                    mib(most)
+                );
+                assert!(back > 0, "round {round}: the guest took nothing back");
                 assert_eq!(guest.order("free", "freed")["wrong"], 0);
             }
             aim(&mut client, 0);
-            reaches(&mut client, 0);
-            assert_eq!(agrees(&mut guest, &format!("round {round}, down")), 0);
+            settles(&mut guest, 0, &format!("round {round}, down"));
         }
         let relaxed = guest.order("relax", "relaxed");
         assert_eq!((&relaxed["wrong"], &relaxed["killed"]), (&json!(0), &json!(0)), "{relaxed}");
         assert!(relaxed["pieces"].as_u64().unwrap() > PRESSURE / 2, "{relaxed}");
-        println!("{given_back} of 2 gave back; {relaxed}");
+        println!("{relaxed}");
         guest.type_line("poweroff");
         guest.finish().expect_power_off();
     });
@@ -91,8 +100,7 @@ fn what_is_in_the_balloon_is_not_resident() {
         let plan = plan(512).with("--balloon", "reporting=off,target=100M");
         let mut guest = start(plan);
         let mut client = guest.client();
-        reaches(&mut client, 100);
-        assert_eq!(agrees(&mut guest, "the target of the start"), 100 << 20);
+        settles(&mut guest, 100, "the target of the start");
         guest.order("touch 256", "touched");
         guest.order("free", "freed");
         let before = Footprint::of(&mut client);

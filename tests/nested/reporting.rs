@@ -101,7 +101,7 @@ fn free_huge_pages() -> u64 {
 fn freed_memory_goes_back_to_a_pool_of_huge_pages() {
     const POOL: u64 = 300;
     const TOUCH: u64 = 300;
-    Lab::new().run(|| {
+    Lab::new().alone().run(|| {
         std::fs::write("/proc/sys/vm/nr_hugepages", POOL.to_string()).unwrap();
         assert_eq!(free_huge_pages(), POOL);
         // The lab's kernel gives no tags to hugetlbfs memory.

@@ -100,6 +100,7 @@ fn figures() -> Value {
         "free_kib": machine::memory_kib("MemFree"),
         "balloon_bytes": in_balloon.saturating_mul(page),
         "balloon_pages_ever": counter("balloon_inflate"),
+        "balloon_pages_back": counter("balloon_deflate"),
         "in_lists_bytes": machine::pages_in_lists().saturating_mul(page),
         "killed": counter("oom_kill"),
     })
