@@ -50,7 +50,7 @@ fn a_balloon_goes_up_and_down_twenty_times_under_memory_pressure() {
     // MiB: of the guest, of what presses on it, of targets within and beyond what is left.
     const MEMORY: u64 = 256;
     const PRESSURE: u64 = 64;
-    const WITHIN: u64 = 24;
+    const WITHIN: u64 = 16;
     const BEYOND: u64 = 224;
     // A guest that presses, inflates and talks on two processors may take minutes on a busy machine.
     Lab::new().timeout(Duration::from_secs(900)).run(|| {
