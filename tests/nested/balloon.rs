@@ -4,7 +4,7 @@ use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use testing::footprint::{Footprint, mib};
+use testing::footprint::Footprint;
 use testing::guest::{Guest, Plan};
 use testing::lab::{Lab, program};
 use testing::wait::until;
@@ -36,12 +36,13 @@ fn reaches(client: &mut Client, target: u64) {
 fn settles(guest: &mut Guest, target: u64, what: &str) {
     let mut client = guest.client();
     until(&format!("{what}: exactly {target} MiB in the balloon"), || {
-        if Footprint::of(&mut client).inflated != target << 20 {
+        // The cheapest first: a footprint is counted page by page, by the thread that serves the balloon.
+        if balloon(&mut client)["actual_mib"] != target {
             return None;
         }
         let of_guest = guest.order("figures", "figures")["balloon_bytes"].as_u64().unwrap();
-        let of_driver = balloon(&mut client)["actual_mib"].as_u64().unwrap();
-        (of_guest == target << 20 && of_driver == target).then_some(())
+        let inflated = Footprint::of(&mut client).inflated;
+        (of_guest == target << 20 && inflated == target << 20).then_some(())
     });
 }
 
@@ -52,6 +53,8 @@ fn a_balloon_goes_up_and_down_twenty_times_under_memory_pressure() {
     const PRESSURE: u64 = 64;
     const WITHIN: u64 = 16;
     const BEYOND: u64 = 224;
+    // So much in the balloon leaves less than a round then touches.
+    const NEARLY_ALL: u64 = 80;
     // A guest that presses, inflates and talks on two processors may take minutes on a busy machine.
     Lab::new().timeout(Duration::from_secs(900)).run(|| {
         let mut guest = start(plan(MEMORY).with("--cpus", "2"));
@@ -64,20 +67,17 @@ fn a_balloon_goes_up_and_down_twenty_times_under_memory_pressure() {
             if round % 10 == 4 {
                 aim(&mut client, BEYOND);
                 let most = until("a balloon that takes nearly all", || {
-                    let inflated = Footprint::of(&mut client).inflated;
-                    (inflated > (WITHIN + 32) << 20).then_some(inflated)
+                    let actual = balloon(&mut client)["actual_mib"].as_u64().unwrap();
+                    (actual > NEARLY_ALL).then_some(actual)
                 });
                 // While the balloon is below its target, the driver deflates it for one reason only.
                 let deflated = |guest: &mut Guest| {
                     guest.order("figures", "figures")["balloon_pages_back"].as_u64().unwrap()
                 };
                 let before = deflated(&mut guest);
-                guest.order("touch 96", "touched");
+                guest.order("touch 64", "touched");
                 let back = deflated(&mut guest) - before;
-                println!(
-                    "round {round}: {:.1} MiB, {back} pages taken back under pressure",
-                    mib(most)
-                );
+                println!("round {round}: {most} MiB, {back} pages taken back under pressure");
                 assert!(back > 0, "round {round}: the guest took nothing back");
                 assert_eq!(guest.order("free", "freed")["wrong"], 0);
             }
