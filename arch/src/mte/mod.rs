@@ -5,6 +5,9 @@
 
 use std::fmt;
 
+pub mod binding;
+pub mod codec;
+pub mod geometry;
 pub mod granule;
 
 /// How much of MTE a CPU has: the MTE field of ID_AA64PFR1_EL1, bits 8 to 11.

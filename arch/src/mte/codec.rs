@@ -1,0 +1,215 @@
+//! Tags outside memory: packed two to a byte, and as runs.
+//!
+//! KVM hands tags out one to a byte (KVM_ARM_MTE_COPY_TAGS). Packed they have the form that tag storage
+//! has, 128 bytes for 4 KiB of memory; as runs, memory that was tagged in large pieces takes a few bytes.
+//!
+//! # Runs
+//! Each run is one number, `(length - 1) << 4 | tag`, as a little-endian base-128 varint: seven bits a
+//! byte, the top bit set in all bytes but the last. Runs of one tag may follow each other.
+
+use thiserror::Error;
+
+use super::granule::{TAG_BITS, Tag};
+
+/// Why bytes are not tags.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub enum Error {
+    /// A byte beyond 15 where a tag should be.
+    #[error("tag {index} is {value}, but a tag is 0 to 15")]
+    NotATag {
+        /// Which tag, counted from 0.
+        index: usize,
+        /// The byte.
+        value: u8,
+    },
+    /// The buffer for the tags is too short or too long.
+    #[error("{tags} tags do not come from {bytes} bytes")]
+    Length {
+        /// How many tags are wanted.
+        tags: usize,
+        /// How many bytes there are.
+        bytes: usize,
+    },
+    /// The bytes end within a run.
+    #[error("the last run is cut short")]
+    CutShort,
+    /// The runs hold fewer or more tags than are wanted.
+    #[error("the runs do not hold the {wanted} tags that are wanted")]
+    Count {
+        /// How many tags are wanted.
+        wanted: usize,
+    },
+    /// A run longer than any memory.
+    #[error("a run is longer than any memory has tags")]
+    HugeRun,
+}
+
+/// How many bytes `tags` tags take packed.
+pub const fn packed_len(tags: usize) -> usize {
+    tags.div_ceil(2)
+}
+
+/// Packs tags, one to a byte, two to a byte: the first in the low four bits.
+///
+/// # Errors
+/// When a byte is no tag.
+pub fn pack(tags: &[u8]) -> Result<Vec<u8>, Error> {
+    check(tags)?;
+    let pairs = tags.chunks(2);
+    Ok(pairs.map(|pair| pair[0] | pair.get(1).map_or(0, |high| high << TAG_BITS)).collect())
+}
+
+/// Unpacks as many tags as `tags` is long.
+///
+/// # Errors
+/// When `packed` has not [`packed_len`] bytes.
+pub fn unpack(packed: &[u8], tags: &mut [u8]) -> Result<(), Error> {
+    if packed.len() != packed_len(tags.len()) {
+        return Err(Error::Length { tags: tags.len(), bytes: packed.len() });
+    }
+    for (pair, byte) in tags.chunks_mut(2).zip(packed) {
+        pair[0] = byte & 0xf;
+        if let Some(high) = pair.get_mut(1) {
+            *high = byte >> TAG_BITS;
+        }
+    }
+    Ok(())
+}
+
+/// Writes tags, one to a byte, as runs.
+///
+/// # Errors
+/// When a byte is no tag.
+pub fn to_runs(tags: &[u8]) -> Result<Vec<u8>, Error> {
+    check(tags)?;
+    let mut runs = Vec::new();
+    for run in tags.chunk_by(|a, b| a == b) {
+        let number = (run.len() as u64 - 1) << TAG_BITS | u64::from(run[0]);
+        put_varint(&mut runs, number);
+    }
+    Ok(runs)
+}
+
+/// Reads as many tags as `tags` is long from runs.
+///
+/// # Errors
+/// When the runs are damaged, or hold another number of tags. `tags` may be written in part.
+pub fn from_runs(mut runs: &[u8], tags: &mut [u8]) -> Result<(), Error> {
+    let wanted = tags.len();
+    let mut done = 0usize;
+    while !runs.is_empty() {
+        let number = take_varint(&mut runs)?;
+        let length = usize::try_from(number >> TAG_BITS)
+            .ok()
+            .and_then(|length| length.checked_add(1))
+            .ok_or(Error::HugeRun)?;
+        let end = done.checked_add(length).ok_or(Error::HugeRun)?;
+        let run = tags.get_mut(done..end).ok_or(Error::Count { wanted })?;
+        run.fill((number & 0xf) as u8);
+        done = end;
+    }
+    if done == wanted { Ok(()) } else { Err(Error::Count { wanted }) }
+}
+
+fn check(tags: &[u8]) -> Result<(), Error> {
+    match tags.iter().position(|value| Tag::new(*value).is_none()) {
+        Some(index) => Err(Error::NotATag { index, value: tags[index] }),
+        None => Ok(()),
+    }
+}
+
+fn put_varint(to: &mut Vec<u8>, mut number: u64) {
+    while number > 0x7f {
+        to.push(number as u8 | 0x80);
+        number >>= 7;
+    }
+    to.push(number as u8);
+}
+
+fn take_varint(from: &mut &[u8]) -> Result<u64, Error> {
+    let mut number = 0;
+    for shift in (0..64).step_by(7) {
+        let (&byte, rest) = from.split_first().ok_or(Error::CutShort)?;
+        *from = rest;
+        let bits = u64::from(byte & 0x7f);
+        if bits << shift >> shift != bits {
+            return Err(Error::HugeRun);
+        }
+        number |= bits << shift;
+        if byte & 0x80 == 0 {
+            return Ok(number);
+        }
+    }
+    Err(Error::HugeRun)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn the_first_tag_is_in_the_low_bits() {
+        assert_eq!(pack(&[1, 2, 3]), Ok(vec![0x21, 0x03]));
+        let mut tags = [0; 3];
+        unpack(&[0x21, 0xf3], &mut tags).unwrap();
+        assert_eq!(tags, [1, 2, 3]);
+    }
+
+    #[test]
+    fn a_page_of_one_tag_is_one_run_of_two_bytes() {
+        let runs = to_runs(&[5; 256]).unwrap();
+
+        assert_eq!(runs, [0xf5, 0x1f]);
+    }
+
+    #[test]
+    fn what_is_no_tag_is_named() {
+        let bad = Err(Error::NotATag { index: 1, value: 16 });
+        assert_eq!(pack(&[0, 16]), bad);
+        assert_eq!(to_runs(&[0, 16]), bad);
+    }
+
+    #[test]
+    fn damaged_runs_are_refused() {
+        let mut tags = [0; 4];
+        for (runs, error) in [
+            (&[0x80][..], Error::CutShort),
+            (&[0x20], Error::Count { wanted: 4 }),
+            (&[0x40], Error::Count { wanted: 4 }),
+            (&[], Error::Count { wanted: 4 }),
+            (&[0x80; 11], Error::HugeRun),
+            (&[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f], Error::HugeRun),
+            (
+                &[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01],
+                Error::Count { wanted: 4 },
+            ),
+        ] {
+            assert_eq!(from_runs(runs, &mut tags), Err(error), "{runs:x?}");
+        }
+        assert_eq!(unpack(&[0], &mut tags), Err(Error::Length { tags: 4, bytes: 1 }));
+    }
+
+    proptest! {
+        #[test]
+        fn tags_survive_packing_and_runs(tags in prop::collection::vec(0u8..16, 0..1000)) {
+            let mut back = vec![0xff; tags.len()];
+            unpack(&pack(&tags).unwrap(), &mut back).unwrap();
+            prop_assert_eq!(&back, &tags);
+            back.fill(0xff);
+            from_runs(&to_runs(&tags).unwrap(), &mut back).unwrap();
+            prop_assert_eq!(&back, &tags);
+        }
+
+        #[test]
+        fn any_bytes_are_runs_or_an_error(bytes: Vec<u8>, count in 0usize..5000) {
+            let mut tags = vec![0; count];
+            if from_runs(&bytes, &mut tags).is_ok() {
+                prop_assert!(tags.iter().all(|tag| *tag < 16));
+            }
+        }
+    }
+}
