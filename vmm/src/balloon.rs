@@ -26,9 +26,25 @@ use crate::spec::BalloonSpec;
 use crate::timer::Timer;
 use crate::virtio::{Gate, Shared};
 
+/// The unit in which a balloon counts.
+const PAGE: Bytes = Bytes::kib(4);
+
 /// How long a guest has for booting before its user is told that it gives no memory back: a distribution
 /// loads its drivers within seconds, under emulation within a few more.
 const SETTLED: Duration = Duration::from_secs(30);
+
+/// How long what others need is asked of the guest, unless they say that they need it no more or ask again:
+/// whoever asked may have gone.
+const NEEDED: Duration = Duration::from_secs(30);
+
+/// How long it is asked for after they need it no more. Whoever is short of tag storage takes it little by
+/// little and is hungry again at once; a guest that got its memory back in between would give the same
+/// memory the next time, whose tag storage is free already.
+const LINGER: Duration = Duration::from_secs(5);
+
+/// The least that is asked of the guest for others. It gives single pages, and only whole chunks help:
+/// Linux takes them from one large free block after the other.
+const LEAST: Bytes = Bytes::mib(32);
 
 /// A VM's balloon, controlled. Clones are the same balloon.
 #[derive(Clone)]
@@ -43,8 +59,13 @@ struct Inner {
     deflate_on_oom: bool,
     /// Seconds between two requests for statistics; 0 for none.
     interval: Cell<u16>,
+    /// What the user asks the guest to give up.
+    target: Cell<Bytes>,
+    /// What it is to give up besides, as others need it.
+    needed: Cell<Bytes>,
     statistics_timer: Timer,
     settled_timer: Timer,
+    needed_timer: Timer,
 }
 
 impl Control {
@@ -70,8 +91,11 @@ impl Control {
             gate,
             deflate_on_oom: spec.deflate_on_oom,
             interval: Cell::new(0),
+            target: Cell::new(spec.target),
+            needed: Cell::new(Bytes::ZERO),
             statistics_timer: Timer::new()?,
             settled_timer: Timer::new()?,
+            needed_timer: Timer::new()?,
         }));
         control.set_interval(spec.stats_seconds)?;
         control.0.settled_timer.once(SETTLED)?;
@@ -87,7 +111,8 @@ impl Control {
         let transport = self.transport();
         let device = transport.device();
         model::Balloon {
-            amount_mib: Bytes::new(device.target()).as_mib(),
+            amount_mib: self.0.target.get().as_mib(),
+            needed_mib: self.needed().as_mib(),
             actual_mib: Bytes::new(device.actual()).as_mib(),
             deflate_on_oom: self.0.deflate_on_oom,
             stats_polling_interval_s: self.0.interval.get(),
@@ -109,12 +134,51 @@ impl Control {
         if let Some(on) = change.reporting {
             transport.device_mut().set_reporting(on);
         }
-        if let Some(target) = change.target
-            && transport.device_mut().set_target(target.get())
-        {
-            transport.config_changed();
+        drop(transport);
+        if let Some(target) = change.target {
+            self.0.target.set(target);
+            self.aim();
         }
         Ok(())
+    }
+
+    /// Asks the guest for this much more than it has given so far, for others. A quarter of its memory stays
+    /// its own.
+    pub fn give_back(&self, size: Bytes) {
+        let actual = Bytes::new(self.transport().device().actual());
+        let given = actual.get().saturating_sub(self.0.target.get().get());
+        let needed = given.saturating_add(size.max(LEAST).get());
+        self.0.needed.set(self.0.needed.get().max(Bytes::new(needed)));
+        self.aim();
+        self.wind(NEEDED);
+    }
+
+    /// Nobody needs that any more. The guest has it back [a while](LINGER) later, unless somebody does again.
+    pub fn take_back(&self) {
+        if !self.0.needed.get().is_zero() {
+            self.wind(LINGER);
+        }
+    }
+
+    /// What the guest is asked for beyond the user's target.
+    fn needed(&self) -> Bytes {
+        let memory = self.0.setup.memory.get();
+        let most = (memory - memory / 4).saturating_sub(self.0.target.get().get());
+        self.0.needed.get().min(Bytes::new(most)).align_down(PAGE)
+    }
+
+    /// Tells the driver what the guest is asked for, if that has changed.
+    fn aim(&self) {
+        let target = self.0.target.get().get().saturating_add(self.needed().get());
+        let mut transport = self.transport();
+        if transport.device_mut().set_target(target) {
+            transport.config_changed();
+        }
+    }
+
+    fn wind(&self, after: Duration) {
+        // It cannot fail with such times; if it does the guest gives for longer than it should.
+        let _ = self.0.needed_timer.once(after);
     }
 
     /// The answer to `GET /balloon/statistics`.
@@ -149,6 +213,7 @@ impl Control {
         let wire = transport.counters();
         json!({
             "target_bytes": transport.device().target(),
+            "needed_bytes": self.needed().get(),
             "actual_bytes": transport.device().actual(),
             "inflated_bytes": read(&counters.inflated),
             "reported_bytes": read(&counters.reported),
@@ -205,7 +270,7 @@ impl Control {
 
 impl MutEventSubscriber for Control {
     fn init(&mut self, ops: &mut EventOps<'_>) {
-        for timer in [&self.0.statistics_timer, &self.0.settled_timer] {
+        for timer in [&self.0.statistics_timer, &self.0.settled_timer, &self.0.needed_timer] {
             // Without its event there are no statistics, or there is no explanation.
             let _ = ops.add(Events::new_raw(timer.as_raw_fd(), EventSet::IN));
         }
@@ -218,6 +283,10 @@ impl MutEventSubscriber for Control {
         }
         if fired(&self.0.settled_timer) {
             self.explain();
+        }
+        if fired(&self.0.needed_timer) {
+            self.0.needed.set(Bytes::ZERO);
+            self.aim();
         }
     }
 }

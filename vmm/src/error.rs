@@ -15,6 +15,13 @@ pub fn chain(error: &dyn Error) -> String {
     line
 }
 
+/// Whether the reason behind an error is that this user may not.
+pub fn is_denied(error: &(dyn Error + 'static)) -> bool {
+    let this = error.downcast_ref::<io::Error>();
+    this.is_some_and(|error| error.kind() == io::ErrorKind::PermissionDenied)
+        || error.source().is_some_and(is_denied)
+}
+
 /// Says something on standard error. That nobody can hear it changes nothing else.
 pub fn say(message: &str) {
     let _ = writeln!(io::stderr(), "tessera: {message}");

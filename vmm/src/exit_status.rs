@@ -21,6 +21,9 @@ pub enum ExitStatus {
     Stopped = 12,
     /// `tessera doctor` found something that keeps guests from running.
     DoctorFailed = 13,
+    /// The host had no tag storage for memory that the guest touched (`--on-exhausted kill`), or could no
+    /// longer reserve any.
+    TagStorage = 14,
     /// The command line is wrong (`EX_USAGE`).
     Usage = 64,
     /// A kernel or an initrd has the wrong form or does not fit (`EX_DATAERR`).

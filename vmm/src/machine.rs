@@ -1,5 +1,6 @@
 //! The machine: the one file that knows every part, and puts them together in one order.
 
+mod board;
 mod slots;
 
 use std::io;
@@ -24,30 +25,24 @@ use thiserror::Error;
 use vm_memory::Bytes as _;
 
 use crate::balloon;
-use crate::config::{HugePages, MemoryBacking, MteMode};
 use crate::console::{Output, Quiesce};
 use crate::control::model;
 use crate::entropy::{self, HostEntropy};
-use crate::error::say;
+use crate::error::{is_denied, say};
 use crate::exit_status::ExitStatus;
-use crate::kvm::{self, Host, KvmVcpu, Vm};
+use crate::kvm::{self, KvmVcpu, Vm};
 use crate::memory::{
-    self, Attributes, Backing, Footprint, GuestRam, LoadError, Loaded, Reclaimer, Unreserved,
-    footprint, tag_checks,
+    self, Footprint, LoadError, Loaded, Reclaimer, Reservations, Unreserved, footprint,
 };
 use crate::metrics::VcpuCounters;
 use crate::reporting::{self, Setup};
 use crate::spec::{BalloonSpec, Spec};
+use crate::tag_storage::broker::Client;
+use crate::tag_storage::{self, Holding, Tenancy};
 use crate::vcpu::{self, Services, Vcpu, VcpuSet};
 use crate::virtio::Gate;
+pub use board::{Board, Mte};
 use slots::Slots;
-
-/// Room for the device tree beyond what each vCPU adds; the command line is its largest part.
-const FDT_BASE: u64 = 8 << 10;
-/// Room in the device tree for one vCPU's node.
-const FDT_PER_CPU: u64 = 160;
-/// The pages of hugetlbfs: as large as a chunk, whatever the host's own.
-const HUGE_PAGE: Bytes = layout::CHUNK;
 
 // The device tree and the model must mean the same line.
 const _: () = assert!(arch::fdt::POWER_KEY_LINE == devices::gpio::POWER_KEY_LINE as u32);
@@ -79,6 +74,12 @@ pub enum Error {
     /// There are more virtio devices than places for them.
     #[error("there are more than {} virtio devices: leave some out", layout::MAX_VIRTIO_DEVICES)]
     NoSlot,
+    /// There is no tag storage for the VM.
+    #[error(transparent)]
+    TagStorage(#[from] tag_storage::HoldingError),
+    /// It may not live beside the broker's tag storage.
+    #[error(transparent)]
+    Tenancy(#[from] tag_storage::TenancyError),
     /// The balloon's timers cannot be had.
     #[error("the host gives no timers for the balloon: look at ulimit -n")]
     Timers(#[source] io::Error),
@@ -96,97 +97,19 @@ impl Error {
             {
                 ExitStatus::NoPermission
             }
+            Self::TagStorage(error) if is_denied(error) => ExitStatus::NoPermission,
+            Self::Tenancy(error) if is_denied(error) => ExitStatus::NoPermission,
             Self::Load(error) => error.status(),
-            Self::Kvm(_) | Self::Memory(_) | Self::Seeds(_) | Self::Timers(_) | Self::Vcpus(_) => {
-                ExitStatus::Unavailable
-            }
+            Self::Kvm(_)
+            | Self::Memory(_)
+            | Self::Seeds(_)
+            | Self::TagStorage(_)
+            | Self::Tenancy(_)
+            | Self::Timers(_)
+            | Self::Vcpus(_) => ExitStatus::Unavailable,
             Self::NoSlot => ExitStatus::Config,
             Self::Fdt(_) | Self::WriteFdt(_) | Self::Bus(_) => ExitStatus::VmmFault,
         }
-    }
-}
-
-/// A VM that exists in KVM with its kernel loaded, and that nothing outside this process shows yet:
-/// killed now, it leaves nothing behind.
-pub struct Board {
-    // Field order is drop order: vCPUs, VM, and with it the memory.
-    vcpus: Vec<KvmVcpu>,
-    vm: Vm,
-    gic: Gic,
-    loaded: Loaded,
-    mte: Mte,
-}
-
-/// Whether the guest has MTE, and why not.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Mte {
-    /// It has.
-    On,
-    /// It was not to have it.
-    Off,
-    /// The host cannot give it.
-    Unavailable,
-}
-
-impl Board {
-    /// Makes a VM by its description: host, memory, kernel, vCPUs, interrupt controller.
-    ///
-    /// # Errors
-    /// When the host cannot give what the description asks for, or a file cannot be loaded.
-    pub fn new(spec: &Spec) -> Result<Self, Error> {
-        tag_checks::disable();
-        let host = Host::open()?;
-        let mte = choose_mte(&host, spec.mte)?;
-        host.check_cpus(spec.cpus)?;
-        let ipa_bits = host.ipa_bits_for(spec.memory)?;
-        let attributes = Attributes {
-            tags: mte == Mte::On,
-            huge_pages: spec.huge_pages == HugePages::Transparent,
-            backing: match spec.backing {
-                MemoryBacking::Anonymous => Backing::Anonymous,
-                MemoryBacking::Memfd => Backing::Memfd,
-                MemoryBacking::Hugetlbfs => Backing::Hugetlbfs { page: HUGE_PAGE },
-            },
-        };
-        let ram = GuestRam::new(spec.memory, attributes)?;
-        let mut vm = Vm::new(&host, ipa_bits, ram, mte == Mte::On)?;
-        let fdt_room = Bytes::new(FDT_BASE + FDT_PER_CPU * u64::from(spec.cpus));
-        let loaded = memory::load(vm.ram(), &spec.kernel, spec.initrd.as_deref(), fdt_room)?;
-        if spec.lock_memory {
-            vm.ram().lock()?;
-        }
-        let (vcpus, gic) = vm.create_cpus(&host, spec.cpus)?;
-        Ok(Self { vm, vcpus, gic, loaded, mte })
-    }
-
-    /// The description's command line, with the order in which the guest reports free memory if its
-    /// kernel's own does not suit it.
-    pub fn command_line(&self, spec: &Spec) -> String {
-        let offered = spec.balloon.is_some_and(|balloon| balloon.reporting) && !spec.lock_memory;
-        if !offered {
-            return spec.command_line.clone();
-        }
-        let page = self.vm.ram().backing().page_size();
-        let (line, note) =
-            reporting::prepare(&spec.command_line, spec.memory, self.loaded.guest_page, page);
-        if let Some(note) = note {
-            say(&note);
-        }
-        line
-    }
-
-    /// Whether the guest has MTE.
-    pub fn mte(&self) -> Mte {
-        self.mte
-    }
-}
-
-fn choose_mte(host: &Host, mode: MteMode) -> Result<Mte, kvm::Error> {
-    match (mode, host.mte()) {
-        (MteMode::Off, _) => Ok(Mte::Off),
-        (_, Ok(())) => Ok(Mte::On),
-        (MteMode::Auto, Err(_)) => Ok(Mte::Unavailable),
-        (MteMode::Require, Err(missing)) => Err(kvm::Error::MteMissing(missing)),
     }
 }
 
@@ -204,8 +127,14 @@ pub struct Machine {
     vm: Vm,
     counters: Arc<VcpuCounters>,
     quiesce: Quiesce,
+    tags: Option<Holding>,
+    tenancy: Option<Tenancy>,
     /// Open while the guest runs.
     gate: Gate,
+    /// Somebody has asked for it.
+    paused: bool,
+    /// Nobody has, but the guest stands still, for this reason.
+    held: Option<String>,
 }
 
 impl Machine {
@@ -220,7 +149,7 @@ impl Machine {
         console: Output,
         quiesce: Quiesce,
     ) -> Result<Self, Error> {
-        let Board { vm, vcpus, gic, loaded, .. } = board;
+        let Board { vm, vcpus, gic, loaded, tags, tenancy, .. } = board;
         let irq = |spi| vm.irq(spi).map(Box::new);
         let brake = console.brake();
         let serial = Serial::new(irq(layout::SERIAL_SPI)?, Box::new(console));
@@ -233,9 +162,15 @@ impl Machine {
         attach(&mut bus, layout::GPIO, gpio.clone())?;
         let gate = Gate::default();
         let mut slots = Slots::new(&vm, &mut bus, &gate);
+        let guest_page = loaded.guest_page;
+        let reclaimer = || {
+            let reservations = tags.as_ref().map(Holding::reservations);
+            let reservations: Box<dyn Reservations> = reservations.unwrap_or(Box::new(Unreserved));
+            Reclaimer::new(vm.ram().clone(), reservations)
+        };
         let balloon = spec
             .balloon
-            .map(|balloon| add_balloon(&mut slots, balloon, spec, vm.ram(), loaded.guest_page))
+            .map(|wanted| add_balloon(&mut slots, wanted, spec, reclaimer(), guest_page))
             .transpose()?;
         let rng_counters = spec.rng.then(|| add_rng(&mut slots)).transpose()?;
         let (virtio, queue_events) = slots.finish();
@@ -258,7 +193,11 @@ impl Machine {
             vm,
             counters,
             quiesce,
+            tags,
+            tenancy,
             gate,
+            paused: true,
+            held: None,
         })
     }
 
@@ -303,9 +242,47 @@ impl Machine {
         Arc::clone(&self.serial)
     }
 
-    /// Whether the vCPUs are out of the guest.
+    /// The VM's tag storage, if any is reserved.
+    pub fn tag_storage(&self) -> Option<&Holding> {
+        self.tags.as_ref()
+    }
+
+    /// Where memory without tags may be beside tag storage, if there is a broker.
+    pub fn tenancy(&self) -> Option<&Tenancy> {
+        self.tenancy.as_ref()
+    }
+
+    /// The broker of tag storage, if there is one.
+    pub fn broker(&self) -> Option<&Arc<Client>> {
+        let own = self.tags.as_ref().and_then(Holding::broker);
+        own.or_else(|| self.tenancy.as_ref().map(Tenancy::broker))
+    }
+
+    /// Asks the guest for the memory of so many chunks beyond what it has given, as others need tag storage.
+    /// What the user asks of the balloon stays as it is.
+    pub fn give_back(&self, chunks: u64) {
+        // Nothing else frees tag storage as memory goes back.
+        let frees = self.tags.as_ref().is_some_and(Holding::is_on_demand);
+        if let Some(balloon) = self.balloon.as_ref().filter(|_| frees) {
+            balloon.give_back(Bytes::new(chunks.saturating_mul(layout::CHUNK.get())));
+        }
+    }
+
+    /// Nobody needs that any more.
+    pub fn take_back(&self) {
+        if let Some(balloon) = &self.balloon {
+            balloon.take_back();
+        }
+    }
+
+    /// Whether the vCPUs are out of the guest, or stand still in it.
     pub fn is_paused(&self) -> bool {
-        !self.gate.is_open()
+        self.paused || self.held.is_some()
+    }
+
+    /// Why the guest stands still without anybody having asked for that.
+    pub fn held(&self) -> Option<&str> {
+        self.held.as_deref()
     }
 
     /// Stops the guest and its clock; pending MMIO is finished first. Its memory stands still until
@@ -314,8 +291,50 @@ impl Machine {
     /// # Errors
     /// When a vCPU does not leave the guest: then it goes on.
     pub fn pause(&mut self) -> Result<(), vcpu::Error> {
+        self.stand_still()?;
+        self.paused = true;
+        Ok(())
+    }
+
+    /// Lets the guest run, its clock where it stopped. One that is held is let go later.
+    ///
+    /// # Errors
+    /// When its clock cannot be set: then it stays paused.
+    pub fn resume(&mut self) -> Result<(), vcpu::Error> {
+        if self.paused && self.held.is_none() {
+            self.go_on()?;
+        }
+        self.paused = false;
+        Ok(())
+    }
+
+    /// Stops the guest for this reason until it is [let go](Self::let_go).
+    ///
+    /// # Errors
+    /// As for [`pause`](Self::pause).
+    pub fn hold(&mut self, reason: &str) -> Result<(), vcpu::Error> {
+        self.stand_still()?;
+        self.held = Some(reason.to_owned());
+        Ok(())
+    }
+
+    /// Lets a guest run that was held, unless it is paused besides.
+    ///
+    /// # Errors
+    /// As for [`resume`](Self::resume).
+    pub fn let_go(&mut self) -> Result<(), vcpu::Error> {
+        if self.held.is_some() && !self.paused {
+            self.go_on()?;
+        }
+        self.held = None;
+        Ok(())
+    }
+
+    fn stand_still(&mut self) -> Result<(), vcpu::Error> {
         self.quiesce.set(true);
-        let paused = self.vcpus.pause();
+        let tags = self.tags.as_ref();
+        let waits = || tags.is_some_and(|tags| tags.waiting() > 0);
+        let paused = self.vcpus.pause_excusing(waits);
         if paused.is_ok() {
             self.gate.close();
         } else if !self.is_paused() {
@@ -324,14 +343,7 @@ impl Machine {
         paused
     }
 
-    /// Lets the guest run, its clock where it stopped.
-    ///
-    /// # Errors
-    /// When its clock cannot be set: then it stays paused.
-    pub fn resume(&mut self) -> Result<(), vcpu::Error> {
-        if !self.is_paused() {
-            return Ok(());
-        }
+    fn go_on(&mut self) -> Result<(), vcpu::Error> {
         self.quiesce.set(false);
         self.vcpus.resume()?;
         self.gate.open();
@@ -359,6 +371,9 @@ impl Machine {
         if let Some(balloon) = &self.balloon {
             metrics["balloon"] = balloon.metrics();
         }
+        if let Some(tags) = &self.tags {
+            metrics["tag_storage"] = tags.metrics();
+        }
         if let Some(rng) = &self.rng_counters {
             metrics["entropy"] = json!({
                 "output_bytes": rng.bytes.load(Ordering::Relaxed),
@@ -373,6 +388,11 @@ impl Drop for Machine {
     fn drop(&mut self) {
         // No vCPU may wait for a console's reader while its thread is joined.
         self.quiesce.set(true);
+        // Nor may one wait for tag storage: it would not leave the guest.
+        self.vcpus.finish();
+        if let Some(tags) = &mut self.tags {
+            tags.stop();
+        }
     }
 }
 
@@ -388,9 +408,10 @@ fn add_balloon(
     slots: &mut Slots<'_>,
     wanted: BalloonSpec,
     spec: &Spec,
-    ram: &GuestRam,
+    reclaimer: Reclaimer,
     guest_page: Bytes,
 ) -> Result<balloon::Control, Error> {
+    let ram = slots.ram();
     let setup = Setup {
         wanted: wanted.reporting,
         locked: ram.is_locked(),
@@ -410,7 +431,6 @@ fn add_balloon(
     };
     let range = ram.range();
     let range = GuestRange { start: range.base, length: range.size.get() };
-    let reclaimer = Reclaimer::new(ram.clone(), Box::new(Unreserved));
     let discards = reclaimer.counters();
     let device = Balloon::new(config, Box::new(reclaimer), range);
     let transport = slots.add("balloon", device)?;

@@ -3,7 +3,7 @@
 
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use crate::exit_status::ExitStatus;
 
@@ -77,6 +77,12 @@ fn is_ignored(signal: libc::c_int) -> bool {
     let known = unsafe { libc::sigaction(signal, std::ptr::null(), now.as_mut_ptr()) } == 0;
     // SAFETY: the call succeeded, so it has written the action.
     known && unsafe { now.assume_init() }.sa_sigaction == libc::SIG_IGN
+}
+
+impl AsFd for Signals {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
 }
 
 impl AsRawFd for Signals {

@@ -12,12 +12,14 @@ use thiserror::Error;
 
 use crate::config::{
     BootSource, Config, EntropySection, HugePages, MachineConfig, MemoryBacking, MteMode,
-    MteSection, SerialSection,
+    MteSection, SerialSection, TagStorageMode, TagStorageSection,
 };
 
 mod balloon;
+mod tag_storage;
 
 pub use balloon::BalloonSpec;
+pub use tag_storage::{TagStorageSpec, When};
 
 /// Memory of a guest for which none was asked.
 const DEFAULT_MEMORY: Bytes = Bytes::mib(512);
@@ -53,6 +55,11 @@ pub struct Spec {
     pub cpus: u32,
     /// Whether the guest has MTE.
     pub mte: MteMode,
+    /// How tag storage is reserved, if it is. A guest that turns out to have no MTE needs none.
+    pub tag_storage: Option<TagStorageSpec>,
+    /// The broker that the guest borrows from if it has no MTE: its memory may be in tag storage that nobody
+    /// needs.
+    pub lender: Option<PathBuf>,
     /// Where the serial port goes.
     pub serial: SerialTarget,
     /// The VM's name.
@@ -122,6 +129,46 @@ pub enum Error {
     /// A size in MiB that no balloon has.
     #[error("amount_mib {0} is beyond any machine's memory")]
     BalloonOverflow(u64),
+    /// Something is said of tag storage that is not reserved.
+    #[error(
+        "no tag storage is reserved, so --broker, --tag-min, --tag-max and --on-exhausted have no meaning: \
+         leave them out, or give --tag-storage strict or demand"
+    )]
+    TagStorageOff,
+    /// A borrower has no lease.
+    #[error(
+        "a guest without MTE reserves no tag storage, it borrows: leave out --tag-min, --tag-max and \
+         --on-exhausted"
+    )]
+    TagStorageBorrower,
+    /// A strict reservation never runs out.
+    #[error(
+        "with --tag-storage strict a running guest has all its tag storage, so --on-exhausted has no \
+         meaning: leave it out, or give --tag-storage demand"
+    )]
+    TagStorageStrict,
+    /// Locked memory is touched at once.
+    #[error(
+        "locked memory is all in use from the start, so that nothing is left to reserve on demand: give \
+         --tag-storage strict, or leave out --lock-memory"
+    )]
+    TagStorageLocked,
+    /// A guest without tags needs none.
+    #[error(
+        "--tag-storage {0} is for a guest with MTE, and this one has none (--mte off): leave one of them out"
+    )]
+    TagStorageWithoutMte(TagStorageMode),
+    /// More is set aside than the VM may have.
+    #[error("--tag-min {min} is more than --tag-max {max}: lower it")]
+    TagStorageLimits {
+        /// What is set aside.
+        min: Bytes,
+        /// The most.
+        max: Bytes,
+    },
+    /// A size in KiB that no tag storage has.
+    #[error("{0} KiB of tag storage is more than any machine has")]
+    TagStorageOverflow(u64),
     /// No vCPUs.
     #[error("a VM needs at least one vCPU: give --cpus 1 or more")]
     NoCpus,
@@ -211,6 +258,10 @@ impl Spec {
         let machine = config.machine_config.unwrap_or_default();
         let memory = memory(&machine)?;
         let (huge_pages, backing) = backing(&machine)?;
+        let mte = config.mte.map_or(MteMode::default(), |section| section.mode);
+        let lock_memory = machine.lock_memory.unwrap_or(false);
+        let tag_storage = config.tag_storage.unwrap_or_default();
+        let lender = tag_storage.broker.clone().filter(|_| mte != MteMode::Require);
         let spec = Self {
             kernel: boot.kernel_image_path.ok_or(Error::NoKernel)?,
             initrd: boot.initrd_path,
@@ -218,11 +269,13 @@ impl Spec {
             memory,
             huge_pages,
             backing,
-            lock_memory: machine.lock_memory.unwrap_or(false),
+            lock_memory,
             balloon: BalloonSpec::new(config.balloon, memory)?,
             rng: config.entropy.is_some(),
             cpus: machine.vcpu_count.unwrap_or(1),
-            mte: config.mte.map_or(MteMode::default(), |section| section.mode),
+            mte,
+            tag_storage: TagStorageSpec::new(tag_storage, mte, lock_memory)?,
+            lender,
             serial: SerialTarget::from_section(config.serial.unwrap_or_default())?,
             id: valid_id(flags.id.unwrap_or("tessera"))?,
         };
@@ -253,6 +306,14 @@ impl Spec {
         });
         config.serial = Some(SerialSection::from_flag(&self.serial.to_string()));
         config.mte = Some(MteSection { mode: self.mte });
+        config.tag_storage = Some(match &self.tag_storage {
+            Some(tag_storage) => tag_storage.to_section(),
+            None => TagStorageSection {
+                mode: Some(TagStorageMode::Off),
+                broker: self.lender.as_ref().map(shown),
+                ..TagStorageSection::default()
+            },
+        });
         config.balloon = Some(self.balloon.map(|balloon| balloon.to_section()));
         config.entropy = self.rng.then(EntropySection::default);
         config

@@ -17,6 +17,26 @@ use crate::exit_status::ExitStatus;
 /// within one turn of the loop is a fault of the clients, who then wait.
 const BACKLOG: i32 = 16;
 
+/// What kind of socket, and who may connect to it.
+#[derive(Clone, Copy, Debug)]
+pub struct Kind {
+    /// How its bytes travel.
+    pub socket_type: SocketType,
+    /// The file's mode: who may write may connect. The umask takes from it.
+    pub mode: Mode,
+    /// Connections that wait to be accepted.
+    pub backlog: i32,
+}
+
+impl Kind {
+    /// A stream for the socket's owner only.
+    pub const PRIVATE_STREAM: Self = Self {
+        socket_type: SocketType::STREAM,
+        mode: Mode::RUSR.union(Mode::WUSR),
+        backlog: BACKLOG,
+    };
+}
+
 /// The longest path the kernel takes: `sun_path` has 108 bytes, one for the final zero (unix(7)).
 const MAX_PATH: usize = 107;
 
@@ -27,7 +47,9 @@ pub enum Error {
     #[error("another process listens on {0:?}; give each VM a path of its own")]
     InUse(PathBuf),
     /// The path names something that this program did not make.
-    #[error("{0:?} exists and is not a stream socket; remove it or choose another path")]
+    #[error(
+        "{0:?} exists and is no socket of the kind that belongs there; remove it or choose another path"
+    )]
     Occupied(PathBuf),
     /// The path does not fit an address.
     #[error(
@@ -83,11 +105,20 @@ pub struct Socket {
 }
 
 impl Socket {
-    /// Listens at `path`, in the place of a socket that a dead process left.
+    /// Listens for streams at `path`, in the place of a socket that a dead process left.
     ///
     /// # Errors
     /// When the path is too long or taken, or the kernel refuses.
     pub fn bind(path: &Path) -> Result<Self, Error> {
+        Self::bind_as(path, Kind::PRIVATE_STREAM)
+    }
+
+    /// Listens at `path` with a socket of another kind. What its listener accepts is of that kind, too,
+    /// whatever the types of the standard library call it.
+    ///
+    /// # Errors
+    /// As [`bind`](Self::bind).
+    pub fn bind_as(path: &Path, kind: Kind) -> Result<Self, Error> {
         let length = path.as_os_str().len();
         if length > MAX_PATH {
             let path = path.to_owned();
@@ -98,10 +129,10 @@ impl Socket {
         if length == 0 {
             return Err(failed(io::ErrorKind::InvalidInput.into()));
         }
-        let socket = match listen(path) {
+        let socket = match listen(path, kind) {
             Err(Errno::ADDRINUSE) => {
-                remove_stale(path)?;
-                listen(path)
+                remove_stale(path, kind.socket_type)?;
+                listen(path, kind)
             }
             other => other,
         };
@@ -164,26 +195,26 @@ impl File {
 }
 
 /// A new socket: non-blocking, close-on-exec.
-fn stream_socket() -> Result<OwnedFd, Errno> {
+fn socket(socket_type: SocketType) -> Result<OwnedFd, Errno> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
+    rustix::net::socket_with(AddressFamily::UNIX, socket_type, flags, None)
 }
 
-/// A non-blocking, close-on-exec socket that listens at `path`, with mode 0600.
-fn listen(path: &Path) -> Result<OwnedFd, Errno> {
+/// A non-blocking, close-on-exec socket that listens at `path`.
+fn listen(path: &Path, kind: Kind) -> Result<OwnedFd, Errno> {
     let address = SocketAddrUnix::new(path)?;
-    let socket = stream_socket()?;
+    let socket = socket(kind.socket_type)?;
     // bind() gives the file the socket's own mode less the umask (net/unix/af_unix.c,
     // unix_bind_bsd), so there is no moment at which others could connect, and the umask, which
     // all threads share, stays as it is.
-    rustix::fs::fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
+    rustix::fs::fchmod(&socket, kind.mode)?;
     rustix::net::bind(&socket, &address)?;
-    rustix::net::listen(&socket, BACKLOG)?;
+    rustix::net::listen(&socket, kind.backlog)?;
     Ok(socket)
 }
 
 /// Removes a socket that nobody listens on; anything else is an error.
-fn remove_stale(path: &Path) -> Result<(), Error> {
+fn remove_stale(path: &Path, socket_type: SocketType) -> Result<(), Error> {
     let failed = |source| Error::Replace { path: path.to_owned(), source };
     let found = match std::fs::symlink_metadata(path) {
         Ok(metadata) if metadata.file_type().is_socket() => File::at(path),
@@ -191,7 +222,7 @@ fn remove_stale(path: &Path) -> Result<(), Error> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(failed(error)),
     };
-    match connect(path) {
+    match connect(path, socket_type) {
         Err(Errno::CONNREFUSED) => {}
         // A full backlog is a live, if busy, listener.
         Ok(_) | Err(Errno::AGAIN) => return Err(Error::InUse(path.to_owned())),
@@ -207,8 +238,8 @@ fn remove_stale(path: &Path) -> Result<(), Error> {
 }
 
 /// Connects without waiting for a place in the backlog.
-fn connect(path: &Path) -> Result<UnixStream, Errno> {
-    let socket = stream_socket()?;
+fn connect(path: &Path, socket_type: SocketType) -> Result<UnixStream, Errno> {
+    let socket = socket(socket_type)?;
     rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
     Ok(UnixStream::from(socket))
 }

@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use vmm::control::balloon::{BalloonChange, no_balloon, statistics_off};
 use vmm::control::model::{
     Balloon, BalloonStats, BalloonStatsUpdate, BalloonUpdate, DriverState, Footprint, GuestStats,
-    InstanceInfo, Reporting, State,
+    InstanceInfo, Reporting, State, TagStorage,
 };
 use vmm::control::{ControlError, Controller, Server};
 
@@ -30,6 +30,7 @@ struct FakeVm {
 fn fresh_balloon() -> Balloon {
     Balloon {
         amount_mib: 0,
+        needed_mib: 0,
         actual_mib: 0,
         deflate_on_oom: true,
         stats_polling_interval_s: 0,
@@ -85,6 +86,9 @@ impl Controller for FakeVm {
     }
     fn footprint(&self) -> Result<Footprint, ControlError> {
         Ok(Footprint { guest_bytes: 4 << 20, resident_bytes: 1 << 20, ..Footprint::default() })
+    }
+    fn tag_storage(&self) -> Result<TagStorage, ControlError> {
+        Ok(TagStorage::off())
     }
     fn pause(&mut self) -> Result<(), ControlError> {
         self.state = State::Paused;

@@ -1,4 +1,4 @@
-//! The VMM: `tessera run`, `tessera doctor`.
+//! The VMM: `tessera run`, `tessera broker`, `tessera doctor`.
 
 use std::io::{self, Write};
 use std::panic;
@@ -9,6 +9,7 @@ use vmm::config::RunArgs;
 use vmm::doctor::{self, Outcome};
 use vmm::error::{chain, say};
 use vmm::exit_status::ExitStatus;
+use vmm::tag_storage::broker::{self, BrokerArgs};
 
 /// A small aarch64 VMM on KVM that boots Linux guests with Arm's Memory Tagging Extension
 #[derive(Parser)]
@@ -22,6 +23,8 @@ struct Args {
 enum Command {
     /// Boot a guest and run it until it ends
     Run(Box<RunArgs>),
+    /// Own the tag storage of this host and share it among its VMs
+    Broker(BrokerArgs),
     /// Say what this host can do for guests, and what to do about what it cannot
     Doctor {
         /// Answer in JSON
@@ -40,6 +43,7 @@ fn run_command() -> ExitStatus {
     match Args::try_parse() {
         Ok(args) => match args.command {
             Command::Run(args) => run(&args),
+            Command::Broker(args) => serve(&args),
             Command::Doctor { json } => examine(json),
         },
         Err(error) => {
@@ -64,6 +68,13 @@ fn run(args: &RunArgs) -> ExitStatus {
             error.status()
         }
     }
+}
+
+fn serve(args: &BrokerArgs) -> ExitStatus {
+    broker::run(args).unwrap_or_else(|error| {
+        say(&chain(&error));
+        error.status()
+    })
 }
 
 fn examine(json: bool) -> ExitStatus {

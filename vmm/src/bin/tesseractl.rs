@@ -1,8 +1,8 @@
-//! `tesseractl`: controls a running VM through its control socket.
+//! `tesseractl`: controls a running VM through its control socket, and looks at a broker.
 
 use std::error::Error as _;
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -13,6 +13,8 @@ use serde_json::{Value, json};
 use vmm::control::client::{Client, DEFAULT_TIMEOUT, Error};
 use vmm::control::model::{BalloonStatsUpdate, BalloonUpdate};
 use vmm::control::report;
+use vmm::error::chain;
+use vmm::tag_storage::broker;
 
 /// The VM refused, or did not do what it was asked.
 const EXIT_REFUSED: u8 = 1;
@@ -24,17 +26,17 @@ const EXIT_UNREACHABLE: u8 = 69;
 const EXIT_CODES: &str = "\
 Exit codes:
   0   done
-  1   the VM refused, or still runs after `stop`
+  1   the VM or the broker refused, or the VM still runs after `stop`
   64  the command line is wrong
-  69  the VM cannot be reached through the socket";
+  69  the VM or the broker cannot be reached through the socket";
 
-/// Control a running tessera VM through its control socket
+/// Control a running tessera VM through its control socket, or look at a host's broker
 #[derive(Debug, Parser)]
 #[command(name = "tesseractl", version, after_help = EXIT_CODES)]
 struct Arguments {
-    /// The socket that the VM was given with --api-sock
+    /// The socket that the VM was given with --api-sock; `pool` needs none
     #[arg(value_name = "SOCK")]
-    socket: PathBuf,
+    socket: Option<PathBuf>,
     #[command(subcommand)]
     command: Command,
     /// Print JSON instead of text for people
@@ -68,6 +70,17 @@ enum Command {
     },
     /// Show what the guest costs the host in memory
     Footprint,
+    /// Show a broker's tag storage: blocks by state, and the leases of VMs
+    Pool {
+        /// The socket that the broker was given with --socket
+        #[arg(long, value_name = "PATH")]
+        broker: PathBuf,
+        /// Print Prometheus's text format
+        #[arg(long, conflicts_with = "json")]
+        prometheus: bool,
+    },
+    /// Show the tag storage that is reserved for the guest, and whether it waits for more
+    TagStorage,
 }
 
 #[derive(Debug, Subcommand)]
@@ -104,7 +117,18 @@ fn main() -> ExitCode {
             };
         }
     };
-    let outcome = run(&arguments).map_err(|error| (exit_code(&error), describe(&error)));
+    let outcome = match (&arguments.command, &arguments.socket) {
+        (Command::Pool { broker, prometheus }, None) => pool(broker, *prometheus, arguments.json),
+        (Command::Pool { .. }, Some(_)) => {
+            Err((EXIT_USAGE, "`pool` asks a broker, not a VM: leave out SOCK".to_owned()))
+        }
+        (_, Some(socket)) => {
+            run(&arguments, socket).map_err(|error| (exit_code(&error), describe(&error)))
+        }
+        (_, None) => {
+            Err((EXIT_USAGE, "name the VM's socket first: tesseractl SOCK COMMAND".to_owned()))
+        }
+    };
     let printed = outcome.and_then(|text| {
         print(&text).map_err(|error| (EXIT_REFUSED, format!("cannot print the answer: {error}")))
     });
@@ -118,13 +142,16 @@ fn main() -> ExitCode {
 }
 
 /// Does what was asked; the text for standard output.
-fn run(arguments: &Arguments) -> Result<String, Error> {
-    let mut client = Client::connect(&arguments.socket, DEFAULT_TIMEOUT)?;
+fn run(arguments: &Arguments, socket: &Path) -> Result<String, Error> {
+    let mut client = Client::connect(socket, DEFAULT_TIMEOUT)?;
     let json = arguments.json;
     let outcome = match &arguments.command {
         Command::Status => return status(&mut client, json),
+        // Asked of the broker, before a VM is reached.
+        Command::Pool { .. } => return Ok(String::new()),
         Command::Metrics => return show(&client.metrics()?, json, report::metrics),
         Command::Footprint => return show(&client.footprint()?, json, report::footprint),
+        Command::TagStorage => return show(&client.tag_storage()?, json, report::tag_storage),
         Command::Balloon { command: None } => {
             return show(&client.balloon()?, json, report::balloon);
         }
@@ -150,6 +177,21 @@ fn run(arguments: &Arguments) -> Result<String, Error> {
         true => document(&json!({ "outcome": outcome })),
         false => format!("{outcome}\n"),
     })
+}
+
+/// What a broker says of itself, or an exit code and why it says nothing.
+fn pool(path: &Path, prometheus: bool, json: bool) -> Result<String, (u8, String)> {
+    let report = broker::report(path).map_err(|error| {
+        let code = match error {
+            broker::Error::Refused(_) => EXIT_REFUSED,
+            _ => EXIT_UNREACHABLE,
+        };
+        (code, chain(&error))
+    })?;
+    if prometheus {
+        return Ok(report::pool_prometheus(&report));
+    }
+    show(&report, json, report::pool).map_err(|error| (EXIT_REFUSED, describe(&error)))
 }
 
 /// An answer, as JSON or as text for people.

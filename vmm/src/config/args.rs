@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use arch::units::Bytes;
 use clap::Args;
 
-use super::{BalloonFlag, MemoryBacking, MteMode};
+use super::{BalloonFlag, ExhaustedFlag, MemoryBacking, MteMode, TagStorageMode};
 
 /// Boot a guest and run it until it ends.
 #[derive(Args, Clone, Debug, Default)]
@@ -41,6 +41,27 @@ pub struct RunArgs {
     /// The guest's MTE; `--mte` alone means require [default: auto]
     #[arg(long, value_name = "MODE", num_args = 0..=1, default_missing_value = "require")]
     pub mte: Option<MteMode>,
+
+    /// When the host's tag storage is reserved for guest memory [default: off; demand with --broker]
+    #[arg(long, value_name = "MODE")]
+    pub tag_storage: Option<TagStorageMode>,
+
+    /// Reserve it from the broker at this Unix socket, instead of a pool of this VM's own
+    #[arg(long, value_name = "PATH")]
+    pub broker: Option<PathBuf>,
+
+    /// Tag storage that is set aside for this VM [default: 0]
+    #[arg(long, value_name = "SIZE")]
+    pub tag_min: Option<Bytes>,
+
+    /// The most tag storage that this VM can have [default: all there is]
+    #[arg(long, value_name = "SIZE")]
+    pub tag_max: Option<Bytes>,
+
+    /// What to do when the guest has waited for tag storage until a deadline: wait, pause or kill, and
+    /// perhaps ,deadline=SECONDS [default: wait,deadline=5]
+    #[arg(long, value_name = "ACTION")]
+    pub on_exhausted: Option<ExhaustedFlag>,
 
     /// The memory balloon: reporting=on|off, deflate-on-oom=on|off, target=SIZE, stats=SECONDS,
     /// separated by commas [default: reporting=on,deflate-on-oom=on,target=0,stats=0]

@@ -13,7 +13,7 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
-use super::{BalloonSection, Error};
+use super::{BalloonSection, Error, TagStorageSection};
 
 /// No configuration comes near this size; a file that does is something else.
 const MAX_FILE: u64 = 1 << 20;
@@ -34,6 +34,9 @@ pub struct Config {
     /// Whether the guest has MTE. A section of Tessera's own.
     #[serde(default, deserialize_with = "section", skip_serializing_if = "Option::is_none")]
     pub mte: Option<MteSection>,
+    /// When and from whom tag storage is reserved. A section of Tessera's own.
+    #[serde(default, deserialize_with = "section", skip_serializing_if = "Option::is_none")]
+    pub tag_storage: Option<TagStorageSection>,
     /// The memory balloon. Not mentioned, there is one with the defaults; `null` (`Some(None)`), which is
     /// Firecracker's way to write it, there is none.
     #[serde(

@@ -7,6 +7,7 @@
 mod args;
 mod balloon;
 mod file;
+mod tag_storage;
 
 use std::path::PathBuf;
 
@@ -21,6 +22,9 @@ pub(crate) use file::Object;
 pub use file::{
     BootSource, Config, EntropySection, HugePages, MachineConfig, MemoryBacking, MteMode,
     MteSection, SerialSection,
+};
+pub use tag_storage::{
+    ExhaustedFlag, OnExhausted, ParseExhaustedError, TagStorageMode, TagStorageSection,
 };
 
 /// Why a configuration could not be read.
@@ -95,6 +99,7 @@ impl RunArgs {
             replace(&mut boot.boot_args, &self.cmdline);
         }
         self.lay_over_machine(config);
+        self.lay_over_tag_storage(config);
         if let Some(flag) = self.balloon {
             let section = config.balloon.get_or_insert_default().get_or_insert_default();
             flag.lay_over(section);
@@ -110,6 +115,29 @@ impl RunArgs {
         }
         if let Some(serial) = &self.serial {
             config.serial = Some(SerialSection::from_flag(serial));
+        }
+    }
+
+    fn lay_over_tag_storage(&self, config: &mut Config) {
+        let any = self.tag_storage.is_some()
+            || self.broker.is_some()
+            || self.tag_min.is_some()
+            || self.tag_max.is_some()
+            || self.on_exhausted.is_some();
+        if !any {
+            return;
+        }
+        let section = config.tag_storage.get_or_insert_default();
+        replace(&mut section.mode, &self.tag_storage);
+        replace(&mut section.broker, &self.broker);
+        if self.tag_min.is_some() {
+            (section.min_kib, section.min) = (None, self.tag_min);
+        }
+        if self.tag_max.is_some() {
+            (section.max_kib, section.max) = (None, self.tag_max);
+        }
+        if let Some(flag) = self.on_exhausted {
+            flag.lay_over(section);
         }
     }
 

@@ -16,7 +16,7 @@ use serde_json::Value;
 
 use super::model::{
     ActionType, Balloon, BalloonStats, BalloonStatsUpdate, BalloonUpdate, Fault, Footprint,
-    InstanceActionInfo, InstanceInfo, Version, Vm, VmState,
+    InstanceActionInfo, InstanceInfo, TagStorage, Version, Vm, VmState,
 };
 
 /// How long a call may take unless the caller says otherwise. Pausing waits for a vCPU to leave
@@ -184,6 +184,14 @@ impl Client {
     /// See [`Error`].
     pub fn footprint(&mut self) -> Result<Footprint, Error> {
         self.get("/footprint")
+    }
+
+    /// `GET /tag-storage`.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn tag_storage(&mut self) -> Result<TagStorage, Error> {
+        self.get("/tag-storage")
     }
 
     /// Holds the vCPUs: `PATCH /vm`.

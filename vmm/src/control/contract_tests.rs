@@ -7,7 +7,8 @@ use super::contract::Contract;
 use super::fake::{FakeBalloon, FakeVm};
 use super::http::{Request, Response};
 use super::model::{
-    DriverState, FIRECRACKER_API_VERSION, GuestStats, ReportingState, TESSERA_VERSION,
+    DriverState, FIRECRACKER_API_VERSION, GuestStats, OnExhausted, ReportingState, TESSERA_VERSION,
+    TagStorageMode,
 };
 use super::routes::{ROUTES, answer};
 
@@ -21,6 +22,7 @@ fn ask_of(vm: &mut FakeVm, method: &str, path: &str, body: &str) -> (u16, Option
         path: path.to_owned(),
         body: body.as_bytes().to_vec(),
         keep_alive: true,
+        wants_text: false,
     };
     let Response { status, body } = answer(vm, &request);
     (status.code(), body)
@@ -176,6 +178,28 @@ fn every_answer_that_a_balloon_can_give_is_described() {
 }
 
 #[test]
+fn every_answer_on_tag_storage_is_described() {
+    let contract = Contract::load();
+    let schemas = &contract.root()["components"]["schemas"];
+    let modes = [TagStorageMode::Off, TagStorageMode::Strict, TagStorageMode::Demand];
+    let actions = [OnExhausted::Wait, OnExhausted::Pause, OnExhausted::Kill];
+    for tags in [false, true] {
+        let mut vm = FakeVm { tags, ..FakeVm::default() };
+        let (status, body) = ask_of(&mut vm, "GET", "/tag-storage", "");
+        assert_eq!(status, 200);
+        contract.check("GET", "/tag-storage", status, body.as_ref()).unwrap();
+    }
+
+    for schema in ["TagStorage", "TagStorageConfiguration"] {
+        let fields = &schemas[schema]["properties"];
+        assert_eq!(fields["mode"]["enum"], json!(modes));
+        assert_eq!(fields["on_exhausted"]["enum"], json!(actions));
+    }
+    assert_eq!(json!(modes), json!(modes.map(|mode| mode.to_string())));
+    assert_eq!(json!(actions), json!(actions.map(|action| action.to_string())));
+}
+
+#[test]
 fn every_word_for_the_balloon_is_described() {
     let contract = Contract::load();
     let schemas = &contract.root()["components"]["schemas"];
@@ -195,6 +219,8 @@ fn the_configuration_of_any_vm_is_described() {
     for without in [false, true] {
         args.no_balloon = without;
         args.rng = !without;
+        args.tag_storage = without.then_some(TagStorageMode::Demand);
+        args.tag_max = without.then_some(arch::units::Bytes::mib(1));
         let config = args.merge().unwrap();
         let spec = crate::spec::Spec::new(config, args.command_line_only()).unwrap();
         let body = serde_json::to_value(spec.to_config()).unwrap();

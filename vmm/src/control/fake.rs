@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::balloon::{BalloonChange, no_balloon, statistics_off};
 use super::model::{
     Balloon, BalloonStats, BalloonStatsUpdate, BalloonUpdate, DriverState, Footprint, GuestStats,
-    InstanceInfo, Reporting, State,
+    InstanceInfo, OnExhausted, Reporting, State, TagStorage, TagStorageChunks, TagStorageMode,
 };
 use super::{ControlError, Controller};
 use crate::reporting::Diagnosis;
@@ -48,6 +48,8 @@ pub(crate) struct FakeVm {
     pub(crate) listens: bool,
     pub(crate) metrics: Value,
     pub(crate) balloon: Option<FakeBalloon>,
+    /// Whether tag storage is reserved, on demand.
+    pub(crate) tags: bool,
     pub(crate) calls: Vec<Call>,
 }
 
@@ -61,6 +63,7 @@ impl Default for FakeVm {
                 "vcpus": { "exits_total": 1234567, "running_nanoseconds": 1500000 },
             }),
             balloon: Some(FakeBalloon::default()),
+            tags: true,
             calls: Vec::new(),
         }
     }
@@ -119,6 +122,7 @@ impl Controller for FakeVm {
         };
         Ok(Balloon {
             amount_mib: balloon.target.as_mib(),
+            needed_mib: 0,
             actual_mib: 0,
             deflate_on_oom: true,
             stats_polling_interval_s: balloon.interval,
@@ -158,6 +162,30 @@ impl Controller for FakeVm {
             tagged_bytes: None,
             tagged_unavailable: Some("only root may read /proc/kpageflags".to_owned()),
             ..Footprint::default()
+        })
+    }
+
+    fn tag_storage(&self) -> Result<TagStorage, ControlError> {
+        if !self.tags {
+            return Ok(TagStorage::off());
+        }
+        let chunks =
+            TagStorageChunks { total: 256, populated: Some(40), absent: Some(216), waiting: 1 };
+        Ok(TagStorage {
+            borrows: None,
+            mode: TagStorageMode::Demand,
+            supply: Some("ledger".to_owned()),
+            capacity_bytes: 128 << 20,
+            reserved_bytes: 40 << 16,
+            min_bytes: 0,
+            max_bytes: Some(40 << 16),
+            chunks,
+            on_exhausted: Some(OnExhausted::Pause),
+            deadline_s: Some(5),
+            exhausted: true,
+            expired: true,
+            reason: Some("the guest touches chunk 41: give a larger --tag-max".to_owned()),
+            counters: json!({ "populated_total": 40, "touches_total": 41 }),
         })
     }
 

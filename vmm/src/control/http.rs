@@ -6,6 +6,7 @@
 use serde_json::Value;
 
 use super::model::Fault;
+use crate::prometheus;
 
 /// The longest request line and headers together. Ours need some hundred bytes; 8 KiB is what
 /// common servers accept, so no client library sends more unasked.
@@ -23,6 +24,8 @@ const MAX_HEADERS: usize = 64;
 /// recognise it, too little to make an answer large.
 const MAX_QUOTE: usize = 256;
 
+const JSON: &str = "application/json";
+
 /// The interim answer to `Expect: 100-continue`.
 pub(crate) const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
@@ -36,6 +39,8 @@ pub(crate) struct Request {
     pub(crate) body: Vec<u8>,
     /// The client wants to send another request on this connection.
     pub(crate) keep_alive: bool,
+    /// The client accepts plain text and does not name JSON, as Prometheus does.
+    pub(crate) wants_text: bool,
 }
 
 /// Bytes that are not a request. The connection ends after the answer, because where the next
@@ -173,6 +178,7 @@ fn parse_head(input: &[u8]) -> Result<Option<(usize, Head)>, Refusal> {
                     path: path_of(target).ok_or_else(|| Refusal::Target(quote(target)))?,
                     body: Vec::new(),
                     keep_alive,
+                    wants_text: framing.wants_text,
                 },
                 body_length: framing.body_length,
                 // A client of HTTP/1.0 does not know interim answers (RFC 9110, 10.1.1).
@@ -185,9 +191,10 @@ fn parse_head(input: &[u8]) -> Result<Option<(usize, Head)>, Refusal> {
     }
 }
 
-/// What the headers say about where the body ends and what follows it.
+/// What the headers say about where the body ends, what follows it, and what is wanted.
 #[derive(Default)]
 struct Framing {
+    wants_text: bool,
     body_length: usize,
     expects_continue: bool,
     keep_alive: Option<bool>,
@@ -209,6 +216,9 @@ impl Framing {
                     return Err(Refusal::Expectation);
                 }
                 framing.expects_continue = true;
+            } else if header.name.eq_ignore_ascii_case("accept") {
+                let names = |kind: &str| String::from_utf8_lossy(value).contains(kind);
+                framing.wants_text = names("text/plain") && !names(JSON);
             } else if header.name.eq_ignore_ascii_case("connection") {
                 framing.note_connection(value);
             }
@@ -317,22 +327,25 @@ impl Response {
         Self { status, body: serde_json::to_value(fault).ok() }
     }
 
-    /// Appends the answer to `output`. Without `keep_alive` the client learns that no other
+    /// Appends the answer to `output`; a body that is a mere string is plain text. Without `keep_alive` the client learns that no other
     /// answer follows.
     pub(crate) fn encode(&self, keep_alive: bool, output: &mut Vec<u8>) {
         let connection = if keep_alive { "keep-alive" } else { "close" };
         let line = self.status.line();
         let mut head =
             format!("HTTP/1.1 {line}\r\nServer: Tessera\r\nConnection: {connection}\r\n");
-        let body = self.body.as_ref().map(Value::to_string);
-        if let Some(body) = &body {
+        let body = self.body.as_ref().map(|body| match body {
+            Value::String(text) => (prometheus::CONTENT_TYPE, text.clone()),
+            json => (JSON, json.to_string()),
+        });
+        if let Some((kind, body)) = &body {
             let length = body.len();
-            head.push_str("Content-Type: application/json\r\n");
+            head.push_str(&format!("Content-Type: {kind}\r\n"));
             head.push_str(&format!("Content-Length: {length}\r\n"));
         }
         head.push_str("\r\n");
         output.extend_from_slice(head.as_bytes());
-        output.extend_from_slice(body.unwrap_or_default().as_bytes());
+        output.extend_from_slice(body.map_or(String::new(), |(_, text)| text).as_bytes());
     }
 }
 

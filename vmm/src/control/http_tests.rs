@@ -46,6 +46,7 @@ fn request_with_a_body_is_read_whole() {
         path: "/vm".to_owned(),
         body: b"{}".to_vec(),
         keep_alive: true,
+        wants_text: false,
     };
     assert_eq!(parsed, expected);
 }
@@ -259,4 +260,32 @@ proptest! {
         prop_assert_eq!(&cut[..], whole);
         prop_assert!(parser.input.len() <= MAX_HEAD + MAX_BODY);
     }
+}
+
+#[test]
+fn text_is_wanted_by_who_names_it_and_not_json() {
+    for (accept, wants_text) in [
+        (
+            "application/openmetrics-text;version=1.0.0;q=0.6,text/plain;version=0.0.4;q=0.5,*/*;q=0.1",
+            true,
+        ),
+        ("text/plain", true),
+        ("*/*", false),
+        ("application/json, text/plain", false),
+    ] {
+        let parsed = request(&format!("GET /metrics HTTP/1.1\r\nAccept: {accept}\r\n\r\n"));
+
+        assert_eq!(parsed.wants_text, wants_text, "{accept}");
+    }
+}
+
+#[test]
+fn a_text_is_sent_as_it_is() {
+    let mut output = Vec::new();
+
+    Response::success(Some(json!("a 1\n"))).encode(true, &mut output);
+
+    let text = String::from_utf8(output).unwrap();
+    assert!(text.contains("Content-Type: text/plain; version=0.0.4\r\n"), "{text}");
+    assert!(text.ends_with("\r\n\r\na 1\n"), "{text}");
 }

@@ -53,7 +53,8 @@ pub trait Controller {
     fn machine_config(&self) -> serde_json::Value;
 
     /// The answer to `GET /metrics`: an object of numbers, or of further such objects. A name ends
-    /// in its unit (`_bytes`, `_nanoseconds`, ...) or in `_total` for a plain count of events.
+    /// in its unit (`_bytes`, `_nanoseconds`, ...) or in `_total` for a plain count of events. In Prometheus's
+    /// format, a text in an object, such as the supply of tag storage, is a label of the numbers in it.
     fn metrics(&self) -> serde_json::Value;
 
     /// The answer to `GET /balloon`.
@@ -91,6 +92,12 @@ pub trait Controller {
     /// # Errors
     /// The kernel's figures cannot be read.
     fn footprint(&self) -> Result<model::Footprint, ControlError>;
+
+    /// The answer to `GET /tag-storage`: what is reserved for the guest, and whether it waits for more.
+    ///
+    /// # Errors
+    /// There is no machine any more.
+    fn tag_storage(&self) -> Result<model::TagStorage, ControlError>;
 
     /// Stops the vCPUs; returns when none of them runs and no MMIO access is pending. Pausing a
     /// paused VM succeeds and changes nothing, as in Firecracker.

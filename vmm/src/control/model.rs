@@ -6,9 +6,12 @@
 
 use arch::units::Bytes;
 use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::Value;
 
 use crate::reporting::Diagnosis;
+use crate::tag_storage::LendPolicy;
 
+pub use crate::config::{OnExhausted, TagStorageMode};
 pub use crate::reporting::DriverState;
 
 /// The version of Firecracker's interface description from which paths, fields and status codes are
@@ -32,6 +35,9 @@ pub struct InstanceInfo {
     pub state: State,
     /// [`TESSERA_VERSION`] of the process that answers.
     pub vmm_version: String,
+    /// Why it is paused, if nobody has asked for that. Ours.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pause_reason: Option<String>,
 }
 
 impl InstanceInfo {
@@ -42,6 +48,7 @@ impl InstanceInfo {
             id: id.into(),
             state,
             vmm_version: TESSERA_VERSION.to_owned(),
+            pause_reason: None,
         }
     }
 }
@@ -137,6 +144,9 @@ pub enum ActionType {
 pub struct Balloon {
     /// How much memory the guest is asked to give up, in whole MiB (rounded down).
     pub amount_mib: u64,
+    /// How much it is asked to give up besides for now, as other VMs need tag storage. Ours.
+    #[serde(default)]
+    pub needed_mib: u64,
     /// How much of it the guest's driver says is in the balloon, in whole MiB (rounded down). Ours.
     pub actual_mib: u64,
     /// Whether a guest that runs out of memory may take it back.
@@ -339,6 +349,93 @@ pub struct Footprint {
     pub poison_skipped_bytes: u64,
     /// Reported and not given back, as reporting was switched off.
     pub kept_bytes: u64,
+}
+
+/// Tag storage of a VM: the answer to `GET /tag-storage`. Every size is tag storage, of the supply named
+/// here.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TagStorage {
+    /// When it is reserved.
+    pub mode: TagStorageMode,
+    /// What is behind it: `ledger`, which counts and has nothing physical, or `node:N`. Absent where none
+    /// is reserved.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub supply: Option<String>,
+    /// What its memory may be in that nobody needs for tags: for a guest without MTE beside a broker.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub borrows: Option<Borrows>,
+    /// The whole pool, everybody's.
+    pub capacity_bytes: u64,
+    /// Reserved for this VM now.
+    pub reserved_bytes: u64,
+    /// Set aside for this VM.
+    pub min_bytes: u64,
+    /// The most that it can have; absent for all there is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_bytes: Option<u64>,
+    /// Its memory.
+    pub chunks: TagStorageChunks,
+    /// What happens to a touch that has waited too long.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_exhausted: Option<OnExhausted>,
+    /// How long that is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deadline_s: Option<u16>,
+    /// A touch waits.
+    pub exhausted: bool,
+    /// One has waited for too long.
+    pub expired: bool,
+    /// Why it waits, and what to do about it; or why nothing is reserved any more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Events since the start, by name.
+    pub counters: Value,
+}
+
+impl TagStorage {
+    /// None is reserved.
+    pub fn off() -> Self {
+        Self {
+            mode: TagStorageMode::Off,
+            supply: None,
+            borrows: None,
+            capacity_bytes: 0,
+            reserved_bytes: 0,
+            min_bytes: 0,
+            max_bytes: None,
+            chunks: TagStorageChunks::default(),
+            on_exhausted: None,
+            deadline_s: None,
+            exhausted: false,
+            expired: false,
+            reason: None,
+            counters: Value::Object(serde_json::Map::new()),
+        }
+    }
+}
+
+/// Tag storage that a guest without MTE may live in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Borrows {
+    /// `ledger`, which has nothing to lend, or `node:N`.
+    pub supply: String,
+    /// When.
+    pub lend: LendPolicy,
+}
+
+/// A guest's memory in pieces of 2 MiB.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TagStorageChunks {
+    /// All.
+    pub total: u64,
+    /// With memory and tag storage. Absent unless it is reserved on demand.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub populated: Option<u64>,
+    /// With neither.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub absent: Option<u64>,
+    /// Touched, and waiting for tag storage.
+    pub waiting: u64,
 }
 
 /// Firecracker's `Error`: the body of every answer from 400 up.

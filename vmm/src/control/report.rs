@@ -7,15 +7,24 @@ use serde_json::Value;
 use super::model::{InstanceInfo, Version};
 
 mod balloon;
+mod pool;
+mod tag_storage;
 
 pub use balloon::{balloon, footprint, statistics};
+pub use pool::{pool, pool_prometheus};
+pub use tag_storage::tag_storage;
 
 /// The state and shape of a VM as an aligned table, one fact a line. `config` is the answer to
 /// `GET /vm/config`.
 pub fn status(instance: &InstanceInfo, version: &Version, config: &Value) -> String {
+    let mut state = instance.state.to_string();
+    if let Some(reason) = &instance.pause_reason {
+        state.push_str(": ");
+        state.push_str(&printable(reason));
+    }
     let mut rows = vec![
         ("Name".to_owned(), printable(&instance.id)),
-        ("State".to_owned(), instance.state.to_string()),
+        ("State".to_owned(), state),
         ("VMM".to_owned(), printable(&format!("{} {}", instance.app_name, instance.vmm_version))),
         ("API".to_owned(), printable(&format!("Firecracker {}", version.firecracker_version))),
     ];
@@ -28,12 +37,13 @@ pub fn status(instance: &InstanceInfo, version: &Version, config: &Value) -> Str
 }
 
 /// What `status` shows of the configuration, and where it stands there.
-const FACTS: [(&str, &str); 7] = [
+const FACTS: [(&str, &str); 8] = [
     ("vCPUs", "/machine-config/vcpu_count"),
     ("Memory", "/machine-config/mem_size_mib"),
     ("Huge pages", "/machine-config/huge_pages"),
     ("Backing", "/machine-config/memory_backing"),
     ("MTE", "/mte/mode"),
+    ("Tag storage", "/tag-storage/mode"),
     ("Kernel", "/boot-source/kernel_image_path"),
     ("Serial", "/serial/target"),
 ];

@@ -8,6 +8,7 @@ use super::http::{Request, Response, Status, quote};
 use super::model::{ActionType, InstanceActionInfo, Version, Vm, VmState};
 use super::{ControlError, Controller};
 use crate::config::Object;
+use crate::prometheus::Text;
 
 /// A body (200), or none (204), or a fault (400).
 type Outcome = Result<Option<Value>, Fault>;
@@ -26,6 +27,9 @@ enum Handler {
     Write(fn(&mut dyn Controller, &[u8]) -> Outcome),
 }
 
+/// The one resource that is served as text, too.
+const METRICS: &str = "/metrics";
+
 /// Everything that is served. A resource is added by one line here, one method of [`Controller`]
 /// and its description in `resources/openapi.yaml`.
 pub(crate) const ROUTES: &[Route] = &[
@@ -33,12 +37,13 @@ pub(crate) const ROUTES: &[Route] = &[
     get("/version", |_| show(Version::current())),
     get("/vm/config", |vm| show(vm.vm_config())),
     get("/machine-config", |vm| show(vm.machine_config())),
-    get("/metrics", |vm| show(vm.metrics())),
+    get(METRICS, |vm| show(vm.metrics())),
     get("/balloon", |vm| show(vm.balloon()?)),
     patch("/balloon", |vm, body| done(vm.patch_balloon(parse(body)?))),
     get("/balloon/statistics", |vm| show(vm.balloon_statistics()?)),
     patch("/balloon/statistics", |vm, body| done(vm.patch_balloon_statistics(parse(body)?))),
     get("/footprint", |vm| show(vm.footprint()?)),
+    get("/tag-storage", |vm| show(vm.tag_storage()?)),
     patch("/vm", |vm, body| change_state(vm, parse(body)?)),
     put("/actions", |vm, body| act(vm, parse(body)?)),
 ];
@@ -85,6 +90,11 @@ impl From<ControlError> for Fault {
 /// The answer to a request. Never fails: what goes wrong is the answer.
 pub(crate) fn answer(vm: &mut dyn Controller, request: &Request) -> Response {
     match dispatch(vm, request) {
+        Ok(Some(figures)) if request.wants_text && request.path == METRICS => {
+            let mut text = Text::default();
+            text.add_all(&figures, &[("vm", &vm.instance().id)]);
+            Response::success(Some(Value::String(text.finish())))
+        }
         Ok(body) => Response::success(body),
         Err(fault) => Response::fault(Status::BadRequest, fault.to_string()),
     }

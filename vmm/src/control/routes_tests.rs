@@ -14,6 +14,7 @@ fn ask(vm: &mut FakeVm, method: &str, path: &str, body: &str) -> Response {
         path: path.to_owned(),
         body: body.as_bytes().to_vec(),
         keep_alive: true,
+        wants_text: false,
     };
     answer(vm, &request)
 }
@@ -206,5 +207,25 @@ fn a_vm_without_balloon_says_how_it_came_to_have_none() {
     ] {
         let response = ask(&mut vm, method, path, body);
         assert!(fault(&response).contains("--no-balloon"), "{method} {path}");
+    }
+}
+
+#[test]
+fn metrics_are_text_for_who_asks_for_text() {
+    let request = Request {
+        method: "GET".to_owned(),
+        path: "/metrics".to_owned(),
+        body: Vec::new(),
+        keep_alive: true,
+        wants_text: true,
+    };
+
+    let answer = answer(&mut FakeVm::default(), &request);
+
+    let body = answer.body.unwrap();
+    let text = body.as_str().unwrap();
+    assert!(text.lines().filter(|line| !line.starts_with('#')).count() > 0, "{text}");
+    for line in text.lines().filter(|line| !line.starts_with('#')) {
+        assert!(line.starts_with("tessera_") && line.contains("{vm=\""), "{line}");
     }
 }

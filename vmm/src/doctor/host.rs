@@ -80,7 +80,7 @@ fn userfaultfd() -> Check {
             NAME,
             "not usable by this user",
             format!(
-                "tag storage on demand will need it: give access to {UFFD_DEVICE}, or echo 1 > {UFFD_SYSCTL}"
+                "tag storage on demand needs it: give access to {UFFD_DEVICE}, or echo 1 > {UFFD_SYSCTL}"
             ),
         )
     }

@@ -4,12 +4,13 @@ use std::io::ErrorKind;
 use super::*;
 
 /// The table of the README.
-const ALL: [(ExitStatus, u8); 18] = [
+const ALL: [(ExitStatus, u8); 19] = [
     (ExitStatus::Success, 0),
     (ExitStatus::GuestReset, 10),
     (ExitStatus::GuestPanic, 11),
     (ExitStatus::Stopped, 12),
     (ExitStatus::DoctorFailed, 13),
+    (ExitStatus::TagStorage, 14),
     (ExitStatus::Usage, 64),
     (ExitStatus::BadImage, 65),
     (ExitStatus::NoInput, 66),

@@ -12,6 +12,7 @@ use vm_memory::GuestAddress;
 
 use super::{Error, attach};
 use crate::kvm::Vm;
+use crate::memory::GuestRam;
 use crate::virtio::{Gate, QueueBells, QueueEvents, Shared};
 
 /// Puts virtio devices into a machine, one after the other.
@@ -32,6 +33,11 @@ impl<'a> Slots<'a> {
     /// What the queues of its devices are served behind.
     pub(super) fn gate(&self) -> &Gate {
         self.gate
+    }
+
+    /// The guest's memory.
+    pub(super) fn ram(&self) -> &'a GuestRam {
+        self.vm.ram()
     }
 
     /// Gives the device called `name` the next place.

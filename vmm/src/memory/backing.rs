@@ -110,14 +110,24 @@ impl MemoryFile {
     pub(super) fn punch(&self, offset: u64, length: u64) -> Result<(), Errno> {
         let mode = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         rustix::fs::fallocate(&self.file, mode, offset, length)?;
+        match self.is_hole(offset, length)? {
+            Some(false) => Err(Errno::BUSY),
+            Some(true) | None => Ok(()),
+        }
+    }
+
+    /// Whether a range has no page, neither in memory nor swapped out; `None` where the file cannot tell.
+    ///
+    /// # Errors
+    /// What the host answers.
+    pub(super) fn is_hole(&self, offset: u64, length: u64) -> Result<Option<bool>, Errno> {
         if !self.knows_holes {
-            return Ok(());
+            return Ok(None);
         }
         match rustix::fs::seek(&self.file, SeekFrom::Data(offset)) {
             // ENXIO: nothing but a hole up to the end.
-            Err(Errno::NXIO) => Ok(()),
-            Ok(data) if data >= offset.saturating_add(length) => Ok(()),
-            Ok(_) => Err(Errno::BUSY),
+            Err(Errno::NXIO) => Ok(Some(true)),
+            Ok(data) => Ok(Some(data >= offset.saturating_add(length))),
             Err(errno) => Err(errno),
         }
     }

@@ -158,6 +158,11 @@ impl Mapping {
         self.locked.load(Ordering::Acquire)
     }
 
+    /// The file behind the memory, if it has one.
+    pub(super) fn file(&self) -> Option<&MemoryFile> {
+        self.file.as_ref()
+    }
+
     /// The mapping's address in this process, a multiple of [`CHUNK`].
     pub(super) fn as_ptr(&self) -> *mut u8 {
         self.reserved.start.as_ptr()

@@ -10,6 +10,7 @@ mod mapping;
 mod ram;
 pub mod reclaim;
 pub mod tag_checks;
+mod vacancy;
 
 pub use backing::Backing;
 pub use error::Error;
@@ -17,4 +18,5 @@ pub use footprint::Footprint;
 pub use load::{Error as LoadError, Loaded, load};
 pub(crate) use mapping::huge_page_size;
 pub use ram::{Attributes, GuestRam, Region, Regions};
-pub use reclaim::{Reclaimer, Reservations, Unreserved};
+pub use reclaim::{Outcome, Reclaimer, Reservations, Unreserved};
+pub(crate) use vacancy::Vacancy;

@@ -14,7 +14,7 @@ use vm_memory::{
     MemoryRegionAddress, VolatileSlice,
 };
 
-use super::backing::Backing;
+use super::backing::{Backing, MemoryFile};
 use super::error::Error;
 use super::mapping::Mapping;
 
@@ -77,6 +77,11 @@ impl GuestRam {
     /// What it is made of.
     pub fn backing(&self) -> Backing {
         self.backing
+    }
+
+    /// The file behind it, if it has one: byte 0 of the file is byte 0 of the range.
+    pub(super) fn file(&self) -> Option<&MemoryFile> {
+        self.region().mapping.file()
     }
 
     /// Populates all of it and keeps it in memory for good: nothing can be given back any more.

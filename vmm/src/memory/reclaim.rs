@@ -16,19 +16,37 @@ use crate::metrics::Counter;
 /// usual; a host that never has time must not keep the thread that serves all devices.
 const TRIES: u32 = 8;
 
-/// What a host reserves for guest memory beside the memory itself, such as storage for its tags.
-pub trait Reservations: Send {
-    /// Frees what is reserved for a range. Its memory has gone back to the host, and the guest has not
-    /// been told yet.
-    fn free(&mut self, range: MemoryRange);
+/// What became of a range that was to be discarded.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Outcome {
+    /// All of its pages have gone back to the host.
+    Gone,
+    /// Some of its pages may be left, or all.
+    Failed,
 }
 
-/// Nothing is reserved.
+/// What a host reserves for guest memory beside the memory itself, such as storage for its tags.
+///
+/// Every discard is announced with [`before`](Self::before) and concluded with [`after`](Self::after),
+/// for the same range. A guest may touch that range all the while, and have pages in it again before
+/// `after` is called: who frees there must have seen to it in `before` that no such touch escapes.
+pub trait Reservations: Send {
+    /// The memory of a range is about to go back to the host.
+    fn before(&mut self, range: MemoryRange);
+
+    /// The host has answered. What is reserved for memory that is gone is freed here: the guest is told
+    /// only afterwards. A discard that failed frees nothing.
+    fn after(&mut self, range: MemoryRange, outcome: Outcome);
+}
+
+/// Nothing is reserved; or what is reserved stays so for as long as the VM lives, whatever goes back.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Unreserved;
 
 impl Reservations for Unreserved {
-    fn free(&mut self, _: MemoryRange) {}
+    fn before(&mut self, _: MemoryRange) {}
+
+    fn after(&mut self, _: MemoryRange, _: Outcome) {}
 }
 
 /// What the host answered. How much it took is for whoever asks to count. Readable at any time, by any
@@ -126,13 +144,15 @@ impl Reclaim for Reclaimer {
         for memory in &self.ranges {
             let Some(pages) = whole_pages(range, *memory, page) else { continue };
             let bytes = pages.size.get();
+            self.reservations.before(pages);
             match self.discard_checked(pages) {
                 Ok(()) => {
-                    self.reservations.free(pages);
+                    self.reservations.after(pages, Outcome::Gone);
                     sum.discarded += bytes;
                 }
                 // Some of the pages may be gone. What is reserved for them stays so until all are.
                 Err(error) => {
+                    self.reservations.after(pages, Outcome::Failed);
                     let number = error.raw_os_error().unwrap_or(libc::EIO);
                     self.counters.last_error.store(number, Ordering::Relaxed);
                     sum.failed += bytes;

@@ -12,6 +12,7 @@ use crate::control::balloon::no_balloon;
 use crate::control::{ControlError, Controller, model};
 use crate::machine::Machine;
 use crate::spec::Spec;
+use crate::tag_storage::Tenancy;
 
 /// Everything that a client of the control socket may do.
 pub(super) struct Handle {
@@ -49,9 +50,13 @@ impl Handle {
 
 impl Controller for Handle {
     fn instance(&self) -> model::InstanceInfo {
-        let running = self.machine().is_ok_and(|machine| !machine.borrow().is_paused());
+        let machine = self.machine();
+        let running = machine.as_ref().is_ok_and(|machine| !machine.borrow().is_paused());
         let state = if running { model::State::Running } else { model::State::Paused };
-        model::InstanceInfo::new(self.id.clone(), state)
+        let mut instance = model::InstanceInfo::new(self.id.clone(), state);
+        instance.pause_reason =
+            machine.ok().and_then(|machine| machine.borrow().held().map(str::to_owned));
+        instance
     }
 
     fn vm_config(&self) -> Value {
@@ -91,14 +96,33 @@ impl Controller for Handle {
         footprint.map_err(|error| ControlError::failed("measure the footprint", error))
     }
 
+    fn tag_storage(&self) -> Result<model::TagStorage, ControlError> {
+        let machine = self.machine()?;
+        let machine = machine.borrow();
+        Ok(match machine.tag_storage() {
+            Some(tags) => tags.describe(),
+            None => model::TagStorage {
+                borrows: machine.tenancy().map(Tenancy::describe),
+                ..model::TagStorage::off()
+            },
+        })
+    }
+
     fn pause(&mut self) -> Result<(), ControlError> {
         let paused = self.machine()?.borrow_mut().pause();
         paused.map_err(|error| ControlError::failed("pause the VM", error))
     }
 
     fn resume(&mut self) -> Result<(), ControlError> {
-        let resumed = self.machine()?.borrow_mut().resume();
-        resumed.map_err(|error| ControlError::failed("resume the VM", error))
+        let machine = self.machine()?;
+        let mut machine = machine.borrow_mut();
+        machine.resume().map_err(|error| ControlError::failed("resume the VM", error))?;
+        match machine.held() {
+            None => Ok(()),
+            Some(reason) => Err(ControlError::refused(format!(
+                "the VM goes on by itself as soon as it can, and not before: {reason}"
+            ))),
+        }
     }
 
     fn press_power_key(&mut self) -> Result<(), ControlError> {

@@ -1,9 +1,13 @@
 //! `tessera run`: from a configuration to a guest that has ended.
 
 #[cfg(target_arch = "aarch64")]
+mod broker_events;
+#[cfg(target_arch = "aarch64")]
 mod handle;
 #[cfg(target_arch = "aarch64")]
 mod start;
+#[cfg(target_arch = "aarch64")]
+mod tag_events;
 
 use std::cell::RefCell;
 use std::io;
@@ -71,6 +75,10 @@ pub enum Ending {
     OutputLost(io::Error),
     /// The VMM's own events cannot be watched.
     NoEvents(io::Error),
+    /// The guest has waited for tag storage for as long as it may, for this reason.
+    Exhausted(String),
+    /// Tag storage can no longer be reserved, for this reason.
+    Unreserved(String),
 }
 
 /// Where those who may end the VM say so; the first one counts.
@@ -127,6 +135,15 @@ impl Ending {
             }
             Self::NoEvents(error) => {
                 (ExitStatus::VmmFault, Some(format!("cannot watch the VM's events: {error}")))
+            }
+            Self::Exhausted(why) => {
+                let what =
+                    format!("the VM ends as it lacks tag storage (--on-exhausted kill): {why}");
+                (ExitStatus::TagStorage, Some(what))
+            }
+            Self::Unreserved(why) => {
+                let what = format!("the VM ends as no tag storage can be reserved any more: {why}");
+                (ExitStatus::TagStorage, Some(what))
             }
         }
     }

@@ -9,7 +9,9 @@ use std::time::Duration;
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
 use rustix::fd::{AsRawFd, RawFd};
 
+use super::broker_events::BrokerEvents;
 use super::handle::Handle;
+use super::tag_events::TagEvents;
 use super::{Ending, Error, Finish};
 use crate::console::{self, Input, Keys, Listener, Lost, Output, Quiesce, RawTerminal, Verb};
 use crate::control::Server;
@@ -26,7 +28,7 @@ const KEY_HELD: Duration = Duration::from_millis(100);
 /// Makes the machine, runs the guest to its end, and cleans up.
 pub(super) fn start(spec: &Spec, api_sock: Option<&Path>) -> Result<Ending, Error> {
     let board = Board::new(spec)?;
-    announce_mte(board.mte());
+    announce_mte(board.mte(), spec);
     let spec = &Spec { command_line: board.command_line(spec), ..spec.clone() };
     // From here on there are things to clean up, so signals no longer end the process by themselves.
     let signals = Signals::block().map_err(Error::Events)?;
@@ -55,6 +57,12 @@ pub(super) fn start(spec: &Spec, api_sock: Option<&Path>) -> Result<Ending, Erro
     }
     events.add(Box::new(Endings::new(&machine, signals, lost, finish.clone())));
     events.add(Box::new(key));
+    if let Some(tags) = TagEvents::of(&machine, finish.clone()) {
+        events.add(Box::new(tags));
+    }
+    if let Some(broker) = BrokerEvents::of(&machine, finish.clone()).map_err(Error::Events)? {
+        events.add(Box::new(broker));
+    }
     queue_events.into_iter().for_each(|queues| events.add(queues));
     if let Some(balloon) = balloon {
         events.add(Box::new(balloon));
@@ -89,11 +97,14 @@ pub(super) fn start(spec: &Spec, api_sock: Option<&Path>) -> Result<Ending, Erro
     ending
 }
 
-fn announce_mte(mte: Mte) {
-    if mte == Mte::Unavailable {
-        say(
-            "this host cannot give the guest MTE (--mte auto): it runs without; see `tessera doctor`",
-        );
+fn announce_mte(mte: Mte, spec: &Spec) {
+    if mte != Mte::Unavailable {
+        return;
+    }
+    say("this host cannot give the guest MTE (--mte auto): it runs without; see `tessera doctor`");
+    if let Some(wanted) = &spec.tag_storage {
+        let mode = wanted.when.mode();
+        say(&format!("a guest without MTE needs no tag storage: --tag-storage {mode} is off"));
     }
 }
 
@@ -176,7 +187,7 @@ impl MutEventSubscriber for Endings {
 }
 
 /// Watches a descriptor without which the VM must not run.
-fn watch(fd: RawFd, ops: &mut EventOps<'_>, finish: &Finish) {
+pub(super) fn watch(fd: RawFd, ops: &mut EventOps<'_>, finish: &Finish) {
     if let Err(error) = ops.add(Events::new_raw(fd, EventSet::IN)) {
         finish.with(Ending::NoEvents(io::Error::other(error)));
     }

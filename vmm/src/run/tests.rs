@@ -82,6 +82,8 @@ fn every_way_a_vm_ends_has_its_documented_status() {
         (Ending::Signal(ExitStatus::Terminated), ExitStatus::Terminated, ""),
         (Ending::OutputLost(full()), ExitStatus::Io, "console output cannot be written"),
         (Ending::NoEvents(full()), ExitStatus::VmmFault, "events"),
+        (Ending::Exhausted("x".to_owned()), ExitStatus::TagStorage, "--on-exhausted"),
+        (Ending::Unreserved("x".to_owned()), ExitStatus::TagStorage, "any more"),
     ] {
         let (code, message) = ending.report();
         assert_eq!(code, status, "{ending:?}");

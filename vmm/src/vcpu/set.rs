@@ -15,6 +15,10 @@ use super::{End, Services, Vcpu};
 /// is in trouble that the user should hear of.
 const LEAVE_DEADLINE: Duration = Duration::from_secs(10);
 
+/// How long a vCPU is waited for before it is asked whether it has an excuse: one that has none needs
+/// microseconds.
+const EXCUSE_AFTER: Duration = Duration::from_millis(100);
+
 /// Why the vCPUs could not be started, paused or resumed.
 #[derive(Debug, Error)]
 pub enum Error {
@@ -59,6 +63,8 @@ pub struct VcpuSet {
     verdict: Arc<Verdict>,
     /// The guest's counter while it is paused: the guest's clock stands still meanwhile.
     counter: Option<u64>,
+    /// The vCPUs have been told to stay out of the guest.
+    paused: bool,
     /// [`LEAVE_DEADLINE`], which tests shorten.
     patience: Duration,
 }
@@ -74,8 +80,8 @@ impl VcpuSet {
         register_signal_handler(KICK_SIGNAL, nothing).map_err(|errno| failed(0)(errno.into()))?;
         let event = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(failed(0))?;
         let verdict = Arc::new(Verdict { end: Mutex::new(None), event });
-        let mut set =
-            Self { threads: Vec::new(), verdict, counter: None, patience: LEAVE_DEADLINE };
+        let patience = LEAVE_DEADLINE;
+        let mut set = Self { threads: Vec::new(), verdict, counter: None, paused: false, patience };
         for (at, vcpu) in vcpus.into_iter().enumerate() {
             let verdict = Arc::clone(&set.verdict);
             let on_end = move |end| verdict.give(end);
@@ -104,16 +110,23 @@ impl VcpuSet {
     /// # Errors
     /// When a vCPU stays in the guest: then all go on.
     pub fn pause(&mut self) -> Result<(), Error> {
-        if self.counter.is_some() {
+        self.pause_excusing(|| false)
+    }
+
+    /// As [`pause`](Self::pause), where vCPUs may be in the middle of a page fault that the VMM itself does
+    /// not let end, as `excused` tells. Such a vCPU cannot leave the guest (KVM waits for the page without
+    /// heed of signals), nor does it go on in it: it leaves as soon as it has its page. Where no vCPU is
+    /// out of the guest, its counter does not stop.
+    ///
+    /// # Errors
+    /// When a vCPU stays in the guest without an excuse: then all go on.
+    pub fn pause_excusing(&mut self, excused: impl Fn() -> bool) -> Result<(), Error> {
+        if self.paused {
             return Ok(());
         }
         self.order(Order::Pause);
-        let paused = self.wait().and_then(|()| {
-            let counter = self.threads.first().map(|first| first.vcpu().counter());
-            counter.transpose().map_err(|source| Error::Counter { action: "read", source })
-        });
-        match paused {
-            Ok(counter) => self.counter = Some(counter.unwrap_or(0)),
+        match self.wait(excused).and_then(|out| self.read_counter(&out)) {
+            Ok(counter) => (self.paused, self.counter) = (true, counter),
             Err(error) => {
                 self.order(Order::Run);
                 return Err(error);
@@ -122,21 +135,34 @@ impl VcpuSet {
         Ok(())
     }
 
+    /// The guest's counter, by the first vCPU that is out of the guest.
+    fn read_counter(&self, out: &[bool]) -> Result<Option<u64>, Error> {
+        let first = self.threads.iter().zip(out).find(|(_, out)| **out);
+        let counter = first.map(|(thread, _)| thread.vcpu().counter());
+        counter.transpose().map_err(|source| Error::Counter { action: "read", source })
+    }
+
     /// Sets the guest's counter to where it stopped and lets all vCPUs into the guest. The counter comes
     /// first: it belongs to all of them, and must never run backwards in front of one.
     ///
     /// # Errors
     /// When the counter cannot be set: the vCPUs stay paused.
     pub fn resume(&mut self) -> Result<(), Error> {
-        if let (Some(counter), Some(first)) = (self.counter, self.threads.first()) {
+        let out = |thread: &&VcpuThread| thread.wait_out_of_guest(Instant::now());
+        if let (Some(counter), Some(first)) = (self.counter, self.threads.iter().find(out)) {
             first
                 .vcpu()
                 .set_counter(counter)
                 .map_err(|source| Error::Counter { action: "set", source })?;
         }
-        self.counter = None;
+        (self.paused, self.counter) = (false, None);
         self.order(Order::Run);
         Ok(())
+    }
+
+    /// Tells all vCPUs to leave the guest for good. They are waited for when this is dropped.
+    pub fn finish(&self) {
+        self.order(Order::Finish);
     }
 
     fn order(&self, order: Order) {
@@ -145,20 +171,32 @@ impl VcpuSet {
         }
     }
 
-    fn wait(&self) -> Result<(), Error> {
+    /// Waits for all vCPUs to leave the guest; tells which have, as others may be excused.
+    fn wait(&self, excused: impl Fn() -> bool) -> Result<Vec<bool>, Error> {
         let deadline = Instant::now() + self.patience;
+        let mut out = Vec::with_capacity(self.threads.len());
         for (vcpu, thread) in self.threads.iter().enumerate() {
-            if !thread.wait_out_of_guest(deadline) {
-                return Err(Error::Stuck { vcpu });
-            }
+            let left = loop {
+                let step = deadline.min(Instant::now() + EXCUSE_AFTER);
+                if thread.wait_out_of_guest(step) {
+                    break true;
+                }
+                if excused() {
+                    break false;
+                }
+                if Instant::now() >= deadline {
+                    return Err(Error::Stuck { vcpu });
+                }
+            };
+            out.push(left);
         }
-        Ok(())
+        Ok(out)
     }
 }
 
 impl Drop for VcpuSet {
     fn drop(&mut self) {
-        self.order(Order::Finish);
+        self.finish();
         for thread in &mut self.threads {
             thread.join();
         }

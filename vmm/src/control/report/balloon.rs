@@ -23,15 +23,19 @@ pub fn balloon(balloon: &Balloon) -> String {
         0 => "off".to_owned(),
         seconds => format!("every {}", time(u64::from(seconds) * 1_000_000_000)),
     };
-    let rows = [
-        ("Target", mib(balloon.amount_mib)),
+    let mut rows = vec![("Target", mib(balloon.amount_mib))];
+    if balloon.needed_mib > 0 {
+        rows.push(("For other VMs", mib(balloon.needed_mib)));
+    }
+    rows.extend([
         ("In the balloon", mib(balloon.actual_mib)),
         ("Driver", balloon.driver.to_string()),
         ("Reporting", reporting),
         ("Deflate on OOM", yes_no(balloon.deflate_on_oom)),
         ("Statistics", statistics),
-    ];
-    table(&rows.map(|(name, value)| (name.to_owned(), value)), Align::Left)
+    ]);
+    let rows: Vec<_> = rows.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+    table(&rows, Align::Left)
 }
 
 /// The guest's statistics as an aligned table; what the guest did not say is left out.

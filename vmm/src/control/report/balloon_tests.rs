@@ -15,6 +15,7 @@ fn lines(text: &str) -> Vec<&str> {
 fn a_balloon_is_a_table_of_its_state() {
     let state = Balloon {
         amount_mib: 256,
+        needed_mib: 0,
         actual_mib: 128,
         deflate_on_oom: true,
         stats_polling_interval_s: 90,
@@ -39,6 +40,7 @@ fn a_balloon_is_a_table_of_its_state() {
 fn reporting_that_gives_nothing_says_why() {
     let state = Balloon {
         amount_mib: 0,
+        needed_mib: 0,
         actual_mib: 0,
         deflate_on_oom: false,
         stats_polling_interval_s: 0,

@@ -14,8 +14,9 @@ const PAGE: u64 = 4096;
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Event {
+    Before(MemoryRange),
     Discard(MemoryRange),
-    Free(MemoryRange),
+    After(MemoryRange, Outcome),
 }
 
 /// What happened to memory and reservations, in order.
@@ -33,8 +34,12 @@ impl Trace {
 }
 
 impl Reservations for Trace {
-    fn free(&mut self, range: MemoryRange) {
-        self.add(Event::Free(range));
+    fn before(&mut self, range: MemoryRange) {
+        self.add(Event::Before(range));
+    }
+
+    fn after(&mut self, range: MemoryRange, outcome: Outcome) {
+        self.add(Event::After(range, outcome));
     }
 }
 
@@ -82,13 +87,21 @@ fn reclaimer(answers: &[i32]) -> (Reclaimer, Trace) {
     (Reclaimer::over(Box::new(memory), Box::new(trace.clone())), trace)
 }
 
+/// What is to happen to a range that is discarded in so many tries.
+fn discarded(range: MemoryRange, tries: u32, outcome: Outcome) -> Vec<Event> {
+    let mut events = vec![Event::Before(range)];
+    events.extend((0..tries).map(|_| Event::Discard(range)));
+    events.push(Event::After(range, outcome));
+    events
+}
+
 #[test]
-fn memory_is_discarded_before_its_reservation_is_freed() {
+fn a_discard_is_announced_and_done_before_its_reservation_is_freed() {
     let (mut reclaimer, trace) = reclaimer(&[]);
 
     let done = reclaimer.discard(guest(12 * PAGE, 3 * PAGE));
 
-    assert_eq!(trace.take(), [Event::Discard(pages(12, 3)), Event::Free(pages(12, 3))]);
+    assert_eq!(trace.take(), discarded(pages(12, 3), 1, Outcome::Gone));
     assert_eq!(done, Discarded { discarded: 3 * PAGE, failed: 0 });
 }
 
@@ -98,7 +111,7 @@ fn a_failed_discard_frees_nothing_and_is_counted_with_its_reason() {
 
     let done = reclaimer.discard(guest(12 * PAGE, 3 * PAGE));
 
-    assert_eq!(trace.take(), [Event::Discard(pages(12, 3))]);
+    assert_eq!(trace.take(), discarded(pages(12, 3), 1, Outcome::Failed));
     assert_eq!(done, Discarded { discarded: 0, failed: 3 * PAGE });
     let counters = reclaimer.counters();
     assert_eq!(counters.last_error().unwrap().raw_os_error(), Some(libc::EINVAL));
@@ -110,8 +123,7 @@ fn a_host_without_time_is_asked_again() {
 
     let done = reclaimer.discard(guest(12 * PAGE, PAGE));
 
-    let discard = Event::Discard(pages(12, 1));
-    assert_eq!(trace.take(), [discard, discard, discard, Event::Free(pages(12, 1))]);
+    assert_eq!(trace.take(), discarded(pages(12, 1), 3, Outcome::Gone));
     assert_eq!(done.discarded, PAGE);
     assert_eq!(reclaimer.counters().retries.get(), 2);
     assert!(reclaimer.counters().last_error().is_none());
@@ -123,7 +135,7 @@ fn a_host_that_never_has_time_is_given_up() {
 
     let done = reclaimer.discard(guest(12 * PAGE, PAGE));
 
-    assert_eq!(trace.take(), vec![Event::Discard(pages(12, 1)); TRIES as usize]);
+    assert_eq!(trace.take(), discarded(pages(12, 1), TRIES, Outcome::Failed));
     assert_eq!(done, Discarded { discarded: 0, failed: PAGE });
 }
 
@@ -133,8 +145,8 @@ fn a_range_over_two_pieces_of_memory_is_split_and_one_may_fail() {
 
     let done = reclaimer.discard(guest(15 * PAGE, 20 * PAGE));
 
-    let expected =
-        [Event::Discard(pages(15, 5)), Event::Discard(pages(30, 5)), Event::Free(pages(30, 5))];
+    let mut expected = discarded(pages(15, 5), 1, Outcome::Failed);
+    expected.extend(discarded(pages(30, 5), 1, Outcome::Gone));
     assert_eq!(trace.take(), expected);
     assert_eq!(done, Discarded { discarded: 5 * PAGE, failed: 5 * PAGE });
 }
@@ -197,6 +209,43 @@ proptest! {
             (found.base.0..found.end().0).step_by(page as usize).collect()
         });
         prop_assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn whatever_the_host_answers_each_discard_has_its_announcement_and_its_end(
+        answers in prop::collection::vec(
+            prop_oneof![Just(0), Just(libc::EINTR), Just(libc::EAGAIN), Just(libc::EBUSY)],
+            0..40,
+        ),
+        ranges in prop::collection::vec((0..45 * PAGE, 0..45 * PAGE), 1..6),
+    ) {
+        let (mut reclaimer, trace) = reclaimer(&answers);
+
+        let mut sum = Discarded::default();
+        for (start, length) in ranges {
+            let done = reclaimer.discard(guest(start, length));
+            sum.discarded += done.discarded;
+            sum.failed += done.failed;
+        }
+
+        let mut told = Discarded::default();
+        let mut open = None;
+        for event in trace.take() {
+            match (event, open) {
+                (Event::Before(range), None) => open = Some(range),
+                (Event::Discard(range), Some(announced)) => prop_assert_eq!(range, announced),
+                (Event::After(range, outcome), Some(announced)) => {
+                    prop_assert_eq!(range, announced);
+                    match outcome {
+                        Outcome::Gone => told.discarded += range.size.get(),
+                        Outcome::Failed => told.failed += range.size.get(),
+                    }
+                    open = None;
+                }
+                (event, open) => prop_assert!(false, "{event:?} while {open:?} is announced"),
+            }
+        }
+        prop_assert_eq!((open, told), (None, sum));
     }
 
     #[test]

@@ -209,6 +209,7 @@ fn a_counter_that_cannot_be_set_leaves_the_guest_paused() {
     vcpu.counter_fails = true;
     let mut set = spawn(vec![Box::new(vcpu)]);
     set.counter = Some(1);
+    set.wait(|| false).unwrap();
     assert!(matches!(set.resume(), Err(Error::Counter { action: "set", .. })));
     assert!(matches!(set.resume(), Err(Error::Counter { action: "set", .. })), "it stays paused");
     assert_eq!(guest.events(), []);

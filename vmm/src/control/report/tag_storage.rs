@@ -1,0 +1,91 @@
+//! Tag storage as a table.
+
+use arch::layout::CHUNK;
+
+use super::{Align, flatten, grouped, printable, size, table};
+use crate::control::model::TagStorage;
+
+/// The tag storage of a VM as an aligned table, one fact a line, with its supply beside each size.
+pub fn tag_storage(told: &TagStorage) -> String {
+    if let Some(borrows) = &told.borrows {
+        let supply = printable(&borrows.supply);
+        return format!(
+            "No tag storage is reserved for this VM; its memory may be in what nobody needs ({supply}, lent \
+             {}).\n",
+            borrows.lend
+        );
+    }
+    let Some(supply) = told.supply.as_deref().map(printable) else {
+        return "No tag storage is reserved for this VM (--tag-storage off).\n".to_owned();
+    };
+    let tags = |bytes: u64| format!("{} ({supply})", size(bytes));
+    let memory = |chunks: u64| {
+        format!("{} chunks, {}", grouped(chunks), size(chunks.saturating_mul(CHUNK.get())))
+    };
+    let mut rows = vec![
+        ("Mode", told.mode.to_string()),
+        ("Pool", tags(told.capacity_bytes)),
+        ("Reserved", tags(told.reserved_bytes)),
+        ("Set aside", tags(told.min_bytes)),
+        ("At most", told.max_bytes.map_or("all there is".to_owned(), tags)),
+        ("Guest memory", memory(told.chunks.total)),
+    ];
+    if let (Some(populated), Some(absent)) = (told.chunks.populated, told.chunks.absent) {
+        rows.push(("Populated", memory(populated)));
+        rows.push(("Absent", memory(absent)));
+    }
+    if let (Some(action), Some(deadline)) = (told.on_exhausted, told.deadline_s) {
+        rows.push(("When exhausted", format!("{action} after {deadline} s")));
+        rows.push(("Waiting", grouped(told.chunks.waiting)));
+    }
+    if let Some(reason) = &told.reason {
+        rows.push(("Exhausted", printable(reason)));
+    }
+    let mut text = table(
+        &rows.into_iter().map(|(name, value)| (name.to_owned(), value)).collect::<Vec<_>>(),
+        Align::Left,
+    );
+    let mut counters = Vec::new();
+    flatten("", &told.counters, &mut counters);
+    if !counters.is_empty() {
+        text.push_str("Since the start:\n");
+        text.push_str(&table(&counters, Align::Right));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use crate::control::Controller;
+    use crate::control::fake::FakeVm;
+
+    #[test]
+    fn each_size_has_its_supply_beside_it() {
+        let told = FakeVm::default().tag_storage().unwrap();
+
+        let text = tag_storage(&told);
+
+        for line in [
+            "Mode            demand",
+            "Pool            128 MiB (ledger)",
+            "Reserved        2.5 MiB (ledger)",
+            "Populated       40 chunks, 80 MiB",
+            "When exhausted  pause after 5 s",
+            "Waiting         1",
+            "touches_total    41",
+        ] {
+            assert!(text.contains(line), "{line} is not in:\n{text}");
+        }
+        assert!(text.contains("--tag-max"), "{text}");
+    }
+
+    #[test]
+    fn where_none_is_reserved_that_is_said() {
+        let text = tag_storage(&TagStorage::off());
+
+        assert!(text.contains("--tag-storage off"), "{text}");
+    }
+}

@@ -1,0 +1,128 @@
+//! The machine before its devices: what KVM, memory and kernel are made of.
+
+use arch::gic::Gic;
+use arch::layout::{self, MemoryRange};
+use arch::units::Bytes;
+use vm_memory::{Bytes as _, GuestAddress};
+
+use super::Error;
+use crate::config::{HugePages, MemoryBacking, MteMode};
+use crate::error::say;
+use crate::kvm::{self, Host, KvmVcpu, Vm};
+use crate::memory::{self, Attributes, Backing, GuestRam, Loaded, tag_checks};
+use crate::reporting;
+use crate::spec::Spec;
+use crate::tag_storage::{Holding, Tenancy};
+
+/// Room for the device tree beyond what each vCPU adds; the command line is its largest part.
+const FDT_BASE: u64 = 8 << 10;
+/// Room in the device tree for one vCPU's node.
+const FDT_PER_CPU: u64 = 160;
+/// The pages of hugetlbfs: as large as a chunk, whatever the host's own.
+const HUGE_PAGE: Bytes = layout::CHUNK;
+
+/// A VM that exists in KVM with its kernel loaded, and that nothing outside this process shows yet:
+/// killed now, it leaves nothing behind.
+pub struct Board {
+    // Field order is drop order: vCPUs, VM, and with it the memory.
+    pub(super) vcpus: Vec<KvmVcpu>,
+    pub(super) vm: Vm,
+    pub(super) gic: Gic,
+    pub(super) loaded: Loaded,
+    pub(super) mte: Mte,
+    pub(super) tags: Option<Holding>,
+    pub(super) tenancy: Option<Tenancy>,
+}
+
+/// Whether the guest has MTE, and why not.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Mte {
+    /// It has.
+    On,
+    /// It was not to have it.
+    Off,
+    /// The host cannot give it.
+    Unavailable,
+}
+
+impl Board {
+    /// Makes a VM by its description: host, memory, kernel, vCPUs, interrupt controller.
+    ///
+    /// # Errors
+    /// When the host cannot give what the description asks for, or a file cannot be loaded.
+    pub fn new(spec: &Spec) -> Result<Self, Error> {
+        tag_checks::disable();
+        let host = Host::open()?;
+        let mte = choose_mte(&host, spec.mte)?;
+        host.check_cpus(spec.cpus)?;
+        let ipa_bits = host.ipa_bits_for(spec.memory)?;
+        let attributes = Attributes {
+            tags: mte == Mte::On,
+            huge_pages: spec.huge_pages == HugePages::Transparent,
+            backing: match spec.backing {
+                MemoryBacking::Anonymous => Backing::Anonymous,
+                MemoryBacking::Memfd => Backing::Memfd,
+                MemoryBacking::Hugetlbfs => Backing::Hugetlbfs { page: HUGE_PAGE },
+            },
+        };
+        let ram = GuestRam::new(spec.memory, attributes)?;
+        let mut vm = Vm::new(&host, ipa_bits, ram, mte == Mte::On)?;
+        // Before the first touch of guest memory.
+        let tags = spec.tag_storage.as_ref().filter(|_| mte == Mte::On);
+        let tags = tags.map(|wanted| Holding::new(wanted, &spec.id, vm.ram())).transpose()?;
+        let lender = spec.lender.as_ref().filter(|_| mte != Mte::On);
+        let tenancy = lender
+            .map(|broker| Tenancy::new(broker, &spec.id, vm.ram(), spec.lock_memory))
+            .transpose()?;
+        let fdt_room = Bytes::new(FDT_BASE + FDT_PER_CPU * u64::from(spec.cpus));
+        let loaded = memory::load(vm.ram(), &spec.kernel, spec.initrd.as_deref(), fdt_room)?;
+        if let Some(tags) = &tags {
+            touch(vm.ram(), loaded.fdt)?;
+            tags.loaded()?;
+        }
+        if spec.lock_memory {
+            vm.ram().lock()?;
+        }
+        let (vcpus, gic) = vm.create_cpus(&host, spec.cpus)?;
+        Ok(Self { vm, vcpus, gic, loaded, mte, tags, tenancy })
+    }
+
+    /// The description's command line, with the order in which the guest reports free memory if its
+    /// kernel's own does not suit it.
+    pub fn command_line(&self, spec: &Spec) -> String {
+        let offered = spec.balloon.is_some_and(|balloon| balloon.reporting) && !spec.lock_memory;
+        if !offered {
+            return spec.command_line.clone();
+        }
+        let page = self.vm.ram().backing().page_size();
+        let (line, note) =
+            reporting::prepare(&spec.command_line, spec.memory, self.loaded.guest_page, page);
+        if let Some(note) = note {
+            say(&note);
+        }
+        line
+    }
+
+    /// Whether the guest has MTE.
+    pub fn mte(&self) -> Mte {
+        self.mte
+    }
+}
+
+fn choose_mte(host: &Host, mode: MteMode) -> Result<Mte, kvm::Error> {
+    match (mode, host.mte()) {
+        (MteMode::Off, _) => Ok(Mte::Off),
+        (_, Ok(())) => Ok(Mte::On),
+        (MteMode::Auto, Err(_)) => Ok(Mte::Unavailable),
+        (MteMode::Require, Err(missing)) => Err(kvm::Error::MteMissing(missing)),
+    }
+}
+
+/// Has both ends of a small range populated, and so all of it.
+fn touch(ram: &GuestRam, range: MemoryRange) -> Result<(), Error> {
+    let last = range.size.get().saturating_sub(1);
+    for at in [range.base.0, range.base.0.saturating_add(last)] {
+        ram.write_obj(0u8, GuestAddress(at)).map_err(Error::WriteFdt)?;
+    }
+    Ok(())
+}

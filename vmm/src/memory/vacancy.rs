@@ -1,0 +1,162 @@
+//! Whether a piece of guest memory has no page at all.
+//!
+//! # References
+//! Linux Documentation/admin-guide/mm/pagemap.rst; lseek(2), SEEK_DATA
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+
+use arch::layout::MemoryRange;
+
+use super::backing::Backing;
+use super::ram::GuestRam;
+
+/// How many pages are looked at together: 4 KiB of pagemap, a chunk's worth where pages have 4 KiB.
+const PIECE: usize = 512;
+/// What pagemap has for each page: 64 bits.
+const ENTRY: usize = 8;
+
+/// Pagemap: the page is in memory, or swapped out or on its way to another place.
+const PRESENT: u64 = 1 << 63;
+const SWAPPED: u64 = 1 << 62;
+
+/// Tells whether pieces of guest memory have pages, wherever those are now.
+#[derive(Debug)]
+pub(crate) struct Vacancy {
+    ram: GuestRam,
+    pagemap: File,
+}
+
+impl Vacancy {
+    /// A view of this memory.
+    ///
+    /// # Errors
+    /// When the host does not show which pages there are.
+    pub(crate) fn new(ram: GuestRam) -> io::Result<Self> {
+        Ok(Self { ram, pagemap: File::open("/proc/self/pagemap")? })
+    }
+
+    /// Whether a range of whole pages has none of them; `None` where that cannot be told.
+    ///
+    /// # Errors
+    /// What the host answers; EINVAL for a range that is not of this memory.
+    pub(crate) fn of(&self, range: MemoryRange) -> io::Result<Option<bool>> {
+        let memory = self.ram.range();
+        if !memory.encloses(&range) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let offset = range.base.0 - memory.base.0;
+        match self.ram.backing() {
+            Backing::Anonymous => self.is_unmapped(offset, range.size.get()).map(Some),
+            // Its pages can be in the file, or swapped out, without being in pagemap.
+            Backing::Memfd => match self.ram.file() {
+                Some(file) => Ok(file.is_hole(offset, range.size.get())?),
+                None => Ok(None),
+            },
+            // The file does not tell, and pagemap leaves out pages on their way to another place.
+            Backing::Hugetlbfs { .. } => Ok(None),
+        }
+    }
+
+    fn is_unmapped(&self, offset: u64, length: u64) -> io::Result<bool> {
+        let page = rustix::param::page_size() as u64;
+        let first = (self.ram.host_address() + offset) / page;
+        let end = first + length.div_ceil(page);
+        let mut entries = [0; PIECE * ENTRY];
+        for at in (first..end).step_by(PIECE) {
+            let count = (end - at).min(PIECE as u64) as usize;
+            let entries = &mut entries[..count * ENTRY];
+            self.pagemap.read_exact_at(entries, at * ENTRY as u64)?;
+            let mut words =
+                entries.as_chunks::<ENTRY>().0.iter().map(|word| u64::from_ne_bytes(*word));
+            if words.any(|entry| entry & (PRESENT | SWAPPED) != 0) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use arch::units::Bytes;
+    use vm_memory::{Bytes as _, GuestAddress};
+
+    use super::*;
+    use crate::memory::Attributes;
+
+    const SIZE: Bytes = Bytes::mib(4);
+
+    fn ram(backing: Backing, huge_pages: bool) -> GuestRam {
+        GuestRam::new(SIZE, Attributes { huge_pages, backing, tags: false }).unwrap()
+    }
+
+    #[test]
+    fn one_page_is_told_from_none_wherever_it_is() {
+        for backing in [Backing::Anonymous, Backing::Memfd] {
+            let ram = ram(backing, false);
+            let all = ram.range();
+            let page = backing.page_size();
+            let vacancy = Vacancy::new(ram.clone()).unwrap();
+            assert_eq!(vacancy.of(all).unwrap(), Some(true));
+            let last = MemoryRange::new(GuestAddress(all.end().0 - page.get()), page);
+
+            for at in [all.base, GuestAddress(all.base.0 + (2 << 20)), last.base] {
+                ram.write_obj(1u8, at).unwrap();
+                let here = MemoryRange::new(at, page);
+                assert_eq!(vacancy.of(here).unwrap(), Some(false), "{backing}");
+                assert_eq!(vacancy.of(all).unwrap(), Some(false), "{backing}");
+                ram.discard(here).unwrap();
+                assert_eq!(vacancy.of(all).unwrap(), Some(true), "{backing}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_page_that_was_only_read_is_one() {
+        for backing in [Backing::Anonymous, Backing::Memfd] {
+            let ram = ram(backing, false);
+            let _: u8 = ram.read_obj(ram.range().base).unwrap();
+
+            let vacant = Vacancy::new(ram.clone()).unwrap().of(ram.range()).unwrap();
+
+            assert_eq!(vacant, Some(false), "{backing}");
+        }
+    }
+
+    #[test]
+    fn the_last_page_of_a_huge_page_is_seen() {
+        for backing in [Backing::Anonymous, Backing::Memfd] {
+            let ram = ram(backing, true);
+            let page = backing.page_size();
+            ram.write_slice(&[1; 2 << 20], ram.range().base).unwrap();
+            let vacancy = Vacancy::new(ram.clone()).unwrap();
+            let chunk = MemoryRange::new(ram.range().base, Bytes::mib(2));
+            let last = MemoryRange::new(GuestAddress(chunk.end().0 - page.get()), page);
+
+            let most = MemoryRange::new(chunk.base, Bytes::new(chunk.size.get() - page.get()));
+            ram.discard(most).unwrap();
+            assert_eq!(vacancy.of(chunk).unwrap(), Some(false), "{backing}");
+            ram.discard(last).unwrap();
+            assert_eq!(vacancy.of(chunk).unwrap(), Some(true), "{backing}");
+        }
+    }
+
+    #[test]
+    fn a_range_outside_of_memory_is_an_error() {
+        let ram = ram(Backing::Anonymous, false);
+        let vacancy = Vacancy::new(ram.clone()).unwrap();
+        let before = GuestAddress(ram.range().base.0 - 4096);
+
+        for range in [
+            MemoryRange::new(before, SIZE),
+            MemoryRange::new(ram.range().end(), Bytes::kib(4)),
+            MemoryRange::new(GuestAddress(u64::MAX - 4096), Bytes::kib(4)),
+        ] {
+            assert!(vacancy.of(range).is_err(), "{range:?}");
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! What the main thread does about the broker of tag storage.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
+use rustix::fd::AsRawFd;
+
+use super::Finish;
+use super::start::watch;
+use crate::error::{chain, say};
+use crate::machine::Machine;
+use crate::tag_storage::broker::{Client, Heard};
+use crate::tag_storage::{Tenancy, tags_of};
+use crate::timer::Timer;
+
+/// How often a borrower under the balanced policy looks where the host's free memory is.
+const REBALANCE_EVERY: Duration = Duration::from_millis(250);
+
+/// Hears the broker, and gives memory back when others need its tag storage.
+pub(super) struct BrokerEvents {
+    machine: Rc<RefCell<Machine>>,
+    broker: Arc<Client>,
+    finish: Finish,
+    balance: Option<Timer>,
+    /// The user has been told that memory stays where it was.
+    complained: bool,
+}
+
+impl BrokerEvents {
+    /// The events of a machine's broker, if it has one.
+    ///
+    /// # Errors
+    /// When the host gives no timer.
+    pub(super) fn of(
+        machine: &Rc<RefCell<Machine>>,
+        finish: Finish,
+    ) -> std::io::Result<Option<Self>> {
+        let (broker, balanced) = {
+            let machine = machine.borrow();
+            let Some(broker) = machine.broker() else { return Ok(None) };
+            (broker.clone(), machine.tenancy().is_some_and(Tenancy::is_balanced))
+        };
+        let balance = balanced.then(Timer::new).transpose()?;
+        balance.iter().try_for_each(|timer| timer.every(REBALANCE_EVERY))?;
+        let machine = Rc::clone(machine);
+        Ok(Some(Self { machine, broker, finish, balance, complained: false }))
+    }
+
+    fn hear(&self, heard: Heard) {
+        let machine = self.machine.borrow();
+        let retry = || machine.tag_storage().into_iter().for_each(|tags| tags.retry());
+        match heard {
+            Heard::GiveBack { chunks } => machine.give_back(chunks.into()),
+            Heard::Relief => {
+                machine.take_back();
+                retry();
+            }
+            Heard::Detached => {
+                machine.take_back();
+                say("the broker is gone: the guest goes on with the tag storage that it has");
+            }
+            Heard::Attached { owed: 0 } => {
+                say("the broker is back");
+                retry();
+            }
+            Heard::Attached { owed } => {
+                say(&format!(
+                    "the broker is back, and has no tag storage for {} that the guest has: nothing new is \
+                     reserved until it has",
+                    tags_of(owed)
+                ));
+            }
+        }
+    }
+
+    fn rebalance(&mut self) {
+        let machine = self.machine.borrow();
+        let Some(tenancy) = machine.tenancy() else { return };
+        if let (Err(error), false) = (tenancy.rebalance(), self.complained) {
+            self.complained = true;
+            say(&format!("guest memory is not balanced any more: {}", chain(&error)));
+        }
+    }
+}
+
+impl MutEventSubscriber for BrokerEvents {
+    fn init(&mut self, ops: &mut EventOps<'_>) {
+        watch(self.broker.as_raw_fd(), ops, &self.finish);
+        if let Some(timer) = &self.balance {
+            // Without its event memory is placed as at the start.
+            let _ = ops.add(Events::new_raw(timer.as_raw_fd(), EventSet::IN));
+        }
+    }
+
+    fn process(&mut self, events: Events, _: &mut EventOps<'_>) {
+        match &self.balance {
+            Some(timer) if events.fd() == timer.as_raw_fd() => {
+                if timer.take() {
+                    self.rebalance();
+                }
+            }
+            _ => self.broker.hear(|heard| self.hear(heard)),
+        }
+    }
+}

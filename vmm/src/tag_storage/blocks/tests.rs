@@ -1,0 +1,192 @@
+#![allow(clippy::unwrap_used)]
+
+use proptest::prelude::*;
+
+use super::*;
+
+/// Blocks of so many KiB and `frames` frames.
+fn table(block: u64, frames: u32) -> BlockTable {
+    let geometry = Geometry::new(Bytes::kib(4), Bytes::kib(block)).unwrap();
+    let blocks = (u64::from(frames) * 512).div_ceil(geometry.covered_pages());
+    BlockTable::new(geometry, blocks as usize, frames)
+}
+
+fn totals(table: &BlockTable) -> Vec<u64> {
+    BlockState::ALL.iter().map(|state| table.total(*state)).collect()
+}
+
+fn counted(table: &BlockTable) -> Vec<u64> {
+    let is = |state, block| table.get(BlockIndex(block)).unwrap().0 == state;
+    let blocks = table.len() as u64;
+    BlockState::ALL
+        .iter()
+        .map(|state| (0..blocks).filter(|block| is(*state, *block)).count() as u64)
+        .collect()
+}
+
+#[test]
+fn runs_of_bits_are_found() {
+    let found = |mask| runs(mask).map(|run| (run.start, run.end)).collect::<Vec<_>>();
+
+    assert_eq!(found(0), []);
+    assert_eq!(found(0b1101), [(0, 1), (2, 4)]);
+    assert_eq!(found(1 << 31), [(31, 32)]);
+    assert_eq!(found(Mask::MAX), [(0, 32)]);
+    assert_eq!(found(0xffff), [(0, 16)]);
+}
+
+#[test]
+fn a_reserved_block_counts_each_frame_that_shares_it() {
+    let mut table = table(128, 4);
+    let [first, second] = [0, 1].map(|frame| table.span(FrameIndex(frame)));
+    let work = table.start(&first).unwrap();
+    table.complete(&first, work).unwrap();
+    assert_eq!(table.get(BlockIndex(0)), Some((BlockState::Reserved, 512)));
+
+    assert_eq!(table.start(&second), Ok(Work::default()));
+
+    assert_eq!(table.get(BlockIndex(0)), Some((BlockState::Reserved, 1024)));
+    assert_eq!(table.start(&second), Err(Error::References { block: BlockIndex(0) }));
+    assert_eq!(table.release(&first), Ok(0));
+    assert_eq!(table.release(&second), Ok(1));
+    assert_eq!(table.get(BlockIndex(0)), Some((BlockState::Releasing, 0)));
+}
+
+#[test]
+fn the_short_way_ends_where_the_long_one_does() {
+    for block in [4, 8, 16, 64] {
+        let (mut long, mut short) = (table(block, 6), table(block, 6));
+        let span = long.separate_span(FrameIndex(2)).unwrap();
+        assert_eq!(span, long.span(FrameIndex(2)));
+        assert!(short.is_free(&span));
+
+        let work = long.start(&span).unwrap();
+        long.complete(&span, work).unwrap();
+        short.reserve_free(&span);
+        assert_eq!((&short.entries, totals(&short)), (&long.entries, totals(&long)), "{block}");
+        assert!(!short.is_free(&span));
+
+        let released = long.release(&span).unwrap();
+        long.settle(&span, released).unwrap();
+        short.free_reserved(&span);
+        assert_eq!((&short.entries, totals(&short)), (&long.entries, totals(&long)), "{block}");
+        assert!(short.is_free(&span));
+        assert_eq!(table(96, 6).separate_span(FrameIndex(2)), None);
+    }
+}
+
+#[test]
+fn frames_of_blocks_are_those_whose_spans_touch_them() {
+    for block in [4, 8, 20, 64, 96, 128] {
+        let table = table(block, 9);
+        for run in (0..table.len()).flat_map(|end| (0..end).map(move |start| start..end)) {
+            let touching: Vec<u32> = (0..9)
+                .filter(|frame| {
+                    let span = table.span(FrameIndex(*frame)).range();
+                    span.start < run.end && run.start < span.end
+                })
+                .collect();
+
+            let found: Vec<u32> = table.frames(&run).filter(|frame| *frame < 9).collect();
+
+            assert_eq!(found, touching, "{block}: {run:?}");
+        }
+    }
+}
+
+/// A step that may make no sense: of what frame, and with which mask.
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Start(u32),
+    Complete(u32, Mask, Mask),
+    Undo(u32, Mask, Mask),
+    Release(u32),
+    Settle(u32, Mask),
+    Lend(u64, usize),
+    Recall(usize, usize),
+    Recalled(usize),
+    Unpin(usize),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    // One more than there are.
+    let frame = 0u32..8;
+    let mask = prop_oneof![Just(0), Just(1), Just(3), Just(0xffff), 0u32..1 << 16];
+    prop_oneof![
+        4 => frame.clone().prop_map(Step::Start),
+        4 => (frame.clone(), mask.clone(), mask.clone())
+            .prop_map(|(frame, take, evict)| Step::Complete(frame, take, evict)),
+        2 => (frame.clone(), mask.clone(), mask.clone())
+            .prop_map(|(frame, take, pinned)| Step::Undo(frame, take, pinned)),
+        4 => frame.clone().prop_map(Step::Release),
+        4 => (frame, mask).prop_map(|(frame, mask)| Step::Settle(frame, mask)),
+        1 => (0u64..9, 0usize..200).prop_map(|(limit, below)| Step::Lend(limit, below)),
+        1 => (1usize..9, 0usize..200).prop_map(|(limit, from)| Step::Recall(limit, from)),
+        1 => (0usize..200).prop_map(Step::Recalled),
+        1 => (0usize..200).prop_map(Step::Unpin),
+    ]
+}
+
+fn apply(table: &mut BlockTable, step: Step) -> Result<(), Error> {
+    let spans: Vec<Span> = (0..8).map(|frame| table.span(FrameIndex(frame))).collect();
+    let span = |frame: u32| spans[frame as usize];
+    // Masks only name blocks that a span has.
+    let part = |frame, mask: Mask| mask & ((1 << span(frame).len()) - 1);
+    let work = |frame, take, evict| Work {
+        take: part(frame, take),
+        evict: part(frame, evict) & !part(frame, take),
+    };
+    match step {
+        Step::Start(frame) => table.start(&span(frame)).map(drop),
+        Step::Complete(frame, take, evict) => {
+            table.complete(&span(frame), work(frame, take, evict))
+        }
+        Step::Undo(frame, take, pinned) => {
+            table.undo(&span(frame), work(frame, take, !take), pinned).map(drop)
+        }
+        Step::Release(frame) => table.release(&span(frame)).map(drop),
+        Step::Settle(frame, mask) => table.settle(&span(frame), part(frame, mask)),
+        Step::Lend(limit, below) => {
+            table.lend(limit, below);
+            Ok(())
+        }
+        Step::Recall(limit, from) => {
+            table.recall(limit, from);
+            Ok(())
+        }
+        Step::Recalled(block) if block < table.len() => {
+            table.recalled(block..block + 1, BlockState::Pinned)
+        }
+        Step::Recalled(_) => Ok(()),
+        Step::Unpin(from) => {
+            table.unpin(from);
+            Ok(())
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn steps_in_any_order_keep_the_sums_and_the_bounds(
+        block in prop::sample::select(vec![4u64, 8, 20, 64, 96, 128]),
+        steps in prop::collection::vec(step(), 0..60),
+    ) {
+        let mut table = table(block, 7);
+        for step in steps {
+            let before = table.entries.clone();
+
+            let result = apply(&mut table, step);
+
+            if result.is_err() && matches!(step, Step::Start(_) | Step::Release(_)) {
+                prop_assert_eq!(&table.entries, &before, "{:?}", step);
+            }
+            prop_assert_eq!(totals(&table), counted(&table), "{:?}", step);
+            prop_assert_eq!(totals(&table).iter().sum::<u64>(), table.len() as u64);
+            for block in 0..table.len() as u64 {
+                let (is, references) = table.get(BlockIndex(block)).unwrap();
+                prop_assert!(u64::from(references) <= table.geometry.covered_pages());
+                prop_assert_eq!(is == BlockState::Reserved, references > 0, "{:?}", step);
+            }
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! The processes that may live in tag storage.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::tag_storage::supply::node;
+
+/// Each process is here for as long as one of its connections to the broker lasts, so that a number names
+/// the process that connected. Clones are the same list.
+#[derive(Clone, Default)]
+pub struct Borrowers {
+    connections: Arc<Mutex<BTreeMap<u32, u32>>>,
+    /// Where the supply knows them, if it lends.
+    lent: Option<node::Borrowers>,
+}
+
+impl Borrowers {
+    /// Those of a supply that lends.
+    pub fn of(lent: node::Borrowers) -> Self {
+        Self { connections: Arc::default(), lent: Some(lent) }
+    }
+
+    /// Adds a process until the answer is dropped. Its connection is open.
+    ///
+    /// # Errors
+    /// When what is lent to it could not be taken back.
+    pub fn add(&self, pid: u32) -> Result<Borrowing, node::BorrowerError> {
+        let mut connections = self.lock();
+        if let (false, Some(lent)) = (connections.contains_key(&pid), &self.lent) {
+            lent.add(pid)?;
+        }
+        *connections.entry(pid).or_default() += 1;
+        Ok(Borrowing { borrowers: self.clone(), pid })
+    }
+
+    /// The processes.
+    pub fn pids(&self) -> Vec<u32> {
+        self.lock().keys().copied().collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<u32, u32>> {
+        self.connections.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A process among the [`Borrowers`].
+pub struct Borrowing {
+    borrowers: Borrowers,
+    pid: u32,
+}
+
+impl Drop for Borrowing {
+    fn drop(&mut self) {
+        let mut connections = self.borrowers.lock();
+        let Some(open) = connections.get_mut(&self.pid) else { return };
+        *open -= 1;
+        if *open == 0 {
+            connections.remove(&self.pid);
+            if let Some(lent) = &self.borrowers.lent {
+                lent.remove(self.pid);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn a_process_is_there_for_as_long_as_one_of_its_connections() {
+        let borrowers = Borrowers::default();
+        let (first, second) = (borrowers.add(7).unwrap(), borrowers.add(7).unwrap());
+        let _other = borrowers.add(8).unwrap();
+
+        drop(first);
+        assert_eq!(borrowers.pids(), [7, 8]);
+        drop(second);
+        assert_eq!(borrowers.pids(), [8]);
+    }
+
+    #[test]
+    fn a_process_whose_memory_could_not_be_taken_back_is_none() {
+        let borrowers = Borrowers::of(node::Borrowers::default());
+
+        assert!(borrowers.add(u32::MAX).is_err());
+        assert!(borrowers.pids().is_empty());
+    }
+}

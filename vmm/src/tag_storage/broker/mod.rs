@@ -1,0 +1,40 @@
+//! The broker: the pool of a host in a process of its own, for all VMs of that host.
+//!
+//! ```text
+//! VM: client (a Hold)  ->  packets on a Unix socket  ->  session (a thread)  ->  Pool
+//!     hear()           <-  a socket for notices      <-  notices
+//! ```
+//!
+//! A VM's lease belongs to its connection, which the kernel closes with the VM, however that ends. No file
+//! keeps what the broker knows: when it is started again, each VM tells it what it holds.
+//!
+//! | File | The noun |
+//! |---|---|
+//! | `wire`, `refusal`, `packet` | messages; why not; how they travel |
+//! | `server`, `session`, `notices` | the socket; one connection; who lacks and who could give |
+//! | `borrowers` | who may live in tag storage |
+//! | `client` | the VM's side |
+//! | `report` | what there is to see |
+//! | `run` | the command `tessera broker` |
+
+mod borrowers;
+mod client;
+mod notices;
+mod packet;
+mod peer;
+mod refusal;
+mod report;
+mod run;
+mod server;
+mod session;
+#[cfg(test)]
+mod tests;
+mod wire;
+
+pub use borrowers::{Borrowers, Borrowing};
+pub use client::{Because, Client, Error, Heard, Status, report};
+pub use refusal::{Reason, Refusal};
+pub use report::{BrokerReport, Holder, Traffic};
+pub use run::{BrokerArgs, Error as RunError, run};
+pub use server::{Error as ServerError, MAX_CONNECTIONS, Server, Stock};
+pub use wire::Terms;

@@ -1,0 +1,296 @@
+//! Clients that mean harm, or know no better.
+
+use std::os::fd::AsFd;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
+
+use rustix::io::Errno;
+
+use super::*;
+use crate::tag_storage::Hold as _;
+use crate::tag_storage::broker::refusal::Reason;
+use crate::tag_storage::broker::server::Error;
+use crate::tag_storage::broker::wire::{MAX_FRAMES, MAX_MESSAGE};
+
+fn reason(reply: Option<Reply>) -> Reason {
+    match reply {
+        Some(Reply::Refused(refusal)) => refusal.reason,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn garbage_ends_the_connection_that_it_comes_from_and_no_other() {
+    let (_directory, path) = place();
+    let broker = Broker::start(&path, 64);
+    let good = connect(&path, "good");
+    good.reserve(5).unwrap();
+    let whole = opening("half").encode();
+    let messages: [&[u8]; 7] = [
+        &[0],
+        &[0xff; 64],
+        &[0; MAX_MESSAGE],
+        &[1; MAX_MESSAGE + 1],
+        &[2; 100_000],
+        &whole[..whole.len() / 2],
+        b"GET / HTTP/1.1\r\n\r\n",
+    ];
+
+    for message in messages {
+        let raw = Raw::connect(&path);
+        packet::send(&raw.0, message).unwrap();
+        assert_eq!(reason(raw.hear()), Reason::Protocol);
+        assert_eq!(raw.hear(), None);
+    }
+
+    // Then one with a lease, which goes with its connection.
+    let raw = Raw::open(&path);
+    raw.reserve(7);
+    packet::send(&raw.0, b"nonsense").unwrap();
+    assert_eq!(reason(raw.hear()), Reason::Protocol);
+    assert_eq!(raw.hear(), None);
+    broker.wait_reserved(5);
+    assert_eq!(broker.report().traffic.violations, 8);
+    assert_eq!(good.reserve(1).unwrap().len(), 1);
+}
+
+#[test]
+fn requests_for_another_moment_are_refused() {
+    let (_directory, path) = place();
+    let _broker = Broker::start(&path, 64);
+    for request in [
+        Request::Reserve(1),
+        Request::Free(vec![FrameIndex(0)]),
+        Request::Adopt(vec![FrameIndex(0)]),
+    ] {
+        let raw = Raw::connect(&path);
+        raw.say(&request);
+        assert_eq!(reason(raw.hear()), Reason::Protocol);
+    }
+    for request in [opening("again"), Request::Reserve(0)] {
+        let raw = Raw::open(&path);
+        raw.say(&request);
+        assert_eq!(reason(raw.hear()), Reason::Protocol);
+    }
+    let raw = Raw::connect(&path);
+    let terms = terms("old");
+    raw.say(&Request::Open(Open { version: 0, role: Role::Holder, terms }));
+    assert_eq!(reason(raw.hear()), Reason::Version(VERSION));
+}
+
+#[test]
+fn nobody_frees_what_another_holds() {
+    let (_directory, path) = place();
+    let broker = Broker::start(&path, 64);
+    let victim = connect(&path, "victim");
+    victim.reserve(20).unwrap();
+    let raw = Raw::open(&path);
+    let own = raw.reserve(2);
+
+    let all: Vec<FrameIndex> = (0..64).map(FrameIndex).chain([FrameIndex(u32::MAX)]).collect();
+    raw.say(&Request::Free(all.clone()));
+    raw.say(&Request::Free(own));
+    raw.say(&Request::Free(all));
+
+    broker.wait("the frees", |report| report.traffic.foreign_frees == 63 + 2 + 65);
+    assert_eq!(broker.report().pool.chunks.reserved, 20);
+    assert_eq!(broker.report().pool.counters.metadata_reserve_free, 2);
+}
+
+#[test]
+fn adopting_what_another_holds_gives_other_frames_or_none() {
+    let (_directory, path) = place();
+    let broker = Broker::start(&path, 32);
+    let victim = connect(&path, "victim");
+    victim.reserve(20).unwrap();
+    let raw = Raw::open(&path);
+
+    raw.say(&Request::Adopt((0..20).map(FrameIndex).collect()));
+
+    let Some(Reply::Adopted(frames)) = raw.hear() else { panic!("refused") };
+    assert_eq!(frames.iter().flatten().count(), 12);
+    broker.wait_reserved(32);
+    drop(raw);
+    broker.wait_reserved(20);
+    victim.reserve(12).unwrap();
+}
+
+#[test]
+fn a_million_requests_keep_nobody_out() {
+    let (_directory, path) = place();
+    let broker = Broker::start(&path, 64);
+    let raw = Raw::open(&path);
+    let flood = std::thread::spawn(move || {
+        let frame = raw.reserve(1)[0];
+        for _ in 0..1_000_000u32 / 2 {
+            // One that is answered by nothing, and one that makes work of it.
+            raw.say(&Request::Free(vec![FrameIndex(63)]));
+            raw.say(&Request::Free(vec![frame; 2]));
+        }
+    });
+
+    let client = connect(&path, "vm");
+    let mut rounds = 0;
+    while !flood.is_finished() {
+        let frames = client.reserve(3).unwrap();
+        frames.into_iter().for_each(|frame| client.free(frame));
+        rounds += 1;
+    }
+
+    flood.join().unwrap();
+    assert!(rounds > 100, "{rounds} rounds beside the flood");
+    broker.wait_reserved(0);
+}
+
+#[test]
+fn who_never_reads_is_held_up_alone() {
+    let (_directory, path) = place();
+    let broker = Broker::start(&path, 64);
+    let raw = Raw::open(&path);
+
+    // Until neither side has room: the broker waits for its reader, and takes nothing more.
+    let message = Request::Report { version: VERSION }.encode();
+    until("a full socket", || packet::send_now(&raw.0, &message) == Err(Errno::AGAIN));
+
+    let client = connect(&path, "vm");
+    client.reserve(64).unwrap();
+    drop(client);
+    broker.wait_reserved(0);
+    drop(raw);
+    broker.wait("the end", |report| report.traffic.connections == 1);
+}
+
+#[test]
+fn descriptors_that_come_along_are_dropped() {
+    let (_directory, path) = place();
+    let broker = Broker::start(&path, 64);
+    let raw = Raw::connect(&path);
+    let (sent, kept) = packet::pair().unwrap();
+
+    packet::send_fd(&raw.0, &opening("gift").encode(), sent.as_fd()).unwrap();
+    assert!(matches!(raw.hear(), Some(Reply::Opened(_))));
+    for _ in 0..100 {
+        let message = Request::Free(vec![FrameIndex(9)]).encode();
+        packet::send_fd(&raw.0, &message, sent.as_fd()).unwrap();
+    }
+    raw.reserve(1);
+
+    // With the last copy closed the other end is alone.
+    drop(sent);
+    let mut buffer = [0; BUFFER];
+    assert_eq!(packet::receive(&kept, &mut buffer), Ok(None));
+    broker.wait_reserved(1);
+}
+
+#[test]
+fn a_client_cut_off_at_any_step_leaves_nothing() {
+    let (_directory, path) = place();
+    let broker = Broker::start(&path, 3 * MAX_FRAMES as u64);
+    let frames = |range: std::ops::Range<u32>| range.map(FrameIndex).collect::<Vec<_>>();
+    let steps = [
+        opening("cut"),
+        Request::Adopt(frames(0..1000)),
+        Request::Reserve(2 * MAX_FRAMES as u32),
+        Request::Free(frames(0..500)),
+        Request::Reserve(7),
+        Request::Reserve(u32::MAX),
+        Request::Report { version: VERSION },
+        Request::Free(frames(100..900)),
+    ];
+    let before = broker.report().pool;
+
+    for cut in 0..=steps.len() {
+        for listens in [false, true] {
+            let raw = Raw::connect(&path);
+            steps[..cut].iter().for_each(|step| raw.say(step));
+            if listens && cut > 0 {
+                raw.hear();
+            }
+            drop(raw);
+            broker.wait("the totals", |report| {
+                let pool = &report.pool;
+                (&pool.blocks, &pool.chunks, &pool.leases)
+                    == (&before.blocks, &before.chunks, &before.leases)
+                    && report.traffic.connections == 1
+            });
+        }
+    }
+
+    let counters = broker.report().pool.counters;
+    assert_eq!(counters.metadata_reserve_success, counters.metadata_reserve_free);
+}
+
+#[test]
+fn connections_beyond_the_places_are_told_so() {
+    let (_directory, path) = place();
+    let broker = Broker::with_places(&path, 64, 8);
+    let mut taken: Vec<Raw> = (0..8).map(|_| Raw::open(&path)).collect();
+
+    for _ in 0..100 {
+        let error = Client::connect(&path, terms("late")).unwrap_err();
+        assert!(error.to_string().contains("8 connections"), "{error}");
+    }
+
+    // One for the report, and one that is free again.
+    taken.truncate(6);
+    until("a place", || Client::connect(&path, terms("late")).is_ok());
+    assert!(broker.report().traffic.turned_away >= 100);
+}
+
+#[test]
+fn a_live_broker_is_named_and_a_dead_one_replaced() {
+    let (_directory, path) = place();
+    let broker = Broker::start(&path, 64);
+
+    let error = Server::bind(&path, stock(64)).err().unwrap();
+    let own = std::process::id();
+    assert!(matches!(error, Error::Taken { pid, .. } if pid == own), "{error}");
+    connect(&path, "not disturbed").reserve(1).unwrap();
+    drop(broker);
+    assert!(!path.exists());
+
+    // What a killed broker leaves.
+    let left = path.with_file_name("left");
+    std::mem::forget(Server::bind(&left, stock(64)).unwrap());
+    assert!(Server::bind(&left, stock(64)).is_err());
+    let stale = path.with_file_name("stale");
+    let kind = rustix::net::SocketType::SEQPACKET;
+    let dead = rustix::net::socket(rustix::net::AddressFamily::UNIX, kind, None).unwrap();
+    rustix::net::bind(&dead, &rustix::net::SocketAddrUnix::new(&stale).unwrap()).unwrap();
+    drop(dead);
+    let _broker = Broker::start(&stale, 64);
+    connect(&stale, "vm");
+}
+
+#[test]
+fn a_path_with_something_else_is_left_alone() {
+    let (directory, path) = place();
+    std::fs::write(&path, "precious").unwrap();
+    let stream = directory.path().join("stream");
+    let _listener = UnixListener::bind(&stream).unwrap();
+
+    for taken in [&path, &stream] {
+        assert!(Server::bind(taken, stock(64)).is_err());
+        assert!(taken.exists());
+    }
+}
+
+#[test]
+fn the_socket_is_for_owner_and_group_and_goes_to_no_child() {
+    let (_directory, path) = place();
+    let _broker = Broker::start(&path, 64);
+
+    let mode = std::fs::metadata(&path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode & !0o660, 0);
+    assert_eq!(mode & 0o600, 0o600);
+}
+
+#[test]
+fn nobody_at_the_path_is_said_with_the_path() {
+    let (_directory, path) = place();
+
+    let error = Client::connect(&path, terms("vm")).unwrap_err();
+
+    let text = crate::error::chain(&error);
+    assert!(text.contains(path.to_str().unwrap()) && text.contains("tessera broker"), "{text}");
+}

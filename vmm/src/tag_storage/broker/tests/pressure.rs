@@ -1,0 +1,240 @@
+//! What clients have of each other: totals, refusals, and who gives when another lacks.
+
+use super::*;
+use crate::tag_storage::{Hold as _, ReserveError};
+
+#[test]
+fn what_is_reserved_and_freed_shows_in_the_totals() {
+    let (_directory, path) = place();
+    let broker = Broker::start(&path, 64);
+    let (first, second) = (connect(&path, "first"), connect(&path, "second"));
+
+    let frames = first.reserve(10).unwrap();
+    second.reserve(5).unwrap();
+    frames.iter().take(3).for_each(|frame| first.free(*frame));
+
+    broker.wait_reserved(12);
+    let report = broker.report();
+    assert_eq!(report.pool.leases.len(), 2);
+    for lease in &report.pool.leases {
+        assert_eq!(report.pid_of(lease.id), Some(std::process::id()));
+        assert_eq!(lease.chunks, if lease.name == "first" { 7 } else { 5 });
+    }
+    let counters = report.pool.counters;
+    assert_eq!((counters.metadata_reserve_success, counters.metadata_reserve_free), (15, 3));
+    assert_eq!(first.status().chunks, 7);
+}
+
+#[test]
+fn frames_of_a_client_are_told_apart_for_as_long_as_it_has_them() {
+    let (_directory, path) = place();
+    let _broker = Broker::start(&path, 16);
+    let client = connect(&path, "vm");
+
+    let mut frames = client.reserve(16).unwrap();
+    client.free(frames.remove(3));
+    client.free(frames.remove(7));
+    frames.extend(client.reserve(2).unwrap());
+
+    frames.sort();
+    frames.dedup();
+    assert_eq!(frames.len(), 16);
+}
+
+#[test]
+fn a_large_guest_is_reserved_for_all_at_once_or_not_at_all() {
+    let (_directory, path) = place();
+    let broker = Broker::start(&path, 5000);
+    let client = connect(&path, "large");
+
+    assert_eq!(client.reserve(4000).unwrap().len(), 4000);
+    let refused = client.reserve(1001).unwrap_err();
+
+    assert!(matches!(refused, ReserveError::Exhausted { .. }), "{refused}");
+    assert_eq!(broker.report().pool.chunks.reserved, 4000);
+}
+
+#[test]
+fn a_client_that_goes_leaves_nothing() {
+    let (_directory, path) = place();
+    let broker = Broker::start(&path, 64);
+    let client = connect(&path, "vm");
+    client.reserve(30).unwrap();
+
+    drop(client);
+
+    broker.wait("an empty pool", |report| {
+        report.pool.leases.is_empty() && report.pool.chunks.free == 64 && report.holders.is_empty()
+    });
+}
+
+#[test]
+fn terms_are_kept() {
+    let (_directory, path) = place();
+    let _broker = Broker::start(&path, 64);
+    let wanted = LeaseTerms { name: "vm".to_owned(), min: Bytes::kib(640), max: Bytes::mib(1) };
+    let _client = Client::connect(&path, wanted.clone()).unwrap();
+
+    let greedy = connect(&path, "greedy");
+    let refused = greedy.reserve(55).unwrap_err();
+    assert!(matches!(refused, ReserveError::Exhausted { .. }), "{refused}");
+    assert_eq!(greedy.reserve(54).unwrap().len(), 54);
+    let refused = _client.reserve(17).unwrap_err();
+    assert!(matches!(refused, ReserveError::OverMax { .. }), "{refused}");
+    assert!(refused.to_string().contains("(ledger)"), "{refused}");
+
+    let second = Client::connect(&path, wanted).unwrap_err();
+    assert!(second.to_string().contains("exhausted"), "{second}");
+    let nameless = Client::connect(&path, terms("")).unwrap_err();
+    assert!(nameless.to_string().contains("name"), "{nameless}");
+}
+
+#[test]
+fn who_has_is_asked_to_give_and_who_lacks_is_told() {
+    let (_directory, path) = place();
+    let broker = Broker::start(&path, 16);
+    let (rich, poor) = (connect(&path, "rich"), connect(&path, "poor"));
+    let idle = connect(&path, "idle");
+    let mut frames = rich.reserve(16).unwrap();
+
+    poor.reserve(2).unwrap_err();
+
+    hear_of(&rich, |heard| heard == Heard::GiveBack { chunks: 2 });
+    frames.drain(..4).for_each(|frame| rich.free(frame));
+    hear_of(&poor, |heard| heard == Heard::Relief);
+    until("the frames", || poor.reserve(2).is_ok());
+    hear_of(&rich, |heard| heard == Heard::Relief);
+    let traffic = broker.report().traffic;
+    assert!(traffic.give_backs >= 1 && traffic.reliefs >= 2, "{traffic:?}");
+    assert_eq!(traffic.notices_lost, 0);
+    idle.hear(|heard| panic!("{heard:?}"));
+}
+
+#[test]
+fn nobody_gives_for_a_request_that_does_not_wait() {
+    let (_directory, path) = place();
+    let broker = Broker::start(&path, 128);
+    let (rich, large) = (connect(&path, "rich"), connect(&path, "large"));
+    rich.reserve(64).unwrap();
+
+    // All of a VM's memory before it starts: it is refused, and goes.
+    large.reserve(100).unwrap_err();
+    large.reserve(u64::MAX).unwrap_err();
+
+    assert_eq!(broker.report().traffic.give_backs, 0);
+    rich.hear(|heard| panic!("{heard:?}"));
+}
+
+#[test]
+fn a_vm_that_ends_relieves_who_lacks() {
+    let (_directory, path) = place();
+    let _broker = Broker::start(&path, 16);
+    let (rich, poor) = (connect(&path, "rich"), connect(&path, "poor"));
+    rich.reserve(16).unwrap();
+    poor.reserve(16).unwrap_err();
+
+    drop(rich);
+
+    hear_of(&poor, |heard| heard == Heard::Relief);
+    until("the frames", || poor.reserve(16).is_ok());
+}
+
+#[test]
+fn whoever_asks_without_end_makes_no_flood_of_notices() {
+    let (_directory, path) = place();
+    let broker = Broker::start(&path, 4);
+    let (rich, poor) = (connect(&path, "rich"), connect(&path, "poor"));
+    rich.reserve(4).unwrap();
+
+    let start = Instant::now();
+    for _ in 0..500 {
+        poor.reserve(1).unwrap_err();
+    }
+
+    let most = 1 + start.elapsed().as_millis() / 250;
+    let given = broker.report().traffic.give_backs;
+    assert!((1..=most).contains(&u128::from(given)), "{given} of at most {most}");
+}
+
+#[test]
+fn a_client_that_does_not_listen_holds_up_nobody() {
+    let (_directory, path) = place();
+    let broker = Broker::start(&path, 4);
+    let (deaf, poor) = (connect(&path, "deaf"), connect(&path, "poor"));
+    let mut frames = deaf.reserve(4).unwrap();
+
+    // Each round makes two notices for `poor` and one for `deaf` at most; none of them is ever read.
+    for _ in 0..400 {
+        poor.reserve(1).unwrap_err();
+        deaf.free(frames.pop().unwrap());
+        let mut taken = None;
+        until("the frame", || {
+            taken = poor.reserve(1).ok();
+            taken.is_some()
+        });
+        poor.free(taken.unwrap()[0]);
+        until("the frame again", || match deaf.reserve(1) {
+            Ok(more) => {
+                frames.extend(more);
+                true
+            }
+            Err(_) => false,
+        });
+    }
+
+    broker.wait_reserved(4);
+}
+
+#[test]
+fn a_borrower_is_known_for_as_long_as_it_is_there() {
+    let (_directory, path) = place();
+    let broker = Broker::start(&path, 4);
+
+    let borrower = Client::borrow(&path, "borrower").unwrap();
+    assert_eq!(borrower.status().terms.lend, LendPolicy::Never);
+    assert_eq!(broker.report().borrowers, [std::process::id()]);
+
+    drop(borrower);
+    broker.wait("nobody", |report| report.borrowers.is_empty());
+}
+
+#[test]
+fn a_borrower_comes_back_to_a_broker_that_is_started_again() {
+    let (_directory, path) = place();
+    let broker = Broker::start(&path, 4);
+    let borrower = Client::borrow(&path, "borrower").unwrap();
+
+    drop(broker);
+    let broker = Broker::start(&path, 4);
+
+    // Nobody asks it for anything: it sees the end of its line when it listens.
+    broker.wait("the borrower", |report| {
+        borrower.hear(|_| {});
+        report.borrowers == [std::process::id()]
+    });
+}
+
+#[test]
+fn threads_of_one_client_share_its_connection() {
+    let (_directory, path) = place();
+    let broker = Broker::start(&path, 256);
+    let client = connect(&path, "vm");
+
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for round in 0..200 {
+                    let frames = client.reserve(1 + round % 5).unwrap();
+                    frames.into_iter().for_each(|frame| client.free(frame));
+                }
+            });
+        }
+    });
+
+    client.reserve(0).unwrap();
+    broker.wait_reserved(0);
+    let report = broker.report();
+    assert_eq!(report.traffic.foreign_frees, 0);
+    let counters = report.pool.counters;
+    assert_eq!(counters.metadata_reserve_success, counters.metadata_reserve_free);
+}

@@ -1,0 +1,187 @@
+#![allow(clippy::unwrap_used)]
+
+use arch::layout::RAM_BASE;
+use arch::units::Bytes;
+use proptest::prelude::*;
+use vm_memory::GuestAddress;
+
+use super::*;
+
+const CHUNK_0: ChunkIndex = ChunkIndex(0);
+const FRAME: FrameIndex = FrameIndex(u32::MAX);
+
+fn populated() -> ChunkTable {
+    let mut table = ChunkTable::new(2);
+    assert!(table.begin_populate(CHUNK_0, FRAME));
+    table.end_populate(CHUNK_0);
+    table
+}
+
+#[test]
+fn a_chunk_is_populated_and_discarded_and_so_on() {
+    let mut table = ChunkTable::new(2);
+    for _ in 0..2 {
+        assert_eq!(table.touch(CHUNK_0), Touched::Absent);
+        assert!(table.begin_populate(CHUNK_0, FRAME));
+        assert_eq!(table.state(CHUNK_0), Some(State::Populating(FRAME)));
+        table.end_populate(CHUNK_0);
+        assert_eq!((table.state(CHUNK_0), table.held()), (Some(State::Populated(FRAME)), 1));
+        assert_eq!(table.begin_discard(CHUNK_0), Discard::Begun(FRAME));
+        assert_eq!((table.state(CHUNK_0), table.held()), (Some(State::Discarding(FRAME)), 1));
+        assert!(!table.end_discard(CHUNK_0, true));
+        assert_eq!((table.state(CHUNK_0), table.held()), (Some(State::Absent), 0));
+    }
+}
+
+#[test]
+fn a_second_populate_and_a_second_discard_change_nothing() {
+    let mut table = populated();
+
+    assert!(!table.begin_populate(CHUNK_0, FrameIndex(3)));
+    assert_eq!(table.state(CHUNK_0), Some(State::Populated(FRAME)));
+    assert_eq!(table.begin_discard(CHUNK_0), Discard::Begun(FRAME));
+    assert_eq!(table.begin_discard(CHUNK_0), Discard::Nothing);
+    assert!(!table.end_discard(CHUNK_0, true));
+    assert!(!table.end_discard(CHUNK_0, true));
+    assert_eq!(table.begin_discard(CHUNK_0), Discard::Nothing);
+    assert_eq!(table.held(), 0);
+}
+
+#[test]
+fn a_touch_during_a_discard_is_told_at_its_end() {
+    for gone in [true, false] {
+        let mut table = populated();
+        table.begin_discard(CHUNK_0);
+
+        assert_eq!(table.touch(CHUNK_0), Touched::Busy);
+        assert_eq!(table.touch(CHUNK_0), Touched::Busy);
+
+        assert!(table.end_discard(CHUNK_0, gone));
+        let expected = if gone { State::Absent } else { State::Populated(FRAME) };
+        assert_eq!((table.state(CHUNK_0), table.held()), (Some(expected), u64::from(!gone)));
+    }
+}
+
+#[test]
+fn a_chunk_that_is_served_again_is_not_discarded_meanwhile() {
+    let mut table = populated();
+
+    assert_eq!(table.touch(CHUNK_0), Touched::Populated);
+    assert_eq!(table.begin_discard(CHUNK_0), Discard::Populating);
+    table.end_populate(CHUNK_0);
+
+    assert_eq!(table.begin_discard(CHUNK_0), Discard::Begun(FRAME));
+}
+
+#[test]
+fn a_chunk_outside_is_nothing() {
+    let mut table = populated();
+    for chunk in [ChunkIndex(2), ChunkIndex(u64::MAX)] {
+        assert_eq!(table.touch(chunk), Touched::Outside);
+        assert!(!table.begin_populate(chunk, FRAME));
+        table.end_populate(chunk);
+        assert_eq!(table.begin_discard(chunk), Discard::Nothing);
+        assert!(!table.end_discard(chunk, true));
+        assert_eq!(table.state(chunk), None);
+    }
+    assert_eq!((table.held(), table.len()), (1, 2));
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Touch,
+    BeginPopulate(u32),
+    EndPopulate,
+    BeginDiscard,
+    EndDiscard(bool),
+}
+
+fn steps() -> impl Strategy<Value = Vec<(u64, Step)>> {
+    let step = prop_oneof![
+        Just(Step::Touch),
+        any::<u32>().prop_map(Step::BeginPopulate),
+        Just(Step::EndPopulate),
+        Just(Step::BeginDiscard),
+        any::<bool>().prop_map(Step::EndDiscard),
+    ];
+    prop::collection::vec((0..5u64, step), 0..200)
+}
+
+/// What a chunk's state must be after a step, and whether its frame came, stayed or went.
+fn follows(before: State, step: Step) -> State {
+    use State::{Absent, Discarding, Populated, Populating};
+    match (before, step) {
+        (Absent, Step::BeginPopulate(frame)) => Populating(FrameIndex(frame)),
+        (Populated(frame), Step::Touch) => Populating(frame),
+        (Populating(frame), Step::EndPopulate) => Populated(frame),
+        (Populated(frame), Step::BeginDiscard) => Discarding(frame),
+        (Discarding(_), Step::EndDiscard(true)) => Absent,
+        (Discarding(frame), Step::EndDiscard(false)) => Populated(frame),
+        (state, _) => state,
+    }
+}
+
+proptest! {
+    #[test]
+    fn any_steps_leave_each_chunk_in_the_state_of_the_diagram(steps in steps()) {
+        let mut table = ChunkTable::new(4);
+        let mut model = [State::Absent; 4];
+
+        for (chunk, step) in steps {
+            let at = ChunkIndex(chunk);
+            match step {
+                Step::Touch => drop(table.touch(at)),
+                Step::BeginPopulate(frame) => {
+                    let taken = table.begin_populate(at, FrameIndex(frame));
+                    let absent = model.get(chunk as usize).is_some_and(|now| *now == State::Absent);
+                    prop_assert_eq!(taken, absent);
+                }
+                Step::EndPopulate => table.end_populate(at),
+                Step::BeginDiscard => drop(table.begin_discard(at)),
+                Step::EndDiscard(gone) => drop(table.end_discard(at, gone)),
+            }
+            if let Some(now) = model.get_mut(chunk as usize) {
+                *now = follows(*now, step);
+            }
+            for (index, state) in model.iter().enumerate() {
+                prop_assert_eq!(table.state(ChunkIndex(index as u64)), Some(*state));
+            }
+            let held = model.iter().filter(|state| **state != State::Absent).count();
+            prop_assert_eq!(table.held(), held as u64);
+        }
+    }
+
+    #[test]
+    fn a_range_covers_each_chunk_wholly_or_partly_or_not(
+        first in 0..5 * 512u64,
+        pages in 0..5 * 512u64,
+    ) {
+        let ram = MemoryRange::new(RAM_BASE, Bytes::mib(8));
+        let range = MemoryRange::new(
+            GuestAddress(RAM_BASE.0 + first * 4096),
+            Bytes::new(pages * 4096),
+        );
+
+        let covered = Covered::by(range, ram);
+
+        for chunk in (0..5).map(ChunkIndex) {
+            let base = RAM_BASE.0 + chunk.0 * CHUNK.get();
+            let chunk_range = MemoryRange::new(GuestAddress(base), CHUNK);
+            let inside = ram.encloses(&range) && pages > 0;
+            let whole = inside && range.encloses(&chunk_range);
+            let partly = inside && !whole && range.overlaps(&chunk_range);
+            prop_assert_eq!(covered.whole.contains(&chunk), whole, "{:?}", chunk);
+            let times = covered.partly.iter().flatten().filter(|at| **at == chunk).count();
+            prop_assert_eq!(times, usize::from(partly), "{:?}", chunk);
+        }
+    }
+
+    #[test]
+    fn any_range_covers_chunks_of_ram_alone(base: u64, size: u64) {
+        let ram = MemoryRange::new(RAM_BASE, Bytes::mib(8));
+        let covered = Covered::by(MemoryRange::new(GuestAddress(base), Bytes::new(size)), ram);
+
+        prop_assert!(covered.whole.end.0 <= 4);
+        prop_assert!(covered.partly.iter().flatten().all(|chunk| chunk.0 < 4));
+    }
+}

@@ -1,0 +1,118 @@
+//! Blocks that are not needed for tags serve as ordinary memory meanwhile.
+
+use std::ops::Range;
+use std::sync::PoisonError;
+
+use arch::mte::geometry::BlockIndex;
+
+use super::{BlockState, Guard, Pool, TakeError, flight};
+
+/// Lent blocks that are called back at once: 2 MiB of the smallest.
+const RECALL_RUN: usize = 512;
+
+impl Pool {
+    /// Lends up to `blocks` free blocks, from the end that frames reach last: ordinary memory, movable and
+    /// untagged, may be in them from now on. Returns how many were lent.
+    pub fn lend(&self, blocks: u64) -> u64 {
+        let (mut lent, mut below) = (0, usize::MAX);
+        while lent < blocks && below > 0 {
+            let mut state = self.lock();
+            if state.blocks.total(BlockState::Free) == 0 {
+                break;
+            }
+            let more;
+            (more, below) = state.blocks.lend(blocks - lent, below);
+            lent += more;
+        }
+        lent
+    }
+
+    /// Calls back up to `blocks` lent blocks, from the end that frames reach first: they are evicted and
+    /// free. Returns how many. Those that would not move are pinned or still lent.
+    pub fn recall(&self, blocks: u64) -> u64 {
+        let (mut free, mut from) = (0, 0);
+        let mut state = self.lock();
+        while free < blocks && from < state.blocks.len() && state.blocks.total(BlockState::Lent) > 0
+        {
+            let limit = usize::try_from(blocks - free).unwrap_or(usize::MAX).min(RECALL_RUN);
+            let run;
+            (run, from) = state.blocks.recall(limit, from);
+            if !run.is_empty() {
+                let more;
+                (state, more) = self.empty(state, run);
+                free += more;
+            }
+            state = self.let_others(state);
+        }
+        free
+    }
+
+    /// Follows what other memory does to blocks that are not taken: which are lent, pinned or free again is
+    /// as the supply sees it now. To be called from time to time, and before figures are shown.
+    pub fn follow(&self) {
+        let _alone = self.following.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(seen) = self.supply.observe() else { return };
+        let pinned = self.lock().blocks.total(BlockState::Pinned);
+        if seen.pinned > pinned {
+            let more = self.turn((BlockState::Lent, BlockState::Pinned), seen.pinned - pinned);
+            self.lock().counters.pinned += more;
+        } else {
+            self.turn((BlockState::Pinned, BlockState::Lent), pinned - seen.pinned);
+        }
+        let free = {
+            let state = self.lock();
+            state.blocks.total(BlockState::Free) + state.blocks.total(BlockState::Reserving)
+        };
+        match seen.free.checked_sub(free) {
+            Some(freed) => self.turn((BlockState::Lent, BlockState::Free), freed),
+            None => self.lend(free - seen.free),
+        };
+    }
+
+    fn turn(&self, states: (BlockState, BlockState), blocks: u64) -> u64 {
+        let (mut turned, mut from) = (0, 0);
+        while turned < blocks {
+            let mut state = self.lock();
+            if from == state.blocks.len() || state.blocks.total(states.0) == 0 {
+                break;
+            }
+            let more;
+            (more, from) = state.blocks.turn(states, blocks - turned, from);
+            turned += more;
+        }
+        turned
+    }
+
+    /// Takes pinned blocks for merely lent ones again: whoever pinned them may have let go. Returns how many
+    /// there were.
+    pub fn retry_pinned(&self) -> u64 {
+        self.supply.forget_pinned();
+        let (mut unpinned, mut from) = (0, 0);
+        let mut state = self.lock();
+        while from < state.blocks.len() && state.blocks.total(BlockState::Pinned) > 0 {
+            let more;
+            (more, from) = state.blocks.unpin(from);
+            unpinned += more;
+            state = self.let_others(state);
+        }
+        unpinned
+    }
+
+    /// Empties blocks that are marked as Evicting. Returns how many are free.
+    fn empty<'a>(&'a self, mut state: Guard<'a>, run: Range<usize>) -> (Guard<'a>, u64) {
+        let blocks = BlockIndex(run.start as u64)..BlockIndex(run.end as u64);
+        state.settling += 1;
+        let (mut state, result) = self.call(state, |supply| flight::evict(supply, &blocks));
+        let pinned = match &result {
+            Err(TakeError::Pinned(pinned)) => {
+                let pinned = flight::within(pinned, &blocks);
+                pinned.start.0 as usize..pinned.end.0 as usize
+            }
+            _ => run.start..run.start,
+        };
+        // Nobody else touches blocks that are Evicting: there is nothing to report.
+        let free = state.recalled(run, &result, pinned).unwrap_or(0);
+        self.wake(&state);
+        (state, free)
+    }
+}

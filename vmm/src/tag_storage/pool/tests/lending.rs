@@ -1,0 +1,142 @@
+//! Lent blocks: called back, in the way, pinned.
+
+use super::*;
+
+#[test]
+fn what_is_lent_is_evicted_for_whoever_needs_it() {
+    for instant in [true, false] {
+        let bench = Bench::small(4, instant);
+        let lease = bench.lease();
+        assert_eq!(bench.pool.lend(1000), 64);
+        assert_eq!(bench.pool.lend(1), 0);
+
+        bench.pool.reserve_many(lease, 2).unwrap();
+
+        let report = bench.pool.snapshot();
+        assert_eq!((report.blocks.lent, report.blocks.reserved), (32, 32));
+        assert_eq!(report.counters.evictions, 32);
+        bench.examine();
+    }
+}
+
+#[test]
+fn what_is_free_goes_before_what_is_lent() {
+    let bench = Bench::small(4, false);
+    let lease = bench.lease();
+    bench.pool.lend(40);
+
+    bench.pool.reserve(lease).unwrap();
+    assert_eq!(bench.pool.snapshot().counters.evictions, 0);
+    let frame = bench.pool.reserve(lease).unwrap();
+    assert_eq!(bench.pool.snapshot().counters.evictions, 8);
+    bench.pool.free(lease, frame).unwrap();
+    assert_eq!(bench.pool.recall(1), 1);
+    assert_eq!(bench.pool.recall(15), 15);
+
+    // The third, which was at the tail, is as good as the others now.
+    bench.pool.reserve_many(lease, 2).unwrap();
+    assert_eq!(bench.pool.snapshot().counters.evictions, 24);
+    bench.examine();
+}
+
+#[test]
+fn a_frame_called_back_goes_before_those_still_lent() {
+    let bench = Bench::small(4, false);
+    let lease = bench.lease();
+    bench.pool.lend(64);
+    bench.fake.books().busy = 1;
+    bench.pool.reserve(lease).unwrap();
+    bench.fake.books().pinned.extend(16..32);
+    assert_eq!(bench.pool.recall(1000), 0);
+    bench.fake.books().pinned.clear();
+    let evictions = bench.pool.snapshot().counters.evictions;
+    assert_eq!(bench.pool.recall(32), 32);
+
+    bench.pool.reserve(lease).unwrap();
+
+    assert_eq!(bench.pool.snapshot().counters.evictions, evictions + 32);
+    bench.examine();
+}
+
+#[test]
+fn pinned_memory_is_passed_over_and_counted() {
+    for instant in [true, false] {
+        let bench = Bench::small(4, instant);
+        let lease = bench.lease();
+        bench.pool.lend(64);
+        bench.fake.books().pinned.extend([3, 17, 18]);
+
+        let frames = bench.pool.reserve_many(lease, 2).unwrap();
+
+        assert_eq!(numbers(&frames), [2, 3]);
+        let report = bench.pool.snapshot();
+        assert_eq!((report.blocks.pinned, report.counters.pinned), (3, 3));
+        assert_eq!(report.counters.tail_retries, 2);
+        bench.examine();
+        let error = bench.pool.reserve(lease).unwrap_err();
+        assert!(matches!(error, ReserveError::Exhausted { .. }), "{error}");
+
+        bench.fake.books().pinned.clear();
+        assert_eq!(bench.pool.retry_pinned(), 3);
+        bench.pool.reserve_many(lease, 2).unwrap();
+        bench.examine();
+    }
+}
+
+#[test]
+fn all_lent_memory_pinned_is_a_bounded_error() {
+    for instant in [true, false] {
+        let bench = Bench::small(200, instant);
+        let lease = bench.lease();
+        bench.pool.lend(u64::MAX);
+        bench.fake.books().pinned.extend(0..200 * 16);
+        let mut frames = 0;
+
+        for request in 1.. {
+            let calls = bench.fake.books().calls;
+            let error = bench.pool.reserve(lease).unwrap_err();
+
+            assert!(matches!(error, ReserveError::Exhausted { .. }), "{error}");
+            let calls = bench.fake.books().calls - calls;
+            assert!(calls <= ATTEMPTS, "{calls}");
+            bench.examine();
+            frames += calls;
+            if calls == 0 {
+                break;
+            }
+            assert!(request < 10);
+        }
+        assert_eq!((frames, bench.pool.snapshot().blocks.pinned), (200, 3200));
+    }
+}
+
+#[test]
+fn memory_that_always_comes_back_is_a_bounded_error() {
+    for instant in [true, false] {
+        let bench = Bench::small(200, instant);
+        let lease = bench.lease();
+        bench.pool.lend(u64::MAX);
+        let before = bench.examine();
+        bench.fake.books().busy = u32::MAX;
+
+        let error = bench.pool.reserve(lease).unwrap_err();
+
+        assert!(matches!(error, ReserveError::Exhausted { .. }), "{error}");
+        assert_eq!(bench.examine(), before);
+        // Three tries each.
+        assert_eq!(bench.fake.books().calls, ATTEMPTS * 3);
+    }
+}
+
+#[test]
+fn eviction_is_tried_three_times() {
+    let bench = Bench::small(1, false);
+    let lease = bench.lease();
+    bench.pool.lend(16);
+
+    bench.fake.books().busy = 2;
+    bench.pool.reserve(lease).unwrap();
+
+    assert_eq!(bench.fake.books().calls, 4);
+    bench.examine();
+}

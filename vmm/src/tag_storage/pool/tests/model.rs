@@ -1,0 +1,385 @@
+//! Any sequence of requests, against what they must get, with a supply that fails on the way.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use proptest::prelude::*;
+
+use arch::mte::geometry::BlockIndex;
+
+use super::super::super::frames::Place;
+use super::*;
+
+/// A request, of one of four leases, about one of the frames.
+#[derive(Clone, Debug)]
+enum Step {
+    Open {
+        lease: usize,
+        min: u32,
+        max: u32,
+    },
+    Reserve(usize),
+    ReserveMany(usize, u32),
+    Free(usize, u32),
+    Adopt(usize, Vec<u32>),
+    Close(usize),
+    Lend(u64),
+    Recall(u64),
+    RetryPinned,
+    /// From now on these blocks do not move.
+    Pin(Vec<u64>),
+    /// So many calls find memory in the way.
+    Busy(u32),
+    Broken(bool),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let lease = 0usize..4;
+    let frame = 0u32..14;
+    prop_oneof![
+        3 => (lease.clone(), 0u32..4, 0u32..14)
+            .prop_map(|(lease, min, max)| Step::Open { lease, min, max }),
+        8 => lease.clone().prop_map(Step::Reserve),
+        3 => (lease.clone(), 0u32..8).prop_map(|(lease, chunks)| Step::ReserveMany(lease, chunks)),
+        8 => (lease.clone(), frame.clone()).prop_map(|(lease, frame)| Step::Free(lease, frame)),
+        2 => (lease.clone(), prop::collection::vec(frame, 0..6))
+            .prop_map(|(lease, frames)| Step::Adopt(lease, frames)),
+        1 => lease.prop_map(Step::Close),
+        2 => prop_oneof![0u64..40, Just(u64::MAX)].prop_map(Step::Lend),
+        1 => prop_oneof![0u64..40, Just(u64::MAX)].prop_map(Step::Recall),
+        1 => Just(Step::RetryPinned),
+        2 => prop::collection::vec(0u64..60, 0..5).prop_map(Step::Pin),
+        1 => (0u32..8).prop_map(Step::Busy),
+        1 => prop::bool::weighted(0.3).prop_map(Step::Broken),
+    ]
+}
+
+/// Page and block sizes of each kind: one block a frame or many, shared in pairs, shared at odd places.
+fn sizes() -> impl Strategy<Value = (Bytes, Bytes)> {
+    prop::sample::select(vec![
+        (4, Bytes::new(64)),
+        (4, Bytes::kib(8)),
+        (4, Bytes::kib(20)),
+        (4, Bytes::kib(64)),
+        (4, Bytes::kib(96)),
+        (4, Bytes::kib(128)),
+        (4, Bytes::kib(320)),
+        (16, Bytes::kib(16)),
+        (16, Bytes::kib(48)),
+        (64, Bytes::new(64)),
+        (64, Bytes::kib(192)),
+    ])
+    .prop_map(|(page, block)| (Bytes::kib(page), block))
+}
+
+/// A lease as the test knows it.
+struct Known {
+    id: LeaseId,
+    min: u32,
+    max: u32,
+    frames: BTreeSet<FrameIndex>,
+}
+
+struct Model {
+    bench: Bench,
+    leases: BTreeMap<usize, Known>,
+    gone: Vec<LeaseId>,
+}
+
+impl Model {
+    fn total(&self) -> u32 {
+        self.bench.pool.snapshot().chunks.total
+    }
+
+    /// How many chunks there are for this lease, or for a new one.
+    fn room(&self, lease: Option<usize>) -> u32 {
+        let used: u32 = self
+            .leases
+            .iter()
+            .map(|(number, known)| match (known.frames.len() as u32, Some(*number) == lease) {
+                (held, true) => held,
+                (held, false) => held.max(known.min),
+            })
+            .sum();
+        self.total() - used
+    }
+
+    fn id(&self, lease: usize) -> LeaseId {
+        let gone = self.gone.last().copied();
+        let known = self.leases.get(&lease).map(|known| known.id);
+        known.or(gone).unwrap_or_else(|| self.any_gone())
+    }
+
+    /// The id of a lease that is closed.
+    fn any_gone(&self) -> LeaseId {
+        let lease = self.bench.pool.open_lease(terms(0, 1)).unwrap();
+        self.bench.pool.close_lease(lease).unwrap();
+        lease
+    }
+
+    /// Whether a failure may be the supply's: it has faults, or not enough frames can be emptied.
+    fn supply_may_fail(&self, chunks: u32) -> bool {
+        let fake = self.bench.fake.books();
+        if fake.busy > 0 || fake.broken {
+            return true;
+        }
+        let state = self.bench.pool.lock();
+        let stuck = |block: usize| {
+            let (is, _) = state.blocks.get(BlockIndex(block as u64)).unwrap();
+            is == BlockState::Pinned
+                || is == BlockState::Lent && fake.pinned.contains(&(block as u64))
+        };
+        let good = (0..state.frames.len()).map(FrameIndex).filter(|frame| {
+            let free = !matches!(state.frames.place(*frame), Some(Place::Held(_)));
+            let span = state.blocks.span(*frame);
+            free && (span.first()..span.first() + span.len()).all(|block| !stuck(block))
+        });
+        (good.count() as u32) < chunks
+    }
+
+    /// Checks why a request for so many chunks failed.
+    fn check_failure(&self, lease: usize, chunks: u32, may_fail: bool, error: &ReserveError) {
+        let Some(known) = self.leases.get(&lease) else {
+            assert!(matches!(error, ReserveError::UnknownLease(_)), "{error}");
+            return;
+        };
+        let over = known.frames.len() as u32 + chunks > known.max;
+        match error {
+            ReserveError::OverMax { .. } => assert!(over),
+            ReserveError::Exhausted { .. } => {
+                assert!(!over && (chunks > self.room(Some(lease)) || may_fail), "{error}");
+            }
+            ReserveError::Supply { .. } => assert!(!over && may_fail, "{error}"),
+            error => panic!("{error}"),
+        }
+    }
+
+    fn add(&mut self, lease: usize, frames: &[FrameIndex]) {
+        for frame in frames {
+            let holders = self.leases.values().filter(|known| known.frames.contains(frame));
+            assert_eq!(holders.count(), 0, "{frame} is given twice");
+            assert!(self.leases.get_mut(&lease).unwrap().frames.insert(*frame));
+        }
+    }
+
+    fn reserve(&mut self, lease: usize, chunks: u32, request: impl Fn(&Pool, LeaseId) -> Many) {
+        let (id, may_fail) = (self.id(lease), self.supply_may_fail(chunks));
+        let before = books(&self.bench.pool);
+        match request(&self.bench.pool, id) {
+            Ok(frames) => {
+                assert_eq!(frames.len() as u32, chunks);
+                assert!(chunks <= self.room(Some(lease)));
+                self.add(lease, &frames);
+                let known = &self.leases[&lease];
+                assert!(known.frames.len() as u32 <= known.max);
+            }
+            Err(error) => {
+                self.check_failure(lease, chunks, may_fail, &error);
+                self.check_unchanged(before);
+            }
+        }
+    }
+
+    /// Nothing has changed but that lent blocks may have turned out to be pinned.
+    fn check_unchanged(&self, mut before: examine::Books) {
+        let after = books(&self.bench.pool);
+        for (before, after) in before.blocks.iter_mut().zip(&after.blocks) {
+            if (before.0, after.0) == (BlockState::Lent, BlockState::Pinned) {
+                before.0 = BlockState::Pinned;
+            }
+        }
+        assert_eq!(after, before);
+    }
+
+    fn adopt(&mut self, lease: usize, wanted: &[FrameIndex]) {
+        let (id, before) = (self.id(lease), books(&self.bench.pool));
+        let may_fail = self.supply_may_fail(wanted.len() as u32);
+        let sound = !self.supply_may_fail(self.total() - before.holders.len() as u32);
+        match self.bench.pool.adopt(id, wanted) {
+            Err(error) => {
+                assert!(!self.leases.contains_key(&lease), "{error}");
+                self.check_unchanged(before);
+            }
+            Ok(adopted) => {
+                assert_eq!(adopted.frames.len(), wanted.len());
+                let missing = adopted.frames.iter().filter(|frame| frame.is_none()).count();
+                assert_eq!(missing > 0, adopted.shortfall.is_some());
+                let frames: Vec<FrameIndex> = adopted.frames.into_iter().flatten().collect();
+                self.add(lease, &frames);
+                if let Some(error) = adopted.shortfall {
+                    self.check_failure(lease, 1, may_fail, &error);
+                    return;
+                }
+                // Where nothing can fail, all that were free are the same.
+                for frame in wanted.iter().filter(|_| sound) {
+                    let was_there = frame.0 < self.total() && !before.holders.contains_key(frame);
+                    assert!(!was_there || frames.contains(frame), "{frame}");
+                }
+            }
+        }
+    }
+
+    fn apply(&mut self, step: Step) {
+        match step {
+            Step::Open { lease, min, max } if !self.leases.contains_key(&lease) => {
+                self.open(lease, min, max);
+            }
+            Step::Open { .. } => {}
+            Step::Reserve(lease) => {
+                self.reserve(lease, 1, |pool, id| pool.reserve(id).map(|frame| vec![frame]));
+            }
+            Step::ReserveMany(lease, chunks) => {
+                self.reserve(lease, chunks, |pool, id| pool.reserve_many(id, chunks));
+            }
+            Step::Free(lease, frame) => self.free(lease, FrameIndex(frame)),
+            Step::Adopt(lease, wanted) => {
+                let wanted: Vec<FrameIndex> = wanted.into_iter().map(FrameIndex).collect();
+                self.adopt(lease, &wanted);
+            }
+            Step::Close(lease) => {
+                let (id, known) = (self.id(lease), self.leases.remove(&lease));
+                assert_eq!(self.bench.pool.close_lease(id).is_ok(), known.is_some());
+                self.gone.push(id);
+            }
+            Step::Lend(blocks) => {
+                let free = self.bench.pool.snapshot().blocks.free;
+                assert_eq!(self.bench.pool.lend(blocks), blocks.min(free));
+            }
+            Step::Recall(blocks) => {
+                let lent = self.bench.pool.snapshot().blocks.lent;
+                let recalled = self.bench.pool.recall(blocks);
+                assert!(recalled <= blocks.min(lent));
+            }
+            Step::RetryPinned => {
+                let pinned = self.bench.pool.snapshot().blocks.pinned;
+                assert_eq!(self.bench.pool.retry_pinned(), pinned);
+            }
+            Step::Pin(blocks) => self.bench.fake.books().pinned = blocks.into_iter().collect(),
+            Step::Busy(calls) => self.bench.fake.books().busy = calls,
+            Step::Broken(broken) => self.bench.fake.books().broken = broken,
+        }
+    }
+
+    fn open(&mut self, lease: usize, min: u32, max: u32) {
+        match self.bench.pool.open_lease(terms(min, max)) {
+            Ok(id) => {
+                assert!(min <= self.room(None) && min <= max && max > 0);
+                let frames = BTreeSet::new();
+                self.leases.insert(lease, Known { id, min, max, frames });
+            }
+            Err(ReserveError::Terms(_)) => assert!(min > max || max == 0),
+            Err(error) => {
+                assert!(matches!(error, ReserveError::Exhausted { .. }), "{error}");
+                assert!(min > self.room(None));
+            }
+        }
+    }
+
+    fn free(&mut self, lease: usize, frame: FrameIndex) {
+        let before = books(&self.bench.pool);
+        let id = self.id(lease);
+        let known = self.leases.get_mut(&lease);
+        let held = known.is_some_and(|known| known.frames.remove(&frame));
+        assert_eq!(self.bench.pool.free(id, frame).is_ok(), held);
+        if !held {
+            self.check_unchanged(before);
+        }
+    }
+
+    /// The pool's books agree with what the test knows.
+    fn check(&self) {
+        let books = self.bench.examine();
+        let held: Vec<usize> = books.leases.iter().map(|(_, held)| *held as usize).collect();
+        let mut known: Vec<(LeaseId, usize)> =
+            self.leases.values().map(|known| (known.id, known.frames.len())).collect();
+        known.sort_by_key(|(id, _)| books.leases.iter().position(|(lease, _)| lease == id));
+        assert_eq!(held, known.iter().map(|(_, held)| *held).collect::<Vec<_>>());
+        let frames: BTreeSet<FrameIndex> =
+            self.leases.values().flat_map(|known| known.frames.iter().copied()).collect();
+        assert_eq!(books.holders.keys().copied().collect::<BTreeSet<_>>(), frames);
+    }
+}
+
+type Many = Result<Vec<FrameIndex>, ReserveError>;
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    #[test]
+    fn requests_get_what_they_must_and_the_books_are_right(
+        (page, block) in sizes(),
+        chunks in 10u32..13,
+        instant: bool,
+        steps in prop::collection::vec(step(), 1..50),
+    ) {
+        let bench = Bench::new(page, block, chunks, instant);
+        let mut model = Model { bench, leases: BTreeMap::new(), gone: Vec::new() };
+        for step in steps {
+            model.apply(step);
+            model.check();
+        }
+    }
+
+    #[test]
+    fn closing_all_leases_after_any_step_restores_the_totals(
+        (page, block) in sizes(),
+        instant: bool,
+        steps in prop::collection::vec(step(), 1..12),
+    ) {
+        for end in 0..=steps.len() {
+            let bench = Bench::new(page, block, 12, instant);
+            let whole = bench.pool.snapshot();
+            let mut model = Model { bench, leases: BTreeMap::new(), gone: Vec::new() };
+            for step in &steps[..end] {
+                model.apply(step.clone());
+            }
+            model.bench.fake.books().broken = false;
+            model.bench.fake.books().busy = 0;
+            model.bench.fake.books().pinned.clear();
+
+            for lease in 0..4 {
+                model.apply(Step::Close(lease));
+            }
+            model.bench.pool.retry_pinned();
+            model.bench.pool.recall(u64::MAX);
+
+            model.check();
+            let report = model.bench.pool.snapshot();
+            prop_assert_eq!((report.blocks, report.chunks), (whole.blocks, whole.chunks));
+            prop_assert!(model.bench.fake.books().taken.is_empty());
+        }
+    }
+}
+
+/// Has a lease closed in the middle of each call of the supply in turn.
+#[test]
+fn a_lease_that_is_closed_in_the_middle_of_any_call_leaves_nothing() {
+    for block in [4, 20, 64, 128] {
+        for call in 1.. {
+            let bench = Bench::new(Bytes::kib(4), Bytes::kib(block), 12, false);
+            let (lease, other) = (bench.lease(), bench.lease());
+            bench.pool.lend(8);
+            let pool = Arc::clone(&bench.pool);
+            let hook = Box::new(move || pool.close_lease(lease).unwrap());
+            bench.fake.books().hook = Some((call, hook));
+
+            let first = bench.pool.reserve(lease);
+            let kept = bench.pool.reserve(other).unwrap();
+            let many = bench.pool.reserve_many(lease, 4);
+            if let Ok(frame) = first {
+                let _ = bench.pool.free(lease, frame);
+            }
+            let rest = bench.pool.reserve_many(lease, 6);
+
+            if bench.fake.books().hook.is_some() {
+                assert!(many.is_ok() && rest.is_ok(), "{block}");
+                break;
+            }
+            let books = bench.examine();
+            let report = bench.pool.snapshot();
+            assert_eq!(books.holders.keys().copied().collect::<Vec<_>>(), [kept], "{call}");
+            assert_eq!((report.leases.len(), report.chunks.free), (1, report.chunks.total - 1));
+            assert_eq!(bench.pool.reserve_many(other, report.chunks.free).map(drop).ok(), Some(()));
+            assert_eq!(bench.pool.snapshot().blocks.lent, 0);
+        }
+    }
+}

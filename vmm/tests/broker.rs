@@ -1,0 +1,315 @@
+//! `tessera broker` as a process, with clients that are processes, too.
+#![allow(clippy::unwrap_used)]
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStderr, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use arch::units::Bytes;
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use tempfile::TempDir;
+use vmm::tag_storage::broker::{self, BrokerReport, Client};
+use vmm::tag_storage::{Hold as _, LeaseTerms};
+
+/// Names the socket to a process that is to hold a lease.
+const SOCKET: &str = "TESSERA_TEST_BROKER";
+const LONG: Duration = Duration::from_secs(30);
+
+struct Broker {
+    child: Child,
+    errors: BufReader<ChildStderr>,
+    /// What it said of itself.
+    greeting: String,
+}
+
+impl Broker {
+    fn start(path: &Path, options: &[&str]) -> Self {
+        let mut child = command(path, options).stderr(Stdio::piped()).spawn().unwrap();
+        let mut errors = BufReader::new(child.stderr.take().unwrap());
+        let mut greeting = String::new();
+        errors.read_line(&mut greeting).unwrap();
+        Self { child, errors, greeting }
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+
+    /// Its exit status, and what else it said.
+    fn end(mut self, signal: Signal) -> (Option<i32>, String) {
+        self.signal(signal);
+        let mut text = String::new();
+        self.errors.read_to_string(&mut text).unwrap();
+        (self.child.wait().unwrap().code(), text)
+    }
+}
+
+impl Drop for Broker {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn command(path: &Path, options: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tessera"));
+    command.arg("broker").arg("--socket").arg(path).args(options).stdin(Stdio::null());
+    command
+}
+
+fn refused(path: &Path, options: &[&str]) -> (i32, String) {
+    let output = command(path, options).output().unwrap();
+    (output.status.code().unwrap(), String::from_utf8(output.stderr).unwrap())
+}
+
+fn tesseractl(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_tesseractl")).args(arguments).output().unwrap()
+}
+
+fn place() -> (TempDir, PathBuf) {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("broker");
+    (directory, path)
+}
+
+fn connect(path: &Path, name: &str) -> Client {
+    let terms = LeaseTerms { name: name.to_owned(), min: Bytes::ZERO, max: Bytes::MAX };
+    Client::connect(path, terms).unwrap()
+}
+
+fn wait(path: &Path, what: &str, is_so: impl Fn(&BrokerReport) -> bool) -> BrokerReport {
+    let start = Instant::now();
+    loop {
+        let report = broker::report(path);
+        match report {
+            Ok(report) if is_so(&report) => return report,
+            _ => assert!(start.elapsed() < LONG, "waited in vain for {what}: {report:?}"),
+        }
+    }
+}
+
+/// No test by itself: what a process runs that is to be killed. It works with its lease without end, so that
+/// it may be cut off anywhere.
+#[test]
+fn holder() {
+    let Some(path) = std::env::var_os(SOCKET) else { return };
+    let client = connect(Path::new(&path), "holder");
+    let mut held = client.reserve(8).unwrap();
+    // Where the test reads, and nothing else writes.
+    std::io::stderr().write_all(b"ready\n").unwrap();
+    loop {
+        held.extend(client.reserve(5).unwrap_or_default());
+        held.drain(..held.len().saturating_sub(8)).for_each(|frame| client.free(frame));
+    }
+}
+
+fn spawn_holder(path: &Path) -> Child {
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "holder", "--nocapture"])
+        .env(SOCKET, path)
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stderr.take().unwrap()).read_line(&mut line).unwrap();
+    assert_eq!(line, "ready\n");
+    child
+}
+
+#[test]
+fn clients_that_are_killed_leave_nothing() {
+    let (_directory, path) = place();
+    let _broker = Broker::start(&path, &["--capacity", "16M"]);
+
+    for _ in 0..10 {
+        let mut holders: Vec<Child> = (0..3).map(|_| spawn_holder(&path)).collect();
+        let report = wait(&path, "three leases", |report| report.pool.leases.len() == 3);
+        for holder in &holders {
+            assert!(report.holders.iter().any(|known| known.pid == holder.id()));
+        }
+        holders.iter_mut().for_each(|holder| holder.kill().unwrap());
+        for holder in &mut holders {
+            holder.wait().unwrap();
+        }
+
+        let report = wait(&path, "an empty pool", |report| report.pool.leases.is_empty());
+        assert_eq!((report.pool.chunks.reserved, report.pool.blocks.reserved), (0, 0));
+        let counters = report.pool.counters;
+        assert_eq!(counters.metadata_reserve_success, counters.metadata_reserve_free);
+        assert_eq!((report.traffic.violations, report.traffic.foreign_frees), (0, 0));
+    }
+}
+
+#[test]
+fn a_broker_that_is_killed_is_replaced_and_told_what_its_vms_hold() {
+    let (_directory, path) = place();
+    let mut broker = Broker::start(&path, &["--capacity", "4M"]);
+    let client = connect(&path, "vm");
+    client.reserve(40).unwrap();
+
+    for _ in 0..5 {
+        let (status, _) = broker.end(Signal::KILL);
+        assert_eq!(status, None);
+        assert!(path.exists(), "nobody removes it");
+        broker = Broker::start(&path, &["--capacity", "4M"]);
+        let report = wait(&path, "the VM", |report| {
+            // As the VM's event loop does.
+            client.hear(drop);
+            report.pool.chunks.reserved == 40
+        });
+        assert_eq!(report.pool.leases.len(), 1);
+    }
+
+    // The new lease and what is reserved from it are the same VM's.
+    let frame = loop {
+        // Until its own side has heard of it, too.
+        if let Ok(frames) = client.reserve(1) {
+            break frames[0];
+        }
+    };
+    client.free(frame);
+    wait(&path, "the free", |report| report.pool.chunks.reserved == 40);
+}
+
+#[test]
+fn a_signal_ends_it_and_removes_its_socket() {
+    for (signal, status) in [(Signal::TERM, 143), (Signal::INT, 130)] {
+        let (_directory, path) = place();
+        let broker = Broker::start(&path, &["--capacity", "4M"]);
+        let _client = connect(&path, "vm");
+
+        let (code, rest) = broker.end(signal);
+
+        assert_eq!((code, rest.as_str()), (Some(status), ""));
+        assert!(!path.exists());
+    }
+}
+
+#[test]
+fn it_says_what_it_has_and_who_says_so() {
+    let (_directory, path) = place();
+    let given = Broker::start(&path, &["--capacity", "4M"]);
+    assert!(
+        given.greeting.contains("4 MiB of tag storage (ledger; as given)"),
+        "{}",
+        given.greeting
+    );
+    drop(given);
+
+    let auto = Broker::start(&path, &[]);
+    assert!(auto.greeting.contains("(ledger; auto: "), "{}", auto.greeting);
+}
+
+#[test]
+fn what_cannot_be_is_refused_with_what_to_do() {
+    let (directory, path) = place();
+    let cases: [(&[&str], i32, &str); 8] = [
+        (&["--capacity", "0"], 78, "--capacity"),
+        (&["--capacity", "63K"], 78, "--capacity"),
+        (&["--capacity", "1024T"], 78, "--capacity"),
+        (&["--capacity", "much"], 64, "--capacity"),
+        (&["--supply", "node"], 64, "node:N"),
+        (&["--supply", "node:4000000"], 69, "4000000"),
+        (&["--lend", "eager", "--capacity", "4M"], 78, "--lend never"),
+        (&["--lend", "sometimes"], 64, "last-resort"),
+    ];
+    for (options, status, hint) in cases {
+        let (code, text) = refused(&path, options);
+        assert_eq!(code, status, "{options:?}: {text}");
+        assert!(text.contains(hint), "{options:?}: {text}");
+        assert!(!path.exists());
+    }
+    let (code, text) = refused(&directory.path().join("no/where"), &["--capacity", "4M"]);
+    assert_eq!(code, 73, "{text}");
+}
+
+#[test]
+fn a_second_broker_names_the_first() {
+    let (_directory, path) = place();
+    let first = Broker::start(&path, &["--capacity", "4M"]);
+
+    let (code, text) = refused(&path, &["--capacity", "4M"]);
+
+    assert_eq!(code, 73);
+    assert!(text.contains(&format!("process {}", first.child.id())), "{text}");
+    connect(&path, "vm").reserve(1).unwrap();
+}
+
+#[test]
+fn thousands_of_connections_are_served_and_more_are_told_so() {
+    let (_directory, path) = place();
+    let broker = Broker::start(&path, &["--capacity", "1G"]);
+    let most = broker::report(&path).unwrap().traffic.connections_max as usize;
+    // Four descriptors a client in this process.
+    let room = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    let wanted = (most + 100) as u64 * 4;
+    if room.maximum.is_some_and(|maximum| maximum < wanted) {
+        return eprintln!("not tested on this host: {wanted} descriptors are not allowed");
+    }
+    let more = rustix::process::Rlimit { current: Some(wanted), maximum: room.maximum };
+    rustix::process::setrlimit(rustix::process::Resource::Nofile, more).unwrap();
+
+    let mut clients = Vec::new();
+    let refusal = loop {
+        let terms =
+            LeaseTerms { name: "one of many".to_owned(), min: Bytes::ZERO, max: Bytes::MAX };
+        match Client::connect(&path, terms) {
+            Ok(client) => clients.push(client),
+            Err(error) => break error.to_string(),
+        }
+        assert!(clients.len() <= most, "no end");
+    };
+
+    assert!(clients.len() >= most.min(4096), "{} of {most}", clients.len());
+    assert!(refusal.contains("4096 leases") || refusal.contains("connections"), "{refusal}");
+    clients[0].reserve(1).unwrap();
+    clients[clients.len() - 1].reserve(1).unwrap();
+    drop(clients);
+    wait(&path, "an empty pool", |report| report.pool.leases.is_empty());
+    drop(broker);
+}
+
+#[test]
+fn tesseractl_shows_blocks_and_leases() {
+    let (_directory, path) = place();
+    let _broker = Broker::start(&path, &["--capacity", "4M"]);
+    let client = connect(&path, "shown");
+    client.reserve(3).unwrap();
+    let socket = path.to_str().unwrap();
+
+    let table = tesseractl(&["pool", "--broker", socket]);
+    let text = String::from_utf8(table.stdout).unwrap();
+    assert_eq!(table.status.code(), Some(0));
+    assert!(text.contains("4 MiB of tag storage (ledger, as given), lending never"), "{text}");
+    let pid = std::process::id().to_string();
+    let line = text.lines().find(|line| line.starts_with("shown")).unwrap();
+    let columns: Vec<_> = line.split_whitespace().collect();
+    assert_eq!(columns, ["shown", &pid, "3", "192", "KiB", "0", "B", "all"]);
+
+    let json = tesseractl(&["pool", "--broker", socket, "--json"]);
+    let report: Value = serde_json::from_slice(&json.stdout).unwrap();
+    assert_eq!(report["pool"]["supply"], "ledger");
+    assert_eq!(report["pool"]["leases"][0]["chunks"], 3);
+
+    let prometheus = tesseractl(&["pool", "--broker", socket, "--prometheus"]);
+    let text = String::from_utf8(prometheus.stdout).unwrap();
+    let line = text.lines().find(|line| line.starts_with("tessera_lease_reserved_bytes")).unwrap();
+    assert!(line.contains("supply=\"ledger\"") && line.ends_with(" 196608"), "{line}");
+}
+
+#[test]
+fn tesseractl_says_when_there_is_no_broker() {
+    let (_directory, path) = place();
+    let socket = path.to_str().unwrap();
+
+    let missing = tesseractl(&["pool", "--broker", socket]);
+    assert_eq!(missing.status.code(), Some(69));
+    assert!(String::from_utf8_lossy(&missing.stderr).contains("tessera broker"));
+
+    assert_eq!(tesseractl(&["status"]).status.code(), Some(64));
+    assert_eq!(tesseractl(&["vm.sock", "pool", "--broker", socket]).status.code(), Some(64));
+}
