@@ -2,4 +2,6 @@
 //! test waits for them.
 #![allow(clippy::unwrap_used)]
 
+mod lending;
 mod reporting;
+mod tag_storage;

@@ -37,7 +37,8 @@ run() {
 }
 
 run "unit tests, on this machine" --workspace --exclude tessera-tests
-run "nested tests, in the lab (directly on an arm64 machine with KVM and MTE)" --package tessera-tests --profile nested
+run "nested tests, in the lab (directly on an arm64 machine with KVM and MTE)" --package tessera-tests --profile nested \
+    --test-threads "$(($(nproc) + 1))"
 [[ -z $missing ]] || printf '\ntest: not counted, as they did not run: %s\n' "${missing%; }"
 printf '\n%d passed, %d failed, %d skipped\n' "$passed" "$failed" "$skipped"
 exit "$status"

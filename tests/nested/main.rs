@@ -3,14 +3,19 @@
 
 mod balloon;
 mod boot;
+mod broker;
 mod consoles;
 mod control;
 mod endings;
 mod footprint;
 mod hwrng;
 mod kernels;
+mod kills;
 mod leaks;
+mod lending;
+mod lent_vms;
 mod memory;
 mod refusals;
 mod reporting;
 mod startup;
+mod tag_storage;

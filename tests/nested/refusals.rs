@@ -180,7 +180,7 @@ fn consoles_and_sockets_that_cannot_be_opened() {
         refused(with(&["--api-sock", &long, "--serial", "none"]), 73, &["shorter"]);
         let file = scratch.file("file", "precious");
         let path = file.to_str().unwrap();
-        refused(with(&["--api-sock", path, "--serial", "none"]), 73, &["not a"]);
+        refused(with(&["--api-sock", path, "--serial", "none"]), 73, &["no socket"]);
         assert_eq!(fs::read_to_string(&file).unwrap(), "precious");
         assert_eq!(scratch.names(), ["file"]);
     });

@@ -60,6 +60,11 @@ impl Lab {
         self.option("--cpus", &count.to_string())
     }
 
+    /// A host with a second NUMA node of this much of its memory, for instance "128M", and no processor.
+    pub fn second_node(self, size: &str) -> Self {
+        self.option("--node1", size)
+    }
+
     /// More words of the host's kernel command line.
     pub fn append(self, words: &str) -> Self {
         self.option("--append", words)
@@ -165,11 +170,15 @@ fn fetch_kernel(package: &str) -> PathBuf {
     Path::new(folder.trim_end()).join("Image")
 }
 
-/// The test program and the test that a closure in it belongs to: `nested::boot::one_cpu::{{closure}}`.
+/// The test program and the test that runs a closure of it, `nested::boot::one_cpu::{{closure}}`: a thread for a test
+/// has the test's name. Where there is none the closure must be the test's own, for no test has a helper's name, and a
+/// run of no tests passes.
 fn name_of<F>() -> (String, String) {
     let path = std::any::type_name::<F>();
     let path = path.strip_suffix("::{{closure}}").unwrap_or(path);
     let (program, test) = path.split_once("::").unwrap();
+    let thread = std::thread::current();
+    let test = thread.name().filter(|name| *name != "main").unwrap_or(test);
     (program.to_owned(), test.to_owned())
 }
 

@@ -5,9 +5,14 @@
 //! the arm64 build of the same test program. See [`lab::Lab`].
 #![allow(clippy::unwrap_used, clippy::missing_panics_doc)]
 
+pub mod borrower;
+pub mod broker;
+pub mod client;
+pub mod dice;
 pub mod footprint;
 pub mod guest;
 pub mod lab;
 pub mod memory;
+pub mod pin;
 pub mod scratch;
 pub mod wait;

@@ -1,7 +1,7 @@
 //! What the host's kernel says of a process's memory: smaps, pagemap and kpageflags.
 
 use std::fs::{self, File};
-use std::ops::Range;
+use std::ops::{AddAssign, Range};
 use std::os::unix::fs::FileExt;
 
 /// One mapping of a process, as /proc/PID/smaps has it.
@@ -65,6 +65,20 @@ pub fn guest_ram(pid: u32, size: u64) -> Mapping {
     found.unwrap_or_else(|| panic!("no mapping of {size} bytes among {all:#?}")).clone()
 }
 
+/// The mappings that are an MTE guest's RAM, of which there may be several side by side: where tag storage is
+/// reserved on demand, memory that has been touched is apart from memory that has not.
+pub fn tagged_ram(pid: u32) -> Vec<Mapping> {
+    mappings(pid).into_iter().filter(|mapping| mapping.has("mt")).collect()
+}
+
+/// Pages of 4 KiB that a process has on a NUMA node.
+pub fn pages_on_node(pid: u32, node: u32) -> u64 {
+    let text = fs::read_to_string(format!("/proc/{pid}/numa_maps")).unwrap();
+    let key = format!("N{node}=");
+    let counts = text.split_ascii_whitespace().filter_map(|word| word.strip_prefix(&key));
+    counts.map(|count| count.parse::<u64>().unwrap()).sum()
+}
+
 /// How many pages of a mapping are what, as the kernel counts them.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Pages {
@@ -74,6 +88,14 @@ pub struct Pages {
     pub tagged: u64,
     /// Part of a huge page.
     pub huge: u64,
+}
+
+impl AddAssign for Pages {
+    fn add_assign(&mut self, other: Self) {
+        self.present += other.present;
+        self.tagged += other.tagged;
+        self.huge += other.huge;
+    }
 }
 
 /// Counts the pages of a mapping. Root only.

@@ -52,8 +52,10 @@ fn obey(
 ) -> Result<(), String> {
     let (event, fields) = match command {
         Command::Touch(size) => {
+            let start = system::monotonic_ns();
             held.push(Held::touched(size)?);
-            ("touched", figures())
+            let took = system::monotonic_ns().saturating_sub(start);
+            ("touched", with_figures(json!({ "took_ns": took })))
         }
         Command::Free => {
             let wrong: usize = held.drain(..).map(|held| held.wrong()).sum();

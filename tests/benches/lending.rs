@@ -1,0 +1,172 @@
+//! What each way of lending tag storage that is a NUMA node costs VMs with MTE, and what it gives VMs without:
+//! the measurement that the discussion of the kernel series asks for.
+//!
+//! The mix is one broker, one VM without MTE that borrows and one with MTE on demand, on a host of which one
+//! part in five is the node. The borrower takes a good part of the host's memory, then all of it but a margin.
+//! The other VM touches new memory at three loads.
+
+use std::fs;
+use std::time::Duration;
+
+use arch::layout::CHUNK;
+use arch::mte::granule::MEMORY_PER_TAG_STORAGE;
+use testing::broker::Broker;
+use testing::guest::{Guest, Plan};
+use testing::lab::Lab;
+use testing::memory::pages_on_node;
+
+/// MiB that the borrower takes at the second load.
+const TAKEN: u64 = 480;
+/// MiB that the guest with MTE touches at each load, a chunk's worth of which is 2.
+const TOUCHED: u64 = 48;
+/// MiB that the borrower takes at a time on its way to the third load.
+const STEP: u64 = 16;
+/// MiB of the memory that it may have and leaves free: the kernel begins to take back below.
+const MARGIN: u64 = 64;
+/// MiB that must be free outside the node for the guest with MTE to go on: it cannot live in tag storage, and
+/// the kernel would kill for it.
+const ROOM: u64 = TOUCHED + 24;
+
+/// Four mixes, each with two guests, at some 10^8 instructions a second.
+const LIMIT: Duration = Duration::from_secs(1500);
+
+/// Free memory of a node, in MiB.
+fn free(node: u32) -> u64 {
+    let text = fs::read_to_string(format!("/sys/devices/system/node/node{node}/meminfo")).unwrap();
+    let line = text.lines().find(|line| line.contains("MemFree:")).unwrap();
+    line.split_ascii_whitespace().nth(3).unwrap().parse::<u64>().unwrap() >> 10
+}
+
+fn on_node(guest: &Guest) -> u64 {
+    pages_on_node(guest.pid(), 1) >> 8
+}
+
+/// What touching new memory came to.
+#[derive(Clone, Copy, Debug)]
+struct Touch {
+    /// Instructions of the whole host for each chunk that was populated.
+    each: u64,
+    chunks: u64,
+    evictions: u64,
+}
+
+struct Mix {
+    broker: Broker,
+    lodger: Guest,
+    owner: Guest,
+    lent: bool,
+    /// Memory of node 0 that the borrower does not get.
+    ballast: Vec<u8>,
+}
+
+impl Mix {
+    fn new(policy: &str) -> Self {
+        let broker = Broker::start(&["--supply", "node:1", "--lend", policy]);
+        // The kernel at one address each time, so that no two runs differ in their caches and tables.
+        let plan = |memory: &str, mte| {
+            let plan = Plan::workload("memory").append("nokaslr").with("--memory", memory);
+            let plan = plan.with("--balloon", "reporting=off").with("--mte", mte);
+            plan.with("--broker", broker.socket())
+        };
+        let mut owner = plan("384M", "require").with("--tag-storage", "demand").start();
+        owner.report("ready");
+        let mut lodger = plan("1200M", "off").start();
+        lodger.report("ready");
+        // The programs of both are in memory from here on.
+        owner.order("touch 16", "touched");
+        let ballast = vec![1; (ROOM as usize) << 20];
+        Self { broker, lodger, owner, lent: policy != "never", ballast }
+    }
+
+    fn touch(&mut self) -> Option<Touch> {
+        if free(0) < TOUCHED + 8 {
+            return None;
+        }
+        let count = |broker: &Broker| {
+            let pool = broker.report().pool;
+            (u64::from(pool.chunks.reserved), pool.counters.evictions)
+        };
+        // Huge pages for all, or the figures would be about luck.
+        fs::write("/proc/sys/vm/compact_memory", "1").unwrap();
+        let (chunks, evictions) = count(&self.broker);
+        // Nobody else's instructions count.
+        self.lodger.client().pause().unwrap();
+        let took = self.owner.order(&format!("touch {TOUCHED}"), "touched")["took_ns"].as_u64();
+        self.lodger.client().resume().unwrap();
+        let (chunks_now, evictions_now) = count(&self.broker);
+        assert_eq!(pages_on_node(self.owner.pid(), 1), 0);
+        let chunks = chunks_now - chunks;
+        assert!(chunks * CHUNK.get() >= (TOUCHED - 4) << 20, "{chunks} chunks for {TOUCHED} MiB");
+        Some(Touch { each: took.unwrap() / chunks, chunks, evictions: evictions_now - evictions })
+    }
+
+    /// MiB that the borrower may have and that are free.
+    fn left(&self) -> u64 {
+        free(0) + if self.lent { free(1) } else { 0 }
+    }
+}
+
+fn show(touch: Option<Touch>) -> String {
+    touch.map_or_else(
+        || "-".to_owned(),
+        |touch| format!("{} ({} of {})", touch.each, touch.evictions, touch.chunks),
+    )
+}
+
+/// A line of the table.
+fn measure(policy: &str) -> String {
+    let mut mix = Mix::new(policy);
+    println!("{policy}: at first {} + {} MiB free", free(0), free(1));
+    let idle = mix.touch();
+
+    mix.lodger.order(&format!("touch {TAKEN}"), "touched");
+    let lent = on_node(&mix.lodger);
+    println!("{policy}: {TAKEN} MiB taken, {lent} on the node, {} + {} free", free(0), free(1));
+    let loaded = mix.touch();
+
+    let mut taken = TAKEN;
+    while mix.left() >= MARGIN + STEP {
+        mix.lodger.order(&format!("touch {STEP}"), "touched");
+        taken += STEP;
+    }
+    let (most, here, there) = (on_node(&mix.lodger), free(0), free(1));
+    println!("{policy}: {taken} MiB taken, {most} on the node, {here} + {there} free");
+    // A guest with MTE cannot live in tag storage: it needs other memory.
+    mix.ballast = Vec::new();
+    let full = mix.touch();
+
+    let report = mix.broker.report().pool;
+    assert_eq!(mix.lodger.order("free", "freed")["wrong"], 0);
+    assert_eq!(mix.owner.order("free", "freed")["wrong"], 0);
+    mix.lodger.stop();
+    mix.owner.stop();
+    format!(
+        "{policy:<12} {:>20} {:>20} {:>20} {:>9} {taken:>7} {lent:>5} {most:>5} {here:>6}",
+        show(idle),
+        show(loaded),
+        show(full),
+        report.counters.evictions,
+    )
+}
+
+#[test]
+fn ways_of_lending_differ_in_latency_evictions_and_usable_memory() {
+    let lab = Lab::new().memory("1280M").second_node("256M");
+    lab.counting_instructions().timeout(LIMIT).run(|| {
+        // Once for the page cache.
+        drop(Mix::new("never"));
+
+        let lines: Vec<String> =
+            ["never", "last-resort", "balanced", "eager"].map(measure).to_vec();
+
+        println!(
+            "supply node:1; instructions for a tagged chunk (evicted blocks of 4 KiB, of chunks touched); \
+             MiB; a chunk's tags are 1/{MEMORY_PER_TAG_STORAGE} of it"
+        );
+        println!(
+            "{:<12} {:>20} {:>20} {:>20} {:>9} {:>7} {:>5} {:>5} {:>6}",
+            "policy", "idle", format!("{TAKEN} taken"), "all taken", "evictions", "usable", "lent", "most", "left 0"
+        );
+        lines.iter().for_each(|line| println!("{line}"));
+    });
+}

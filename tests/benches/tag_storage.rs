@@ -1,0 +1,287 @@
+//! What tag storage costs, in instructions: reserving and freeing that of a chunk, by the size of the pool and
+//! of its blocks, and at a broker; a guest's start and its touching of memory, with tag storage reserved on
+//! demand against all of it before the start.
+
+use std::time::{Duration, Instant};
+
+use arch::mte::granule::MEMORY_PER_TAG_STORAGE;
+use testing::broker::Broker;
+use testing::guest::Plan;
+use testing::lab::Lab;
+use vmm::tag_storage::broker::Client;
+use vmm::tag_storage::{
+    Bytes, FrameIndex, Geometry, Hold, LeaseId, LeaseTerms, Ledger, MAX_CAPACITY, Pool,
+};
+
+/// Instructions for reserving and freeing a chunk, where blocks are no larger than its tags: no hardware is
+/// known to have larger ones.
+const AIM: f64 = 500.0;
+
+/// A chunk's tags.
+const TAGS: Bytes = Bytes::kib(64);
+
+/// What pools of all sizes differ by at most, in percent.
+const SPREAD: f64 = 10.0;
+
+/// Chunks that are measured together: 512 MiB, as many as the smallest pool has.
+const CHUNKS: u32 = 256;
+
+/// How often. The least counts: an interrupt of the host takes as long as thousands of chunks, and some
+/// rounds have none.
+const ROUNDS: u32 = 40;
+
+/// The largest pool is made and used within a minute.
+const LIMIT: Duration = Duration::from_secs(600);
+
+/// What demand costs more than strict at most, in percent: of a guest's start, and of its touching memory.
+const AIM_START: f64 = 3.0;
+const AIM_TOUCH: f64 = 25.0;
+
+/// Tag storage for all guests here: the supply is the ledger.
+const BROKER: [&str; 4] = ["--supply", "ledger", "--capacity", "64M"];
+
+/// How long a guest is left alone after its start.
+const SETTLED: Duration = Duration::from_secs(3);
+
+/// A lease that may have all.
+fn terms() -> LeaseTerms {
+    LeaseTerms { name: "bench".to_owned(), min: Bytes::ZERO, max: Bytes::MAX }
+}
+
+/// A pool with one lease that may have all of it.
+struct Bench {
+    pool: Pool,
+    lease: LeaseId,
+}
+
+/// Instructions for one chunk.
+#[derive(Clone, Copy, Debug)]
+struct Cost {
+    /// Of a reserve and a free, one chunk after the other.
+    pair: f64,
+    /// Of a reserve, many after another, their frames used before in no order.
+    reserve: f64,
+    /// Of a free, many after another.
+    free: f64,
+}
+
+impl Cost {
+    fn parts(self) -> f64 {
+        self.reserve + self.free
+    }
+}
+
+impl Bench {
+    /// A pool for the tags of so much memory.
+    fn new(memory: Bytes, block: Bytes) -> Self {
+        let capacity = Bytes::new(memory.get() / MEMORY_PER_TAG_STORAGE);
+        let geometry = Geometry::new(Bytes::kib(4), block).unwrap();
+        let pool = Pool::new(geometry, capacity, Box::new(Ledger)).unwrap();
+        let lease = pool.open_lease(terms()).unwrap();
+        Self { pool, lease }
+    }
+
+    fn reserve(&self) -> FrameIndex {
+        self.pool.reserve(self.lease).unwrap()
+    }
+
+    fn free(&self, frame: FrameIndex) {
+        self.pool.free(self.lease, frame).unwrap();
+    }
+
+    fn measure(&self) -> Cost {
+        let mut frames: Vec<FrameIndex> = (0..CHUNKS).map(|_| self.reserve()).collect();
+        let [mut pair, mut reserve, mut free] = [Duration::MAX; 3];
+        for _ in 0..ROUNDS {
+            shuffle(&mut frames);
+            free = free.min(time(|| frames.iter().for_each(|frame| self.free(*frame))));
+            let again = |frame: &mut FrameIndex| *frame = self.reserve();
+            reserve = reserve.min(time(|| frames.iter_mut().for_each(again)));
+            self.free(frames[0]);
+            pair = pair.min(time(|| (0..CHUNKS).for_each(|_| self.free(self.reserve()))));
+            frames[0] = self.reserve();
+        }
+        let each = |time: Duration| time.as_nanos() as f64 / f64::from(CHUNKS);
+        Cost { pair: each(pair), reserve: each(reserve), free: each(free) }
+    }
+
+    /// Instructions for one chunk whose frame was never used, the kernel's for the pool's tables among them.
+    fn measure_fresh(&self) -> f64 {
+        let time = time(|| {
+            (0..CHUNKS).for_each(|_| {
+                self.reserve();
+            })
+        });
+        time.as_nanos() as f64 / f64::from(CHUNKS)
+    }
+}
+
+/// The same order each time, without rhyme.
+fn shuffle(frames: &mut [FrameIndex]) {
+    let mut state = 1u64;
+    for at in (1..frames.len()).rev() {
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        frames.swap(at, (state >> 33) as usize % (at + 1));
+    }
+}
+
+/// How long this takes: 1 ns is an instruction.
+fn time(body: impl FnOnce()) -> Duration {
+    let start = Instant::now();
+    body();
+    start.elapsed()
+}
+
+/// The memory whose tags the largest pool has.
+fn largest() -> Bytes {
+    Bytes::new(MAX_CAPACITY.get() * MEMORY_PER_TAG_STORAGE)
+}
+
+fn measure_all(block: Bytes) -> Vec<Cost> {
+    let sizes = [Bytes::gib(1), Bytes::gib(1024), largest()];
+    let costs = sizes.map(|memory| {
+        let bench = Bench::new(memory, block);
+        let fresh = bench.measure_fresh();
+        let cost = Bench::new(memory, block).measure();
+        println!(
+            "ledger, tags of {memory} in blocks of {block}: {:.0} instructions for reserve and free \
+             of a chunk; of many, {:.0} for a reserve and {:.0} for a free; {fresh:.0} for a reserve \
+             of a fresh frame",
+            cost.pair, cost.reserve, cost.free
+        );
+        cost
+    });
+    costs.to_vec()
+}
+
+/// Percent between the smallest and the largest.
+fn spread(figures: impl Iterator<Item = f64> + Clone) -> f64 {
+    let smallest = figures.clone().fold(f64::MAX, f64::min);
+    figures.fold(0.0, f64::max) * 100.0 / smallest - 100.0
+}
+
+#[test]
+fn reserving_and_freeing_a_chunk_costs_the_same_in_pools_of_any_size() {
+    Lab::new().counting_instructions().timeout(LIMIT).run(|| {
+        // The usual blocks; the largest that no two chunks share; such as four chunks share.
+        for block in [Bytes::kib(4), TAGS, Bytes::kib(256)] {
+            let costs = measure_all(block);
+
+            let pairs = spread(costs.iter().map(|cost| cost.pair));
+            let parts = spread(costs.iter().map(|cost| cost.parts()));
+            println!("between pools: {pairs:.1} %, of many {parts:.1} %; aim: {AIM}, {SPREAD} %");
+            assert!(pairs <= SPREAD && parts <= SPREAD, "the cost depends on the pool's size");
+            let dearest = costs.iter().map(|cost| cost.pair).fold(0.0, f64::max);
+            assert!(
+                dearest < AIM || block > TAGS,
+                "{dearest:.0} instructions are more than they may be"
+            );
+        }
+    });
+}
+
+#[test]
+fn a_round_trip_to_a_broker() {
+    Lab::new().counting_instructions().timeout(LIMIT).run(|| {
+        let broker = Broker::start(&BROKER);
+        let client = Client::connect(broker.path(), terms()).unwrap();
+        let pair = || {
+            let frames = client.reserve(1).unwrap();
+            frames.into_iter().for_each(|frame| client.free(frame));
+        };
+        let many = || {
+            let frames = client.reserve(u64::from(CHUNKS)).unwrap();
+            frames.into_iter().for_each(|frame| client.free(frame));
+        };
+        let least = |body: &dyn Fn()| (0..ROUNDS).map(|_| time(body)).min().unwrap();
+
+        let pairs = least(&|| (0..CHUNKS).for_each(|_| pair()));
+        let together = least(&many);
+
+        let each = |time: Duration| time.as_nanos() as f64 / f64::from(CHUNKS);
+        println!(
+            "ledger, at a broker: {:.0} instructions for reserve and free of a chunk, {:.0} of one of \
+             {CHUNKS} that are reserved together",
+            each(pairs),
+            each(together),
+        );
+        let report = broker.report();
+        assert_eq!(report.pool.leases.len(), 1, "{report:?}");
+    });
+}
+
+/// How tag storage is reserved for a guest.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Mode {
+    Off,
+    Strict,
+    Demand,
+    /// Demand, at a broker.
+    Brokered,
+}
+
+/// Instructions of the host for a guest's start and for its touching 512 MiB.
+fn measure_guest(mode: Mode) -> [f64; 2] {
+    let broker = (mode == Mode::Brokered).then(|| Broker::start(&BROKER));
+    // The kernel at one address each time, so that no two runs differ in their caches and tables. Memory
+    // comes, and none goes.
+    let mut plan = Plan::workload("memory").append("nokaslr").with("--balloon", "reporting=off");
+    plan = plan.with("--memory", "1G").with("--mte", "require");
+    plan = match mode {
+        Mode::Off => plan,
+        Mode::Strict => plan.with("--tag-storage", "strict"),
+        Mode::Demand => plan.with("--tag-storage", "demand"),
+        Mode::Brokered => plan.with("--broker", broker.as_ref().unwrap().socket()),
+    };
+    let begun = Instant::now();
+    let mut guest = plan.start();
+    guest.report("ready");
+    let start = begun.elapsed();
+    // What the guest's kernel puts off until after its start is over then: idle time costs no instructions.
+    std::thread::sleep(SETTLED);
+    let touched = guest.order("touch 512", "touched");
+    let touch = Duration::from_nanos(touched["took_ns"].as_u64().unwrap());
+    let told: serde_json::Value = guest.client().get("/tag-storage").unwrap();
+    guest.stop();
+    let [start, touch] = [start, touch].map(|time| time.as_nanos() as f64 / 1e6);
+    println!(
+        "{mode:?}: {start:.1} million instructions until the guest's init, {touch:.1} for 512 MiB ({})",
+        told["chunks"]
+    );
+    [start, touch]
+}
+
+/// Prints what demand costs beside strict, on a host with these words on its kernel's command line.
+fn compare(append: &str) {
+    Lab::new().append(append).counting_instructions().timeout(LIMIT).run(|| {
+        // The first fills the host's caches.
+        measure_guest(Mode::Off);
+        let off = measure_guest(Mode::Off);
+        let strict = measure_guest(Mode::Strict);
+
+        for mode in [Mode::Demand, Mode::Brokered] {
+            let cost = measure_guest(mode);
+            let more = |what: usize, than: [f64; 2]| cost[what] * 100.0 / than[what] - 100.0;
+            println!(
+                "{mode:?} against strict: {:+.1} % to start, {:+.1} % to touch; against none: {:+.1} %, \
+                 {:+.1} %; aim: {AIM_START} %, {AIM_TOUCH} %",
+                more(0, strict),
+                more(1, strict),
+                more(0, off),
+                more(1, off),
+            );
+        }
+    });
+}
+
+#[test]
+fn demand_against_strict_at_the_start_and_at_512_mib_touched() {
+    compare("");
+}
+
+/// Linux takes and clears a huge page before it sees that the touch is caught, and throws it away. Debian's kernel
+/// clears each page twice, unless it is told not to.
+#[test]
+fn demand_against_strict_on_a_host_that_clears_pages_once() {
+    compare("init_on_alloc=0");
+}

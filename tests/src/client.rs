@@ -1,0 +1,151 @@
+//! A process that is a broker's client and does to it what a VM does, without a guest: it reserves and frees at
+//! random, or lives in what is lent to it.
+//!
+//! It is the test program itself, started once more. A test that needs one begins with [`serve`].
+
+use std::env;
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::time::Duration;
+
+use arch::units::Bytes;
+use vmm::memory::{Attributes, Backing, GuestRam};
+use vmm::tag_storage::{Hold, LeaseTerms, ReserveError, Tenancy, broker};
+
+use crate::borrower::{check, fill};
+use crate::dice::Dice;
+
+/// Tells the program that it is a client: which, of whom, and what is random or how large.
+const ROLE: &str = "TESSERA_CLIENT";
+/// What a client says when the broker has taken it in.
+const READY: &str = "CLIENT ready";
+/// Chunks that are reserved together, at most, and that are freed after that: fewer, so that all that there is
+/// is reserved before long.
+const TOGETHER: usize = 64;
+const FREED: usize = 32;
+/// A guest does other things, too.
+const PAUSE: Duration = Duration::from_millis(1);
+/// Without a broker it does so less often.
+const LOST: Duration = Duration::from_millis(20);
+
+/// A client that runs.
+pub struct Client {
+    child: Child,
+    stdout: BufReader<ChildStdout>,
+    is_ready: bool,
+}
+
+impl Client {
+    /// Starts one, for the test of this name, that holds a lease and reserves and frees at random.
+    pub fn holder(test: &str, broker: &Path, seed: u64) -> Self {
+        Self::start(test, &format!("holder {} {seed}", broker.display()))
+    }
+
+    /// Starts one, for the test of this name, whose memory of so many MiB may be in what the broker lends.
+    pub fn borrower(test: &str, broker: &Path, mib: u64) -> Self {
+        Self::start(test, &format!("borrower {} {mib}", broker.display()))
+    }
+
+    fn start(test: &str, role: &str) -> Self {
+        let mut child = Command::new(env::current_exe().unwrap())
+            .args(["--exact", test, "--nocapture"])
+            .env(ROLE, role)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let stdout = BufReader::new(child.stdout.take().unwrap());
+        Self { child, stdout, is_ready: false }
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Waits until the broker has taken it in.
+    ///
+    /// # Panics
+    /// When the broker refuses.
+    pub fn ready(&mut self) {
+        while !self.is_ready {
+            let mut line = String::new();
+            assert_ne!(self.stdout.read_line(&mut line).unwrap(), 0, "the client has ended");
+            self.is_ready = line.contains(READY);
+        }
+    }
+
+    /// Ends it at once, as a power cut would.
+    ///
+    /// # Panics
+    /// When it has ended before.
+    pub fn kill(mut self) {
+        assert!(self.child.try_wait().unwrap().is_none(), "the client ended by itself");
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// If this process is a client, does what its test says for as long as it lives. Returns if it is none.
+pub fn serve() {
+    let Ok(role) = env::var(ROLE) else { return };
+    let words: Vec<&str> = role.split(' ').collect();
+    match words[..] {
+        ["holder", path, seed] => hold(Path::new(path), Dice::of(seed.parse().unwrap())),
+        ["borrower", path, mib] => borrow(Path::new(path), mib.parse().unwrap()),
+        _ => panic!("{role:?}"),
+    }
+}
+
+fn say_ready() {
+    println!("{READY}");
+    std::io::stdout().flush().unwrap();
+}
+
+fn hold(path: &Path, mut dice: Dice) {
+    let name = format!("holder {}", std::process::id());
+    let terms = LeaseTerms { name, min: Bytes::ZERO, max: Bytes::MAX };
+    let client = broker::Client::connect(path, terms).unwrap();
+    say_ready();
+    let mut held = Vec::new();
+    loop {
+        client.hear(|_| ());
+        let wanted = 1 + dice.below(TOGETHER);
+        match client.reserve(wanted as u64) {
+            Ok(frames) => held.extend(frames),
+            // Nothing can be had until it is back, and little is freed.
+            Err(ReserveError::Broker(_)) => {
+                held.pop().into_iter().for_each(|frame| client.free(frame));
+                std::thread::sleep(LOST);
+                continue;
+            }
+            Err(_) => held.drain(held.len() / 2..).for_each(|frame| client.free(frame)),
+        }
+        for _ in 0..dice.below(FREED).min(held.len()) {
+            let frame = held.swap_remove(dice.below(held.len()));
+            client.free(frame);
+        }
+        std::thread::sleep(PAUSE);
+    }
+}
+
+fn borrow(path: &Path, mib: u64) {
+    let attributes = Attributes { tags: false, huge_pages: false, backing: Backing::Anonymous };
+    let ram = GuestRam::new(Bytes::mib(mib), attributes).unwrap();
+    let tenancy = Tenancy::new(path, "borrower", &ram, false).unwrap();
+    fill(&ram);
+    say_ready();
+    loop {
+        tenancy.broker().hear(|_| ());
+        assert_eq!(check(&ram), "intact");
+        std::thread::sleep(PAUSE);
+    }
+}
