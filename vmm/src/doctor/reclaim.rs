@@ -91,7 +91,7 @@ mod tests {
 
     #[test]
     fn units_are_never_parts_of_the_hosts_pages() {
-        for (page, least) in [(4, "256 KiB"), (16, "256 KiB"), (64, "256 KiB"), (512, "512 KiB")] {
+        for (page, least) in [(4, "128 KiB"), (16, "128 KiB"), (64, "128 KiB"), (512, "512 KiB")] {
             let check = page_reporting(Bytes::kib(page), None);
 
             let units = format!("units of {least} (small guests) to 2 MiB");

@@ -10,16 +10,16 @@ const PAGE: Bytes = PAGES[0];
 #[test]
 fn small_guests_report_in_small_units() {
     for (mib, guest_page, expected) in [
-        (64, PAGES[0], Some(6)),
-        (128, PAGES[0], Some(7)),
-        (256, PAGES[0], Some(8)),
-        (510, PAGES[0], Some(8)),
+        (64, PAGES[0], Some(5)),
+        (128, PAGES[0], Some(6)),
+        (256, PAGES[0], Some(7)),
+        (510, PAGES[0], Some(7)),
         (512, PAGES[0], None),
         (4096, PAGES[0], None),
-        (64, PAGES[1], Some(4)),
+        (64, PAGES[1], Some(3)),
         (512, PAGES[1], Some(7)),
         (4096, PAGES[1], Some(7)),
-        (64, PAGES[2], Some(2)),
+        (64, PAGES[2], Some(1)),
         (512, PAGES[2], None),
     ] {
         let order = order(Bytes::mib(mib), guest_page, PAGE);
@@ -94,7 +94,7 @@ fn an_order_is_put_before_what_it_must_not_replace() {
 fn a_small_guest_is_told_its_order_and_so_is_its_user() {
     let (line, note) = prepare("quiet", Bytes::mib(256), PAGE, PAGE);
 
-    assert_eq!(line, "page_reporting.page_reporting_order=8 quiet");
+    assert_eq!(line, "page_reporting.page_reporting_order=7 quiet");
     assert!(note.unwrap().contains("a guest of 256 MiB"));
 }
 
@@ -140,9 +140,10 @@ proptest! {
             return Ok(());
         };
         let size = unit(best, guest_page);
+        let share = if memory < Bytes::mib(512) { 16 } else { 8 };
         let fits = |order: u8| {
             unit(order, guest_page) <= Bytes::mib(2)
-                && batch(order, guest_page).get() <= memory.get() / 8
+                && batch(order, guest_page).get() <= memory.get() / share
         };
 
         prop_assert!(size >= granularity);
@@ -246,7 +247,7 @@ fn the_reason_to_act_on_first_is_told() {
     running.acknowledged = true;
     assert_eq!(told(&running), Some(Diagnosis::Poison { value: 0xaaaa_aaaa }));
     running.poison = Some(0);
-    assert!(matches!(told(&running), Some(Diagnosis::OrderTooHigh { better: Some(6), .. })));
+    assert!(matches!(told(&running), Some(Diagnosis::OrderTooHigh { better: Some(5), .. })));
 }
 
 #[test]
@@ -270,7 +271,7 @@ fn an_order_that_hardly_ever_finds_a_batch_free_is_told_with_the_way_out() {
     let way_out = forecast(&hugetlbfs).unwrap().to_string();
 
     assert!(text.contains("only while 64 MiB of its 128 MiB is free"), "{text}");
-    assert!(text.ends_with("page_reporting_order=7 on its command line"), "{text}");
+    assert!(text.ends_with("page_reporting_order=6 on its command line"), "{text}");
     assert_eq!(told(130, 9), None);
     assert!(way_out.ends_with("give it more --memory"), "{way_out}");
 }
