@@ -63,6 +63,8 @@ struct Inner {
     target: Cell<Bytes>,
     /// What it is to give up besides, as others need it.
     needed: Cell<Bytes>,
+    /// They need it no more, and it is asked for a little longer.
+    lingers: Cell<bool>,
     statistics_timer: Timer,
     settled_timer: Timer,
     needed_timer: Timer,
@@ -93,6 +95,7 @@ impl Control {
             interval: Cell::new(0),
             target: Cell::new(spec.target),
             needed: Cell::new(Bytes::ZERO),
+            lingers: Cell::new(false),
             statistics_timer: Timer::new()?,
             settled_timer: Timer::new()?,
             needed_timer: Timer::new()?,
@@ -150,12 +153,13 @@ impl Control {
         let needed = given.saturating_add(size.max(LEAST).get());
         self.0.needed.set(self.0.needed.get().max(Bytes::new(needed)));
         self.aim();
+        self.0.lingers.set(false);
         self.wind(NEEDED);
     }
 
     /// Nobody needs that any more. The guest has it back [a while](LINGER) later, unless somebody does again.
     pub fn take_back(&self) {
-        if !self.0.needed.get().is_zero() {
+        if !self.0.needed.get().is_zero() && !self.0.lingers.replace(true) {
             self.wind(LINGER);
         }
     }
@@ -286,6 +290,7 @@ impl MutEventSubscriber for Control {
         }
         if fired(&self.0.needed_timer) {
             self.0.needed.set(Bytes::ZERO);
+            self.0.lingers.set(false);
             self.aim();
         }
     }

@@ -95,8 +95,8 @@ pub enum Error {
     },
     /// Whoever acts on exhaustion does not: it waits for tag storage itself.
     #[error(
-        "the VMM's main thread waits for tag storage itself, as the guest has a device's queue or buffer there, and \
-         cannot be reached: free guest memory or end a VM before that, or give --tag-min"
+        "the VMM's main thread waits itself, probably for tag storage, as the guest has a device's queue or buffer \
+         there, and cannot be reached: free guest memory or end a VM before that, or give --tag-min"
     )]
     Unheard,
     /// The thread cannot wait for events.
@@ -119,7 +119,7 @@ pub trait Exhaustion: Send + Sync {
     /// No touch waits any more.
     fn relieved(&self);
 
-    /// The touch of this chunk has waited for as long as one may. Told once until relieved.
+    /// The touch of this chunk has waited for as long as one may. Told now and then until relieved.
     fn expired(&self, chunk: ChunkIndex);
 
     /// Whether what was told last has been heard by whoever acts on it.

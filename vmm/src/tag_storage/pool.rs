@@ -13,6 +13,7 @@ mod adopt;
 mod lending;
 
 use std::sync::PoisonError;
+use std::time::{Duration, Instant};
 
 use arch::layout::CHUNK;
 use arch::mte::geometry::Geometry;
@@ -36,9 +37,13 @@ pub const MAX_CAPACITY: Bytes = Bytes::gib(512);
 /// Pages that can refer to one block, so that the table has room for the count: 2 TiB of the smallest.
 const MAX_REFERENCES: u64 = (1 << 29) - 1;
 
-/// Frames that one request tries with the supply. Each may cost three migrations of up to 64 KiB, so that a
-/// request fails within some milliseconds; the next goes on with other frames.
+/// Frames that one request tries with the supply. Each may cost three migrations of up to 64 KiB; the next request goes on
+/// with other frames.
 const ATTEMPTS: u32 = 32;
+
+/// How long one frame is tried for, where trying takes time: others' memory can be hard to search and to move. Far less than
+/// a client of a broker waits for its answer.
+const AT_MOST: Duration = Duration::from_secs(10);
 
 /// How often one request waits for what others have under way. Each time one of them gets on; this
 /// bounds how long a lease that takes and frees without end can keep out another.
@@ -357,6 +362,7 @@ impl Pool {
         // The tail is a queue: who meets this one again has been through it.
         let mut first_failed = None;
         let mut followed = false;
+        let start = (!self.supply.is_instant()).then(Instant::now);
         loop {
             let Some(slot) = state.leases.find(lease) else {
                 return (state, Err(ReserveError::UnknownLease(lease)));
@@ -388,6 +394,9 @@ impl Pool {
                 Err(error) => return (state, Err(error)),
             }
             attempts -= 1;
+            if start.is_some_and(|start| start.elapsed() >= AT_MOST) {
+                attempts = 0;
+            }
             first_failed = first_failed.or(Some(candidate.frame));
         }
     }

@@ -11,7 +11,7 @@ pub(super) use switch::{Condvar, Mutex, MutexGuard, interleaved};
 mod switch {
     use std::cell::Cell;
     use std::ops::{Deref, DerefMut};
-    use std::sync::{LockResult, PoisonError};
+    use std::sync::{LockResult, PoisonError, TryLockError, TryLockResult};
 
     thread_local! {
         static INTERLEAVED: Cell<bool> = const { Cell::new(false) };
@@ -48,6 +48,13 @@ mod switch {
             match self {
                 Self::Std(mutex) => map(mutex.lock(), MutexGuard::Std),
                 Self::Shuttle(mutex) => map(mutex.lock(), MutexGuard::Shuttle),
+            }
+        }
+
+        pub(in crate::tag_storage) fn try_lock(&self) -> TryLockResult<MutexGuard<'_, T>> {
+            match self {
+                Self::Std(mutex) => try_map(mutex.try_lock(), MutexGuard::Std),
+                Self::Shuttle(mutex) => try_map(mutex.try_lock(), MutexGuard::Shuttle),
             }
         }
     }
@@ -105,6 +112,16 @@ mod switch {
                 Self::Std(condvar) => condvar.notify_all(),
                 Self::Shuttle(condvar) => condvar.notify_all(),
             }
+        }
+    }
+
+    fn try_map<T, U>(result: TryLockResult<T>, wrap: impl Fn(T) -> U) -> TryLockResult<U> {
+        match result {
+            Ok(guard) => Ok(wrap(guard)),
+            Err(TryLockError::Poisoned(error)) => {
+                Err(TryLockError::Poisoned(PoisonError::new(wrap(error.into_inner()))))
+            }
+            Err(TryLockError::WouldBlock) => Err(TryLockError::WouldBlock),
         }
     }
 

@@ -53,8 +53,9 @@ pub(super) fn keep_off(supply: SupplyName, ram: &GuestRam) -> Result<(), Lending
 /// A VM without MTE beside a broker: its memory may be in tag storage that nobody needs. Dropped, it
 /// borrows no more.
 pub struct Tenancy {
-    broker: Arc<Client>,
+    // Field order is drop order: memory that may be in tag storage is gone before the broker loses sight of it.
     ram: GuestRam,
+    broker: Arc<Client>,
     /// Where the supply is a node.
     placement: Option<Placement>,
 }

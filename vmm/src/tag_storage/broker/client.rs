@@ -180,6 +180,8 @@ struct Books {
     heard: VecDeque<Heard>,
     because: Because,
     returning: bool,
+    /// Nothing is asked for any more, and what is held stays so.
+    given_up: bool,
     closed: bool,
     losses: u64,
 }
@@ -224,6 +226,7 @@ impl Client {
             heard: VecDeque::new(),
             because: Because::default(),
             returning: false,
+            given_up: false,
             closed: false,
             losses: 0,
         };
@@ -285,7 +288,7 @@ impl Client {
     pub fn give_up(&self) {
         let line = {
             let mut books = self.0.books();
-            books.closed = true;
+            books.given_up = true;
             books.line.clone()
         };
         line.iter().for_each(|line| line.stop_waiting());
@@ -394,7 +397,8 @@ impl Shared {
 
     fn line(&self) -> Result<Arc<Line>, Error> {
         let books = self.books();
-        books.line.clone().ok_or_else(|| Error::Detached {
+        let line = books.line.clone().filter(|_| !books.given_up);
+        line.ok_or_else(|| Error::Detached {
             path: self.path.clone(),
             because: books.because.clone(),
         })
@@ -418,8 +422,12 @@ impl Shared {
 
     /// The line is of no use any more. Somebody starts to look for another.
     fn detach(self: &Arc<Self>, line: &Arc<Line>) {
-        line.close();
         let mut books = self.books();
+        // Nobody waits for its answers, so that none comes: that is not its end.
+        if books.given_up && books.is_present(line) {
+            return;
+        }
+        line.close();
         if !books.is_present(line) {
             return;
         }

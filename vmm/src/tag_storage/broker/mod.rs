@@ -11,7 +11,8 @@
 //! | File | The noun |
 //! |---|---|
 //! | `wire`, `refusal`, `packet` | messages; why not; how they travel |
-//! | `server`, `session`, `notices` | the socket; one connection; who lacks and who could give |
+//! | `server`, `peer` | the socket; who is at its other end |
+//! | `session`, `notices` | one connection; who lacks and who could give |
 //! | `borrowers` | who may live in tag storage |
 //! | `client` | the VM's side |
 //! | `report` | what there is to see |

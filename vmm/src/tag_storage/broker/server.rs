@@ -99,7 +99,7 @@ pub(super) struct Desk {
 
 impl Desk {
     pub(super) fn report(&self) -> BrokerReport {
-        self.pool.follow();
+        self.pool.follow_at_once();
         // In this order a lease is never without its process because it came between.
         let pool = self.pool.snapshot();
         BrokerReport {
@@ -240,7 +240,7 @@ impl Server {
             let listener = self.socket.listener();
             let mut fds = [PollFd::new(stop, PollFlags::IN), PollFd::new(listener, PollFlags::IN)];
             match poll(&mut fds, Some(&FOLLOWING)) {
-                Ok(0) => self.desk.pool.follow(),
+                Ok(0) => self.desk.pool.follow_at_once(),
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(errno) => return Err(Error::Events(errno.into())),
             }

@@ -174,9 +174,18 @@ impl Session {
         let mut parts = text.chunks(MAX_PART).peekable();
         while let Some(part) = parts.next() {
             let last = parts.peek().is_none();
-            packet::send(&self.socket, &Reply::Part { last, bytes: part.to_vec() }.encode())?;
+            answer(&self.socket, &Reply::Part { last, bytes: part.to_vec() })?;
         }
         Ok(())
+    }
+}
+
+/// Sends an answer. A client that does not listen any more may still be using what it has: whether it is gone tells the
+/// next look for a request.
+fn answer(socket: &OwnedFd, reply: &Reply) -> Result<(), End> {
+    match packet::send(socket, &reply.encode()) {
+        Err(Errno::PIPE) => Ok(()),
+        sent => Ok(sent?),
     }
 }
 
@@ -215,7 +224,7 @@ fn reserve(lease: &mut Lease, socket: &OwnedFd, chunks: u32) -> Result<(), End> 
             if error.is_lack() && chunks <= ASK_MOST {
                 lease.desk.notices.lacking(lease.number, chunks);
             }
-            packet::send(socket, &Reply::Refused(Refusal::from(&error)).encode())?;
+            answer(socket, &Reply::Refused(Refusal::from(&error)))?;
             return Ok(());
         }
     };
@@ -224,7 +233,7 @@ fn reserve(lease: &mut Lease, socket: &OwnedFd, chunks: u32) -> Result<(), End> 
     for part in frames.chunks(MAX_FRAMES) {
         left -= part.len();
         let reply = Reply::Reserved { left: left as u32, frames: part.to_vec() };
-        packet::send(socket, &reply.encode())?;
+        answer(socket, &reply)?;
     }
     Ok(())
 }
@@ -240,7 +249,7 @@ fn adopt(lease: &mut Lease, socket: &OwnedFd, frames: &[FrameIndex]) -> Result<(
     if adopted.shortfall.as_ref().is_some_and(ReserveError::is_lack) {
         lease.desk.notices.lacking(lease.number, frames.len() as u32 - count as u32);
     }
-    packet::send(socket, &Reply::Adopted(adopted.frames).encode())?;
+    answer(socket, &Reply::Adopted(adopted.frames))?;
     Ok(())
 }
 

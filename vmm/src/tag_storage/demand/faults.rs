@@ -137,16 +137,21 @@ impl Faults {
     }
 
     fn look_at_the_clock(&mut self) -> Result<(), Error> {
-        if let Some(at) = self.expired {
-            let unheard = at.elapsed() >= HEARD_WITHIN && !self.told.is_heard();
-            return if unheard { Err(Error::Unheard) } else { Ok(()) };
-        }
         let Some(oldest) = self.wishes.front().filter(|_| self.exhausted) else { return Ok(()) };
-        if self.deadline(oldest).is_some_and(|deadline| deadline <= Instant::now()) {
-            self.expired = Some(Instant::now());
-            self.shared.counters.expired.add(1);
-            self.told.expired(oldest.chunk);
+        match self.expired {
+            None if self.deadline(oldest).is_some_and(|deadline| deadline <= Instant::now()) => {
+                self.shared.counters.expired.add(1);
+            }
+            Some(at) if at.elapsed() >= HEARD_WITHIN => {
+                if !self.told.is_heard() {
+                    return Err(Error::Unheard);
+                }
+            }
+            _ => return Ok(()),
         }
+        // Again and again: the main thread may come to wait for tag storage itself at any time.
+        self.expired = Some(Instant::now());
+        self.told.expired(oldest.chunk);
         Ok(())
     }
 

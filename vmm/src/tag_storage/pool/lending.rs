@@ -6,6 +6,7 @@ use std::sync::PoisonError;
 use arch::mte::geometry::BlockIndex;
 
 use super::{BlockState, Guard, Pool, TakeError, flight};
+use crate::tag_storage::supply::Observation;
 
 /// Lent blocks that are called back at once: 2 MiB of the smallest.
 const RECALL_RUN: usize = 512;
@@ -51,7 +52,17 @@ impl Pool {
     /// as the supply sees it now. To be called from time to time, and before figures are shown.
     pub fn follow(&self) {
         let _alone = self.following.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(seen) = self.supply.observe() else { return };
+        self.supply.observe().into_iter().for_each(|seen| self.follow_to(seen));
+    }
+
+    /// As [`follow`](Self::follow), for who must not wait for blocks that are being taken or emptied: then things stay as
+    /// they were seen last.
+    pub fn follow_at_once(&self) {
+        let Ok(_alone) = self.following.try_lock() else { return };
+        self.supply.observe_at_once().into_iter().for_each(|seen| self.follow_to(seen));
+    }
+
+    fn follow_to(&self, seen: Observation) {
         let pinned = self.lock().blocks.total(BlockState::Pinned);
         if seen.pinned > pinned {
             let more = self.turn((BlockState::Lent, BlockState::Pinned), seen.pinned - pinned);

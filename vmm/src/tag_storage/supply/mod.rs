@@ -1,4 +1,10 @@
 //! Where tag storage comes from.
+//!
+//! | File | The noun |
+//! |---|---|
+//! | `ledger` | nothing physical: the pool counts |
+//! | `node/` | the memory of a NUMA node |
+//! | `open` | the supply that was asked for, and how much it has |
 
 mod ledger;
 pub mod node;
@@ -106,6 +112,11 @@ pub trait Supply: Send + Sync {
         None
     }
 
+    /// The same without waiting for blocks that are being taken or emptied: `None` while there are such.
+    fn observe_at_once(&self) -> Option<Observation> {
+        self.observe()
+    }
+
     /// Memory that would not move is to be tried again.
     fn forget_pinned(&self) {}
 
@@ -142,6 +153,10 @@ impl<S: Supply + ?Sized> Supply for Arc<S> {
 
     fn observe(&self) -> Option<Observation> {
         (**self).observe()
+    }
+
+    fn observe_at_once(&self) -> Option<Observation> {
+        (**self).observe_at_once()
     }
 
     fn forget_pinned(&self) {

@@ -20,7 +20,7 @@ const STACK_SIZE: usize = 128 << 10;
 impl Shared {
     /// Starts a thread that looks for a broker, unless there is one already.
     pub(super) fn look_for_another(self: &Arc<Self>, books: &mut Books) {
-        if books.closed || books.returning {
+        if books.closed || books.given_up || books.returning {
             return;
         }
         let shared = Arc::clone(self);
@@ -117,15 +117,16 @@ impl Shared {
     }
 }
 
-/// Comes back to the broker, however long it takes, unless the client is closed.
+/// Comes back to the broker, however long it takes, unless the client is closed or given up.
 fn come_back(shared: &Arc<Shared>) {
     let mut pause = FIRST_PAUSE;
+    let is_over = |books: &Books| books.closed || books.given_up;
     loop {
-        let closed = shared.books().closed;
-        let result = if closed { Ok(()) } else { shared.try_to_come_back() };
+        let over = is_over(&shared.books());
+        let result = if over { Ok(()) } else { shared.try_to_come_back() };
         let mut books = shared.books();
         // A line that was lost again meanwhile is looked for here as well.
-        if books.closed || (result.is_ok() && books.line.is_some()) {
+        if is_over(&books) || (result.is_ok() && books.line.is_some()) {
             books.returning = false;
             let line = if books.closed { books.line.take() } else { None };
             line.iter().for_each(|line| line.close());
@@ -134,7 +135,7 @@ fn come_back(shared: &Arc<Shared>) {
         if let Err(error) = result {
             books.because = Because(Some(crate::error::chain(&error)));
         }
-        let waited = shared.ended.wait_timeout_while(books, pause, |books| !books.closed);
+        let waited = shared.ended.wait_timeout_while(books, pause, |books| !is_over(books));
         drop(waited);
         pause = (pause * 2).min(LONGEST_PAUSE);
     }

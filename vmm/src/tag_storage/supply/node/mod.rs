@@ -364,12 +364,29 @@ impl Supply for Node {
     }
 
     fn observe(&self) -> Option<Observation> {
-        // Nothing is half taken or half moved. Whoever looks does not wait for that: it can take seconds.
-        let _alone = match self.work.try_lock() {
-            Ok(alone) => alone,
-            Err(TryLockError::Poisoned(alone)) => alone.into_inner(),
-            Err(TryLockError::WouldBlock) => return None,
-        };
+        self.look(&self.work())
+    }
+
+    fn observe_at_once(&self) -> Option<Observation> {
+        match self.work.try_lock() {
+            Ok(alone) => self.look(&alone),
+            Err(TryLockError::Poisoned(alone)) => self.look(&alone.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+
+    fn forget_pinned(&self) {
+        self.borrowers.lock().iter_mut().for_each(tenant::Tenant::forget_stuck);
+    }
+
+    fn is_instant(&self) -> bool {
+        false
+    }
+}
+
+impl Node {
+    /// How the node is now. Nothing is half taken or half moved.
+    fn look(&self, _alone: &MutexGuard<'_, ()>) -> Option<Observation> {
         for tenant in self.borrowers.lock().iter_mut() {
             tenant.review_stuck(self.number);
         }
@@ -382,14 +399,6 @@ impl Supply for Node {
         let pinned = (stuck / self.block_pages()).min(untaken - vacant);
         books.vacant = vacant;
         Some(Observation { free: vacant, pinned })
-    }
-
-    fn forget_pinned(&self) {
-        self.borrowers.lock().iter_mut().for_each(tenant::Tenant::forget_stuck);
-    }
-
-    fn is_instant(&self) -> bool {
-        false
     }
 }
 

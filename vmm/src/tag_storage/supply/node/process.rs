@@ -12,8 +12,8 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use super::maps::mappings_on;
 use crate::tag_storage::numa;
 
-/// The longest list of a process's mappings that is read: some 100 000 of the usual length, more than vm.max_map_count
-/// allows. The process chooses the names in it.
+/// The longest list of a process's mappings that is read: some 100 000 of the usual length, more than the usual
+/// vm.max_map_count allows. The process chooses the names in it.
 const MAX_LIST: u64 = 16 << 20;
 
 /// What there is to do with a process. Tests have their own.

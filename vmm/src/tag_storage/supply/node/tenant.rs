@@ -21,6 +21,9 @@ pub(super) struct Tenant {
 /// how many pages of it will not move; whoever wants its blocks back tries again, and goes on where this ended.
 const EFFORT: u32 = 4096;
 
+/// What a list of a process's mappings costs beside such a call.
+const LISTING: usize = 64;
+
 /// What is left of the effort that one eviction may cost.
 #[derive(Debug)]
 pub(super) struct Effort(u32);
@@ -128,7 +131,12 @@ impl Tenant {
                 if std::mem::replace(&mut listed, true) {
                     break;
                 }
-                self.unsearched = self.process.mappings(route.from)?;
+                effort.spend(LISTING);
+                self.unsearched = match self.process.mappings(route.from) {
+                    // It has chosen to be hard to search: others are not.
+                    Err(error) if error.kind() == io::ErrorKind::FileTooLarge => break,
+                    mappings => mappings?,
+                };
                 self.unsearched.reverse();
                 continue;
             };
