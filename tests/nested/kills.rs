@@ -32,7 +32,7 @@ const A_START: Duration = Duration::from_secs(5);
 /// MiB that a borrower has, so that a part of them must go when both holders take what they can.
 const BORROWED: u64 = 24;
 /// Pages of a node that the kernel has taken or given back meanwhile.
-const NOISE: u64 = 64;
+const NOISE: u64 = 128;
 /// Descriptors that the kernel has not freed yet, or counts in batches.
 const FILES: u64 = 64;
 

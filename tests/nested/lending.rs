@@ -19,7 +19,7 @@ const PAGE: Bytes = Bytes::kib(4);
 /// Pages of one chunk's tags.
 const CHUNK_PAGES: u64 = 16;
 /// How far the kernel's count of free pages may be off, and what it may take for itself meanwhile.
-const NOISE: u64 = 64;
+const NOISE: u64 = 128;
 
 struct Host {
     node: Arc<Node>,
@@ -132,18 +132,19 @@ fn evictions_are_exact_and_leave_contents_intact() {
         let before = pages_on_node(borrower.pid(), 1);
         about("lent", host.report().blocks.lent, before);
 
-        // What is free goes first, and evicts nothing.
+        // What is free goes first, and evicts nothing, but for the last pages of it, which may be with a processor.
         let free = host.report().blocks.free / CHUNK_PAGES;
-        host.reserve(free).unwrap();
+        let sure = free - 2 * NOISE / CHUNK_PAGES;
+        host.reserve(sure).unwrap();
         let report = host.report();
         assert_eq!(report.counters.evictions, 0, "{report:?}");
         assert_eq!(pages_on_node(borrower.pid(), 1), before);
-        assert_eq!(own_pages(), free * CHUNK_PAGES);
+        assert_eq!(own_pages(), sure * CHUNK_PAGES);
 
         // Then each chunk evicts what it needs, while the borrower uses its memory.
         let watched = std::thread::scope(|scope| {
             let watching = scope.spawn(|| borrower.order("watch 3"));
-            host.reserve(100).unwrap();
+            host.reserve(free - sure + 100).unwrap();
             watching.join().unwrap()
         });
         assert_eq!(watched, "intact");
