@@ -27,7 +27,7 @@ const GREETING: Duration = Duration::from_secs(5);
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// How much longer for each chunk of a large request, as a VM makes before it starts: each may have to move pages.
-const A_CHUNK: Duration = Duration::from_millis(2);
+const A_CHUNK: Duration = Duration::from_millis(20);
 
 /// Chunks of a request that is not large.
 const FEW: u32 = 1024;
