@@ -348,8 +348,10 @@ fn round_of_vms(host: &mut Host) {
     let victim = host.dice.below(victims.len());
     println!("first {} is killed", victims[victim]);
     if victim == 0 {
-        // A VM that finds no broker would be refused.
+        // A VM that finds no broker, or loses it while it is being loaded, would be refused.
         guests.are_all_of(host);
+        guests.holder.is_loaded();
+        guests.borrower.is_loaded();
         host.pass(A_START);
         host.kill_broker();
         guests.go_on(host);

@@ -12,7 +12,7 @@ use vmm::control::client::{Client, DEFAULT_TIMEOUT};
 
 use crate::lab::{artifact, program};
 use crate::scratch::Scratch;
-use crate::wait::PATIENCE;
+use crate::wait::{PATIENCE, until};
 
 /// The start of a line in which the guest's init reports something as JSON.
 const REPORT: &str = "REPORT ";
@@ -168,6 +168,14 @@ impl Guest {
     /// A client of the control socket.
     pub fn client(&self) -> Client {
         Client::connect(&self.socket, DEFAULT_TIMEOUT).unwrap()
+    }
+
+    /// Waits until the guest's memory has what it starts with: only then there is a control socket.
+    ///
+    /// # Panics
+    /// When the VMM has gone, or takes too long.
+    pub fn is_loaded(&self) {
+        until("the control socket", || Client::connect(&self.socket, DEFAULT_TIMEOUT).ok());
     }
 
     /// Types something on the guest's console.
