@@ -1,14 +1,12 @@
 //! Tag storage that is a NUMA node, lent and taken back.
 
-use std::collections::BTreeMap;
-use std::fs;
 use std::sync::Arc;
 
 use arch::mte::geometry::Geometry;
 use arch::units::Bytes;
 use testing::borrower::{Borrower, serve};
 use testing::lab::Lab;
-use testing::memory::pages_on_node;
+use testing::memory::{oom_kills, pages_on_node};
 use testing::wait::until;
 use vmm::tag_storage::supply::node::{NodeError, Topology, TopologyError};
 use vmm::tag_storage::{
@@ -102,13 +100,6 @@ fn own_pages() -> u64 {
     pages_on_node(std::process::id(), 1)
 }
 
-fn oom_kills() -> u64 {
-    let text = fs::read_to_string("/proc/vmstat").unwrap();
-    let counts: BTreeMap<&str, &str> =
-        text.lines().filter_map(|line| line.split_once(' ')).collect();
-    counts["oom_kill"].parse().unwrap()
-}
-
 #[track_caller]
 fn about(what: &str, found: u64, expected: u64) {
     println!("{what}: {found}, expected {expected}");
@@ -132,7 +123,8 @@ fn evictions_are_exact_and_leave_contents_intact() {
         let before = pages_on_node(borrower.pid(), 1);
         about("lent", host.report().blocks.lent, before);
 
-        // What is free goes first, and evicts nothing, but for the last pages of it, which may be with a processor.
+        // What is free goes first, and evicts nothing, but for the last pages of it, which may be with a
+        // processor.
         let free = host.report().blocks.free / CHUNK_PAGES;
         let sure = free - 2 * NOISE / CHUNK_PAGES;
         host.reserve(sure).unwrap();

@@ -5,7 +5,7 @@ use testing::broker::Broker;
 use testing::footprint::Curve;
 use testing::guest::{Guest, Plan};
 use testing::lab::Lab;
-use testing::memory::pages_on_node;
+use testing::memory::{oom_kills, pages_on_node};
 use testing::wait::until;
 use vmm::tag_storage::broker::BrokerReport;
 
@@ -58,12 +58,6 @@ fn look(broker: &Broker, what: &str) -> BrokerReport {
     assert_eq!(blocks.free + used + blocks.disabled, blocks.total, "{report:?}");
     assert_eq!(pages_on_node(broker.pid(), 1), blocks.reserved, "{report:?}");
     report
-}
-
-fn oom_kills() -> u64 {
-    let text = std::fs::read_to_string("/proc/vmstat").unwrap();
-    let count = text.lines().find_map(|line| line.strip_prefix("oom_kill "));
-    count.unwrap().parse().unwrap()
 }
 
 /// Whether guest memory is in huge pages from now on.

@@ -3,9 +3,7 @@
 //! It is the test program itself, started once more. A test that needs one begins with [`serve`].
 
 use std::env;
-use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use arch::layout::{MemoryRange, RAM_BASE};
 use arch::units::Bytes;
@@ -15,6 +13,7 @@ use vmm::tag_storage::supply::node::Topology;
 use vmm::tag_storage::{LendPolicy, Placement, RamKind, Tenancy};
 
 use crate::pin::Pinned;
+use crate::role::Role;
 
 /// Tells the program that it is the borrower: its size in MiB, the policy or the broker's path, and `huge` or
 /// `small` pages.
@@ -24,11 +23,7 @@ const ANSWER: &str = "BORROWER ";
 const PAGE: usize = 4096;
 
 /// A borrower that runs.
-pub struct Borrower {
-    child: Child,
-    stdin: ChildStdin,
-    stdout: BufReader<ChildStdout>,
-}
+pub struct Borrower(Role);
 
 impl Borrower {
     /// Starts one with so much memory, all of it filled, for the test of this name.
@@ -43,53 +38,25 @@ impl Borrower {
 
     fn lent(test: &str, mib: u64, by: &str, huge: bool) -> Self {
         let pages = if huge { "huge" } else { "small" };
-        let mut child = Command::new(env::current_exe().unwrap())
-            .args(["--exact", test, "--nocapture"])
-            .env(ROLE, format!("{mib} {by} {pages}"))
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let stdin = child.stdin.take().unwrap();
-        let stdout = BufReader::new(child.stdout.take().unwrap());
-        let mut borrower = Self { child, stdin, stdout };
-        assert_eq!(borrower.answer(), "ready");
+        let mut borrower = Self(Role::start(test, ROLE, &format!("{mib} {by} {pages}")));
+        assert_eq!(borrower.0.hear(ANSWER), "ready");
         borrower
     }
 
     /// Its process.
     pub fn pid(&self) -> u32 {
-        self.child.id()
+        self.0.pid()
     }
 
     /// Gives it a command and returns its answer.
     pub fn order(&mut self, command: &str) -> String {
-        writeln!(self.stdin, "{command}").unwrap();
-        self.stdin.flush().unwrap();
-        self.answer()
-    }
-
-    fn answer(&mut self) -> String {
-        loop {
-            let mut line = String::new();
-            assert_ne!(self.stdout.read_line(&mut line).unwrap(), 0, "the borrower has ended");
-            if let Some((_, answer)) = line.split_once(ANSWER) {
-                return answer.trim_end().to_owned();
-            }
-        }
+        self.0.tell(command);
+        self.0.hear(ANSWER)
     }
 
     /// Ends it at once, as a power cut would.
-    pub fn kill(mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-    }
-}
-
-impl Drop for Borrower {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+    pub fn kill(self) {
+        self.0.kill();
     }
 }
 

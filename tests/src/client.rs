@@ -4,9 +4,8 @@
 //! It is the test program itself, started once more. A test that needs one begins with [`serve`].
 
 use std::env;
-use std::io::{BufRead, BufReader, Write};
+use std::io::Write;
 use std::path::Path;
-use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
 use arch::units::Bytes;
@@ -15,6 +14,7 @@ use vmm::tag_storage::{Hold, LeaseTerms, ReserveError, Tenancy, broker};
 
 use crate::borrower::{check, fill};
 use crate::dice::Dice;
+use crate::role::Role;
 
 /// Tells the program that it is a client: which, of whom, and what is random or how large.
 const ROLE: &str = "TESSERA_CLIENT";
@@ -31,8 +31,7 @@ const LOST: Duration = Duration::from_millis(20);
 
 /// A client that runs.
 pub struct Client {
-    child: Child,
-    stdout: BufReader<ChildStdout>,
+    role: Role,
     is_ready: bool,
 }
 
@@ -48,20 +47,12 @@ impl Client {
     }
 
     fn start(test: &str, role: &str) -> Self {
-        let mut child = Command::new(env::current_exe().unwrap())
-            .args(["--exact", test, "--nocapture"])
-            .env(ROLE, role)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let stdout = BufReader::new(child.stdout.take().unwrap());
-        Self { child, stdout, is_ready: false }
+        Self { role: Role::start(test, ROLE, role), is_ready: false }
     }
 
     /// Its process.
     pub fn pid(&self) -> u32 {
-        self.child.id()
+        self.role.pid()
     }
 
     /// Waits until the broker has taken it in.
@@ -69,10 +60,8 @@ impl Client {
     /// # Panics
     /// When the broker refuses.
     pub fn ready(&mut self) {
-        while !self.is_ready {
-            let mut line = String::new();
-            assert_ne!(self.stdout.read_line(&mut line).unwrap(), 0, "the client has ended");
-            self.is_ready = line.contains(READY);
+        if !std::mem::replace(&mut self.is_ready, true) {
+            self.role.hear(READY);
         }
     }
 
@@ -80,17 +69,8 @@ impl Client {
     ///
     /// # Panics
     /// When it has ended before.
-    pub fn kill(mut self) {
-        assert!(self.child.try_wait().unwrap().is_none(), "the client ended by itself");
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-    }
-}
-
-impl Drop for Client {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+    pub fn kill(self) {
+        self.role.kill();
     }
 }
 

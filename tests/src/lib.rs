@@ -14,5 +14,6 @@ pub mod guest;
 pub mod lab;
 pub mod memory;
 pub mod pin;
+mod role;
 pub mod scratch;
 pub mod wait;

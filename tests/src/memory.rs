@@ -79,6 +79,13 @@ pub fn pages_on_node(pid: u32, node: u32) -> u64 {
     counts.map(|count| count.parse::<u64>().unwrap()).sum()
 }
 
+/// Processes that the host's kernel has killed for want of memory.
+pub fn oom_kills() -> u64 {
+    let text = fs::read_to_string("/proc/vmstat").unwrap();
+    let count = text.lines().find_map(|line| line.strip_prefix("oom_kill "));
+    count.unwrap().parse().unwrap()
+}
+
 /// How many pages of a mapping are what, as the kernel counts them.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Pages {
