@@ -327,8 +327,8 @@ impl Response {
         Self { status, body: serde_json::to_value(fault).ok() }
     }
 
-    /// Appends the answer to `output`; a body that is a mere string is plain text. Without `keep_alive` the client learns that no other
-    /// answer follows.
+    /// Appends the answer to `output`; a body that is a mere string is plain text. Without `keep_alive` the
+    /// client learns that no other answer follows.
     pub(crate) fn encode(&self, keep_alive: bool, output: &mut Vec<u8>) {
         let connection = if keep_alive { "keep-alive" } else { "close" };
         let line = self.status.line();

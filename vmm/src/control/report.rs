@@ -60,12 +60,13 @@ enum Align {
     Right,
 }
 
-fn table(rows: &[(String, String)], align: Align) -> String {
-    let width = |text: &String| text.chars().count();
-    let names = rows.iter().map(|(name, _)| width(name)).max().unwrap_or(0);
+fn table<N: AsRef<str>>(rows: &[(N, String)], align: Align) -> String {
+    let width = |text: &str| text.chars().count();
+    let names = rows.iter().map(|(name, _)| width(name.as_ref())).max().unwrap_or(0);
     let values = rows.iter().map(|(_, text)| width(text)).max().unwrap_or(0);
     let mut text = String::new();
     for (name, value) in rows {
+        let name = name.as_ref();
         // Writing to a String cannot fail.
         let _ = match align {
             Align::Left => writeln!(text, "{name:<names$}  {value}"),

@@ -216,10 +216,8 @@ impl BlockTable {
 
     /// The blocks with the tags of a frame.
     pub(super) fn span(&self, frame: FrameIndex) -> Span {
-        if self.separate > 0 {
-            return Span::separate(self.separate, self.geometry.covered_pages() as u32, frame);
-        }
-        Span::new(&self.geometry, self.frame_pages, frame)
+        let separate = self.separate_span(frame);
+        separate.unwrap_or_else(|| Span::new(&self.geometry, self.frame_pages, frame))
     }
 
     /// The frames that have tags in these blocks.

@@ -3,8 +3,8 @@
 //! A frame stands for the physical address of a chunk, which no program sees: its place in the tagged
 //! memory decides which blocks hold its tags. Frames that share a block with a reserved one go first, for
 //! they open no block or fewer; then those that were used before, the last one freed first; then fresh ones
-//! in order. A frame that failed, or one whose blocks are lent while others are free, waits at the
-//! tail, as in the kernel series: a page whose tag storage cannot be reserved goes to the tail of the free list.
+//! in order. A frame that failed, or one whose blocks are lent while others are free, waits at the tail, as
+//! in the kernel series: a page whose tag storage cannot be reserved goes to the tail of the free list.
 
 mod at_once;
 

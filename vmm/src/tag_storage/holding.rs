@@ -3,16 +3,16 @@
 use std::io;
 use std::sync::Arc;
 
-use arch::layout::CHUNK;
 use arch::units::Bytes;
 use serde_json::{Value, json};
 use thiserror::Error;
 
 use super::broker::Client;
+use super::counters::Counters;
 use super::demand::{Demand, Error as DemandError};
 use super::error::ReserveError;
 use super::hold::Hold;
-use super::lease::tags_of;
+use super::lease::{chunks_of, tags_of};
 use super::lending::LendingError;
 use super::notices::Notices;
 use super::source::{self, Source, hold_for};
@@ -88,7 +88,7 @@ impl Holding {
                 let strict = Strict::reserve(Arc::clone(&hold), memory);
                 Kind::Strict(strict.map_err(|source| Error::Refused {
                     vm: vm.to_owned(),
-                    wanted: tags_of(chunks(memory)),
+                    wanted: tags_of(chunks_of(memory)),
                     memory,
                     when: "before it starts (--tag-storage strict)",
                     source,
@@ -205,7 +205,7 @@ impl Holding {
             exhausted: news.lacking.is_some(),
             expired: news.expired,
             reason: news.lacking.or(news.failed),
-            counters: self.counters(),
+            counters: self.counters(report.counters),
         }
     }
 
@@ -217,11 +217,11 @@ impl Holding {
             "capacity_bytes": report.capacity.get(),
             "supply": report.supply.to_string(),
             "waiting_chunks": self.waiting(),
-            "events": self.counters(),
+            "events": self.counters(report.counters),
         })
     }
 
-    fn counters(&self) -> Value {
+    fn counters(&self, pool: Option<Counters>) -> Value {
         let mut counters = match &self.kind {
             Kind::Strict(_) => json!({}),
             Kind::Demand(demand) => {
@@ -236,18 +236,13 @@ impl Holding {
                 })
             }
         };
-        if let Some(pool) = self.hold.report().counters {
+        if let Some(pool) = pool {
             for (name, count) in pool.named() {
                 counters[format!("{name}_total")] = count.into();
             }
         }
         counters
     }
-}
-
-/// The chunks of so much memory; one that is begun counts.
-fn chunks(memory: Bytes) -> u64 {
-    memory.get().div_ceil(CHUNK.get())
 }
 
 #[cfg(test)]

@@ -128,6 +128,11 @@ impl Lease {
     }
 }
 
+/// The chunks of so much memory; one that is begun counts.
+pub(super) fn chunks_of(memory: Bytes) -> u64 {
+    memory.get().div_ceil(CHUNK.get())
+}
+
 /// The size of as many chunks' tags.
 pub fn tags_of(chunks: impl Into<u64>) -> Bytes {
     Bytes::new(chunks.into().saturating_mul(TAGS_OF_CHUNK.get()))

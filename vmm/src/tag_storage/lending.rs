@@ -4,8 +4,8 @@
 //! moves what is there already; that is the broker's business, and [`Placement::unlend`]'s.
 //!
 //! # References
-//! Linux mail, "Add support for arm64 MTE dynamic tag storage reuse": movable memory without tags only, and nothing
-//! that is pinned for long
+//! Linux mail, "Add support for arm64 MTE dynamic tag storage reuse": movable memory without tags only, and
+//! nothing that is pinned for long
 
 use std::collections::BTreeSet;
 use std::io;
@@ -94,7 +94,7 @@ impl Placement {
     }
 
     /// Keeps all other memory of a VM with tags off the node as well. To be called on the first thread, before
-    /// there are others, and before guest memory is mapped.
+    /// there are others, and before guest memory is touched.
     ///
     /// # Errors
     /// When the kernel refuses.

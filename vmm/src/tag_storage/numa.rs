@@ -116,23 +116,7 @@ pub(super) fn set_rule_of_thread(rule: &Rule) -> io::Result<()> {
 /// # Errors
 /// What the host answers: ESRCH without such a process, EPERM where this user may not look.
 pub(super) fn locate(pid: Pid, pages: &[u64]) -> io::Result<Vec<i32>> {
-    let pages = &pages[..pages.len().min(BATCH)];
-    // Should the kernel leave one out, it is on no node.
-    let mut status = vec![-libc::ENOENT; pages.len()];
-    // SAFETY: both lists have as many entries as the call is told; without a list of nodes it moves nothing.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_move_pages,
-            pid.as_raw_nonzero().get(),
-            pages.len(),
-            pages.as_ptr(),
-            ptr::null::<libc::c_int>(),
-            status.as_mut_ptr(),
-            0,
-        )
-    };
-    done(result)?;
-    Ok(status)
+    move_pages(pid, pages, None)
 }
 
 /// Asks the kernel to move pages of a process to a node: [`BATCH`] at most. Which of them did move is told by
@@ -141,9 +125,16 @@ pub(super) fn locate(pid: Pid, pages: &[u64]) -> io::Result<Vec<i32>> {
 /// # Errors
 /// As [`locate`]; ENOMEM when the node has no room; ENODEV when there is no such node. Some may have moved.
 pub(super) fn relocate(pid: Pid, pages: &[u64], node: u32) -> io::Result<()> {
+    move_pages(pid, pages, Some(node)).map(drop)
+}
+
+/// The system call of this name: without a node it moves nothing and tells where the pages are.
+fn move_pages(pid: Pid, pages: &[u64], to: Option<u32>) -> io::Result<Vec<i32>> {
     let pages = &pages[..pages.len().min(BATCH)];
-    let nodes = vec![node; pages.len()];
-    let mut status = vec![0i32; pages.len()];
+    let nodes = to.map(|node| vec![node; pages.len()]);
+    let flags = if to.is_some() { MOVE } else { 0 };
+    // Should the kernel leave one out, it is on no node.
+    let mut status = vec![-libc::ENOENT; pages.len()];
     // SAFETY: all lists have as many entries as the call is told. Moving a page keeps its contents, and only
     // pages that no other process maps are moved.
     let result = unsafe {
@@ -152,12 +143,13 @@ pub(super) fn relocate(pid: Pid, pages: &[u64], node: u32) -> io::Result<()> {
             pid.as_raw_nonzero().get(),
             pages.len(),
             pages.as_ptr(),
-            nodes.as_ptr(),
+            nodes.as_ref().map_or(ptr::null(), |nodes| nodes.as_ptr()),
             status.as_mut_ptr(),
-            MOVE,
+            flags,
         )
     };
-    done(result)
+    done(result)?;
+    Ok(status)
 }
 
 /// Addresses of this process that hold pages so that nobody else has them. Nothing is ever in them.

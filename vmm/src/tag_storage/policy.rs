@@ -9,8 +9,8 @@ use thiserror::Error;
 /// When VMs without MTE live in tag storage.
 ///
 /// # References
-/// Linux mail, "Add support for arm64 MTE dynamic tag storage reuse": the fallback-only policy of the series, and Hyesoo
-/// Yu's concern that other memory runs out first
+/// Linux mail, "Add support for arm64 MTE dynamic tag storage reuse": the fallback-only policy of the
+/// series, and Hyesoo Yu's concern that other memory runs out first
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, Hash, PartialEq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum LendPolicy {

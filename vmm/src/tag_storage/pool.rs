@@ -37,12 +37,12 @@ pub const MAX_CAPACITY: Bytes = Bytes::gib(512);
 /// Pages that can refer to one block, so that the table has room for the count: 2 TiB of the smallest.
 const MAX_REFERENCES: u64 = (1 << 29) - 1;
 
-/// Frames that one request tries with the supply. Each may cost three migrations of up to 64 KiB; the next request goes on
-/// with other frames.
+/// Frames that one request tries with the supply. Each may cost three migrations of up to 64 KiB; the next
+/// request goes on with other frames.
 const ATTEMPTS: u32 = 32;
 
-/// How long one frame is tried for, where trying takes time: others' memory can be hard to search and to move. Far less than
-/// a client of a broker waits for its answer.
+/// How long one frame is tried for, where trying takes time: others' memory can be hard to search and to
+/// move. Far less than a client of a broker waits for its answer.
 const AT_MOST: Duration = Duration::from_secs(10);
 
 /// How often one request waits for what others have under way. Each time one of them gets on; this
@@ -362,7 +362,7 @@ impl Pool {
         // The tail is a queue: who meets this one again has been through it.
         let mut first_failed = None;
         let mut followed = false;
-        let start = (!self.supply.is_instant()).then(Instant::now);
+        let deadline = (!self.instant).then(|| Instant::now() + AT_MOST);
         loop {
             let Some(slot) = state.leases.find(lease) else {
                 return (state, Err(ReserveError::UnknownLease(lease)));
@@ -393,10 +393,8 @@ impl Pool {
                 Ok(Attempt::Failed(source)) => return (state, Err(self.refused(source))),
                 Err(error) => return (state, Err(error)),
             }
-            attempts -= 1;
-            if start.is_some_and(|start| start.elapsed() >= AT_MOST) {
-                attempts = 0;
-            }
+            let is_late = deadline.is_some_and(|deadline| Instant::now() >= deadline);
+            attempts = if is_late { 0 } else { attempts - 1 };
             first_failed = first_failed.or(Some(candidate.frame));
         }
     }

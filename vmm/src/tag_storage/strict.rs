@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use arch::layout::CHUNK;
 use arch::units::Bytes;
 
 use super::error::ReserveError;
 use super::hold::Hold;
+use super::lease::chunks_of;
 
 /// Tag storage for a whole guest. Discarded memory frees none of it
 /// ([`Unreserved`](crate::memory::Unreserved)), so the guest can always touch all of its memory.
@@ -22,7 +22,7 @@ impl Strict {
     /// # Errors
     /// When the pool does not have that much for this VM. Nothing is reserved then.
     pub fn reserve(hold: Arc<dyn Hold>, memory: Bytes) -> Result<Self, ReserveError> {
-        let chunks = memory.get().div_ceil(CHUNK.get());
+        let chunks = chunks_of(memory);
         hold.reserve(chunks)?;
         Ok(Self { _hold: hold, chunks })
     }

@@ -34,7 +34,6 @@ pub fn balloon(balloon: &Balloon) -> String {
         ("Deflate on OOM", yes_no(balloon.deflate_on_oom)),
         ("Statistics", statistics),
     ]);
-    let rows: Vec<_> = rows.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
     table(&rows, Align::Left)
 }
 

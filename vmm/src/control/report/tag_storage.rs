@@ -41,10 +41,7 @@ pub fn tag_storage(told: &TagStorage) -> String {
     if let Some(reason) = &told.reason {
         rows.push(("Exhausted", printable(reason)));
     }
-    let mut text = table(
-        &rows.into_iter().map(|(name, value)| (name.to_owned(), value)).collect::<Vec<_>>(),
-        Align::Left,
-    );
+    let mut text = table(&rows, Align::Left);
     let mut counters = Vec::new();
     flatten("", &told.counters, &mut counters);
     if !counters.is_empty() {

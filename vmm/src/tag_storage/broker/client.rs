@@ -1,8 +1,8 @@
 //! A VM's side of the broker: a hold on a pool that another process has.
 //!
-//! The broker may go at any moment. Then nothing new can be reserved, what is freed is put down here, and
-//! a thread that lives only for that tries to reach the next broker and tells it what the VM holds. What that one does not
-//! have is a debt: the guest goes on, and nothing new is reserved until the debt is settled.
+//! The broker may go at any moment. Then nothing new can be reserved, what is freed is put down here, and a
+//! thread that lives only for that tries to reach the next broker and tells it what the VM holds. What that
+//! one does not have is a debt: the guest goes on, and nothing new is reserved until the debt is settled.
 //!
 //! Whoever frees never waits for the broker: the VM's main thread does.
 //!
@@ -283,8 +283,8 @@ impl Client {
         own.into_iter().for_each(told);
     }
 
-    /// Nobody waits for the broker any more, and nothing can be reserved. The lease lasts until the client is closed:
-    /// memory may still be in use.
+    /// Nobody waits for the broker any more, and nothing can be reserved. The lease lasts until the client
+    /// is closed: memory may still be in use.
     pub fn give_up(&self) {
         let line = {
             let mut books = self.0.books();

@@ -20,8 +20,8 @@ use crate::metrics::Counter;
 /// that exhausts the pool again and again keeps nobody busy.
 pub(super) const ASK_EVERY: Duration = Duration::from_millis(250);
 
-/// The most that holders are asked for at once. Who wants more in one request is a VM that reserves all of its memory before
-/// it starts: it is refused and waits for nobody, and others would give in vain.
+/// The most that holders are asked for at once. Who wants more in one request is a VM that reserves all of
+/// its memory before it starts: it is refused and waits for nobody, and others would give in vain.
 pub(super) const ASK_MOST: u32 = 64;
 
 /// After this time without a request nobody is hungry any more: a fault thread asks ten times a second.

@@ -174,15 +174,15 @@ impl Session {
         let mut parts = text.chunks(MAX_PART).peekable();
         while let Some(part) = parts.next() {
             let last = parts.peek().is_none();
-            answer(&self.socket, &Reply::Part { last, bytes: part.to_vec() })?;
+            tell(&self.socket, &Reply::Part { last, bytes: part.to_vec() })?;
         }
         Ok(())
     }
 }
 
-/// Sends an answer. A client that does not listen any more may still be using what it has: whether it is gone tells the
-/// next look for a request.
-fn answer(socket: &OwnedFd, reply: &Reply) -> Result<(), End> {
+/// Sends an answer. A client that does not listen any more may still be using what it has: whether it is
+/// gone tells the next look for a request.
+fn tell(socket: &OwnedFd, reply: &Reply) -> Result<(), End> {
     match packet::send(socket, &reply.encode()) {
         Err(Errno::PIPE) => Ok(()),
         sent => Ok(sent?),
@@ -224,7 +224,7 @@ fn reserve(lease: &mut Lease, socket: &OwnedFd, chunks: u32) -> Result<(), End> 
             if error.is_lack() && chunks <= ASK_MOST {
                 lease.desk.notices.lacking(lease.number, chunks);
             }
-            answer(socket, &Reply::Refused(Refusal::from(&error)))?;
+            tell(socket, &Reply::Refused(Refusal::from(&error)))?;
             return Ok(());
         }
     };
@@ -233,7 +233,7 @@ fn reserve(lease: &mut Lease, socket: &OwnedFd, chunks: u32) -> Result<(), End> 
     for part in frames.chunks(MAX_FRAMES) {
         left -= part.len();
         let reply = Reply::Reserved { left: left as u32, frames: part.to_vec() };
-        answer(socket, &reply)?;
+        tell(socket, &reply)?;
     }
     Ok(())
 }
@@ -249,7 +249,7 @@ fn adopt(lease: &mut Lease, socket: &OwnedFd, frames: &[FrameIndex]) -> Result<(
     if adopted.shortfall.as_ref().is_some_and(ReserveError::is_lack) {
         lease.desk.notices.lacking(lease.number, frames.len() as u32 - count as u32);
     }
-    answer(socket, &Reply::Adopted(adopted.frames))?;
+    tell(socket, &Reply::Adopted(adopted.frames))?;
     Ok(())
 }
 

@@ -16,8 +16,8 @@ use crate::tag_storage::error::ReserveError;
 /// anyone to say so, and ten questions a second are no load.
 const RETRY: Duration = Duration::from_millis(100);
 
-/// How long the main thread may take to hear that one has waited for too long: more than the ten seconds in which it
-/// pauses vCPUs. After that it waits for tag storage itself, and the VM could only be killed.
+/// How long the main thread may take to hear that one has waited for too long: more than the ten seconds in
+/// which it pauses vCPUs. After that it waits for tag storage itself, and the VM could only be killed.
 const HEARD_WITHIN: Duration = Duration::from_secs(15);
 
 /// A chunk without a frame, and since when it is wanted.

@@ -55,8 +55,8 @@ impl Pool {
         self.supply.observe().into_iter().for_each(|seen| self.follow_to(seen));
     }
 
-    /// As [`follow`](Self::follow), for who must not wait for blocks that are being taken or emptied: then things stay as
-    /// they were seen last.
+    /// As [`follow`](Self::follow), for who must not wait for blocks that are being taken or emptied: then
+    /// things stay as they were seen last.
     pub fn follow_at_once(&self) {
         let Ok(_alone) = self.following.try_lock() else { return };
         self.supply.observe_at_once().into_iter().for_each(|seen| self.follow_to(seen));

@@ -26,7 +26,8 @@ const GREETING: Duration = Duration::from_secs(5);
 /// a broker that takes longer is stopped or stuck, and is treated as gone.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// How much longer for each chunk of a large request, as a VM makes before it starts: each may have to move pages.
+/// How much longer for each chunk of a large request, as a VM makes before it starts: each may have to move
+/// pages.
 const A_CHUNK: Duration = Duration::from_millis(20);
 
 /// Chunks of a request that is not large.

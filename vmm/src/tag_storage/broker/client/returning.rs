@@ -62,8 +62,8 @@ impl Shared {
         }
     }
 
-    /// Memory has its place from the start: it cannot follow a broker that has other tag storage, or lends it in another
-    /// way.
+    /// Memory has its place from the start: it cannot follow a broker that has other tag storage, or lends
+    /// it in another way.
     fn is_as_before(&self, now: &Terms) -> Result<(), Error> {
         let before = self.books().terms;
         let lends = |terms: &Terms| (self.role == Role::Borrower).then_some(terms.lend);

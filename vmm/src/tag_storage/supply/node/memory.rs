@@ -22,7 +22,8 @@ pub(super) trait Memory: Send + Sync {
     /// How much is in use. `exact` takes longer.
     fn usage(&self, exact: bool) -> io::Result<Usage>;
 
-    /// Takes pages of the node for a part of the storage. Says whether the node had them; if not, none is taken.
+    /// Takes pages of the node for a part of the storage. Says whether the node had them; if not, none is
+    /// taken.
     fn take(&self, part: &Range<Bytes>) -> io::Result<bool>;
 
     /// Gives back what was taken.

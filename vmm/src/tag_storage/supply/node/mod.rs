@@ -165,9 +165,9 @@ impl Books {
 }
 
 impl Node {
-    /// The memory of this node as tag storage in blocks of `block`: `capacity` of it, or all that can be had.
-    /// That is what is free and what can move, less what the kernel keeps free for itself; its own pages are not
-    /// in it. Nothing is held yet.
+    /// The memory of this node as tag storage in blocks of `block`: `capacity` of it, or all that can be
+    /// had. That is what is free and what can move, less what the kernel keeps free for itself; its own
+    /// pages are not in it. Nothing is held yet.
     ///
     /// # Errors
     /// When the node will not do, has less than that, or this user may not hold it.

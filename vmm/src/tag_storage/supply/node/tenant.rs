@@ -16,9 +16,10 @@ pub(super) struct Tenant {
     stuck: BTreeSet<u64>,
 }
 
-/// How much one eviction may search and try, in calls that ask the kernel for the places of up to [`BATCH`] pages or to
-/// move single ones: some tenths of a second. A borrower chooses how large and how sparse its memory is, and
-/// how many pages of it will not move; whoever wants its blocks back tries again, and goes on where this ended.
+/// How much one eviction may search and try, in calls that ask the kernel for the places of up to [`BATCH`]
+/// pages or to move single ones: some tenths of a second. A borrower chooses how large and how sparse its
+/// memory is, and how many pages of it will not move; whoever wants its blocks back tries again, and goes
+/// on where this ended.
 const EFFORT: u32 = 4096;
 
 /// What a list of a process's mappings costs beside such a call.
@@ -116,8 +117,8 @@ impl Tenant {
         self.stuck = still;
     }
 
-    /// Moves pages off the node until `wanted` have gone, none is left that would, or the effort is spent. Huge pages
-    /// move whole: the last may bring more. Adds to `moved` as it goes on.
+    /// Moves pages off the node until `wanted` have gone, none is left that would, or the effort is spent.
+    /// Huge pages move whole: the last may bring more. Adds to `moved` as it goes on.
     pub(super) fn move_off(
         &mut self,
         route: Route<'_>,
