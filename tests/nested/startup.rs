@@ -8,8 +8,8 @@ use vmm::metrics::monotonic;
 
 const MEMORY: u64 = 256 << 20;
 
-/// What the VMM has of its own while its guest idles, at most. In the lab's initramfs that is mostly the program's file,
-/// of which every page counts that is mapped; kvmtool's is smaller.
+/// What the VMM has of its own while its guest idles, at most. In the lab's initramfs that is mostly the
+/// program's file, of which every page counts that is mapped; kvmtool's is smaller.
 const MOST: u64 = 1_300_000;
 
 /// What starting and idling costs.

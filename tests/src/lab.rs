@@ -170,9 +170,9 @@ fn fetch_kernel(package: &str) -> PathBuf {
     Path::new(folder.trim_end()).join("Image")
 }
 
-/// The test program and the test that runs a closure of it, `nested::boot::one_cpu::{{closure}}`: a thread for a test
-/// has the test's name. Where there is none the closure must be the test's own, for no test has a helper's name, and a
-/// run of no tests passes.
+/// The test program and the test that runs a closure of it, `nested::boot::one_cpu::{{closure}}`: a thread
+/// for a test has the test's name. Where there is none the closure must be the test's own, for no test has
+/// a helper's name, and a run of no tests passes.
 fn name_of<F>() -> (String, String) {
     let path = std::any::type_name::<F>();
     let path = path.strip_suffix("::{{closure}}").unwrap_or(path);

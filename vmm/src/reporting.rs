@@ -28,8 +28,8 @@ const BATCH: u64 = 32;
 /// A batch is to be at most this part of the guest's memory, so that small guests report as well. Linux's
 /// default of 2 MiB a unit keeps to it from 512 MiB up.
 const SHARE: u64 = 8;
-/// The same of a smaller guest. What it keeps beyond need is a unit for each of a few stray pages: with units of 1 MiB
-/// that was 6 % of what 256 MiB take when idle, with half of that 3 %.
+/// The same of a smaller guest. What it keeps beyond need is a unit for each of a few stray pages: with
+/// units of 1 MiB that was 6 % of what 256 MiB take when idle, with half of that 3 %.
 const SMALL_SHARE: u64 = 16;
 
 /// The largest order of any page size (64 KiB pages), and so the largest that the parameter takes.
