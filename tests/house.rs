@@ -94,10 +94,10 @@ const UNSAFE: [&str; 15] = [
     "vmm/src/memory/mapping.rs",
     "vmm/src/memory/ram.rs",
     "vmm/src/memory/tag_checks.rs",
-    "vmm/src/signals.rs",
-    "vmm/src/tag_storage/broker/peer.rs",
-    "vmm/src/tag_storage/numa.rs",
-    "vmm/src/tag_storage/uffd.rs",
+    "vmm/src/sys/numa.rs",
+    "vmm/src/sys/peer.rs",
+    "vmm/src/sys/signals.rs",
+    "vmm/src/sys/uffd.rs",
 ];
 
 fn sources(folder: &Path, found: &mut Vec<std::path::PathBuf>) {

@@ -3,12 +3,11 @@
 //! The way of the data: [`config`] to [`spec`] to `machine` to [`vcpu`] thread to bus to device. See
 //! ARCHITECTURE.md for the numbered steps of one run.
 
-pub mod balloon;
+pub mod backends;
 pub mod config;
 pub mod console;
 pub mod control;
 pub mod doctor;
-pub mod entropy;
 pub mod error;
 pub mod exit_status;
 #[cfg(target_arch = "aarch64")]
@@ -18,12 +17,8 @@ pub mod machine;
 pub mod memory;
 pub mod metrics;
 pub mod prometheus;
-pub mod reporting;
 pub mod run;
-pub mod signals;
 pub mod spec;
+pub mod sys;
 pub mod tag_storage;
-pub mod timer;
-pub mod unix_socket;
 pub mod vcpu;
-pub mod virtio;

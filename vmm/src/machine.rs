@@ -24,10 +24,12 @@ use serde_json::{Value, json};
 use thiserror::Error;
 use vm_memory::Bytes as _;
 
-use crate::balloon;
+use crate::backends::balloon;
+use crate::backends::entropy::{self, HostEntropy};
+use crate::backends::queues::Gate;
+use crate::backends::reporting::{self, Setup};
 use crate::console::{Output, Quiesce};
 use crate::control::model;
-use crate::entropy::{self, HostEntropy};
 use crate::error::{is_denied, say};
 use crate::exit_status::ExitStatus;
 use crate::kvm::{self, KvmVcpu, Vm};
@@ -35,12 +37,10 @@ use crate::memory::{
     self, Footprint, LoadError, Loaded, Reclaimer, Reservations, Unreserved, footprint,
 };
 use crate::metrics::VcpuCounters;
-use crate::reporting::{self, Setup};
 use crate::spec::{BalloonSpec, Spec};
 use crate::tag_storage::broker::Client;
 use crate::tag_storage::{self, Holding, Tenancy};
 use crate::vcpu::{self, Services, Vcpu, VcpuSet};
-use crate::virtio::Gate;
 pub use board::{Board, Mte};
 use slots::Slots;
 

@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use thiserror::Error;
 
 use crate::exit_status::ExitStatus;
-use crate::unix_socket;
+use crate::sys::unix_socket;
 
 pub use input::{Input, Keys, Verb};
 pub use output::{Lost, Output, Quiesce};

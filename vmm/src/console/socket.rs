@@ -13,7 +13,7 @@ use rustix::net::{SendFlags, send};
 
 use super::Error;
 use super::input::Feeder;
-use crate::unix_socket::Socket;
+use crate::sys::unix_socket::Socket;
 
 /// The attached client, shared between the event loop, which attaches it, and the vCPU that writes.
 #[derive(Clone, Debug, Default)]

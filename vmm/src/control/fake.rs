@@ -9,7 +9,7 @@ use super::model::{
     InstanceInfo, OnExhausted, Reporting, State, TagStorage, TagStorageChunks, TagStorageMode,
 };
 use super::{ControlError, Controller};
-use crate::reporting::Diagnosis;
+use crate::backends::reporting::Diagnosis;
 
 /// What the fake was told to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -8,11 +8,11 @@ use arch::units::Bytes;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
-use crate::reporting::Diagnosis;
+use crate::backends::reporting::Diagnosis;
 use crate::tag_storage::LendPolicy;
 
+pub use crate::backends::reporting::DriverState;
 pub use crate::config::{OnExhausted, TagStorageMode};
-pub use crate::reporting::DriverState;
 
 /// The version of Firecracker's interface description from which paths, fields and status codes are
 /// taken (`firecracker_version` in `GET /version`).

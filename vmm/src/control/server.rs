@@ -7,7 +7,7 @@ use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 
 use super::Controller;
 use super::connection::{Connection, Fate};
-use crate::unix_socket::{Error, Socket};
+use crate::sys::unix_socket::{Error, Socket};
 
 /// Clients served at once, as many as Firecracker serves. With the bounds of one connection this
 /// keeps the whole server under 2 MiB whatever its clients do.

@@ -4,8 +4,7 @@
 //! for time to pass, and a server that spins is seen.
 #![allow(clippy::unwrap_used)]
 
-use std::io;
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};

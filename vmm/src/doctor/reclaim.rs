@@ -8,8 +8,8 @@ use arch::units::Bytes;
 use rustix::param::page_size;
 
 use super::Check;
+use crate::backends::reporting;
 use crate::memory::huge_page_size;
-use crate::reporting;
 
 const THP: &str = "/sys/kernel/mm/transparent_hugepage";
 const POOL: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB";

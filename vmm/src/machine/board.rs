@@ -6,11 +6,11 @@ use arch::units::Bytes;
 use vm_memory::{Bytes as _, GuestAddress};
 
 use super::Error;
+use crate::backends::reporting;
 use crate::config::{HugePages, MemoryBacking, MteMode};
 use crate::error::say;
 use crate::kvm::{self, Host, KvmVcpu, Vm};
 use crate::memory::{self, Attributes, Backing, GuestRam, Loaded, tag_checks};
-use crate::reporting;
 use crate::spec::Spec;
 use crate::tag_storage::{Holding, Tenancy};
 

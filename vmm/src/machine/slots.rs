@@ -11,9 +11,9 @@ use event_manager::MutEventSubscriber;
 use vm_memory::GuestAddress;
 
 use super::{Error, attach};
+use crate::backends::queues::{Gate, QueueBells, QueueEvents, Shared};
 use crate::kvm::Vm;
 use crate::memory::GuestRam;
-use crate::virtio::{Gate, QueueBells, QueueEvents, Shared};
 
 /// Puts virtio devices into a machine, one after the other.
 pub(super) struct Slots<'a> {

@@ -12,9 +12,9 @@ use super::Finish;
 use super::start::watch;
 use crate::error::{chain, say};
 use crate::machine::Machine;
+use crate::sys::timer::Timer;
 use crate::tag_storage::broker::{Client, Heard};
 use crate::tag_storage::{Tenancy, tags_of};
-use crate::timer::Timer;
 
 /// How often a borrower under the balanced policy looks where the host's free memory is.
 const REBALANCE_EVERY: Duration = Duration::from_millis(250);

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::start::KeyTimer;
 use super::{Ending, Finish};
-use crate::balloon;
+use crate::backends::balloon;
 use crate::control::balloon::no_balloon;
 use crate::control::{ControlError, Controller, model};
 use crate::machine::Machine;

@@ -21,7 +21,7 @@ use crate::exit_status::ExitStatus;
 #[cfg(target_arch = "aarch64")]
 use crate::machine;
 use crate::spec::{self, Spec};
-use crate::unix_socket;
+use crate::sys::unix_socket;
 use crate::vcpu::{self, End};
 
 /// Why a VM did not start, or could not go on.

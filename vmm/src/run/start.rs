@@ -17,9 +17,9 @@ use crate::console::{self, Input, Keys, Listener, Lost, Output, Quiesce, RawTerm
 use crate::control::Server;
 use crate::error::say;
 use crate::machine::{Board, Machine, Mte};
-use crate::signals::Signals;
 use crate::spec::{SerialTarget, Spec};
-use crate::timer::Timer;
+use crate::sys::signals::Signals;
+use crate::sys::timer::Timer;
 
 /// How long the power key is held. Guests debounce it: Linux reads the key 5 ms after its interrupt
 /// unless told otherwise (drivers/input/keyboard/gpio_keys.c).

@@ -18,24 +18,16 @@
 //! | `report` | what there is to see |
 //! | `run` | the command `tessera broker` |
 
-mod borrowers;
 mod client;
-mod notices;
-mod packet;
-mod peer;
-mod refusal;
-mod report;
-mod run;
+pub(crate) mod protocol;
 mod server;
-mod session;
 #[cfg(test)]
 mod tests;
-mod wire;
 
-pub use borrowers::{Borrowers, Borrowing};
 pub use client::{Because, Client, Error, Heard, Status, report};
-pub use refusal::{Reason, Refusal};
-pub use report::{BrokerReport, Holder, Traffic};
-pub use run::{BrokerArgs, Error as RunError, run};
-pub use server::{Error as ServerError, MAX_CONNECTIONS, Server, Stock};
-pub use wire::Terms;
+pub use protocol::refusal::{Reason, Refusal};
+pub use protocol::report::{BrokerReport, Holder, Traffic};
+pub use protocol::wire::Terms;
+pub use server::{
+    Borrowers, Borrowing, BrokerArgs, MAX_CONNECTIONS, RunError, Server, ServerError, Stock, run,
+};

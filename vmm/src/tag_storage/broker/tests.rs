@@ -11,13 +11,14 @@ use arch::units::Bytes;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use tempfile::TempDir;
 
-use super::packet::{self, BUFFER};
+use super::protocol::wire::{Open, Reply, Request, Role, Terms, VERSION};
 use super::server::{Server, Stock};
-use super::wire::{Open, Reply, Request, Role, Terms, VERSION};
 use super::{BrokerReport, Client, Heard};
-use crate::tag_storage::policy::LendPolicy;
-use crate::tag_storage::supply::SupplyName;
-use crate::tag_storage::{FrameIndex, LeaseTerms, Ledger, Pool};
+use crate::sys::seqpacket;
+use crate::tag_storage::broker::protocol::wire::BUFFER;
+use crate::tag_storage::pool::{FrameIndex, LeaseTerms, Pool};
+use crate::tag_storage::supply::lend_policy::LendPolicy;
+use crate::tag_storage::supply::{Ledger, SupplyName};
 
 mod hostile;
 mod pressure;
@@ -114,7 +115,7 @@ struct Raw(OwnedFd);
 
 impl Raw {
     fn connect(path: &Path) -> Self {
-        Self(packet::connect(path, LONG).unwrap())
+        Self(seqpacket::connect(path, LONG).unwrap())
     }
 
     fn open(path: &Path) -> Self {
@@ -125,13 +126,13 @@ impl Raw {
     }
 
     fn say(&self, request: &Request) {
-        packet::send(&self.0, &request.encode()).unwrap();
+        seqpacket::send(&self.0, &request.encode()).unwrap();
     }
 
     /// The next answer; none when the broker has hung up.
     fn hear(&self) -> Option<Reply> {
         let mut buffer = [0; BUFFER];
-        let message = packet::receive(&self.0, &mut buffer).unwrap()?;
+        let message = seqpacket::receive(&self.0, &mut buffer).unwrap()?;
         Some(Reply::decode(message).unwrap())
     }
 

@@ -5,7 +5,7 @@ use std::sync::PoisonError;
 
 use arch::mte::geometry::BlockIndex;
 
-use super::{BlockState, Guard, Pool, TakeError, flight};
+use super::{BlockState, Guard, Pool, TakeError, pending};
 use crate::tag_storage::supply::Observation;
 
 /// Lent blocks that are called back at once: 2 MiB of the smallest.
@@ -113,10 +113,10 @@ impl Pool {
     fn empty<'a>(&'a self, mut state: Guard<'a>, run: Range<usize>) -> (Guard<'a>, u64) {
         let blocks = BlockIndex(run.start as u64)..BlockIndex(run.end as u64);
         state.settling += 1;
-        let (mut state, result) = self.call(state, |supply| flight::evict(supply, &blocks));
+        let (mut state, result) = self.call(state, |supply| pending::evict(supply, &blocks));
         let pinned = match &result {
             Err(TakeError::Pinned(pinned)) => {
-                let pinned = flight::within(pinned, &blocks);
+                let pinned = pending::within(pinned, &blocks);
                 pinned.start.0 as usize..pinned.end.0 as usize
             }
             _ => run.start..run.start,

@@ -16,8 +16,8 @@ use arch::units::Bytes;
 use examine::{books, examine};
 use fake::{Fake, Shared};
 
-use super::super::counters::Counters;
-use super::super::report::{BlocksReport, ChunksReport};
+use super::counters::Counters;
+use super::status::{BlocksReport, ChunksReport};
 use super::*;
 
 /// A pool, and what is behind it.

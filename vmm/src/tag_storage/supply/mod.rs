@@ -6,7 +6,9 @@
 //! | `node/` | the memory of a NUMA node |
 //! | `open` | the supply that was asked for, and how much it has |
 
+pub mod capacity;
 mod ledger;
+pub mod lend_policy;
 pub mod node;
 mod open;
 

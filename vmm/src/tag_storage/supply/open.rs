@@ -5,10 +5,10 @@ use std::sync::Arc;
 use arch::mte::geometry::{Error as GeometryError, Geometry};
 use thiserror::Error;
 
+use super::capacity::{self, Capacity, Places, Source, Wanted};
+use super::lend_policy::LendPolicy;
 use super::node::{Node, NodeError, Topology};
 use super::{Ledger, Supply, SupplyName};
-use crate::tag_storage::capacity::{self, Capacity, Places, Source, Wanted};
-use crate::tag_storage::policy::LendPolicy;
 
 /// A supply, and what goes with it.
 pub struct Opened {

@@ -8,9 +8,9 @@ use rustix::io::Errno;
 
 use super::*;
 use crate::tag_storage::Hold as _;
-use crate::tag_storage::broker::refusal::Reason;
-use crate::tag_storage::broker::server::Error;
-use crate::tag_storage::broker::wire::{MAX_FRAMES, MAX_MESSAGE};
+use crate::tag_storage::broker::protocol::refusal::Reason;
+use crate::tag_storage::broker::protocol::wire::{MAX_FRAMES, MAX_MESSAGE};
+use crate::tag_storage::broker::server::ServerError as Error;
 
 fn reason(reply: Option<Reply>) -> Reason {
     match reply {
@@ -38,7 +38,7 @@ fn garbage_ends_the_connection_that_it_comes_from_and_no_other() {
 
     for message in messages {
         let raw = Raw::connect(&path);
-        packet::send(&raw.0, message).unwrap();
+        seqpacket::send(&raw.0, message).unwrap();
         assert_eq!(reason(raw.hear()), Reason::Protocol);
         assert_eq!(raw.hear(), None);
     }
@@ -46,7 +46,7 @@ fn garbage_ends_the_connection_that_it_comes_from_and_no_other() {
     // Then one with a lease, which goes with its connection.
     let raw = Raw::open(&path);
     raw.reserve(7);
-    packet::send(&raw.0, b"nonsense").unwrap();
+    seqpacket::send(&raw.0, b"nonsense").unwrap();
     assert_eq!(reason(raw.hear()), Reason::Protocol);
     assert_eq!(raw.hear(), None);
     broker.wait_reserved(5);
@@ -150,7 +150,7 @@ fn who_never_reads_is_held_up_alone() {
 
     // Until neither side has room: the broker waits for its reader, and takes nothing more.
     let message = Request::Report { version: VERSION }.encode();
-    until("a full socket", || packet::send_now(&raw.0, &message) == Err(Errno::AGAIN));
+    until("a full socket", || seqpacket::send_now(&raw.0, &message) == Err(Errno::AGAIN));
 
     let client = connect(&path, "vm");
     client.reserve(64).unwrap();
@@ -165,20 +165,20 @@ fn descriptors_that_come_along_are_dropped() {
     let (_directory, path) = place();
     let broker = Broker::start(&path, 64);
     let raw = Raw::connect(&path);
-    let (sent, kept) = packet::pair().unwrap();
+    let (sent, kept) = seqpacket::pair().unwrap();
 
-    packet::send_fd(&raw.0, &opening("gift").encode(), sent.as_fd()).unwrap();
+    seqpacket::send_fd(&raw.0, &opening("gift").encode(), sent.as_fd()).unwrap();
     assert!(matches!(raw.hear(), Some(Reply::Opened(_))));
     for _ in 0..100 {
         let message = Request::Free(vec![FrameIndex(9)]).encode();
-        packet::send_fd(&raw.0, &message, sent.as_fd()).unwrap();
+        seqpacket::send_fd(&raw.0, &message, sent.as_fd()).unwrap();
     }
     raw.reserve(1);
 
     // With the last copy closed the other end is alone.
     drop(sent);
     let mut buffer = [0; BUFFER];
-    assert_eq!(packet::receive(&kept, &mut buffer), Ok(None));
+    assert_eq!(seqpacket::receive(&kept, &mut buffer), Ok(None));
     broker.wait_reserved(1);
 }
 

@@ -1,7 +1,8 @@
 //! What clients have of each other: totals, refusals, and who gives when another lacks.
 
 use super::*;
-use crate::tag_storage::{Hold as _, ReserveError};
+use crate::tag_storage::pool::ReserveError;
+use crate::tag_storage::reservation::Hold as _;
 
 #[test]
 fn what_is_reserved_and_freed_shows_in_the_totals() {

@@ -1,7 +1,8 @@
 //! Brokers that go, and come back.
 
 use super::*;
-use crate::tag_storage::{Hold as _, ReserveError};
+use crate::tag_storage::pool::ReserveError;
+use crate::tag_storage::reservation::Hold as _;
 
 fn is_attached(heard: Heard) -> bool {
     matches!(heard, Heard::Attached { .. })
@@ -141,7 +142,7 @@ fn a_debt_is_settled_by_itself_when_others_free() {
 
     hear_of(&client, |heard| heard == Heard::Attached { owed: 0 });
     assert_eq!(client.status().chunks, 10);
-    assert_eq!(super::super::report(&path).unwrap().pool.chunks.reserved, 15);
+    assert_eq!(crate::tag_storage::broker::report(&path).unwrap().pool.chunks.reserved, 15);
     drop(broker);
 }
 

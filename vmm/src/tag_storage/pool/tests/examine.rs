@@ -5,20 +5,20 @@ use std::collections::BTreeMap;
 use arch::layout::CHUNK;
 use arch::mte::geometry::{BlockIndex, Geometry};
 
-use super::super::super::frames::Place;
-use super::super::super::lease::LeaseId;
 use super::*;
+use crate::tag_storage::pool::lease::LeaseId;
+use crate::tag_storage::pool::slots::Place;
 
 /// A pool's books, for comparing: blocks with state and references, holders of frames, leases.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Books {
+pub(crate) struct Books {
     pub blocks: Vec<(BlockState, u32)>,
     pub holders: BTreeMap<FrameIndex, u32>,
     pub leases: Vec<(LeaseId, u32)>,
 }
 
 /// The books of a pool at rest.
-pub(super) fn books(pool: &Pool) -> Books {
+pub(crate) fn books(pool: &Pool) -> Books {
     let state = pool.lock();
     let blocks = (0..state.blocks.len() as u64)
         .map(|block| state.blocks.get(BlockIndex(block)).unwrap())
@@ -51,7 +51,7 @@ fn references(geometry: &Geometry, frames: impl Iterator<Item = FrameIndex>) -> 
 }
 
 /// Checks everything about a pool at rest.
-pub(super) fn examine(pool: &Pool, geometry: &Geometry, fake: &Fake) -> Books {
+pub(crate) fn examine(pool: &Pool, geometry: &Geometry, fake: &Fake) -> Books {
     let books = books(pool);
     let state = pool.lock();
 

@@ -14,13 +14,13 @@ type Hook = Box<dyn FnOnce() + Send>;
 
 /// Memory behind the blocks of a pool.
 #[derive(Default)]
-pub(super) struct Fake {
+pub(crate) struct Fake {
     books: Mutex<Books>,
     instant: bool,
 }
 
 #[derive(Default)]
-pub(super) struct Books {
+pub(crate) struct Books {
     /// What the pool has taken and not given back.
     pub taken: BTreeSet<u64>,
     /// What a call is under way for.
@@ -40,11 +40,11 @@ pub(super) struct Books {
 }
 
 impl Fake {
-    pub(super) fn new(instant: bool) -> Arc<Self> {
+    pub(crate) fn new(instant: bool) -> Arc<Self> {
         Arc::new(Self { instant, ..Self::default() })
     }
 
-    pub(super) fn books(&self) -> MutexGuard<'_, Books> {
+    pub(crate) fn books(&self) -> MutexGuard<'_, Books> {
         self.books.lock().unwrap()
     }
 
@@ -92,7 +92,7 @@ fn numbers(blocks: &Range<BlockIndex>) -> Range<u64> {
 }
 
 /// The pool owns its supply, the test looks at it.
-pub(super) struct Shared(pub Arc<Fake>);
+pub(crate) struct Shared(pub Arc<Fake>);
 
 impl Supply for Shared {
     fn name(&self) -> SupplyName {

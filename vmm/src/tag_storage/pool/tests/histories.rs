@@ -6,7 +6,7 @@ use super::*;
 
 /// What a thread asked for. Leases go by their place in the test.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Request {
+pub(crate) enum Request {
     Reserve(usize),
     ReserveMany(usize, u32),
     Free(usize, FrameIndex),
@@ -16,7 +16,7 @@ pub(super) enum Request {
 
 /// What it got.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum Answer {
+pub(crate) enum Answer {
     Frames(Vec<FrameIndex>),
     Done,
     Exhausted,
@@ -26,7 +26,7 @@ pub(super) enum Answer {
 }
 
 impl Answer {
-    pub(super) fn of(result: Result<Vec<FrameIndex>, ReserveError>) -> Self {
+    pub(crate) fn of(result: Result<Vec<FrameIndex>, ReserveError>) -> Self {
         match result {
             Ok(frames) => Self::Frames(frames),
             Err(ReserveError::Exhausted { .. }) => Self::Exhausted,
@@ -36,7 +36,7 @@ impl Answer {
         }
     }
 
-    pub(super) fn of_free(result: Result<(), FreeError>) -> Self {
+    pub(crate) fn of_free(result: Result<(), FreeError>) -> Self {
         match result {
             Ok(()) => Self::Done,
             Err(FreeError::NotHeld { .. }) => Self::NotHeld,
@@ -48,7 +48,7 @@ impl Answer {
 
 /// A request from when it was made to when it was answered.
 #[derive(Clone, Debug)]
-pub(super) struct Event {
+pub(crate) struct Event {
     pub made: u32,
     pub answered: u32,
     pub request: Request,
@@ -57,7 +57,7 @@ pub(super) struct Event {
 
 /// A pool as people think of it: every request takes effect at one moment.
 #[derive(Clone, Debug)]
-pub(super) struct Ideal {
+pub(crate) struct Ideal {
     pub free: BTreeSet<FrameIndex>,
     /// Free, but never to be had.
     pub stuck: BTreeSet<FrameIndex>,
@@ -67,7 +67,7 @@ pub(super) struct Ideal {
 }
 
 #[derive(Clone, Debug)]
-pub(super) struct IdealLease {
+pub(crate) struct IdealLease {
     pub min: u32,
     pub max: u32,
     pub held: BTreeSet<FrameIndex>,
@@ -136,7 +136,7 @@ impl Ideal {
 }
 
 /// Whether the events make sense in some order that agrees with their times.
-pub(super) fn is_linear(ideal: &Ideal, events: &[Event]) -> bool {
+pub(crate) fn is_linear(ideal: &Ideal, events: &[Event]) -> bool {
     let Some(first_answer) = events.iter().map(|event| event.answered).min() else { return true };
     (0..events.len()).any(|at| {
         let event = &events[at];

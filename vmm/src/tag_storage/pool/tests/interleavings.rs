@@ -5,9 +5,9 @@ use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use super::super::super::sync::interleaved;
 use super::histories::{Answer, Event, Ideal, IdealLease, Request, is_linear};
 use super::*;
+use crate::tag_storage::pool::sync::interleaved;
 
 /// Interleavings of each program. Shuttle's choices follow from the program's number: a failure repeats.
 const INTERLEAVINGS: usize = 100;

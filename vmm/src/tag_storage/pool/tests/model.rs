@@ -6,8 +6,8 @@ use proptest::prelude::*;
 
 use arch::mte::geometry::BlockIndex;
 
-use super::super::super::frames::Place;
 use super::*;
+use crate::tag_storage::pool::slots::Place;
 
 /// A request, of one of four leases, about one of the frames.
 #[derive(Clone, Debug)]

@@ -51,7 +51,7 @@ pub enum BorrowerError {
 pub struct Borrowers(Arc<Mutex<Vec<Tenant>>>);
 
 impl Borrowers {
-    pub(super) fn lock(&self) -> MutexGuard<'_, Vec<Tenant>> {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Vec<Tenant>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -70,7 +70,7 @@ impl Borrowers {
         })?)
     }
 
-    pub(super) fn admit(&self, process: impl Process + 'static) -> Result<(), BorrowerError> {
+    pub(crate) fn admit(&self, process: impl Process + 'static) -> Result<(), BorrowerError> {
         let mut all = self.lock();
         all.retain(|tenant| tenant.process.is_alive() && tenant.process.pid() != process.pid());
         if all.len() >= MAX_BORROWERS {

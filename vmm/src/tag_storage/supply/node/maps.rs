@@ -8,7 +8,7 @@ use std::ops::Range;
 /// The addresses of the mappings that have pages on `node`, from `numa_maps`, which has where each begins,
 /// and `maps`, which has where it ends. What is in only one of them was mapped or unmapped meanwhile, and
 /// is left out.
-pub(super) fn mappings_on(node: u32, numa_maps: &str, maps: &str) -> Vec<Range<u64>> {
+pub(crate) fn mappings_on(node: u32, numa_maps: &str, maps: &str) -> Vec<Range<u64>> {
     let key = format!("N{node}=");
     let mut all = maps.lines().filter_map(addresses).peekable();
     let mut found = Vec::new();

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use arch::units::Bytes;
 
 use super::usage::Usage;
-use crate::tag_storage::numa::{self, BATCH, Held, NodeSet, Rule};
+use crate::sys::numa::{self, BATCH, Held, NodeSet, Rule};
 
 /// How long a processor's list of free pages may take to be given up: three of the kernel's rounds of
 /// statistics (vm.stat_interval, one second) after its last use, and one more.
@@ -18,7 +18,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// What there is to do with a node's memory. Tests have their own.
-pub(super) trait Memory: Send + Sync {
+pub(crate) trait Memory: Send + Sync {
     /// How much is in use. `exact` takes longer.
     fn usage(&self, exact: bool) -> io::Result<Usage>;
 
@@ -43,7 +43,7 @@ pub(super) trait Memory: Send + Sync {
 /// the node is down to its low watermark. That page is then moved to the node, down to the minimum
 /// watermark, which never wakes the OOM killer either (mm/page_alloc.c, __alloc_pages_may_oom:
 /// __GFP_THISNODE); if it cannot, all are given back.
-pub(super) struct HostMemory {
+pub(crate) struct HostMemory {
     node: u32,
     others: BTreeSet<u32>,
     held: Held,
@@ -53,7 +53,7 @@ pub(super) struct HostMemory {
 }
 
 impl HostMemory {
-    pub(super) fn new(
+    pub(crate) fn new(
         node: u32,
         others: BTreeSet<u32>,
         size: Bytes,

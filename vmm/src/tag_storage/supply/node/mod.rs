@@ -39,7 +39,7 @@ use thiserror::Error;
 
 use super::{Observation, Supply, SupplyName, TakeError};
 use crate::memory::huge_page_size;
-use crate::tag_storage::lease::TAGS_OF_CHUNK;
+use crate::tag_storage::pool::lease::TAGS_OF_CHUNK;
 pub use borrowers::{BorrowerError, Borrowers, MAX_BORROWERS};
 use memory::{HostMemory, Memory};
 use tenant::{Effort, Route, Stop};
@@ -110,7 +110,7 @@ pub enum NodeError {
 ///
 /// # Errors
 /// When the host does not tell.
-pub(in crate::tag_storage) fn free_pages(node: u32) -> io::Result<u64> {
+pub(crate) fn free_pages(node: u32) -> io::Result<u64> {
     Usage::read(node, false).map(|usage| usage.free)
 }
 

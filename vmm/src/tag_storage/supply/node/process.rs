@@ -10,14 +10,14 @@ use rustix::fs::{Mode, OFlags, openat};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::maps::mappings_on;
-use crate::tag_storage::numa;
+use crate::sys::numa;
 
 /// The longest list of a process's mappings that is read: some 100 000 of the usual length, more than the usual
 /// vm.max_map_count allows. The process chooses the names in it.
 const MAX_LIST: u64 = 16 << 20;
 
 /// What there is to do with a process. Tests have their own.
-pub(super) trait Process: Send {
+pub(crate) trait Process: Send {
     /// Its number.
     fn pid(&self) -> u32;
 
@@ -35,7 +35,7 @@ pub(super) trait Process: Send {
 }
 
 /// A process of this host.
-pub(super) struct Real {
+pub(crate) struct Real {
     pid: Pid,
     /// Readable once it has ended.
     end: OwnedFd,
@@ -48,7 +48,7 @@ impl Real {
     ///
     /// # Errors
     /// ESRCH without one, EPERM or EACCES when this user may not look at it or move its pages.
-    pub(super) fn new(pid: Pid) -> io::Result<Self> {
+    pub(crate) fn new(pid: Pid) -> io::Result<Self> {
         let end = pidfd_open(pid, PidfdFlags::empty())?;
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let path = format!("/proc/{}", pid.as_raw_nonzero());

@@ -5,10 +5,10 @@ use std::io;
 use std::ops::Range;
 
 use super::process::Process;
-use crate::tag_storage::numa::BATCH;
+use crate::sys::numa::BATCH;
 
 /// A process that may have pages on the node, and how far it has been searched.
-pub(super) struct Tenant {
+pub(crate) struct Tenant {
     pub process: Box<dyn Process>,
     /// Mappings that had pages on the node when they were last listed, still to be searched; last one first.
     unsearched: Vec<Range<u64>>,
@@ -27,15 +27,15 @@ const LISTING: usize = 64;
 
 /// What is left of the effort that one eviction may cost.
 #[derive(Debug)]
-pub(super) struct Effort(u32);
+pub(crate) struct Effort(u32);
 
 impl Effort {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(EFFORT)
     }
 
     /// Whether nothing is left.
-    pub(super) fn is_spent(&self) -> bool {
+    pub(crate) fn is_spent(&self) -> bool {
         self.0 == 0
     }
 
@@ -46,7 +46,7 @@ impl Effort {
 
 /// Where pages come from and may go.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Route<'a> {
+pub(crate) struct Route<'a> {
     /// The node to be emptied.
     pub from: u32,
     /// Where its pages may go, best first.
@@ -57,7 +57,7 @@ pub(super) struct Route<'a> {
 
 /// Why the moving stopped early.
 #[derive(Debug)]
-pub(super) enum Stop {
+pub(crate) enum Stop {
     /// The process has gone, and its pages with it.
     Gone,
     /// No other node has room.
@@ -88,22 +88,22 @@ impl From<io::Error> for Stop {
 }
 
 impl Tenant {
-    pub(super) fn new(process: Box<dyn Process>) -> Self {
+    pub(crate) fn new(process: Box<dyn Process>) -> Self {
         Self { process, unsearched: Vec::new(), stuck: BTreeSet::new() }
     }
 
     /// How many of its pages would not move.
-    pub(super) fn stuck(&self) -> u64 {
+    pub(crate) fn stuck(&self) -> u64 {
         self.stuck.len() as u64
     }
 
     /// Forgets which pages would not move: they are tried again.
-    pub(super) fn forget_stuck(&mut self) {
+    pub(crate) fn forget_stuck(&mut self) {
         self.stuck.clear();
     }
 
     /// Forgets those stuck pages that have left the node meanwhile.
-    pub(super) fn review_stuck(&mut self, from: u32) {
+    pub(crate) fn review_stuck(&mut self, from: u32) {
         let pages: Vec<u64> = self.stuck.iter().copied().collect();
         let mut still = BTreeSet::new();
         for batch in pages.chunks(BATCH) {
@@ -119,7 +119,7 @@ impl Tenant {
 
     /// Moves pages off the node until `wanted` have gone, none is left that would, or the effort is spent.
     /// Huge pages move whole: the last may bring more. Adds to `moved` as it goes on.
-    pub(super) fn move_off(
+    pub(crate) fn move_off(
         &mut self,
         route: Route<'_>,
         wanted: u64,

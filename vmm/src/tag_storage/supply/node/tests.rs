@@ -10,7 +10,7 @@ use proptest::prelude::*;
 
 use super::process::Process;
 use super::*;
-use crate::tag_storage::{FrameIndex, LeaseId, LeaseTerms, Pool, ReserveError};
+use crate::tag_storage::pool::{FrameIndex, LeaseId, LeaseTerms, Pool, ReserveError};
 
 const PAGE: u64 = 4096;
 /// Pages of one chunk's tags.

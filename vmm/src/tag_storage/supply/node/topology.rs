@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
-use crate::tag_storage::numa::MAX_NODES;
+use crate::sys::numa::MAX_NODES;
 
 /// Where the host shows its nodes.
 const NODES: &str = "/sys/devices/system/node";

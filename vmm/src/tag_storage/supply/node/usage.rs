@@ -19,7 +19,7 @@ const GROWTH: u64 = 512 << 10;
 
 /// Pages of a node.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Usage {
+pub(crate) struct Usage {
     /// Free, those that are kept ready for a processor among them.
     pub free: u64,
     /// Those of them that are kept ready for a processor.
@@ -32,7 +32,7 @@ pub(super) struct Usage {
 
 impl Usage {
     /// A node's memory now. `exact` takes longer.
-    pub(super) fn read(node: u32, exact: bool) -> io::Result<Self> {
+    pub(crate) fn read(node: u32, exact: bool) -> io::Result<Self> {
         if exact {
             // Not permitted to most, and no loss.
             let _ = fs::read(ADD_UP);
@@ -44,7 +44,7 @@ impl Usage {
     }
 
     /// Pages that are no part of a capacity.
-    pub(super) fn spared(&self, page: u64) -> u64 {
+    pub(crate) fn spared(&self, page: u64) -> u64 {
         self.kept.saturating_add(GROWTH.div_ceil(page.max(1)))
     }
 

@@ -1,0 +1,361 @@
+//! The balloon from the host's side: what the control socket asks of it, its timers, what there is to
+//! say about it.
+
+use std::cell::Cell;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::rc::Rc;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use arch::units::Bytes;
+use devices::virtio::Features;
+use devices::virtio::balloon::{self, Balloon, Role};
+use devices::virtio::mmio::Transport;
+use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
+use serde_json::{Value, json};
+
+use super::queues::{Gate, Shared};
+use super::reporting::{self, Diagnosis, DriverState, Running, Setup};
+use crate::control::ControlError;
+use crate::control::balloon::{BalloonChange, statistics_off};
+use crate::control::model::{self, BalloonStats, BalloonUpdate, GuestStats};
+use crate::error::say;
+use crate::memory::{GuestRam, reclaim};
+use crate::spec::BalloonSpec;
+use crate::sys::timer::Timer;
+
+/// The unit in which a balloon counts.
+const PAGE: Bytes = Bytes::kib(4);
+
+/// How long a guest has for booting before its user is told that it gives no memory back: a distribution
+/// loads its drivers within seconds, under emulation within a few more.
+const SETTLED: Duration = Duration::from_secs(30);
+
+/// How long what others need is asked of the guest, unless they say that they need it no more or ask again:
+/// whoever asked may have gone.
+const NEEDED: Duration = Duration::from_secs(30);
+
+/// How long it is asked for after they need it no more. Whoever is short of tag storage takes it little by
+/// little and is hungry again at once; a guest that got its memory back in between would give the same
+/// memory the next time, whose tag storage is free already.
+const LINGER: Duration = Duration::from_secs(5);
+
+/// The least that is asked of the guest for others. It gives single pages, and only whole chunks help:
+/// Linux takes them from one large free block after the other.
+const LEAST: Bytes = Bytes::mib(32);
+
+/// A VM's balloon, controlled. Clones are the same balloon.
+#[derive(Clone)]
+pub struct Control(Rc<Inner>);
+
+struct Inner {
+    transport: Shared<Balloon>,
+    counters: Arc<balloon::Counters>,
+    discards: Arc<reclaim::Counters>,
+    setup: Setup,
+    gate: Gate,
+    deflate_on_oom: bool,
+    /// Seconds between two requests for statistics; 0 for none.
+    interval: Cell<u16>,
+    /// What the user asks the guest to give up.
+    target: Cell<Bytes>,
+    /// What it is to give up besides, as others need it.
+    needed: Cell<Bytes>,
+    /// They need it no more, and it is asked for a little longer.
+    lingers: Cell<bool>,
+    statistics_timer: Timer,
+    settled_timer: Timer,
+    needed_timer: Timer,
+}
+
+impl Control {
+    /// Controls this balloon, which was made as `spec` says for a guest of this `setup`, and counts the
+    /// host's answers in `discards`. While `gate` is
+    /// closed, the guest is asked for nothing.
+    ///
+    /// # Errors
+    /// When the host gives no timers.
+    pub fn new(
+        spec: BalloonSpec,
+        setup: Setup,
+        transport: Shared<Balloon>,
+        discards: Arc<reclaim::Counters>,
+        gate: Gate,
+    ) -> io::Result<Self> {
+        let counters = lock(&transport).device().counters();
+        let control = Self(Rc::new(Inner {
+            transport,
+            counters,
+            discards,
+            setup,
+            gate,
+            deflate_on_oom: spec.deflate_on_oom,
+            interval: Cell::new(0),
+            target: Cell::new(spec.target),
+            needed: Cell::new(Bytes::ZERO),
+            lingers: Cell::new(false),
+            statistics_timer: Timer::new()?,
+            settled_timer: Timer::new()?,
+            needed_timer: Timer::new()?,
+        }));
+        control.set_interval(spec.stats_seconds)?;
+        control.0.settled_timer.once(SETTLED)?;
+        Ok(control)
+    }
+
+    fn transport(&self) -> MutexGuard<'_, Transport<Balloon, GuestRam>> {
+        lock(&self.0.transport)
+    }
+
+    /// The answer to `GET /balloon`.
+    pub fn describe(&self) -> model::Balloon {
+        let transport = self.transport();
+        let device = transport.device();
+        model::Balloon {
+            amount_mib: self.0.target.get().as_mib(),
+            needed_mib: self.needed().as_mib(),
+            actual_mib: Bytes::new(device.actual()).as_mib(),
+            deflate_on_oom: self.0.deflate_on_oom,
+            stats_polling_interval_s: self.0.interval.get(),
+            free_page_hinting: false,
+            free_page_reporting: self.0.setup.offered() && device.reporting(),
+            driver: driver_state(&transport),
+            reporting: diagnosis(&self.0.setup, &transport).into(),
+        }
+    }
+
+    /// Does what `PATCH /balloon` asks for.
+    ///
+    /// # Errors
+    /// When this VM cannot do it; nothing is changed then.
+    pub fn update(&self, update: BalloonUpdate) -> Result<(), ControlError> {
+        let Setup { memory, .. } = self.0.setup;
+        let change = BalloonChange::new(update, memory, self.0.setup.offered())?;
+        let mut transport = self.transport();
+        if let Some(on) = change.reporting {
+            transport.device_mut().set_reporting(on);
+        }
+        drop(transport);
+        if let Some(target) = change.target {
+            self.0.target.set(target);
+            self.aim();
+        }
+        Ok(())
+    }
+
+    /// Asks the guest for this much more than it has given so far, for others. A quarter of its memory stays
+    /// its own.
+    pub fn give_back(&self, size: Bytes) {
+        let actual = Bytes::new(self.transport().device().actual());
+        let given = actual.get().saturating_sub(self.0.target.get().get());
+        let needed = given.saturating_add(size.max(LEAST).get());
+        self.0.needed.set(self.0.needed.get().max(Bytes::new(needed)));
+        self.aim();
+        self.0.lingers.set(false);
+        self.wind(NEEDED);
+    }
+
+    /// Nobody needs that any more. The guest has it back [a while](LINGER) later, unless somebody does again.
+    pub fn take_back(&self) {
+        if !self.0.needed.get().is_zero() && !self.0.lingers.replace(true) {
+            self.wind(LINGER);
+        }
+    }
+
+    /// What the guest is asked for beyond the user's target.
+    fn needed(&self) -> Bytes {
+        let memory = self.0.setup.memory.get();
+        let most = (memory - memory / 4).saturating_sub(self.0.target.get().get());
+        self.0.needed.get().min(Bytes::new(most)).align_down(PAGE)
+    }
+
+    /// Tells the driver what the guest is asked for, if that has changed.
+    fn aim(&self) {
+        let target = self.0.target.get().get().saturating_add(self.needed().get());
+        let mut transport = self.transport();
+        if transport.device_mut().set_target(target) {
+            transport.config_changed();
+        }
+    }
+
+    fn wind(&self, after: Duration) {
+        // It cannot fail with such times; if it does the guest gives for longer than it should.
+        let _ = self.0.needed_timer.once(after);
+    }
+
+    /// The answer to `GET /balloon/statistics`.
+    ///
+    /// # Errors
+    /// When nobody asks the guest for them.
+    pub fn statistics(&self) -> Result<BalloonStats, ControlError> {
+        if self.0.interval.get() == 0 {
+            return Err(statistics_off());
+        }
+        let transport = self.transport();
+        let device = transport.device();
+        let guest = device.statistics().map(guest_statistics).unwrap_or_default();
+        Ok(BalloonStats::new(Bytes::new(device.target()), Bytes::new(device.actual()), guest))
+    }
+
+    /// Asks the guest for its statistics every so many seconds from now on; 0 for never.
+    ///
+    /// # Errors
+    /// When the host refuses the timer: then it is as before.
+    pub fn set_interval(&self, seconds: u16) -> io::Result<()> {
+        self.0.statistics_timer.every(Duration::from_secs(seconds.into()))?;
+        self.0.interval.set(seconds);
+        Ok(())
+    }
+
+    /// The balloon's figures, each with its unit at the end of its name.
+    pub fn metrics(&self) -> Value {
+        let counters = &self.0.counters;
+        let read = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+        let transport = self.transport();
+        let wire = transport.counters();
+        json!({
+            "target_bytes": transport.device().target(),
+            "needed_bytes": self.needed().get(),
+            "actual_bytes": transport.device().actual(),
+            "inflated_bytes": read(&counters.inflated),
+            "reported_bytes": read(&counters.reported),
+            "discarded_bytes": read(&counters.discarded),
+            "failed_bytes": read(&counters.failed),
+            "discard_retries_total": self.0.discards.retries.get(),
+            "poison_skipped_bytes": read(&counters.poison_skipped),
+            "kept_bytes": read(&counters.kept),
+            "outside_bytes": read(&counters.outside),
+            "reports_total": read(&counters.reports),
+            "statistics_total": read(&counters.statistics),
+            "turns_total": read(&wire.turns),
+            "interrupts_total": read(&wire.interrupts),
+            "irq_failures_total": read(&wire.irq_failures),
+            "resets_total": read(&wire.resets),
+            "broken_total": read(&wire.broken),
+        })
+    }
+
+    /// Fills in what the balloon counts.
+    pub fn count_into(&self, footprint: &mut model::Footprint) {
+        let counters = &self.0.counters;
+        let read = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+        footprint.inflated_bytes = read(&counters.inflated);
+        footprint.reported_bytes = read(&counters.reported);
+        footprint.discarded_bytes = read(&counters.discarded);
+        footprint.failed_bytes = read(&counters.failed);
+        footprint.failed_reason = self.0.discards.last_error().map(|error| error.to_string());
+        footprint.poison_skipped_bytes = read(&counters.poison_skipped);
+        footprint.kept_bytes = read(&counters.kept);
+    }
+
+    /// Has the statistics' buffer returned to the driver, which fills it again.
+    fn ask(&self) {
+        let mut transport = self.transport();
+        transport.device_mut().request_statistics();
+        if let Some(queue) = transport.device().queue_of(Role::Statistics) {
+            transport.notify(queue);
+        }
+    }
+
+    /// Says why the guest, which has had its time to boot, gives nothing back, unless somebody wanted
+    /// it so.
+    fn explain(&self) {
+        let found = diagnosis(&self.0.setup, &self.transport());
+        // What was known before the guest started was said then.
+        if found != reporting::forecast(&self.0.setup)
+            && let Some(diagnosis) = found.filter(|diagnosis| !diagnosis.is_choice())
+        {
+            say(&format!("page reporting gives nothing back: {diagnosis}"));
+        }
+    }
+}
+
+impl MutEventSubscriber for Control {
+    fn init(&mut self, ops: &mut EventOps<'_>) {
+        for timer in [&self.0.statistics_timer, &self.0.settled_timer, &self.0.needed_timer] {
+            // Without its event there are no statistics, or there is no explanation.
+            let _ = ops.add(Events::new_raw(timer.as_raw_fd(), EventSet::IN));
+        }
+    }
+
+    fn process(&mut self, events: Events, _: &mut EventOps<'_>) {
+        let fired = |timer: &Timer| events.fd() == timer.as_raw_fd() && timer.take();
+        if fired(&self.0.statistics_timer) && self.0.gate.is_open() {
+            self.ask();
+        }
+        if fired(&self.0.settled_timer) {
+            self.explain();
+        }
+        if fired(&self.0.needed_timer) {
+            self.0.needed.set(Bytes::ZERO);
+            self.0.lingers.set(false);
+            self.aim();
+        }
+    }
+}
+
+fn lock(transport: &Shared<Balloon>) -> MutexGuard<'_, Transport<Balloon, GuestRam>> {
+    transport.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn driver_state(transport: &Transport<Balloon, GuestRam>) -> DriverState {
+    match transport.broken() {
+        Some(_) => DriverState::NeedsReset,
+        None if transport.is_active() => DriverState::Active,
+        None => DriverState::Absent,
+    }
+}
+
+fn diagnosis(setup: &Setup, transport: &Transport<Balloon, GuestRam>) -> Option<Diagnosis> {
+    let device = transport.device();
+    let running = Running {
+        on: device.reporting(),
+        driver: driver_state(transport),
+        acknowledged: device
+            .driver_features()
+            .is_some_and(|acked| acked.contains(Features::BALLOON_PAGE_REPORTING)),
+        poison: device.poison(),
+    };
+    reporting::diagnosis(setup, &running)
+}
+
+fn guest_statistics(from: &balloon::Statistics) -> GuestStats {
+    let balloon::Statistics {
+        swap_in,
+        swap_out,
+        major_faults,
+        minor_faults,
+        free_memory,
+        total_memory,
+        available_memory,
+        disk_caches,
+        hugetlb_allocations,
+        hugetlb_failures,
+        oom_kill,
+        alloc_stall,
+        async_scan,
+        direct_scan,
+        async_reclaim,
+        direct_reclaim,
+    } = *from;
+    GuestStats {
+        swap_in,
+        swap_out,
+        major_faults,
+        minor_faults,
+        free_memory,
+        total_memory,
+        available_memory,
+        disk_caches,
+        hugetlb_allocations,
+        hugetlb_failures,
+        oom_kill,
+        alloc_stall,
+        async_scan,
+        direct_scan,
+        async_reclaim,
+        direct_reclaim,
+    }
+}

@@ -1,0 +1,6 @@
+//! The host's side of devices.
+
+pub mod balloon;
+pub mod entropy;
+pub mod queues;
+pub mod reporting;

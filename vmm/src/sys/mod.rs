@@ -1,0 +1,9 @@
+//! System calls, wrapped; nobody's policy.
+
+pub(crate) mod numa;
+pub(crate) mod peer;
+pub(crate) mod seqpacket;
+pub mod signals;
+pub mod timer;
+pub(crate) mod uffd;
+pub mod unix_socket;

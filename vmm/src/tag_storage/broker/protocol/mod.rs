@@ -1,0 +1,5 @@
+//! The messages between a VM and the broker.
+
+pub(crate) mod refusal;
+pub(crate) mod report;
+pub(crate) mod wire;

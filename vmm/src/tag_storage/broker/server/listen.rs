@@ -1,0 +1,311 @@
+//! The broker's socket, and a thread for each of its connections.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicUsize;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{Builder, Scope};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::Mode;
+use rustix::io::Errno;
+use rustix::net::{Shutdown, SocketType, shutdown};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use thiserror::Error;
+
+use super::borrowers::Borrowers;
+use super::pressure::{Notices, Number};
+use super::session::Session;
+use crate::metrics::Counter;
+use crate::sys::unix_socket::{self, Kind, Socket};
+use crate::sys::{peer, seqpacket};
+use crate::tag_storage::broker::protocol::refusal::{Reason, Refusal};
+use crate::tag_storage::broker::protocol::report::{BrokerReport, Traffic};
+use crate::tag_storage::broker::protocol::wire::{Reply, Terms};
+use crate::tag_storage::pool::{MAX_LEASES, Pool};
+use crate::tag_storage::supply::Node;
+
+/// Connections at once: a lease each, and some for people who look.
+pub const MAX_CONNECTIONS: usize = MAX_LEASES as usize + 64;
+
+/// Connections that wait to be accepted: the VMs of a host come back within the same moment when a broker
+/// is started again. Who finds no place tries again.
+const BACKLOG: i32 = 256;
+
+/// Descriptors of one connection: itself and its notices, or a borrower's process and its folder in /proc.
+const FDS_OF_CONNECTION: u64 = 3;
+
+/// Descriptors that the broker needs beside, with those of a supply.
+const FDS_OF_BROKER: u64 = 64;
+
+/// How often an idle broker looks what other memory does to its supply: who reserves and meets it unawares
+/// looks then, and who asks for figures does, too.
+const FOLLOWING: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+
+/// How long pages that would not move are left alone, and tried again when somebody lacks them: direct I/O has
+/// ended by then, as a rule.
+const RETRY_PINNED: Duration = Duration::from_secs(10);
+
+/// A connection's thread does not recurse, but for a report; only what is touched of it is ever backed.
+const STACK_SIZE: usize = 256 << 10;
+
+/// Why a broker cannot serve.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// Another process listens there.
+    #[error(
+        "process {pid} serves {path:?} already: if that is a broker, let the VMs use it, or end it; \
+         otherwise choose another --socket"
+    )]
+    Taken {
+        /// The path asked for.
+        path: PathBuf,
+        /// The process, as the kernel says.
+        pid: u32,
+    },
+    /// There can be no socket.
+    #[error("the broker has no socket")]
+    Socket(#[source] unix_socket::Error),
+    /// The host gives no events.
+    #[error("the broker cannot wait for its clients")]
+    Events(#[source] io::Error),
+}
+
+/// What all connections of a broker share.
+pub(crate) struct Desk {
+    pub pool: Pool,
+    pub terms: Terms,
+    pub capacity_source: String,
+    pub borrowers: Borrowers,
+    node: Option<Arc<Node>>,
+    pub notices: Notices,
+    pub violations: Counter,
+    pub foreign_frees: Counter,
+    pub adopted: Counter,
+    /// Connections that a report is being sent to.
+    pub readers: AtomicUsize,
+    turned_away: Counter,
+    places: usize,
+    /// When pages that would not move were last to be tried again.
+    retried: Mutex<Option<Instant>>,
+    /// So that they can be ended.
+    connections: Mutex<BTreeMap<Number, Arc<OwnedFd>>>,
+}
+
+impl Desk {
+    pub(crate) fn report(&self) -> BrokerReport {
+        self.pool.follow_at_once();
+        // In this order a lease is never without its process because it came between.
+        let pool = self.pool.snapshot();
+        BrokerReport {
+            pid: std::process::id(),
+            capacity_source: self.capacity_source.clone(),
+            lend: self.terms.lend.to_string(),
+            pool,
+            node: self.node.as_ref().map(|node| node.report()),
+            holders: self.notices.holders(),
+            borrowers: self.borrowers.pids(),
+            traffic: Traffic {
+                connections: self.connections().len() as u64,
+                connections_max: self.places as u64,
+                turned_away: self.turned_away.get(),
+                violations: self.violations.get(),
+                foreign_frees: self.foreign_frees.get(),
+                adopted: self.adopted.get(),
+                give_backs: self.notices.give_backs.get(),
+                reliefs: self.notices.reliefs.get(),
+                notices_lost: self.notices.lost.get(),
+            },
+        }
+    }
+
+    /// Has pages that would not move tried again by whoever reserves next, unless that was so a moment ago.
+    /// Returns whether there are any.
+    pub(crate) fn retry_pinned(&self) -> bool {
+        let mut retried = self.retried.lock().unwrap_or_else(PoisonError::into_inner);
+        if retried.is_some_and(|at| at.elapsed() < RETRY_PINNED) {
+            return false;
+        }
+        *retried = Some(Instant::now());
+        self.pool.retry_pinned() > 0
+    }
+
+    fn connections(&self) -> MutexGuard<'_, BTreeMap<Number, Arc<OwnedFd>>> {
+        self.connections.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A connection's place among the others, given up on drop.
+struct Connected {
+    desk: Arc<Desk>,
+    number: Number,
+}
+
+impl Drop for Connected {
+    fn drop(&mut self) {
+        self.desk.connections().remove(&self.number);
+    }
+}
+
+/// A broker that listens.
+pub struct Server {
+    socket: Socket,
+    desk: Arc<Desk>,
+    next: Number,
+}
+
+/// What a broker serves.
+pub struct Stock {
+    /// The pool.
+    pub pool: Pool,
+    /// What its clients are told of it.
+    pub terms: Terms,
+    /// Who says that it has this capacity.
+    pub capacity_source: String,
+    /// The node that its supply is, if it is one.
+    pub node: Option<Arc<Node>>,
+}
+
+impl Server {
+    /// Listens at `path` for the owner and the group of the socket's file, in the place of a broker that is
+    /// gone. The file goes when this is dropped.
+    ///
+    /// # Errors
+    /// When the path is taken or too long, or the kernel refuses.
+    pub fn bind(path: &Path, stock: Stock) -> Result<Self, Error> {
+        Self::with_places(path, stock, places())
+    }
+
+    /// As [`bind`](Self::bind), for so many connections at once.
+    pub(crate) fn with_places(path: &Path, stock: Stock, places: usize) -> Result<Self, Error> {
+        let mode = Mode::RUSR | Mode::WUSR | Mode::RGRP | Mode::WGRP;
+        let kind = Kind { socket_type: SocketType::SEQPACKET, mode, backlog: BACKLOG };
+        let socket = Socket::bind_as(path, kind).map_err(|error| match (error, owner(path)) {
+            (unix_socket::Error::InUse(path), Some(pid)) => Error::Taken { path, pid },
+            (error, _) => Error::Socket(error),
+        })?;
+        let Stock { pool, terms, capacity_source, node } = stock;
+        let borrowers = node.as_ref().map(|node| Borrowers::of(node.borrowers()));
+        let desk = Desk {
+            pool,
+            terms,
+            capacity_source,
+            borrowers: borrowers.unwrap_or_default(),
+            node,
+            notices: Notices::default(),
+            violations: Counter::default(),
+            foreign_frees: Counter::default(),
+            adopted: Counter::default(),
+            readers: AtomicUsize::new(0),
+            turned_away: Counter::default(),
+            places,
+            retried: Mutex::default(),
+            connections: Mutex::default(),
+        };
+        Ok(Self { socket, desk: Arc::new(desk), next: 0 })
+    }
+
+    /// The broker at this moment.
+    pub fn report(&self) -> BrokerReport {
+        self.desk.report()
+    }
+
+    /// Serves until `stop` has something to read. Then all connections end, and with them all leases.
+    ///
+    /// # Errors
+    /// When the host gives no events.
+    pub fn serve_until(&mut self, stop: impl AsFd) -> Result<(), Error> {
+        std::thread::scope(|scope| {
+            let result = self.accept_until(&stop, scope);
+            // What comes now finds no lease to be had.
+            for socket in self.desk.connections().values() {
+                // It fails where the client is gone already.
+                let _ = shutdown(socket, Shutdown::Both);
+            }
+            result
+        })
+    }
+
+    fn accept_until<'scope>(
+        &mut self,
+        stop: &impl AsFd,
+        scope: &'scope Scope<'scope, '_>,
+    ) -> Result<(), Error> {
+        loop {
+            let listener = self.socket.listener();
+            let mut fds = [PollFd::new(stop, PollFlags::IN), PollFd::new(listener, PollFlags::IN)];
+            match poll(&mut fds, Some(&FOLLOWING)) {
+                Ok(0) => self.desk.pool.follow_at_once(),
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(errno) => return Err(Error::Events(errno.into())),
+            }
+            if !fds[0].revents().is_empty() {
+                return Ok(());
+            }
+            match self.socket.listener().accept() {
+                Ok((stream, _)) => self.welcome(OwnedFd::from(stream), scope),
+                Err(error) if Socket::is_out_of_descriptors(&error) => {
+                    self.desk.turned_away.add(1);
+                    self.socket.turn_away();
+                }
+                // The client went away while it waited, or the kernel is short of memory.
+                Err(_) => {}
+            }
+        }
+    }
+
+    fn welcome<'scope>(&mut self, socket: OwnedFd, scope: &'scope Scope<'scope, '_>) {
+        let (desk, number) = (self.desk.clone(), self.next);
+        self.next += 1;
+        let socket = Arc::new(socket);
+        if desk.connections().len() >= desk.places {
+            return self.turn_away(&socket, "raise its limit of open files");
+        }
+        desk.connections().insert(number, socket.clone());
+        let connected = Connected { desk, number };
+        let seat = socket.clone();
+        let thread = Builder::new().name("client".to_owned()).stack_size(STACK_SIZE);
+        let spawned = thread.spawn_scoped(scope, move || {
+            let desk = connected.desk.clone();
+            // A panic here, of which none is known, ends this connection alone.
+            let _ = catch_unwind(AssertUnwindSafe(|| Session::new(desk, number, seat).run()));
+        });
+        if spawned.is_err() {
+            self.turn_away(&socket, "raise its limit of processes");
+        }
+    }
+
+    fn turn_away(&self, socket: &OwnedFd, remedy: &str) {
+        self.desk.turned_away.add(1);
+        let open = self.desk.connections().len();
+        let text =
+            format!("it cannot serve more than its {open} connections: end a VM, or {remedy}");
+        let refusal = Reply::Refused(Refusal::new(Reason::Full, text));
+        // It need not be heard.
+        let _ = seqpacket::send_now(socket, &refusal.encode());
+    }
+}
+
+/// As many places as there are descriptors for, after asking for as many as are allowed.
+fn places() -> usize {
+    let limit = getrlimit(Resource::Nofile);
+    let wanted = FDS_OF_BROKER + FDS_OF_CONNECTION * MAX_CONNECTIONS as u64;
+    let raised = limit.maximum.map_or(wanted, |maximum| maximum.min(wanted));
+    let mut have = limit.current.unwrap_or(u64::MAX);
+    let more = Rlimit { current: Some(raised), maximum: limit.maximum };
+    if raised > have && setrlimit(Resource::Nofile, more).is_ok() {
+        have = raised;
+    }
+    let places = have.saturating_sub(FDS_OF_BROKER) / FDS_OF_CONNECTION;
+    usize::try_from(places).unwrap_or(MAX_CONNECTIONS).clamp(1, MAX_CONNECTIONS)
+}
+
+/// The process that listens at a path.
+fn owner(path: &Path) -> Option<u32> {
+    let socket = seqpacket::connect(path, Duration::from_millis(100)).ok()?;
+    peer::pid(&socket).ok()
+}

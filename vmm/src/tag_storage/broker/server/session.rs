@@ -1,0 +1,269 @@
+//! One connection: its requests in their order, and what it has, which goes with it.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use rustix::io::Errno;
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+
+use super::borrowers::Borrowing;
+use super::listen::Desk;
+use super::pressure::{ASK_MOST, Number};
+use crate::error::chain;
+use crate::sys::{peer, seqpacket};
+use crate::tag_storage::broker::protocol::refusal::{Reason, Refusal};
+use crate::tag_storage::broker::protocol::report::Holder;
+use crate::tag_storage::broker::protocol::wire::{
+    BUFFER, MAX_FRAMES, MAX_PART, Open, Reply, Request, Role, VERSION,
+};
+use crate::tag_storage::pool::{FrameIndex, LeaseId, ReserveError};
+
+/// How long a connection may stay silent before it is a lease's: a client sends its first message at once,
+/// and one that does not takes the place of another.
+pub(crate) const GREETING: Duration = Duration::from_secs(10);
+
+/// How long an answer waits for its reader. A client has one request under way, whose answer finds room
+/// at once unless it is very long; it comes back and says what it holds if it was merely stopped.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Reports that are read at once: one has a megabyte when there are as many leases as there can be.
+const MOST_READERS: usize = 32;
+
+/// Why a connection ends.
+#[derive(Debug)]
+enum End {
+    /// The client is gone, or does not take its answers.
+    Gone,
+    /// It is told to go.
+    Refused(Refusal),
+}
+
+impl From<Errno> for End {
+    fn from(_: Errno) -> Self {
+        Self::Gone
+    }
+}
+
+/// What a connection is.
+enum Standing {
+    /// It has said nothing yet, or only looks.
+    Stranger,
+    /// It has a lease.
+    Holder(Lease),
+    /// It may live in tag storage.
+    Borrower(#[expect(dead_code, reason = "its end is what it is for")] Borrowing),
+}
+
+/// A lease and the seat beside it; both go when this does, whatever the reason.
+struct Lease {
+    desk: Arc<Desk>,
+    number: Number,
+    id: LeaseId,
+    /// Whether the others know that it has something.
+    known: bool,
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        // It is open: nobody else closes it.
+        let _ = self.desk.pool.close_lease(self.id);
+        self.desk.notices.remove(self.number);
+    }
+}
+
+/// One connection of a broker.
+pub(crate) struct Session {
+    desk: Arc<Desk>,
+    number: Number,
+    socket: Arc<OwnedFd>,
+    standing: Standing,
+}
+
+impl Session {
+    pub(crate) fn new(desk: Arc<Desk>, number: Number, socket: Arc<OwnedFd>) -> Self {
+        Self { desk, number, socket, standing: Standing::Stranger }
+    }
+
+    /// Serves until the client is gone or is told to go.
+    pub(crate) fn run(&mut self) {
+        let Err(End::Refused(refusal)) = self.serve() else { return };
+        if refusal.reason == Reason::Protocol {
+            self.desk.violations.add(1);
+        }
+        // It may not be listening any more.
+        let _ = seqpacket::send_now(&self.socket, &Reply::Refused(refusal).encode());
+    }
+
+    fn serve(&mut self) -> Result<(), End> {
+        set_socket_timeout(&self.socket, Timeout::Recv, Some(GREETING))?;
+        set_socket_timeout(&self.socket, Timeout::Send, Some(PATIENCE))?;
+        let mut buffer = [0; BUFFER];
+        loop {
+            let message = seqpacket::receive(&self.socket, &mut buffer)?.ok_or(End::Gone)?;
+            let request = Request::decode(message).map_err(|error| protocol(&error.to_string()))?;
+            self.answer(request)?;
+        }
+    }
+
+    fn answer(&mut self, request: Request) -> Result<(), End> {
+        match (request, &mut self.standing) {
+            (Request::Open(open), Standing::Stranger) => self.open(open),
+            (Request::Open(_), _) => Err(protocol("the connection is open already")),
+            (Request::Report { version }, _) => self.report(version),
+            (Request::Reserve(chunks), Standing::Holder(lease)) => {
+                reserve(lease, &self.socket, chunks)
+            }
+            (Request::Adopt(frames), Standing::Holder(lease)) => {
+                adopt(lease, &self.socket, &frames)
+            }
+            (Request::Free(frames), Standing::Holder(lease)) => {
+                free(lease, &frames);
+                Ok(())
+            }
+            (Request::Reserve(_) | Request::Adopt(_) | Request::Free(_), _) => {
+                Err(protocol("the connection has no lease"))
+            }
+        }
+    }
+
+    fn open(&mut self, open: Open) -> Result<(), End> {
+        if open.version != VERSION {
+            return Err(End::Refused(Refusal::version(open.version)));
+        }
+        let pid = peer::pid(&self.socket).unwrap_or(0);
+        let reply = Reply::Opened(self.desk.terms).encode();
+        match open.role {
+            Role::Borrower => {
+                let borrowing =
+                    self.desk.borrowers.add(pid).map_err(|error| {
+                        End::Refused(Refusal::new(Reason::Other, chain(&error)))
+                    })?;
+                self.standing = Standing::Borrower(borrowing);
+                seqpacket::send(&self.socket, &reply)?;
+            }
+            Role::Holder => {
+                let refused = |error: ReserveError| End::Refused(Refusal::from(&error));
+                let id = self.desk.pool.open_lease(open.terms).map_err(refused)?;
+                let (number, desk) = (self.number, self.desk.clone());
+                let lease = Lease { desk, number, id, known: false };
+                let (ours, theirs) = seqpacket::pair().map_err(|errno| {
+                    let text = format!("it has no descriptor left for another VM: {errno}");
+                    End::Refused(Refusal::new(Reason::Full, text))
+                })?;
+                self.desk.notices.add(number, Holder { lease: id, pid }, ours);
+                self.standing = Standing::Holder(lease);
+                seqpacket::send_fd(&self.socket, &reply, theirs.as_fd())?;
+            }
+        }
+        // From now on it may be silent for as long as it likes.
+        set_socket_timeout(&self.socket, Timeout::Recv, None)?;
+        Ok(())
+    }
+
+    fn report(&self, version: u32) -> Result<(), End> {
+        if version != VERSION {
+            return Err(End::Refused(Refusal::version(version)));
+        }
+        // Each has the whole text for as long as it is read.
+        let Some(_reading) = Reading::of(&self.desk) else {
+            let text = format!("{MOST_READERS} others read its report: ask again later");
+            return Err(End::Refused(Refusal::new(Reason::Full, text)));
+        };
+        let text = serde_json::to_vec(&self.desk.report()).unwrap_or_default();
+        let mut parts = text.chunks(MAX_PART).peekable();
+        while let Some(part) = parts.next() {
+            let last = parts.peek().is_none();
+            tell(&self.socket, &Reply::Part { last, bytes: part.to_vec() })?;
+        }
+        Ok(())
+    }
+}
+
+/// Sends an answer. A client that does not listen any more may still be using what it has: whether it is
+/// gone tells the next look for a request.
+fn tell(socket: &OwnedFd, reply: &Reply) -> Result<(), End> {
+    match seqpacket::send(socket, &reply.encode()) {
+        Err(Errno::PIPE) => Ok(()),
+        sent => Ok(sent?),
+    }
+}
+
+/// A place among those who read a report.
+struct Reading<'a>(&'a Desk);
+
+impl<'a> Reading<'a> {
+    fn of(desk: &'a Desk) -> Option<Self> {
+        let this = Self(desk);
+        (desk.readers.fetch_add(1, Ordering::Relaxed) < MOST_READERS).then_some(this)
+    }
+}
+
+impl Drop for Reading<'_> {
+    fn drop(&mut self) {
+        self.0.readers.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+fn protocol(what: &str) -> End {
+    End::Refused(Refusal::new(Reason::Protocol, what))
+}
+
+fn reserve(lease: &mut Lease, socket: &OwnedFd, chunks: u32) -> Result<(), End> {
+    if chunks == 0 {
+        return Err(protocol("no chunks to reserve for"));
+    }
+    let mut result = lease.desk.pool.reserve_many(lease.id, chunks);
+    if result.as_ref().is_err_and(ReserveError::is_lack) && lease.desk.retry_pinned() {
+        // Whoever pinned what is in the way may have let go of it.
+        result = lease.desk.pool.reserve_many(lease.id, chunks);
+    }
+    let frames = match result {
+        Ok(frames) => frames,
+        Err(error) => {
+            if error.is_lack() && chunks <= ASK_MOST {
+                lease.desk.notices.lacking(lease.number, chunks);
+            }
+            tell(socket, &Reply::Refused(Refusal::from(&error)))?;
+            return Ok(());
+        }
+    };
+    served(lease);
+    let mut left = frames.len();
+    for part in frames.chunks(MAX_FRAMES) {
+        left -= part.len();
+        let reply = Reply::Reserved { left: left as u32, frames: part.to_vec() };
+        tell(socket, &reply)?;
+    }
+    Ok(())
+}
+
+fn adopt(lease: &mut Lease, socket: &OwnedFd, frames: &[FrameIndex]) -> Result<(), End> {
+    let adopted = lease.desk.pool.adopt(lease.id, frames);
+    let adopted = adopted.map_err(|error| End::Refused(Refusal::from(&error)))?;
+    let count = adopted.frames.iter().flatten().count() as u64;
+    lease.desk.adopted.add(count);
+    if count > 0 {
+        served(lease);
+    }
+    if adopted.shortfall.as_ref().is_some_and(ReserveError::is_lack) {
+        lease.desk.notices.lacking(lease.number, frames.len() as u32 - count as u32);
+    }
+    tell(socket, &Reply::Adopted(adopted.frames))?;
+    Ok(())
+}
+
+fn served(lease: &mut Lease) {
+    lease.desk.notices.served(lease.number, !lease.known);
+    lease.known = true;
+}
+
+fn free(lease: &Lease, frames: &[FrameIndex]) {
+    let freed = frames.iter().filter(|frame| lease.desk.pool.free(lease.id, **frame).is_ok());
+    let freed = freed.count();
+    lease.desk.foreign_frees.add((frames.len() - freed) as u64);
+    if freed > 0 {
+        lease.desk.notices.freed();
+    }
+}

@@ -1,0 +1,7 @@
+//! Where a VM's memory lies beside tag storage that is a NUMA node.
+
+pub(crate) mod borrower;
+pub(crate) mod policy;
+
+pub use borrower::{Error as TenancyError, Tenancy};
+pub use policy::{LendingError, Placement, RamKind};

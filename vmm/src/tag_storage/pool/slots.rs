@@ -1,0 +1,391 @@
+//! Which frame a chunk gets next.
+//!
+//! A frame stands for the physical address of a chunk, which no program sees: its place in the tagged
+//! memory decides which blocks hold its tags. Frames that share a block with a reserved one go first, for
+//! they open no block or fewer; then those that were used before, the last one freed first; then fresh ones
+//! in order. A frame that failed, or one whose blocks are lent while others are free, waits at the tail, as
+//! in the kernel series: a page whose tag storage cannot be reserved goes to the tail of the free list.
+
+mod at_once;
+
+use std::fmt;
+use std::ops::Range;
+
+use serde::{Deserialize, Serialize};
+
+use super::blocks::{BlockTable, Outlook, SWEEP, Span};
+
+/// Frames that one search looks at before it takes what it has. Each costs some 100 instructions and no
+/// system call, so that a search ends within 100 microseconds.
+const LOOKS: u32 = 1024;
+
+/// The number of a frame in its pool, counted from 0 in the order of their tags.
+#[derive(
+    Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize,
+)]
+pub struct FrameIndex(pub u32);
+
+impl fmt::Display for FrameIndex {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "frame {}", self.0)
+    }
+}
+
+/// Where a frame is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// Never used.
+    Fresh,
+    /// Free; it shared a block with a reserved frame when it came here.
+    Warm,
+    /// Free, used before.
+    Recycled,
+    /// Free; it failed, or it would cost an eviction.
+    Tail,
+    /// Being reserved or freed.
+    Moving,
+    /// Reserved for the lease in this slot.
+    Held(u32),
+}
+
+impl Place {
+    const fn code(self) -> u32 {
+        match self {
+            // All bits zero, so that a new table costs no memory until its frames are used.
+            Self::Fresh => 0,
+            Self::Warm => 1,
+            Self::Recycled => 2,
+            Self::Tail => 3,
+            Self::Moving => 4,
+            Self::Held(slot) => 5 + slot,
+        }
+    }
+
+    const fn of(code: u32) -> Self {
+        match code {
+            0 => Self::Fresh,
+            1 => Self::Warm,
+            2 => Self::Recycled,
+            3 => Self::Tail,
+            4 => Self::Moving,
+            held => Self::Held(held - 5),
+        }
+    }
+}
+
+/// A queue of free frames.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Queue {
+    Warm,
+    Recycled,
+    Tail,
+}
+
+impl Queue {
+    const fn place(self) -> Place {
+        match self {
+            Self::Warm => Place::Warm,
+            Self::Recycled => Place::Recycled,
+            Self::Tail => Place::Tail,
+        }
+    }
+}
+
+/// Which end of a queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    Front,
+    Back,
+}
+
+/// The ends of a queue. The links between are in [`Frames`].
+#[derive(Clone, Copy, Debug, Default)]
+struct Ends {
+    /// One more than the first frame's number, 0 where there is none; so are all links.
+    front: u32,
+    back: u32,
+    len: u32,
+}
+
+/// All frames of a pool.
+#[derive(Debug)]
+pub(crate) struct Frames {
+    places: Vec<u32>,
+    /// The next and the previous frame of the queue.
+    links: Vec<[u32; 2]>,
+    queues: [Ends; 3],
+    /// Below it no frame is fresh.
+    fresh: u32,
+    /// From here on no frame was ever held or in a queue.
+    unused: u32,
+}
+
+const NEXT: usize = 0;
+const PREVIOUS: usize = 1;
+
+/// The frame to try.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Candidate {
+    pub frame: FrameIndex,
+    pub span: Span,
+    pub outlook: Outlook,
+}
+
+impl Frames {
+    /// `count` fresh frames. The caller bounds them: see `Pool::new`.
+    pub(crate) fn new(count: u32) -> Self {
+        Self {
+            places: vec![0; count as usize],
+            links: vec![[0; 2]; count as usize],
+            queues: [Ends::default(); 3],
+            fresh: 0,
+            unused: 0,
+        }
+    }
+
+    /// How many frames there are.
+    pub(crate) fn len(&self) -> u32 {
+        self.places.len() as u32
+    }
+
+    /// Where a frame is; `None` where there is no such frame.
+    pub(crate) fn place(&self, frame: FrameIndex) -> Option<Place> {
+        self.places.get(frame.0 as usize).copied().map(Place::of)
+    }
+
+    /// The next frame to try, in the order that the top of this file gives. It stays where it is; frames
+    /// that cannot be had now go to the tail on the way. `None` may mean that the supply is being called
+    /// for the blocks of those that could be had.
+    pub(crate) fn choose(&mut self, blocks: &BlockTable) -> Option<Candidate> {
+        let mut looks = LOOKS;
+        for queue in [Queue::Warm, Queue::Recycled] {
+            if let Some(found) = self.search(queue, blocks, &mut looks) {
+                return Some(found);
+            }
+        }
+        if let Some(found) = self.search_fresh(blocks, &mut looks) {
+            return Some(found);
+        }
+        self.search_tail(blocks)
+    }
+
+    /// This very frame, if it is free and nothing of it is out of use or on its way.
+    pub(crate) fn choose_this(&self, frame: FrameIndex, blocks: &BlockTable) -> Option<Candidate> {
+        match self.place(frame)? {
+            Place::Moving | Place::Held(_) => return None,
+            Place::Fresh | Place::Warm | Place::Recycled | Place::Tail => {}
+        }
+        let candidate = candidate(frame, blocks);
+        let is_to_be_had = !matches!(candidate.outlook, Outlook::Moving | Outlook::Out);
+        is_to_be_had.then_some(candidate)
+    }
+
+    fn search(&mut self, queue: Queue, blocks: &BlockTable, looks: &mut u32) -> Option<Candidate> {
+        let mut next = frame_of(self.queues[queue as usize].front);
+        while let Some(frame) = next.filter(|_| *looks > 0) {
+            next = self.after(frame);
+            let candidate = candidate(frame, blocks);
+            match candidate.outlook {
+                // What it shared a block with is gone. The recycled ones are searched next.
+                Outlook::Free if queue == Queue::Warm => {
+                    self.put(frame, Queue::Recycled, End::Front);
+                    continue;
+                }
+                Outlook::Free | Outlook::Shared => return Some(candidate),
+                Outlook::Lent | Outlook::Out => self.put(frame, Queue::Tail, End::Back),
+                Outlook::Moving => {}
+            }
+            *looks -= 1;
+        }
+        None
+    }
+
+    fn search_fresh(&mut self, blocks: &BlockTable, looks: &mut u32) -> Option<Candidate> {
+        while *looks > 0 {
+            let frame = self.next_fresh()?;
+            let candidate = candidate(frame, blocks);
+            match candidate.outlook {
+                Outlook::Free | Outlook::Shared => return Some(candidate),
+                Outlook::Lent | Outlook::Out => self.put(frame, Queue::Tail, End::Back),
+                Outlook::Moving => self.put(frame, Queue::Recycled, End::Back),
+            }
+            *looks -= 1;
+        }
+        None
+    }
+
+    fn search_tail(&mut self, blocks: &BlockTable) -> Option<Candidate> {
+        let tail = self.queues[Queue::Tail as usize];
+        let mut next = frame_of(tail.front);
+        for _ in 0..tail.len.min(LOOKS) {
+            let frame = next?;
+            next = self.after(frame);
+            let candidate = candidate(frame, blocks);
+            match candidate.outlook {
+                Outlook::Free | Outlook::Shared | Outlook::Lent => return Some(candidate),
+                // Behind the others, so that the next search looks at others.
+                Outlook::Out => self.put(frame, Queue::Tail, End::Back),
+                Outlook::Moving => {}
+            }
+        }
+        None
+    }
+
+    /// The lowest fresh frame.
+    fn next_fresh(&mut self) -> Option<FrameIndex> {
+        // A frame that was warm before its turn is passed once in the life of the pool.
+        while self.place(FrameIndex(self.fresh))? != Place::Fresh {
+            self.fresh += 1;
+        }
+        Some(FrameIndex(self.fresh))
+    }
+
+    /// The frames beside this one that are free and not at the tail and that share a block with it, which
+    /// is reserved: they go first from now on.
+    pub(crate) fn warm_neighbours(&mut self, frame: FrameIndex, blocks: &BlockTable) {
+        if blocks.is_separate() {
+            return;
+        }
+        let below = frame.0.checked_sub(1).map(FrameIndex);
+        let above = frame.0.checked_add(1).map(FrameIndex);
+        for (low, high) in [(below, Some(frame)), (Some(frame), above)] {
+            let (Some(low), Some(high)) = (low, high) else { continue };
+            let beside = if low == frame { high } else { low };
+            let is_cold = matches!(self.place(beside), Some(Place::Fresh | Place::Recycled));
+            if is_cold && blocks.span(low).blocks().end > blocks.span(high).blocks().start {
+                self.put(beside, Queue::Warm, End::Back);
+            }
+        }
+    }
+
+    /// A frame that is Moving is free.
+    #[inline]
+    pub(crate) fn recycle(&mut self, frame: FrameIndex, blocks: &BlockTable) {
+        let shared = !blocks.is_separate() && blocks.outlook(&blocks.span(frame)) != Outlook::Free;
+        let queue = if shared { Queue::Warm } else { Queue::Recycled };
+        self.push(frame, queue, End::Front);
+    }
+
+    /// A frame failed.
+    pub(crate) fn postpone(&mut self, frame: FrameIndex) {
+        self.put(frame, Queue::Tail, End::Back);
+    }
+
+    /// Nothing is lent any more in the blocks of these frames: those at the tail need not wait there.
+    pub(crate) fn leave_tail(&mut self, frames: Range<u32>) {
+        for frame in frames.map(FrameIndex) {
+            if self.place(frame) == Some(Place::Tail) {
+                self.put(frame, Queue::Recycled, End::Back);
+            }
+        }
+    }
+
+    /// Takes a free frame out of its queue: it is Moving.
+    pub(crate) fn take(&mut self, frame: FrameIndex) {
+        self.remove(frame);
+        self.set(frame, Place::Moving);
+    }
+
+    /// A frame is held by the lease in this slot.
+    #[inline]
+    pub(crate) fn hold(&mut self, frame: FrameIndex, slot: u32) {
+        self.remove(frame);
+        self.set(frame, Place::Held(slot));
+        self.unused = self.unused.max(frame.0 + 1);
+    }
+
+    /// A frame that was held is Moving.
+    #[inline]
+    pub(crate) fn let_go(&mut self, frame: FrameIndex) {
+        self.set(frame, Place::Moving);
+    }
+
+    /// The first frame from `from` on, among [`SWEEP`], that the lease in this slot holds, and where to go
+    /// on; `None` at the end.
+    pub(crate) fn held_by(&self, slot: u32, from: u32) -> Option<(Option<FrameIndex>, u32)> {
+        let end = from.saturating_add(SWEEP as u32).min(self.unused);
+        let sweep =
+            self.places.get(from as usize..end as usize).filter(|sweep| !sweep.is_empty())?;
+        let held = Place::Held(slot).code();
+        let Some(at) = sweep.iter().position(|place| *place == held) else {
+            return Some((None, end));
+        };
+        let frame = from + at as u32;
+        Some((Some(FrameIndex(frame)), frame + 1))
+    }
+
+    fn put(&mut self, frame: FrameIndex, queue: Queue, end: End) {
+        self.remove(frame);
+        self.push(frame, queue, end);
+    }
+
+    /// Adds a frame that is in no queue to one.
+    #[inline]
+    fn push(&mut self, frame: FrameIndex, queue: Queue, end: End) {
+        let ends = &mut self.queues[queue as usize];
+        let own = frame.0 + 1;
+        let (links, neighbour, back) = match end {
+            End::Front => ([ends.front, 0], &mut ends.front, &mut ends.back),
+            End::Back => ([0, ends.back], &mut ends.back, &mut ends.front),
+        };
+        let beside = std::mem::replace(neighbour, own);
+        if beside == 0 {
+            *back = own;
+        }
+        ends.len += 1;
+        self.unused = self.unused.max(own);
+        let towards = if end == End::Front { PREVIOUS } else { NEXT };
+        if let Some(beside) = self.links.get_mut((beside as usize).wrapping_sub(1)) {
+            beside[towards] = own;
+        }
+        if let Some(entry) = self.links.get_mut(frame.0 as usize) {
+            *entry = links;
+        }
+        self.set(frame, queue.place());
+    }
+
+    /// Takes a frame out of its queue, if it is in one.
+    #[inline]
+    fn remove(&mut self, frame: FrameIndex) {
+        let queue = match self.place(frame) {
+            Some(Place::Warm) => Queue::Warm,
+            Some(Place::Recycled) => Queue::Recycled,
+            Some(Place::Tail) => Queue::Tail,
+            _ => return,
+        };
+        let Some([next, previous]) = self.links.get(frame.0 as usize).copied() else { return };
+        let ends = &mut self.queues[queue as usize];
+        ends.len -= 1;
+        match self.links.get_mut((previous as usize).wrapping_sub(1)) {
+            Some(before) => before[NEXT] = next,
+            None => ends.front = next,
+        }
+        match self.links.get_mut((next as usize).wrapping_sub(1)) {
+            Some(after) => after[PREVIOUS] = previous,
+            None => ends.back = previous,
+        }
+    }
+
+    fn after(&self, frame: FrameIndex) -> Option<FrameIndex> {
+        frame_of(self.links.get(frame.0 as usize)?[NEXT])
+    }
+
+    #[inline]
+    fn set(&mut self, frame: FrameIndex, place: Place) {
+        if let Some(entry) = self.places.get_mut(frame.0 as usize) {
+            *entry = place.code();
+        }
+    }
+}
+
+fn frame_of(link: u32) -> Option<FrameIndex> {
+    link.checked_sub(1).map(FrameIndex)
+}
+
+fn candidate(frame: FrameIndex, blocks: &BlockTable) -> Candidate {
+    let span = blocks.span(frame);
+    Candidate { frame, span, outlook: blocks.outlook(&span) }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,88 @@
+//! What one VM holds of a pool of tag storage, wherever the pool is.
+
+use std::sync::Arc;
+
+use arch::units::Bytes;
+
+use crate::tag_storage::pool::Pool;
+use crate::tag_storage::pool::counters::Counters;
+use crate::tag_storage::pool::error::ReserveError;
+use crate::tag_storage::pool::lease::LeaseId;
+use crate::tag_storage::pool::slots::FrameIndex;
+use crate::tag_storage::supply::SupplyName;
+
+/// One VM's hold on a pool. What is still reserved when the last reference to it goes is freed then.
+pub trait Hold: Send + Sync {
+    /// Reserves tag storage for so many chunks: a frame each.
+    ///
+    /// # Errors
+    /// When not all of them can be had; then none is reserved. Asking again is no error: others may have
+    /// freed meanwhile.
+    fn reserve(&self, chunks: u64) -> Result<Vec<FrameIndex>, ReserveError>;
+
+    /// Frees the tag storage of one frame that this hold has reserved.
+    fn free(&self, frame: FrameIndex);
+
+    /// What there is to say about it now. It must return soon: the thread that asks serves all devices.
+    fn report(&self) -> HoldReport;
+}
+
+/// A hold at one moment.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct HoldReport {
+    /// What is behind the tag storage.
+    pub supply: SupplyName,
+    /// The pool's tag storage, everybody's.
+    pub capacity: Bytes,
+    /// What this hold has reserved.
+    pub reserved: Bytes,
+    /// What the pool has counted. `None` where it counts for others, too, and does not tell.
+    pub counters: Option<Counters>,
+}
+
+/// A hold on a pool in this process.
+pub struct Embedded {
+    pool: Arc<Pool>,
+    lease: LeaseId,
+}
+
+impl Embedded {
+    /// Takes over an open lease of this pool, and closes it in the end.
+    pub fn new(pool: Arc<Pool>, lease: LeaseId) -> Self {
+        Self { pool, lease }
+    }
+}
+
+impl Hold for Embedded {
+    fn reserve(&self, chunks: u64) -> Result<Vec<FrameIndex>, ReserveError> {
+        // No pool has so many: it says what it has.
+        let chunks = u32::try_from(chunks).unwrap_or(u32::MAX);
+        self.pool.reserve_many(self.lease, chunks)
+    }
+
+    fn free(&self, frame: FrameIndex) {
+        // A frame that is not this lease's is left alone by the pool, which is all that can be done.
+        let _ = self.pool.free(self.lease, frame);
+    }
+
+    fn report(&self) -> HoldReport {
+        let pool = self.pool.snapshot();
+        let own = pool.leases.iter().find(|lease| lease.id == self.lease);
+        HoldReport {
+            supply: self.pool.supply(),
+            capacity: Bytes::new(pool.capacity_bytes),
+            reserved: Bytes::new(own.map_or(0, |lease| lease.reserved_bytes)),
+            counters: Some(pool.counters),
+        }
+    }
+}
+
+impl Drop for Embedded {
+    fn drop(&mut self) {
+        // It fails when the lease is closed already, as is wanted.
+        let _ = self.pool.close_lease(self.lease);
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,238 @@
+//! Which chunks of guest memory are populated, and with which frame of the pool.
+//!
+//! A chunk goes through these states; the frame that stands for its memory is its own from the second
+//! on:
+//!
+//! ```text
+//!            begin_populate             end_populate
+//!   Absent ------------------> Populating ----------> Populated
+//!     ^                             ^    touch            |
+//!     |                             +---------------------+
+//!     |        end_discard(gone)                          |
+//!     +------------------------ Discarding <--------------+
+//!                                   |       begin_discard
+//!                                   +---> Populated
+//!                                end_discard(failed)
+//! ```
+//!
+//! Populating belongs to the thread that serves faults, Discarding to the one that gives memory back:
+//! neither touches a chunk that is in the other's hands.
+
+use std::fmt;
+use std::ops::Range;
+
+use arch::layout::{CHUNK, MemoryRange};
+
+use crate::tag_storage::pool::slots::FrameIndex;
+
+/// A chunk of guest memory, counted from the start of its RAM.
+#[derive(Clone, Copy, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct ChunkIndex(pub u64);
+
+impl fmt::Display for ChunkIndex {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "chunk {}", self.0)
+    }
+}
+
+/// The chunks that a range of guest memory covers from end to end, and those that it covers in part.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct Covered {
+    /// From end to end.
+    pub(crate) whole: Range<ChunkIndex>,
+    /// In part: the one in which the range begins, and the one in which it ends if that is another.
+    pub(crate) partly: [Option<ChunkIndex>; 2],
+}
+
+impl Covered {
+    /// What `range` covers of the chunks of `ram`. Nothing if it does not lie in it.
+    pub(crate) fn by(range: MemoryRange, ram: MemoryRange) -> Self {
+        let chunk = CHUNK.get();
+        if range.size.is_zero() || !ram.encloses(&range) {
+            return Self { whole: ChunkIndex(0)..ChunkIndex(0), partly: [None, None] };
+        }
+        let start = range.base.0 - ram.base.0;
+        let end = range.end().0 - ram.base.0;
+        let (first, last) = (start.div_ceil(chunk), end / chunk);
+        let in_part = |at: u64| (!at.is_multiple_of(chunk)).then_some(ChunkIndex(at / chunk));
+        let (begins, ends) = (in_part(start), in_part(end));
+        Self {
+            whole: ChunkIndex(first)..ChunkIndex(last.max(first)),
+            partly: [begins, ends.filter(|chunk| begins != Some(*chunk))],
+        }
+    }
+}
+
+/// The chunks of a range, one by one.
+pub(crate) fn each(chunks: &Range<ChunkIndex>) -> impl Iterator<Item = ChunkIndex> + use<> {
+    (chunks.start.0..chunks.end.0).map(ChunkIndex)
+}
+
+/// What is known of a chunk.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum State {
+    /// It has no memory.
+    Absent,
+    /// Its frame is reserved, and it is being given memory.
+    Populating(FrameIndex),
+    /// It may have memory in every page.
+    Populated(FrameIndex),
+    /// Its memory is going back; its frame is still reserved.
+    Discarding(FrameIndex),
+}
+
+/// What a touch has come upon.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Touched {
+    /// The chunk needs a frame, and then [`ChunkTable::begin_populate`].
+    Absent,
+    /// The chunk has its frame. It is Populating again until [`ChunkTable::end_populate`].
+    Populated,
+    /// The chunk is in somebody's hands, who has been told to wake whoever touched it.
+    Busy,
+    /// There is no such chunk.
+    Outside,
+}
+
+/// What has come of the wish to discard a chunk.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Discard {
+    /// It is Discarding until [`ChunkTable::end_discard`]; this is its frame.
+    Begun(FrameIndex),
+    /// It is being populated: the wish is to be repeated when that is over.
+    Populating,
+    /// There is nothing to free: it is absent, or somebody else is at it, or there is no such chunk.
+    Nothing,
+}
+
+/// The states of all chunks. A request that makes no sense in a chunk's state changes nothing.
+///
+/// The table is dense, 8 bytes a chunk, in memory that the host provides only where it is written.
+#[derive(Debug)]
+pub(crate) struct ChunkTable {
+    slots: Vec<u64>,
+    held: u64,
+}
+
+/// A slot is the frame's number above these bits.
+const KIND_BITS: u32 = 3;
+const ABSENT: u64 = 0;
+const POPULATING: u64 = 1;
+const POPULATED: u64 = 2;
+const DISCARDING: u64 = 3;
+/// Discarding, and touched meanwhile.
+const WANTED: u64 = 4;
+
+fn kind(slot: u64) -> u64 {
+    slot & ((1 << KIND_BITS) - 1)
+}
+
+/// The frame of a slot that has one.
+fn frame(slot: u64) -> FrameIndex {
+    // The bits above are those of a frame's number, and nothing else.
+    FrameIndex((slot >> KIND_BITS) as u32)
+}
+
+fn slot(kind: u64, frame: FrameIndex) -> u64 {
+    u64::from(frame.0) << KIND_BITS | kind
+}
+
+impl ChunkTable {
+    /// A table of so many chunks, all absent.
+    pub(crate) fn new(chunks: u64) -> Self {
+        Self { slots: vec![ABSENT; usize::try_from(chunks).unwrap_or(0)], held: 0 }
+    }
+
+    /// How many chunks there are.
+    pub(crate) fn len(&self) -> u64 {
+        self.slots.len() as u64
+    }
+
+    /// How many chunks have a frame.
+    pub(crate) fn held(&self) -> u64 {
+        self.held
+    }
+
+    /// The state of a chunk, if there is such a chunk.
+    pub(crate) fn state(&self, chunk: ChunkIndex) -> Option<State> {
+        let slot = *self.slots.get(usize::try_from(chunk.0).ok()?)?;
+        Some(match kind(slot) {
+            POPULATING => State::Populating(frame(slot)),
+            POPULATED => State::Populated(frame(slot)),
+            DISCARDING | WANTED => State::Discarding(frame(slot)),
+            _ => State::Absent,
+        })
+    }
+
+    /// Somebody has touched a page of a chunk that was not there.
+    pub(crate) fn touch(&mut self, chunk: ChunkIndex) -> Touched {
+        let Some(at) = self.slot(chunk) else { return Touched::Outside };
+        match kind(*at) {
+            ABSENT => Touched::Absent,
+            POPULATED => {
+                *at = slot(POPULATING, frame(*at));
+                Touched::Populated
+            }
+            DISCARDING => {
+                *at = slot(WANTED, frame(*at));
+                Touched::Busy
+            }
+            _ => Touched::Busy,
+        }
+    }
+
+    /// Gives an absent chunk its frame. `false`: it is not absent, and the frame is not taken.
+    #[must_use]
+    pub(crate) fn begin_populate(&mut self, chunk: ChunkIndex, frame: FrameIndex) -> bool {
+        match self.slot(chunk) {
+            Some(at) if kind(*at) == ABSENT => *at = slot(POPULATING, frame),
+            _ => return false,
+        }
+        self.held += 1;
+        true
+    }
+
+    /// The chunk has its memory.
+    pub(crate) fn end_populate(&mut self, chunk: ChunkIndex) {
+        if let Some(at) = self.slot(chunk)
+            && kind(*at) == POPULATING
+        {
+            *at = slot(POPULATED, frame(*at));
+        }
+    }
+
+    /// The memory of a chunk is to go back.
+    pub(crate) fn begin_discard(&mut self, chunk: ChunkIndex) -> Discard {
+        let Some(at) = self.slot(chunk) else { return Discard::Nothing };
+        match kind(*at) {
+            POPULATED => {
+                let frame = frame(*at);
+                *at = slot(DISCARDING, frame);
+                Discard::Begun(frame)
+            }
+            POPULATING => Discard::Populating,
+            _ => Discard::Nothing,
+        }
+    }
+
+    /// The memory of a chunk that was Discarding is gone, and the chunk absent; or it is not, and the
+    /// chunk populated as before. Tells whether it was touched meanwhile.
+    #[must_use]
+    pub(crate) fn end_discard(&mut self, chunk: ChunkIndex, gone: bool) -> bool {
+        let Some(at) = self.slot(chunk) else { return false };
+        let now = kind(*at);
+        if now != DISCARDING && now != WANTED {
+            return false;
+        }
+        *at = if gone { ABSENT } else { slot(POPULATED, frame(*at)) };
+        self.held -= u64::from(gone);
+        now == WANTED
+    }
+
+    fn slot(&mut self, chunk: ChunkIndex) -> Option<&mut u64> {
+        self.slots.get_mut(usize::try_from(chunk.0).ok()?)
+    }
+}
+
+#[cfg(test)]
+mod tests;

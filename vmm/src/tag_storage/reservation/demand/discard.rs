@@ -1,0 +1,133 @@
+//! Frees tag storage as guest memory goes back to the host.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use arch::layout::MemoryRange;
+
+use super::Shared;
+use crate::memory::{Outcome, Reservations};
+use crate::sys::uffd::one;
+use crate::tag_storage::pool::slots::FrameIndex;
+use crate::tag_storage::reservation::chunk_table::{ChunkIndex, Covered, each};
+
+/// A chunk that is Discarding in this releaser's hands, with its frame.
+type Begun = (ChunkIndex, FrameIndex);
+
+/// Frees the frames of the chunks that are discarded.
+///
+/// A chunk that a discard covers is armed before, so that no touch escapes. One that a discard covers in
+/// part is looked at afterwards: when its last page has gone it is armed, looked at again, and freed.
+pub struct Releaser {
+    shared: Arc<Shared>,
+    begun: Vec<Begun>,
+}
+
+impl Releaser {
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        Self { shared, begun: Vec::new() }
+    }
+
+    /// The memory of what was begun is not gone.
+    fn keep_all(&mut self) {
+        for run in runs(&std::mem::take(&mut self.begun)) {
+            self.shared.keep(run);
+        }
+    }
+}
+
+impl Reservations for Releaser {
+    fn before(&mut self, range: MemoryRange) {
+        self.keep_all();
+        let covered = Covered::by(range, self.shared.ram);
+        let begun: Vec<Begun> = each(&covered.whole)
+            .filter_map(|chunk| Some((chunk, self.shared.begin_discard(chunk)?)))
+            .collect();
+        for run in runs(&begun) {
+            // A chunk that cannot be armed keeps its frame.
+            match self.shared.arm(&span(run)) {
+                true => self.begun.extend_from_slice(run),
+                false => self.shared.keep(run),
+            }
+        }
+        for chunk in covered.partly.into_iter().flatten() {
+            self.shared.await_populated(chunk);
+        }
+    }
+
+    fn after(&mut self, range: MemoryRange, outcome: Outcome) {
+        if outcome == Outcome::Failed {
+            return self.keep_all();
+        }
+        for run in runs(&std::mem::take(&mut self.begun)) {
+            self.shared.free(run);
+        }
+        for chunk in Covered::by(range, self.shared.ram).partly.into_iter().flatten() {
+            self.shared.free_if_vacant(chunk);
+        }
+    }
+}
+
+impl Drop for Releaser {
+    fn drop(&mut self) {
+        self.keep_all();
+    }
+}
+
+impl Shared {
+    /// Frees armed chunks whose memory is gone. Whoever has touched one meanwhile tries again.
+    fn free(&self, run: &[Begun]) {
+        for (_, frame) in run {
+            self.hold.free(*frame);
+        }
+        self.counters.freed.add(run.len() as u64);
+        if self.end_discard(run, true) {
+            // Waking cannot fail for chunks that there are.
+            let _ = self.uffd.wake(&span(run));
+        }
+        if self.waiting.load(Ordering::SeqCst) > 0 {
+            self.ring();
+        }
+    }
+
+    /// Leaves chunks as they were before.
+    fn keep(&self, run: &[Begun]) {
+        // Who touches a chunk that cannot be disarmed is let go by the fault thread.
+        let _ = self.uffd.disarm(&span(run));
+        if self.end_discard(run, false) {
+            let _ = self.uffd.wake(&span(run));
+        }
+    }
+
+    fn end_discard(&self, run: &[Begun], gone: bool) -> bool {
+        let mut table = self.table();
+        run.iter().fold(false, |touched, (chunk, _)| table.end_discard(*chunk, gone) || touched)
+    }
+
+    /// Frees a populated chunk that turns out to have no page left.
+    fn free_if_vacant(&self, chunk: ChunkIndex) {
+        if !self.is_vacant(chunk) {
+            return;
+        }
+        let Some(frame) = self.begin_discard(chunk) else { return };
+        let run = [(chunk, frame)];
+        match self.arm(&one(chunk)) && self.is_vacant(chunk) {
+            true => self.free(&run),
+            false => self.keep(&run),
+        }
+    }
+}
+
+/// Chunks that follow one another, together.
+fn runs(begun: &[Begun]) -> impl Iterator<Item = &[Begun]> {
+    begun.chunk_by(|(one, _), (next, _)| one.0.checked_add(1) == Some(next.0))
+}
+
+/// From the first chunk of a run to its last.
+fn span(run: &[Begun]) -> Range<ChunkIndex> {
+    match (run.first(), run.last()) {
+        (Some((first, _)), Some((last, _))) => *first..one(*last).end,
+        _ => ChunkIndex(0)..ChunkIndex(0),
+    }
+}

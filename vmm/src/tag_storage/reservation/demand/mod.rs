@@ -1,0 +1,441 @@
+//! Demand reservation: tag storage for a chunk when the guest first touches it, and none any more when
+//! all of the chunk has gone back to the host.
+//!
+//! What always holds: **a chunk with a page has a frame**. For that,
+//!
+//! - a chunk without a frame is armed: the host stops whoever touches it, and the thread `faults`
+//!   reserves a frame before it lets go of the chunk;
+//! - a chunk is armed again before its memory is discarded, and its frame freed after: a guest that
+//!   touches it in between is stopped, and comes upon a chunk without a frame, or with its own.
+//!
+//! This costs one event a chunk, and the chunk may be one huge page: pages provided one by one through
+//! userfaultfd would cost ten times as much, and be small.
+
+use std::io;
+use std::ops::Range;
+use std::os::fd::OwnedFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use arch::layout::{CHUNK, MemoryRange};
+use arch::units::Bytes;
+use rustix::event::{EventfdFlags, eventfd};
+use thiserror::Error;
+use vm_memory::GuestAddress;
+
+use super::backend::Hold;
+use super::chunk_table::{ChunkIndex, ChunkTable, Discard, State};
+use crate::memory::{Backing, GuestRam, Vacancy};
+use crate::metrics::Counter;
+use crate::sys::uffd::{self, Uffd, one};
+use crate::tag_storage::pool::error::ReserveError;
+use crate::tag_storage::pool::slots::FrameIndex;
+
+mod discard;
+mod faults;
+
+pub use discard::Releaser;
+use faults::Faults;
+
+/// The fault thread does not recurse; only what is touched of it is ever backed by memory.
+const STACK_SIZE: usize = 256 << 10;
+
+/// Why memory cannot be reserved for on demand, or no longer.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// The host does not tell of touches.
+    #[error("cannot reserve tag storage on demand")]
+    Uffd(#[from] uffd::Error),
+    /// The host does not tell which pages there are.
+    #[error(
+        "cannot see which guest memory is in use: reserve strictly, or mount /proc and use a kernel \
+         with CONFIG_PROC_PAGE_MONITOR"
+    )]
+    Vacancy(#[source] io::Error),
+    /// A page is more than a chunk.
+    #[error(
+        "tag storage is reserved on demand in pieces of {CHUNK}, and this guest's memory has pages of \
+         {page}: use smaller ones (--memory-backing), or reserve strictly"
+    )]
+    HugePages {
+        /// The size of a page.
+        page: Bytes,
+    },
+    /// The memory has no whole number of chunks.
+    #[error("{size} of guest memory is not a multiple of {CHUNK} (--memory)")]
+    NotWholeChunks {
+        /// Its size.
+        size: Bytes,
+    },
+    /// The memory is locked, so all of it is populated.
+    #[error(
+        "locked memory is all in use from the start, so that nothing is left to reserve on demand: \
+         reserve strictly, or leave out --lock-memory"
+    )]
+    Locked,
+    /// The memory was touched before it was watched.
+    #[error("guest memory was in use before its tag storage was reserved; please report this")]
+    InUse,
+    /// The thread or its event descriptor cannot be made.
+    #[error(
+        "cannot start the thread that reserves tag storage: look at the limits on processes and files"
+    )]
+    Thread(#[source] io::Error),
+    /// A chunk has its tag storage, and still no memory.
+    #[error("the host gives no memory to {chunk} of the guest: free some memory on the host")]
+    Provide {
+        /// The chunk.
+        chunk: ChunkIndex,
+        /// What the host says.
+        #[source]
+        source: io::Error,
+    },
+    /// Whoever acts on exhaustion does not: it waits for tag storage itself.
+    #[error(
+        "the VMM's main thread waits itself, probably for tag storage, as the guest has a device's queue or buffer \
+         there, and cannot be reached: free guest memory or end a VM before that, or give --tag-min"
+    )]
+    Unheard,
+    /// The thread cannot wait for events.
+    #[error("cannot wait for page faults; please report this")]
+    Wait(#[source] io::Error),
+    /// The thread has panicked.
+    #[error("the VMM's own code panicked while it reserved tag storage; please report this")]
+    Panicked,
+}
+
+/// Is told when tag storage runs out and when there is some again.
+///
+/// The fault thread calls these, and serves nobody meanwhile: they must return at once, touch no guest
+/// memory, and wait for nobody who might. The main thread might: a guest can put a device's queues into
+/// memory that waits for tag storage.
+pub trait Exhaustion: Send + Sync {
+    /// A touch of this chunk waits, the first that does.
+    fn exhausted(&self, chunk: ChunkIndex, why: &ReserveError);
+
+    /// No touch waits any more.
+    fn relieved(&self);
+
+    /// The touch of this chunk has waited for as long as one may. Told now and then until relieved.
+    fn expired(&self, chunk: ChunkIndex);
+
+    /// Whether what was told last has been heard by whoever acts on it.
+    fn is_heard(&self) -> bool;
+
+    /// Nothing more is reserved, and the guest is no longer stopped: the VM is to end.
+    fn failed(&self, why: &Error);
+}
+
+/// What demand reservation counts. Readable at any time, by any thread.
+#[derive(Debug, Default)]
+pub struct FaultCounters {
+    /// Touches that the host told of. Several may be of one chunk.
+    pub touches: Counter,
+    /// Times that a chunk got its frame.
+    pub populated: Counter,
+    /// Times that a chunk's frame was freed.
+    pub freed: Counter,
+    /// Times that touches began to wait, as no tag storage was to be had.
+    pub exhausted: Counter,
+    /// Times that one had waited for as long as it may.
+    pub expired: Counter,
+    /// Chunks that were filled with small pages, as the process has too many mappings
+    /// (vm.max_map_count).
+    pub filled: Counter,
+}
+
+/// Reserves tag storage for guest memory as it is touched.
+pub struct Demand {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Demand {
+    /// Watches this memory from now on. Nobody may have touched it before: not even the kernel is loaded.
+    /// That is done next, and concluded with [`loaded`](Self::loaded). A touch may wait for as long as
+    /// `deadline` until it is told of; [`Duration::MAX`] for ever.
+    ///
+    /// # Errors
+    /// When the host's kernel cannot or may not tell of touches, or not of such memory.
+    pub fn start(
+        ram: GuestRam,
+        hold: Arc<dyn Hold>,
+        deadline: Duration,
+        told: Arc<dyn Exhaustion>,
+    ) -> Result<Self, Error> {
+        let shared = Arc::new(Shared::new(ram, hold)?);
+        shared.uffd.arm(&shared.all()).map_err(uffd::Error::Register)?;
+        let mut faults = Faults::new(Arc::clone(&shared), deadline, Arc::clone(&told));
+        let body = move || {
+            let error = match catch_unwind(AssertUnwindSafe(|| faults.run())) {
+                Ok(Ok(())) => return,
+                Ok(Err(error)) => error,
+                Err(_) => Error::Panicked,
+            };
+            told.failed(&error);
+        };
+        let thread = std::thread::Builder::new()
+            .name("faults".to_owned())
+            .stack_size(STACK_SIZE)
+            .spawn(body)
+            .map_err(Error::Thread)?;
+        Ok(Self { shared, thread: Some(thread) })
+    }
+
+    /// The VMM has written what the guest starts with. Until then a touch for which there is no tag
+    /// storage does not wait, and nobody is told: the VM is to be refused.
+    ///
+    /// # Errors
+    /// Why there was none for all of it, once. Nothing is stopped or reserved any more then.
+    pub fn loaded(&self) -> Result<(), ReserveError> {
+        match std::mem::replace(&mut *self.shared.loading(), Loading::Done) {
+            Loading::Refused(why) => Err(why),
+            Loading::Now | Loading::Done => Ok(()),
+        }
+    }
+
+    /// What frees tag storage as memory is discarded: for the memory's
+    /// [`Reclaimer`](crate::memory::Reclaimer).
+    pub fn releaser(&self) -> Releaser {
+        Releaser::new(Arc::clone(&self.shared))
+    }
+
+    /// There may be tag storage again: touches that wait are tried at once.
+    pub fn retry(&self) {
+        self.shared.ring();
+    }
+
+    /// How many chunks have a frame.
+    pub fn populated(&self) -> u64 {
+        self.shared.table().held()
+    }
+
+    /// How many chunks there are.
+    pub fn chunks(&self) -> u64 {
+        self.shared.table().len()
+    }
+
+    /// How many chunks wait for one.
+    pub fn waiting(&self) -> u64 {
+        self.shared.waiting.load(Ordering::Relaxed)
+    }
+
+    /// Its counters.
+    pub fn counters(&self) -> Arc<FaultCounters> {
+        Arc::clone(&self.shared.counters)
+    }
+
+    /// Ends it: no touch is stopped any more, and whoever waits goes on, without tag storage. To be
+    /// called when the vCPUs have their order to end and before their threads are waited for, as one that
+    /// waits for a chunk does not leave the guest.
+    pub fn stop(&mut self) {
+        self.shared.close();
+        if let Some(thread) = self.thread.take() {
+            // A panic has been told of.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Demand {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// What the fault thread and the releasers share.
+///
+/// The table's lock is held for changes of state only, never for a call to the host or the pool.
+struct Shared {
+    ram: MemoryRange,
+    uffd: Uffd,
+    vacancy: Vacancy,
+    hold: Arc<dyn Hold>,
+    table: Mutex<ChunkTable>,
+    /// A chunk is no longer Populating, or all is closed.
+    settled: Condvar,
+    /// Wakes the fault thread.
+    bell: OwnedFd,
+    /// How many chunks the fault thread has no frames for.
+    waiting: AtomicU64,
+    closed: AtomicBool,
+    loading: Mutex<Loading>,
+    counters: Arc<FaultCounters>,
+}
+
+/// Whether what the guest starts with is still being written.
+enum Loading {
+    Now,
+    /// There was no tag storage for it.
+    Refused(ReserveError),
+    Done,
+}
+
+impl Shared {
+    fn new(ram: GuestRam, hold: Arc<dyn Hold>) -> Result<Self, Error> {
+        let range = ram.range();
+        let page = ram.backing().page_size();
+        if !range.size.is_multiple_of(CHUNK) {
+            return Err(Error::NotWholeChunks { size: range.size });
+        }
+        if page > CHUNK {
+            return Err(Error::HugePages { page });
+        }
+        if ram.is_locked() {
+            return Err(Error::Locked);
+        }
+        let vacancy = Vacancy::new(ram.clone()).map_err(Error::Vacancy)?;
+        // The first chunk stands for all: it is where the kernel is loaded.
+        let first = MemoryRange::new(range.base, CHUNK);
+        if vacancy.of(first).map_err(Error::Vacancy)? == Some(false) {
+            return Err(Error::InUse);
+        }
+        let anonymous = ram.backing() == Backing::Anonymous;
+        let uffd = Uffd::new(ram)?;
+        if anonymous {
+            uffd.prepare();
+        }
+        Ok(Self {
+            ram: range,
+            uffd,
+            vacancy,
+            hold,
+            table: Mutex::new(ChunkTable::new(range.size.get() / CHUNK.get())),
+            settled: Condvar::new(),
+            bell: bell().map_err(Error::Thread)?,
+            waiting: AtomicU64::new(0),
+            closed: AtomicBool::new(false),
+            loading: Mutex::new(Loading::Now),
+            counters: Arc::default(),
+        })
+    }
+
+    fn table(&self) -> MutexGuard<'_, ChunkTable> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn loading(&self) -> MutexGuard<'_, Loading> {
+        self.loading.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes down why what the guest starts with has no tag storage, if it is still being written.
+    fn refuse(&self, why: ReserveError) -> Result<(), ReserveError> {
+        let mut loading = self.loading();
+        match *loading {
+            Loading::Now => *loading = Loading::Refused(why),
+            Loading::Refused(_) => {}
+            Loading::Done => return Err(why),
+        }
+        Ok(())
+    }
+
+    fn all(&self) -> Range<ChunkIndex> {
+        ChunkIndex(0)..ChunkIndex(self.ram.size.get() / CHUNK.get())
+    }
+
+    fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::SeqCst)
+    }
+
+    fn ring(&self) {
+        // It fails only when it has been rung 2^64 - 2 times and not been heard.
+        let _ = rustix::io::write(&self.bell, &1u64.to_ne_bytes());
+    }
+
+    /// Takes all rings so far.
+    fn hear(&self) {
+        // It fails when there were none.
+        let _ = rustix::io::read(&self.bell, &mut [0; 8]);
+    }
+
+    /// Stops nobody any more. Who arms a chunk looks afterwards whether this has happened meanwhile.
+    fn close(&self) {
+        self.closed.store(true, Ordering::SeqCst);
+        self.ring();
+        // Ranges that are armed as a whole are disarmed as a whole: there is no new mapping to fail for.
+        let _ = self.uffd.disarm(&self.all());
+        // Under the lock, so that nobody who has just looked goes to sleep.
+        let _table = self.table();
+        self.settled.notify_all();
+    }
+
+    /// Gives an absent chunk its frame and its memory.
+    fn provide(&self, chunk: ChunkIndex, frame: FrameIndex) -> Result<(), Error> {
+        if !self.table().begin_populate(chunk, frame) {
+            self.hold.free(frame);
+            return Ok(());
+        }
+        self.counters.populated.add(1);
+        self.let_go(chunk, true)
+    }
+
+    /// Lets go of a chunk that is Populating, with its memory if it has none yet.
+    fn let_go(&self, chunk: ChunkIndex, fresh: bool) -> Result<(), Error> {
+        let done = match self.uffd.disarm(&one(chunk)) {
+            Ok(()) => {
+                // Without it the pages come as they are touched.
+                let _ = if fresh { self.uffd.populate(chunk) } else { Ok(()) };
+                Ok(())
+            }
+            Err(_) => {
+                self.counters.filled.add(1);
+                self.uffd.fill(chunk)
+            }
+        };
+        self.table().end_populate(chunk);
+        self.settled.notify_all();
+        done.map_err(|source| Error::Provide { chunk, source })
+    }
+
+    /// Arms chunks, unless all is closed. `false`: they are not armed, or those that are stop nobody for
+    /// long, as the fault thread lets go of populated chunks.
+    fn arm(&self, chunks: &Range<ChunkIndex>) -> bool {
+        let armed = self.uffd.arm(chunks).is_ok();
+        if armed && !self.is_closed() {
+            return true;
+        }
+        let _ = self.uffd.disarm(chunks);
+        false
+    }
+
+    /// Begins to discard a chunk, when nobody populates it any more.
+    fn begin_discard(&self, chunk: ChunkIndex) -> Option<FrameIndex> {
+        let mut table = self.table();
+        while !self.is_closed() {
+            match table.begin_discard(chunk) {
+                Discard::Begun(frame) => return Some(frame),
+                Discard::Nothing => return None,
+                // The thread at it waits for the host's memory at most, and not for this one.
+                Discard::Populating => {
+                    table = self.settled.wait(table).unwrap_or_else(PoisonError::into_inner);
+                }
+            }
+        }
+        None
+    }
+
+    /// Returns when nobody populates a chunk: pages discarded meanwhile would be provided again.
+    fn await_populated(&self, chunk: ChunkIndex) {
+        let mut table = self.table();
+        while !self.is_closed() && matches!(table.state(chunk), Some(State::Populating(_))) {
+            table = self.settled.wait(table).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Whether a chunk certainly has no page.
+    fn is_vacant(&self, chunk: ChunkIndex) -> bool {
+        let base = self.ram.base.0.saturating_add(chunk.0.saturating_mul(CHUNK.get()));
+        let range = MemoryRange::new(GuestAddress(base), CHUNK);
+        self.vacancy.of(range).is_ok_and(|vacant| vacant == Some(true))
+    }
+}
+
+fn bell() -> io::Result<OwnedFd> {
+    Ok(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?)
+}
+
+#[cfg(test)]
+mod tests;

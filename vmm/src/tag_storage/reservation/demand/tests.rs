@@ -1,0 +1,377 @@
+#![allow(clippy::unwrap_used)]
+
+use std::fs::{self, File};
+use std::thread;
+use std::time::Instant;
+
+use arch::layout::RAM_BASE;
+use arch::mte::geometry::Geometry;
+use devices::ports::{GuestRange, Reclaim as _};
+use vm_memory::{Bytes as _, GuestAddress};
+
+use super::*;
+use crate::memory::{Footprint, Reclaimer, huge_page_size};
+use crate::tag_storage::pool::{LeaseTerms, Pool};
+use crate::tag_storage::reservation::Embedded;
+use crate::tag_storage::reservation::testing::{FakeHold, may_catch_faults, ram, ram_of};
+use crate::tag_storage::supply::Ledger;
+
+mod exhaustion;
+mod stress;
+
+const PAGE: u64 = 4096;
+const BACKINGS: [Backing; 2] = [Backing::Anonymous, Backing::Memfd];
+
+/// What was told.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Told {
+    Exhausted(ChunkIndex),
+    Relieved,
+    Expired(ChunkIndex),
+    Failed,
+}
+
+/// Writes down what it is told.
+#[derive(Default)]
+struct Listener {
+    told: Mutex<Vec<Told>>,
+    changed: Condvar,
+}
+
+impl Listener {
+    fn add(&self, told: Told) {
+        self.told.lock().unwrap().push(told);
+        self.changed.notify_all();
+    }
+
+    fn all(&self) -> Vec<Told> {
+        self.told.lock().unwrap().clone()
+    }
+
+    fn wait_for(&self, wanted: Told) {
+        let told = self.told.lock().unwrap();
+        let missing = |told: &mut Vec<Told>| !told.contains(&wanted);
+        let limit = Duration::from_secs(30);
+        let (told, _) = self.changed.wait_timeout_while(told, limit, missing).unwrap();
+        assert!(told.contains(&wanted), "{wanted:?} is not among {told:?}");
+    }
+}
+
+impl Exhaustion for Listener {
+    fn exhausted(&self, chunk: ChunkIndex, why: &ReserveError) {
+        assert!(why.is_lack(), "{why}");
+        self.add(Told::Exhausted(chunk));
+    }
+
+    fn relieved(&self) {
+        self.add(Told::Relieved);
+    }
+
+    fn expired(&self, chunk: ChunkIndex) {
+        self.add(Told::Expired(chunk));
+    }
+
+    fn is_heard(&self) -> bool {
+        true
+    }
+
+    fn failed(&self, why: &Error) {
+        eprintln!("failed: {why}: {:?}", std::error::Error::source(why).map(ToString::to_string));
+        self.add(Told::Failed);
+    }
+}
+
+/// Guest memory that is reserved for on demand.
+struct Guest {
+    ram: GuestRam,
+    hold: Arc<FakeHold>,
+    demand: Demand,
+    listener: Arc<Listener>,
+}
+
+impl Guest {
+    fn new(ram: GuestRam, capacity: u64) -> Self {
+        Self::with(ram, capacity, Duration::MAX)
+    }
+
+    fn with(ram: GuestRam, capacity: u64, deadline: Duration) -> Self {
+        let hold = FakeHold::new(capacity);
+        let listener = Arc::new(Listener::default());
+        let demand = Demand::start(ram.clone(), hold.clone(), deadline, listener.clone()).unwrap();
+        demand.loaded().unwrap();
+        Self { ram, hold, demand, listener }
+    }
+
+    fn reclaimer(&self) -> Reclaimer {
+        Reclaimer::new(self.ram.clone(), Box::new(self.demand.releaser()))
+    }
+
+    /// Live frames, after seeing that they are those of the populated chunks.
+    fn live(&self) -> u64 {
+        let live = self.hold.live();
+        assert_eq!((self.demand.populated(), self.hold.wrong()), (live, 0));
+        live
+    }
+
+    fn touches(&self) -> u64 {
+        self.demand.counters().touches.get()
+    }
+
+    fn state(&self, chunk: u64) -> State {
+        self.demand.shared.table().state(ChunkIndex(chunk)).unwrap()
+    }
+}
+
+fn at(chunk: u64, page: u64) -> GuestAddress {
+    GuestAddress(RAM_BASE.0 + chunk * CHUNK.get() + page * PAGE)
+}
+
+/// So many pages from a page of a chunk on.
+fn pages(chunk: u64, page: u64, count: u64) -> GuestRange {
+    GuestRange { start: at(chunk, page), length: count * PAGE }
+}
+
+/// How many mappings guest memory is made of.
+fn mappings(ram: &GuestRam) -> usize {
+    let start = ram.host_address();
+    let end = start + ram.range().size.get();
+    let maps = fs::read_to_string("/proc/self/maps").unwrap();
+    let starts = maps.lines().map(|line| line.split('-').next().unwrap());
+    starts.filter(|at| (start..end).contains(&u64::from_str_radix(at, 16).unwrap())).count()
+}
+
+#[test]
+fn a_chunk_is_reserved_for_when_it_is_first_touched_and_never_again() {
+    if !may_catch_faults() {
+        return;
+    }
+    for backing in BACKINGS {
+        let guest = Guest::new(ram_of(16, backing, false), 8);
+        assert_eq!(guest.live(), 0);
+
+        for chunk in [3, 0, 7] {
+            for page in [17, 0, 511] {
+                assert_eq!(guest.ram.read_obj::<u8>(at(chunk, page)).unwrap(), 0);
+                guest.ram.write_obj(chunk as u8 + 1, at(chunk, page)).unwrap();
+            }
+        }
+
+        assert_eq!((guest.live(), guest.touches()), (3, 3), "{backing}");
+        assert_eq!(guest.ram.read_obj::<u8>(at(3, 17)).unwrap(), 4);
+        assert_eq!(guest.listener.all(), []);
+    }
+}
+
+#[test]
+fn the_kernel_touches_memory_like_the_guest() {
+    if !may_catch_faults() {
+        return;
+    }
+    for backing in BACKINGS {
+        let guest = Guest::new(ram_of(8, backing, false), 4);
+        let mut zeroes = File::open("/dev/zero").unwrap();
+
+        // Over the border of two chunks, by a system call.
+        let length = 8 * PAGE as usize;
+        guest.ram.read_exact_volatile_from(at(1, 508), &mut zeroes, length).unwrap();
+
+        assert_eq!((guest.live(), guest.touches()), (2, 2), "{backing}");
+    }
+}
+
+#[test]
+fn a_touched_chunk_is_one_huge_page_where_the_host_has_them() {
+    if !may_catch_faults() || huge_page_size() != Some(CHUNK) {
+        return;
+    }
+    let enabled = fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled").unwrap();
+    if enabled.contains("[never]") {
+        return;
+    }
+    let guest = Guest::new(ram_of(16, Backing::Anonymous, true), 8);
+    let mut reclaimer = guest.reclaimer();
+
+    for _ in 0..2 {
+        for chunk in [0, 1, 5] {
+            guest.ram.write_obj(1u8, at(chunk, 100)).unwrap();
+        }
+
+        let footprint = Footprint::of(&guest.ram).unwrap();
+        assert_eq!((footprint.resident, footprint.huge), (Bytes::mib(6), Bytes::mib(6)));
+        reclaimer.discard(pages(0, 0, 8 * 512));
+        assert_eq!(guest.live(), 0);
+    }
+}
+
+#[test]
+fn memory_that_is_touched_in_no_order_is_one_mapping_again() {
+    if !may_catch_faults() {
+        return;
+    }
+    for backing in BACKINGS {
+        let guest = Guest::new(ram_of(32, backing, false), 16);
+
+        for chunk in (0..16).step_by(2) {
+            guest.ram.write_obj(1u8, at(chunk, 0)).unwrap();
+        }
+        assert_eq!(mappings(&guest.ram), 16, "{backing}");
+        for chunk in (1..16).step_by(2) {
+            guest.ram.write_obj(1u8, at(chunk, 0)).unwrap();
+        }
+
+        assert_eq!((guest.live(), mappings(&guest.ram)), (16, 1), "{backing}");
+    }
+}
+
+#[test]
+fn a_discarded_chunk_is_free_and_reserved_for_again_when_it_is_touched() {
+    if !may_catch_faults() {
+        return;
+    }
+    for backing in BACKINGS {
+        let guest = Guest::new(ram_of(16, backing, false), 8);
+        let mut reclaimer = guest.reclaimer();
+        for round in 1..4 {
+            for chunk in 0..8 {
+                guest.ram.write_obj(round as u8, at(chunk, 3)).unwrap();
+            }
+            assert_eq!((guest.live(), guest.touches()), (8, 8 * round), "{backing}");
+
+            let done = reclaimer.discard(pages(2, 500, 5 * 512 + 100));
+            assert_eq!((done.failed, guest.live()), (0, 3), "{backing}");
+            reclaimer.discard(pages(2, 500, 5 * 512 + 100));
+            assert_eq!(guest.live(), 3);
+            for (chunk, expected) in [(2, round as u8), (3, 0), (6, 0), (7, 0)] {
+                assert_eq!(guest.ram.read_obj::<u8>(at(chunk, 3)).unwrap(), expected);
+            }
+            reclaimer.discard(pages(3, 0, 5 * 512));
+        }
+    }
+}
+
+#[test]
+fn a_chunk_that_goes_piece_by_piece_is_free_with_its_last_page() {
+    if !may_catch_faults() {
+        return;
+    }
+    for (backing, huge_pages) in [(BACKINGS[0], false), (BACKINGS[0], true), (BACKINGS[1], false)] {
+        let guest = Guest::new(ram_of(8, backing, huge_pages), 4);
+        let mut reclaimer = guest.reclaimer();
+        guest.ram.write_obj(1u8, at(1, 0)).unwrap();
+
+        for page in (0..512).rev().step_by(2).chain((2..512).step_by(2)) {
+            let done = reclaimer.discard(pages(1, page, 1));
+            assert_eq!((done.discarded, guest.live()), (PAGE, 1), "page {page}");
+        }
+        reclaimer.discard(pages(1, 0, 1));
+
+        assert_eq!(guest.live(), 0, "{backing}");
+        guest.ram.write_obj(1u8, at(1, 511)).unwrap();
+        assert_eq!((guest.live(), guest.touches()), (1, 2), "{backing}");
+    }
+}
+
+#[test]
+fn a_discard_that_fails_frees_nothing_and_stops_nobody() {
+    if !may_catch_faults() {
+        return;
+    }
+    for backing in BACKINGS {
+        let guest = Guest::new(ram_of(8, backing, false), 4);
+        guest.ram.write_obj(7u8, at(1, 0)).unwrap();
+        // Locked memory is not discarded. To lock it touches all of it.
+        if guest.ram.lock().is_err() {
+            continue;
+        }
+        assert_eq!(guest.live(), 4);
+        let touches = guest.touches();
+        let mut reclaimer = guest.reclaimer();
+
+        let done = reclaimer.discard(pages(0, 100, 3 * 512));
+
+        assert_eq!((done.discarded, guest.live()), (0, 4), "{backing}");
+        assert_eq!(guest.ram.read_obj::<u8>(at(1, 0)).unwrap(), 7);
+        assert_eq!((mappings(&guest.ram), guest.touches()), (1, touches));
+    }
+}
+
+#[test]
+fn a_populated_chunk_that_is_still_armed_is_let_go() {
+    if !may_catch_faults() {
+        return;
+    }
+    let guest = Guest::new(ram(4), 2);
+    let mut reclaimer = guest.reclaimer();
+    guest.ram.write_obj(1u8, at(1, 0)).unwrap();
+    let done = reclaimer.discard(pages(1, 0, 1));
+    assert_eq!((done.discarded, done.failed), (PAGE, 0));
+    // As when the host has refused to disarm it.
+    guest.demand.shared.uffd.arm(&one(ChunkIndex(1))).unwrap();
+
+    guest.ram.write_obj(2u8, at(1, 0)).unwrap();
+
+    assert_eq!((guest.live(), guest.touches()), (1, 2));
+    assert_eq!(mappings(&guest.ram), 2);
+}
+
+#[test]
+fn a_releaser_that_is_told_no_end_leaves_memory_as_it_was() {
+    if !may_catch_faults() {
+        return;
+    }
+    use crate::memory::Reservations as _;
+    let guest = Guest::new(ram(8), 4);
+    guest.ram.write_slice(&[1; 6 << 20], RAM_BASE).unwrap();
+    let mut releaser = guest.demand.releaser();
+
+    releaser.before(guest.ram.range());
+    assert!(matches!(guest.state(1), State::Discarding(_)));
+    drop(releaser);
+
+    assert!(matches!(guest.state(1), State::Populated(_)));
+    assert_eq!((guest.live(), mappings(&guest.ram)), (3, 2));
+}
+
+#[test]
+fn memory_that_cannot_be_reserved_for_on_demand_is_refused() {
+    if !may_catch_faults() {
+        return;
+    }
+    let start = |ram: GuestRam| {
+        let listener = Arc::new(Listener::default());
+        Demand::start(ram, FakeHold::new(8), Duration::ZERO, listener).err()
+    };
+    let in_use = ram(4);
+    in_use.write_obj(1u8, at(0, 9)).unwrap();
+    assert!(matches!(start(in_use), Some(Error::InUse)));
+    let attributes = crate::memory::Attributes::default();
+    let odd = GuestRam::new(Bytes::mib(3), attributes).unwrap();
+    assert!(matches!(start(odd), Some(Error::NotWholeChunks { .. })));
+    let locked = ram(2);
+    if locked.lock().is_ok() {
+        assert!(matches!(start(locked), Some(Error::Locked)));
+    }
+}
+
+#[test]
+fn frames_come_from_a_pool_in_this_process() {
+    if !may_catch_faults() {
+        return;
+    }
+    let geometry = Geometry::new(Bytes::kib(4), Bytes::kib(4)).unwrap();
+    let pool = Arc::new(Pool::new(geometry, Bytes::mib(1), Box::new(Ledger)).unwrap());
+    let terms = LeaseTerms { name: "vm".to_owned(), min: Bytes::ZERO, max: Bytes::MAX };
+    let hold = Embedded::new(Arc::clone(&pool), pool.open_lease(terms).unwrap());
+    let ram = ram(16);
+    let listener = Arc::new(Listener::default());
+    let demand = Demand::start(ram.clone(), Arc::new(hold), Duration::MAX, listener).unwrap();
+    let mut reclaimer = Reclaimer::new(ram.clone(), Box::new(demand.releaser()));
+
+    ram.write_slice(&[1; 10 << 20], RAM_BASE).unwrap();
+    assert_eq!(pool.snapshot().chunks.reserved, 5);
+    reclaimer.discard(pages(1, 0, 2 * 512));
+    assert_eq!(pool.snapshot().chunks.reserved, 3);
+
+    drop((demand, reclaimer));
+    assert_eq!(pool.snapshot().leases.len(), 0);
+}

@@ -1,0 +1,264 @@
+//! A VM's tag storage: reserved at once or as its memory is touched, and all that there is to say of it.
+
+pub(crate) mod backend;
+pub(crate) mod chunk_table;
+pub(crate) mod demand;
+pub(crate) mod exhaustion;
+pub(crate) mod source;
+pub(crate) mod strict;
+#[cfg(test)]
+pub(crate) mod testing;
+
+use std::io;
+use std::sync::Arc;
+
+use arch::units::Bytes;
+use serde_json::{Value, json};
+use thiserror::Error;
+
+use super::broker::Client;
+use super::placement::borrower;
+use super::placement::policy::LendingError;
+use super::pool::counters::Counters;
+use super::pool::error::ReserveError;
+use super::pool::lease::{chunks_of, tags_of};
+use crate::control::model::{self, TagStorageChunks};
+use crate::memory::{GuestRam, Reservations, Unreserved};
+use crate::spec::{TagStorageSpec, When};
+pub use backend::Hold;
+pub use demand::{Demand, Error as DemandError};
+pub use exhaustion::Notices;
+use source::Source;
+pub use source::{Error as SourceError, hold_for};
+pub use strict::Strict;
+
+pub use backend::{Embedded, HoldReport};
+pub use chunk_table::ChunkIndex;
+pub use demand::{Exhaustion, FaultCounters, Releaser};
+pub use exhaustion::News;
+
+/// Why a VM has no tag storage, and so is refused.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// There is no pool for it.
+    #[error(transparent)]
+    Source(#[from] source::Error),
+    /// There is not enough.
+    #[error(
+        "the VM '{vm}' needs {wanted} of tag storage for {memory} of memory {when}, and is refused"
+    )]
+    Refused {
+        /// The VM.
+        vm: String,
+        /// What it needs.
+        wanted: Bytes,
+        /// For what.
+        memory: Bytes,
+        /// By when.
+        when: &'static str,
+        /// Why it cannot have it.
+        #[source]
+        source: ReserveError,
+    },
+    /// Its memory cannot be kept where it may be.
+    #[error("the memory of a guest with MTE cannot be kept out of tag storage")]
+    Lending(#[from] LendingError),
+    /// Memory cannot be reserved for on demand.
+    #[error(transparent)]
+    Demand(#[from] DemandError),
+    /// There is no event for the main thread.
+    #[error("the host gives no descriptor for events of tag storage: look at ulimit -n")]
+    Notices(#[source] io::Error),
+}
+
+/// The tag storage of one VM. Dropped, it is free.
+pub struct Holding {
+    hold: Arc<dyn Hold>,
+    broker: Option<Arc<Client>>,
+    spec: TagStorageSpec,
+    vm: String,
+    memory: Bytes,
+    notices: Arc<Notices>,
+    kind: Kind,
+}
+
+enum Kind {
+    Strict(Strict),
+    Demand(Demand),
+}
+
+impl Holding {
+    /// Reserves for this memory as the description says, or sees to it that it is when it is touched.
+    /// Nobody has touched the memory so far.
+    ///
+    /// # Errors
+    /// When there is no tag storage for the VM, or the host cannot tell of touches.
+    pub fn new(spec: &TagStorageSpec, vm: &str, ram: &GuestRam) -> Result<Self, Error> {
+        let Source { hold, broker } = hold_for(spec, vm)?;
+        borrower::keep_off(hold.report().supply, ram)?;
+        let memory = ram.range().size;
+        let notices = Arc::new(Notices::new().map_err(Error::Notices)?);
+        let kind = match spec.when {
+            When::Strict => {
+                let strict = Strict::reserve(Arc::clone(&hold), memory);
+                Kind::Strict(strict.map_err(|source| Error::Refused {
+                    vm: vm.to_owned(),
+                    wanted: tags_of(chunks_of(memory)),
+                    memory,
+                    when: "before it starts (--tag-storage strict)",
+                    source,
+                })?)
+            }
+            When::Demand { .. } => Kind::Demand(Demand::start(
+                ram.clone(),
+                Arc::clone(&hold),
+                spec.when.deadline(),
+                notices.clone(),
+            )?),
+        };
+        Ok(Self { hold, broker, spec: spec.clone(), vm: vm.to_owned(), memory, notices, kind })
+    }
+
+    /// The VMM has written what the guest starts with: see [`Demand::loaded`].
+    ///
+    /// # Errors
+    /// When there was no tag storage for all of that.
+    pub fn loaded(&self) -> Result<(), Error> {
+        let Kind::Demand(demand) = &self.kind else { return Ok(()) };
+        demand.loaded().map_err(|source| Error::Refused {
+            vm: self.vm.clone(),
+            wanted: tags_of(demand.populated().saturating_add(1)),
+            memory: self.memory,
+            when: "at least, to be loaded",
+            source,
+        })
+    }
+
+    /// What frees tag storage as the memory goes back to the host.
+    pub fn reservations(&self) -> Box<dyn Reservations> {
+        match &self.kind {
+            Kind::Strict(_) => Box::new(Unreserved),
+            Kind::Demand(demand) => Box::new(demand.releaser()),
+        }
+    }
+
+    /// How tag storage is reserved.
+    pub fn spec(&self) -> &TagStorageSpec {
+        &self.spec
+    }
+
+    /// Whether tag storage is freed as memory goes back.
+    pub fn is_on_demand(&self) -> bool {
+        matches!(self.kind, Kind::Demand(_))
+    }
+
+    /// What the main thread is to hear.
+    pub fn notices(&self) -> Arc<Notices> {
+        Arc::clone(&self.notices)
+    }
+
+    /// How many chunks are touched and wait for tag storage.
+    pub fn waiting(&self) -> u64 {
+        match &self.kind {
+            Kind::Strict(_) => 0,
+            Kind::Demand(demand) => demand.waiting(),
+        }
+    }
+
+    /// There may be tag storage again: touches that wait are tried at once.
+    pub fn retry(&self) {
+        if let Kind::Demand(demand) = &self.kind {
+            demand.retry();
+        }
+    }
+
+    /// Its broker, if it has one: to be heard by the main thread.
+    pub fn broker(&self) -> Option<&Arc<Client>> {
+        self.broker.as_ref()
+    }
+
+    /// Lets everybody go who waits for tag storage: see [`Demand::stop`]. A broker is asked for nothing any
+    /// more. What is reserved stays so until this is dropped: the guest's memory is still there.
+    pub fn stop(&mut self) {
+        if let Some(broker) = &self.broker {
+            // First, for the fault thread may be waiting for its answer.
+            broker.give_up();
+        }
+        if let Kind::Demand(demand) = &mut self.kind {
+            demand.stop();
+        }
+    }
+
+    /// The answer to `GET /tag-storage`.
+    pub fn describe(&self) -> model::TagStorage {
+        let report = self.hold.report();
+        let (total, populated) = match &self.kind {
+            Kind::Strict(strict) => (strict.chunks(), None),
+            Kind::Demand(demand) => (demand.chunks(), Some(demand.populated())),
+        };
+        let news = self.notices.look();
+        let (on_exhausted, deadline_s) = match self.spec.when {
+            When::Strict => (None, None),
+            When::Demand { on_exhausted, deadline_s } => (Some(on_exhausted), Some(deadline_s)),
+        };
+        model::TagStorage {
+            mode: self.spec.when.mode(),
+            supply: Some(report.supply.to_string()),
+            borrows: None,
+            capacity_bytes: report.capacity.get(),
+            reserved_bytes: report.reserved.get(),
+            min_bytes: self.spec.min.get(),
+            max_bytes: (self.spec.max < Bytes::MAX).then(|| self.spec.max.get()),
+            chunks: TagStorageChunks {
+                total,
+                populated,
+                absent: populated.map(|populated| total.saturating_sub(populated)),
+                waiting: self.waiting(),
+            },
+            on_exhausted,
+            deadline_s,
+            exhausted: news.lacking.is_some(),
+            expired: news.expired,
+            reason: news.lacking.or(news.failed),
+            counters: self.counters(report.counters),
+        }
+    }
+
+    /// What is counted, each with its unit at the end of its name.
+    pub fn metrics(&self) -> Value {
+        let report = self.hold.report();
+        json!({
+            "reserved_bytes": report.reserved.get(),
+            "capacity_bytes": report.capacity.get(),
+            "supply": report.supply.to_string(),
+            "waiting_chunks": self.waiting(),
+            "events": self.counters(report.counters),
+        })
+    }
+
+    fn counters(&self, pool: Option<Counters>) -> Value {
+        let mut counters = match &self.kind {
+            Kind::Strict(_) => json!({}),
+            Kind::Demand(demand) => {
+                let demand = demand.counters();
+                json!({
+                    "touches_total": demand.touches.get(),
+                    "populated_total": demand.populated.get(),
+                    "freed_total": demand.freed.get(),
+                    "exhausted_total": demand.exhausted.get(),
+                    "expired_total": demand.expired.get(),
+                    "filled_total": demand.filled.get(),
+                })
+            }
+        };
+        if let Some(pool) = pool {
+            for (name, count) in pool.named() {
+                counters[format!("{name}_total")] = count.into();
+            }
+        }
+        counters
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,104 @@
+//! What the tests of this room share.
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use arch::units::Bytes;
+
+use super::backend::{Hold, HoldReport};
+use crate::memory::{Attributes, Backing, GuestRam};
+use crate::tag_storage::pool::error::ReserveError;
+use crate::tag_storage::pool::slots::FrameIndex;
+use crate::tag_storage::supply::SupplyName;
+
+/// A pool that only counts, and notices what is freed without having been reserved.
+pub(crate) struct FakeHold(Mutex<Books>);
+
+struct Books {
+    capacity: u64,
+    live: BTreeSet<u32>,
+    next: u32,
+    wrong: u64,
+}
+
+impl FakeHold {
+    pub(crate) fn new(capacity: u64) -> Arc<Self> {
+        let books = Books { capacity, live: BTreeSet::new(), next: 0, wrong: 0 };
+        Arc::new(Self(Mutex::new(books)))
+    }
+
+    fn books(&self) -> MutexGuard<'_, Books> {
+        self.0.lock().unwrap()
+    }
+
+    pub(crate) fn live(&self) -> u64 {
+        self.books().live.len() as u64
+    }
+
+    /// Frames that were freed though nobody held them.
+    pub(crate) fn wrong(&self) -> u64 {
+        self.books().wrong
+    }
+
+    pub(crate) fn grow(&self, chunks: u64) {
+        self.books().capacity += chunks;
+    }
+}
+
+impl Hold for FakeHold {
+    fn reserve(&self, chunks: u64) -> Result<Vec<FrameIndex>, ReserveError> {
+        let mut books = self.books();
+        let free = books.capacity - books.live.len() as u64;
+        if chunks > free {
+            return Err(ReserveError::Exhausted {
+                wanted: Bytes::kib(64 * chunks),
+                free: Bytes::kib(64 * free),
+                set_aside: Bytes::ZERO,
+                supply: SupplyName::Ledger,
+            });
+        }
+        let first = books.next;
+        books.next += chunks as u32;
+        let frames = first..books.next;
+        books.live.extend(frames.clone());
+        Ok(frames.map(FrameIndex).collect())
+    }
+
+    fn free(&self, frame: FrameIndex) {
+        let mut books = self.books();
+        let known = books.live.remove(&frame.0);
+        books.wrong += u64::from(!known);
+    }
+
+    fn report(&self) -> HoldReport {
+        let (live, capacity) = (self.live(), self.books().capacity);
+        let tags = |chunks: u64| Bytes::kib(64 * chunks);
+        let supply = SupplyName::Ledger;
+        HoldReport { supply, capacity: tags(capacity), reserved: tags(live), counters: None }
+    }
+}
+
+/// Anonymous guest memory of so many MiB, in small pages.
+pub(crate) fn ram(mib: u64) -> GuestRam {
+    ram_of(mib, Backing::Anonymous, false)
+}
+
+pub(crate) fn ram_of(mib: u64, backing: Backing, huge_pages: bool) -> GuestRam {
+    let attributes = Attributes { tags: false, huge_pages, backing };
+    GuestRam::new(Bytes::mib(mib), attributes).unwrap()
+}
+
+/// Whether this process may catch page faults. Where it may not, tests of them only see to it that it is
+/// told what to do.
+pub(crate) fn may_catch_faults() -> bool {
+    match crate::sys::uffd::Uffd::new(ram(2)) {
+        Ok(_) => true,
+        Err(error) => {
+            assert!(!rustix::process::geteuid().is_root(), "{error}");
+            assert!(error.to_string().contains("reserve strictly"), "{error}");
+            eprintln!("not tested on this host: {error}");
+            false
+        }
+    }
+}
