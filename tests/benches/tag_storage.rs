@@ -10,7 +10,7 @@ use testing::guest::Plan;
 use testing::lab::Lab;
 use vmm::tag_storage::broker::Client;
 use vmm::tag_storage::{
-    Bytes, FrameIndex, Geometry, Hold, LeaseId, LeaseTerms, Ledger, MAX_CAPACITY, Pool,
+    Bytes, Geometry, LeaseId, LeaseTerms, Ledger, MAX_CAPACITY, Pool, PoolClient, SlotIndex,
 };
 
 /// Instructions for reserving and freeing a chunk, where blocks are no larger than its tags: no hardware is
@@ -59,7 +59,7 @@ struct Bench {
 struct Cost {
     /// Of a reserve and a free, one chunk after the other.
     pair: f64,
-    /// Of a reserve, many after another, their frames used before in no order.
+    /// Of a reserve, many after another, their slots used before in no order.
     reserve: f64,
     /// Of a free, many after another.
     free: f64,
@@ -81,31 +81,31 @@ impl Bench {
         Self { pool, lease }
     }
 
-    fn reserve(&self) -> FrameIndex {
+    fn reserve(&self) -> SlotIndex {
         self.pool.reserve(self.lease).unwrap()
     }
 
-    fn free(&self, frame: FrameIndex) {
-        self.pool.free(self.lease, frame).unwrap();
+    fn free(&self, slot: SlotIndex) {
+        self.pool.free(self.lease, slot).unwrap();
     }
 
     fn measure(&self) -> Cost {
-        let mut frames: Vec<FrameIndex> = (0..CHUNKS).map(|_| self.reserve()).collect();
+        let mut slots: Vec<SlotIndex> = (0..CHUNKS).map(|_| self.reserve()).collect();
         let [mut pair, mut reserve, mut free] = [Duration::MAX; 3];
         for _ in 0..ROUNDS {
-            shuffle(&mut frames);
-            free = free.min(time(|| frames.iter().for_each(|frame| self.free(*frame))));
-            let again = |frame: &mut FrameIndex| *frame = self.reserve();
-            reserve = reserve.min(time(|| frames.iter_mut().for_each(again)));
-            self.free(frames[0]);
+            shuffle(&mut slots);
+            free = free.min(time(|| slots.iter().for_each(|slot| self.free(*slot))));
+            let again = |slot: &mut SlotIndex| *slot = self.reserve();
+            reserve = reserve.min(time(|| slots.iter_mut().for_each(again)));
+            self.free(slots[0]);
             pair = pair.min(time(|| (0..CHUNKS).for_each(|_| self.free(self.reserve()))));
-            frames[0] = self.reserve();
+            slots[0] = self.reserve();
         }
         let each = |time: Duration| time.as_nanos() as f64 / f64::from(CHUNKS);
         Cost { pair: each(pair), reserve: each(reserve), free: each(free) }
     }
 
-    /// Instructions for one chunk whose frame was never used, the kernel's for the pool's tables among them.
+    /// Instructions for one chunk whose slot was never used, the kernel's for the pool's tables among them.
     fn measure_fresh(&self) -> f64 {
         let time = time(|| {
             (0..CHUNKS).for_each(|_| {
@@ -117,11 +117,11 @@ impl Bench {
 }
 
 /// The same order each time, without rhyme.
-fn shuffle(frames: &mut [FrameIndex]) {
+fn shuffle(slots: &mut [SlotIndex]) {
     let mut state = 1u64;
-    for at in (1..frames.len()).rev() {
+    for at in (1..slots.len()).rev() {
         state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-        frames.swap(at, (state >> 33) as usize % (at + 1));
+        slots.swap(at, (state >> 33) as usize % (at + 1));
     }
 }
 
@@ -146,7 +146,7 @@ fn measure_all(block: Bytes) -> Vec<Cost> {
         println!(
             "ledger, tags of {memory} in blocks of {block}: {:.0} instructions for reserve and free \
              of a chunk; of many, {:.0} for a reserve and {:.0} for a free; {fresh:.0} for a reserve \
-             of a fresh frame",
+             of a fresh slot",
             cost.pair, cost.reserve, cost.free
         );
         cost
@@ -186,12 +186,12 @@ fn a_round_trip_to_a_broker() {
         let broker = Broker::start(&BROKER);
         let client = Client::connect(broker.path(), terms()).unwrap();
         let pair = || {
-            let frames = client.reserve(1).unwrap();
-            frames.into_iter().for_each(|frame| client.free(frame));
+            let slots = client.reserve(1).unwrap();
+            slots.into_iter().for_each(|slot| client.free(slot));
         };
         let many = || {
-            let frames = client.reserve(u64::from(CHUNKS)).unwrap();
-            frames.into_iter().for_each(|frame| client.free(frame));
+            let slots = client.reserve(u64::from(CHUNKS)).unwrap();
+            slots.into_iter().for_each(|slot| client.free(slot));
         };
         let least = |body: &dyn Fn()| (0..ROUNDS).map(|_| time(body)).min().unwrap();
 

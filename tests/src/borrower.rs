@@ -10,7 +10,7 @@ use arch::units::Bytes;
 use vm_memory::{Bytes as _, GuestAddress};
 use vmm::memory::{Attributes, Backing, GuestRam};
 use vmm::tag_storage::supply::node::Topology;
-use vmm::tag_storage::{LendPolicy, Placement, RamKind, Tenancy};
+use vmm::tag_storage::{BorrowerLease, LendPolicy, Placement, RamKind};
 
 use crate::pin::Pinned;
 use crate::role::Role;
@@ -71,7 +71,7 @@ pub fn serve() -> bool {
     let broker = Path::new(by);
     // With a broker it is the tenancy that places the memory, and the placement here is for `unlend` alone.
     let tenancy =
-        broker.is_absolute().then(|| Tenancy::new(broker, "borrower", &ram, false).unwrap());
+        broker.is_absolute().then(|| BorrowerLease::new(broker, "borrower", &ram, false).unwrap());
     let policy = if tenancy.is_some() { LendPolicy::Never } else { by.parse().unwrap() };
     let placement = Placement::new(&Topology::default(), 1, policy, RamKind::Movable).unwrap();
     if tenancy.is_none() {

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use arch::units::Bytes;
 use vmm::memory::{Attributes, Backing, GuestRam};
-use vmm::tag_storage::{Hold, LeaseTerms, ReserveError, Tenancy, broker};
+use vmm::tag_storage::{BorrowerLease, LeaseTerms, PoolClient, ReserveError, broker};
 
 use crate::borrower::{check, fill};
 use crate::dice::Dice;
@@ -100,18 +100,18 @@ fn hold(path: &Path, mut dice: Dice) {
         client.hear(|_| ());
         let wanted = 1 + dice.below(TOGETHER);
         match client.reserve(wanted as u64) {
-            Ok(frames) => held.extend(frames),
+            Ok(slots) => held.extend(slots),
             // Nothing can be had until it is back, and little is freed.
             Err(ReserveError::Broker(_)) => {
-                held.pop().into_iter().for_each(|frame| client.free(frame));
+                held.pop().into_iter().for_each(|slot| client.free(slot));
                 std::thread::sleep(LOST);
                 continue;
             }
-            Err(_) => held.drain(held.len() / 2..).for_each(|frame| client.free(frame)),
+            Err(_) => held.drain(held.len() / 2..).for_each(|slot| client.free(slot)),
         }
         for _ in 0..dice.below(FREED).min(held.len()) {
-            let frame = held.swap_remove(dice.below(held.len()));
-            client.free(frame);
+            let slot = held.swap_remove(dice.below(held.len()));
+            client.free(slot);
         }
         std::thread::sleep(PAUSE);
     }
@@ -120,7 +120,7 @@ fn hold(path: &Path, mut dice: Dice) {
 fn borrow(path: &Path, mib: u64) {
     let attributes = Attributes { tags: false, huge_pages: false, backing: Backing::Anonymous };
     let ram = GuestRam::new(Bytes::mib(mib), attributes).unwrap();
-    let tenancy = Tenancy::new(path, "borrower", &ram, false).unwrap();
+    let tenancy = BorrowerLease::new(path, "borrower", &ram, false).unwrap();
     fill(&ram);
     say_ready();
     loop {

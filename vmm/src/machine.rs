@@ -39,7 +39,7 @@ use crate::memory::{
 use crate::metrics::VcpuCounters;
 use crate::spec::{BalloonSpec, Spec};
 use crate::tag_storage::broker::Client;
-use crate::tag_storage::{self, Holding, Tenancy};
+use crate::tag_storage::{self, BorrowerLease, TagReservation};
 use crate::vcpu::{self, Services, Vcpu, VcpuSet};
 pub use board::{Board, Mte};
 use slots::Slots;
@@ -76,10 +76,10 @@ pub enum Error {
     NoSlot,
     /// There is no tag storage for the VM.
     #[error(transparent)]
-    TagStorage(#[from] tag_storage::HoldingError),
+    TagStorage(#[from] tag_storage::ReservationError),
     /// It may not live beside the broker's tag storage.
     #[error(transparent)]
-    Tenancy(#[from] tag_storage::TenancyError),
+    BorrowerLease(#[from] tag_storage::BorrowerLeaseError),
     /// The balloon's timers cannot be had.
     #[error("the host gives no timers for the balloon: look at ulimit -n")]
     Timers(#[source] io::Error),
@@ -98,13 +98,13 @@ impl Error {
                 ExitStatus::NoPermission
             }
             Self::TagStorage(error) if is_denied(error) => ExitStatus::NoPermission,
-            Self::Tenancy(error) if is_denied(error) => ExitStatus::NoPermission,
+            Self::BorrowerLease(error) if is_denied(error) => ExitStatus::NoPermission,
             Self::Load(error) => error.status(),
             Self::Kvm(_)
             | Self::Memory(_)
             | Self::Seeds(_)
             | Self::TagStorage(_)
-            | Self::Tenancy(_)
+            | Self::BorrowerLease(_)
             | Self::Timers(_)
             | Self::Vcpus(_) => ExitStatus::Unavailable,
             Self::NoSlot => ExitStatus::Config,
@@ -127,8 +127,8 @@ pub struct Machine {
     vm: Vm,
     counters: Arc<VcpuCounters>,
     quiesce: Quiesce,
-    tags: Option<Holding>,
-    tenancy: Option<Tenancy>,
+    tags: Option<TagReservation>,
+    tenancy: Option<BorrowerLease>,
     /// Open while the guest runs.
     gate: Gate,
     /// Somebody has asked for it.
@@ -164,7 +164,7 @@ impl Machine {
         let mut slots = Slots::new(&vm, &mut bus, &gate);
         let guest_page = loaded.guest_page;
         let reclaimer = || {
-            let reservations = tags.as_ref().map(Holding::reservations);
+            let reservations = tags.as_ref().map(TagReservation::reservations);
             let reservations: Box<dyn Reservations> = reservations.unwrap_or(Box::new(Unreserved));
             Reclaimer::new(vm.ram().clone(), reservations)
         };
@@ -243,26 +243,26 @@ impl Machine {
     }
 
     /// The VM's tag storage, if any is reserved.
-    pub fn tag_storage(&self) -> Option<&Holding> {
+    pub fn tag_storage(&self) -> Option<&TagReservation> {
         self.tags.as_ref()
     }
 
     /// Where memory without tags may be beside tag storage, if there is a broker.
-    pub fn tenancy(&self) -> Option<&Tenancy> {
+    pub fn tenancy(&self) -> Option<&BorrowerLease> {
         self.tenancy.as_ref()
     }
 
     /// The broker of tag storage, if there is one.
     pub fn broker(&self) -> Option<&Arc<Client>> {
-        let own = self.tags.as_ref().and_then(Holding::broker);
-        own.or_else(|| self.tenancy.as_ref().map(Tenancy::broker))
+        let own = self.tags.as_ref().and_then(TagReservation::broker);
+        own.or_else(|| self.tenancy.as_ref().map(BorrowerLease::broker))
     }
 
     /// Asks the guest for the memory of so many chunks beyond what it has given, as others need tag storage.
     /// What the user asks of the balloon stays as it is.
     pub fn give_back(&self, chunks: u64) {
         // Nothing else frees tag storage as memory goes back.
-        let frees = self.tags.as_ref().is_some_and(Holding::is_on_demand);
+        let frees = self.tags.as_ref().is_some_and(TagReservation::is_on_demand);
         if let Some(balloon) = self.balloon.as_ref().filter(|_| frees) {
             balloon.give_back(Bytes::new(chunks.saturating_mul(layout::CHUNK.get())));
         }

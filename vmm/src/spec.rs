@@ -19,7 +19,7 @@ mod balloon;
 mod tag_storage;
 
 pub use balloon::BalloonSpec;
-pub use tag_storage::{TagStorageSpec, When};
+pub use tag_storage::{ReservationMode, TagStorageSpec};
 
 /// Memory of a guest for which none was asked.
 const DEFAULT_MEMORY: Bytes = Bytes::mib(512);

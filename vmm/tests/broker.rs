@@ -11,7 +11,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
 use vmm::tag_storage::broker::{self, BrokerReport, Client};
-use vmm::tag_storage::{Hold as _, LeaseTerms};
+use vmm::tag_storage::{LeaseTerms, PoolClient as _};
 
 /// Names the socket to a process that is to hold a lease.
 const SOCKET: &str = "TESSERA_TEST_BROKER";
@@ -102,7 +102,7 @@ fn holder() {
     std::io::stderr().write_all(b"ready\n").unwrap();
     loop {
         held.extend(client.reserve(5).unwrap_or_default());
-        held.drain(..held.len().saturating_sub(8)).for_each(|frame| client.free(frame));
+        held.drain(..held.len().saturating_sub(8)).for_each(|slot| client.free(slot));
     }
 }
 
@@ -165,13 +165,13 @@ fn a_broker_that_is_killed_is_replaced_and_told_what_its_vms_hold() {
     }
 
     // The new lease and what is reserved from it are the same VM's.
-    let frame = loop {
+    let slot = loop {
         // Until its own side has heard of it, too.
-        if let Ok(frames) = client.reserve(1) {
-            break frames[0];
+        if let Ok(slots) = client.reserve(1) {
+            break slots[0];
         }
     };
-    client.free(frame);
+    client.free(slot);
     wait(&path, "the free", |report| report.pool.chunks.reserved == 40);
 }
 

@@ -12,7 +12,7 @@ use crate::error::say;
 use crate::kvm::{self, Host, KvmVcpu, Vm};
 use crate::memory::{self, Attributes, Backing, GuestRam, Loaded, tag_checks};
 use crate::spec::Spec;
-use crate::tag_storage::{Holding, Tenancy};
+use crate::tag_storage::{BorrowerLease, TagReservation};
 
 /// Room for the device tree beyond what each vCPU adds; the command line is its largest part.
 const FDT_BASE: u64 = 8 << 10;
@@ -30,8 +30,8 @@ pub struct Board {
     pub(super) gic: Gic,
     pub(super) loaded: Loaded,
     pub(super) mte: Mte,
-    pub(super) tags: Option<Holding>,
-    pub(super) tenancy: Option<Tenancy>,
+    pub(super) tags: Option<TagReservation>,
+    pub(super) tenancy: Option<BorrowerLease>,
 }
 
 /// Whether the guest has MTE, and why not.
@@ -69,10 +69,11 @@ impl Board {
         let mut vm = Vm::new(&host, ipa_bits, ram, mte == Mte::On)?;
         // Before the first touch of guest memory.
         let tags = spec.tag_storage.as_ref().filter(|_| mte == Mte::On);
-        let tags = tags.map(|wanted| Holding::new(wanted, &spec.id, vm.ram())).transpose()?;
+        let tags =
+            tags.map(|wanted| TagReservation::new(wanted, &spec.id, vm.ram())).transpose()?;
         let lender = spec.lender.as_ref().filter(|_| mte != Mte::On);
         let tenancy = lender
-            .map(|broker| Tenancy::new(broker, &spec.id, vm.ram(), spec.lock_memory))
+            .map(|broker| BorrowerLease::new(broker, &spec.id, vm.ram(), spec.lock_memory))
             .transpose()?;
         let fdt_room = Bytes::new(FDT_BASE + FDT_PER_CPU * u64::from(spec.cpus));
         let loaded = memory::load(vm.ram(), &spec.kernel, spec.initrd.as_deref(), fdt_room)?;

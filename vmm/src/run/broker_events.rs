@@ -13,8 +13,8 @@ use super::start::watch;
 use crate::error::{chain, say};
 use crate::machine::Machine;
 use crate::sys::timer::Timer;
-use crate::tag_storage::broker::{Client, Heard};
-use crate::tag_storage::{Tenancy, tags_of};
+use crate::tag_storage::broker::{BrokerEvent, Client};
+use crate::tag_storage::{BorrowerLease, tags_of};
 
 /// How often a borrower under the balanced policy looks where the host's free memory is.
 const REBALANCE_EVERY: Duration = Duration::from_millis(250);
@@ -41,7 +41,7 @@ impl BrokerEvents {
         let (broker, balanced) = {
             let machine = machine.borrow();
             let Some(broker) = machine.broker() else { return Ok(None) };
-            (broker.clone(), machine.tenancy().is_some_and(Tenancy::is_balanced))
+            (broker.clone(), machine.tenancy().is_some_and(BorrowerLease::is_balanced))
         };
         let balance = balanced.then(Timer::new).transpose()?;
         balance.iter().try_for_each(|timer| timer.every(REBALANCE_EVERY))?;
@@ -49,24 +49,24 @@ impl BrokerEvents {
         Ok(Some(Self { machine, broker, finish, balance, complained: false }))
     }
 
-    fn hear(&self, heard: Heard) {
+    fn hear(&self, heard: BrokerEvent) {
         let machine = self.machine.borrow();
         let retry = || machine.tag_storage().into_iter().for_each(|tags| tags.retry());
         match heard {
-            Heard::GiveBack { chunks } => machine.give_back(chunks.into()),
-            Heard::Relief => {
+            BrokerEvent::GiveBack { chunks } => machine.give_back(chunks.into()),
+            BrokerEvent::Relief => {
                 machine.take_back();
                 retry();
             }
-            Heard::Detached => {
+            BrokerEvent::Detached => {
                 machine.take_back();
                 say("the broker is gone: the guest goes on with the tag storage that it has");
             }
-            Heard::Attached { owed: 0 } => {
+            BrokerEvent::Attached { owed: 0 } => {
                 say("the broker is back");
                 retry();
             }
-            Heard::Attached { owed } => {
+            BrokerEvent::Attached { owed } => {
                 say(&format!(
                     "the broker is back, and has no tag storage for {} that the guest has: nothing new is \
                      reserved until it has",

@@ -12,7 +12,7 @@ use crate::control::balloon::no_balloon;
 use crate::control::{ControlError, Controller, model};
 use crate::machine::Machine;
 use crate::spec::Spec;
-use crate::tag_storage::Tenancy;
+use crate::tag_storage::BorrowerLease;
 
 /// Everything that a client of the control socket may do.
 pub(super) struct Handle {
@@ -102,7 +102,7 @@ impl Controller for Handle {
         Ok(match machine.tag_storage() {
             Some(tags) => tags.describe(),
             None => model::TagStorage {
-                borrows: machine.tenancy().map(Tenancy::describe),
+                borrows: machine.tenancy().map(BorrowerLease::describe),
                 ..model::TagStorage::off()
             },
         })

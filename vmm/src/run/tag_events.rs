@@ -13,8 +13,8 @@ use super::{Ending, Finish};
 use crate::config::OnExhausted;
 use crate::error::{chain, say};
 use crate::machine::Machine;
-use crate::spec::When;
-use crate::tag_storage::{News, Notices};
+use crate::spec::ReservationMode;
+use crate::tag_storage::{ExhaustionSnapshot, ExhaustionStatus};
 
 /// A guest at the edge of its tag storage can run out of it a thousand times a second. What happened in
 /// between is in the counters.
@@ -23,7 +23,7 @@ const SAY_EVERY: Duration = Duration::from_secs(10);
 /// Hears of exhaustion, says so, and does what `--on-exhausted` says.
 pub(super) struct TagEvents {
     machine: Rc<RefCell<Machine>>,
-    notices: Arc<Notices>,
+    notices: Arc<ExhaustionStatus>,
     action: OnExhausted,
     finish: Finish,
     /// When something was last said of a touch that began to wait.
@@ -41,12 +41,12 @@ impl TagEvents {
             let tags = machine.tag_storage()?;
             (tags.spec().when, tags.notices())
         };
-        let When::Demand { on_exhausted: action, .. } = when else { return None };
+        let ReservationMode::Demand { on_exhausted: action, .. } = when else { return None };
         let machine = Rc::clone(machine);
         Some(Self { machine, notices, action, finish, spoken: None, open: false, acted: false })
     }
 
-    fn act_on(&mut self, news: News) {
+    fn act_on(&mut self, news: ExhaustionSnapshot) {
         if let Some(why) = news.failed {
             return self.finish.with(Ending::Unreserved(why));
         }

@@ -16,7 +16,7 @@ const DEADLINE_SECONDS: u16 = 5;
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct TagStorageSpec {
     /// Once or bit by bit.
-    pub when: When,
+    pub when: ReservationMode,
     /// The broker's socket; without it the VM has a pool of its own.
     pub broker: Option<PathBuf>,
     /// Tag storage that is set aside for this VM.
@@ -27,7 +27,7 @@ pub struct TagStorageSpec {
 
 /// When tag storage is reserved.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum When {
+pub enum ReservationMode {
     /// For all of guest memory when the VM is created.
     Strict,
     /// For each chunk when it is first touched.
@@ -39,7 +39,7 @@ pub enum When {
     },
 }
 
-impl When {
+impl ReservationMode {
     /// How long a touch may wait.
     pub fn deadline(self) -> Duration {
         match self {
@@ -88,9 +88,9 @@ impl TagStorageSpec {
             TagStorageMode::Off if limited => return Err(Error::TagStorageOff),
             TagStorageMode::Off => return Ok(None),
             TagStorageMode::Strict if exhausted => return Err(Error::TagStorageStrict),
-            TagStorageMode::Strict => When::Strict,
+            TagStorageMode::Strict => ReservationMode::Strict,
             TagStorageMode::Demand if lock_memory => return Err(Error::TagStorageLocked),
-            TagStorageMode::Demand => When::Demand {
+            TagStorageMode::Demand => ReservationMode::Demand {
                 on_exhausted: section.on_exhausted.unwrap_or_default(),
                 deadline_s: section.deadline_s.unwrap_or(DEADLINE_SECONDS),
             },
@@ -109,8 +109,10 @@ impl TagStorageSpec {
     pub(super) fn to_section(&self) -> TagStorageSection {
         let kib = |size: Bytes| size.get() >> 10;
         let (on_exhausted, deadline_s) = match self.when {
-            When::Strict => (None, None),
-            When::Demand { on_exhausted, deadline_s } => (Some(on_exhausted), Some(deadline_s)),
+            ReservationMode::Strict => (None, None),
+            ReservationMode::Demand { on_exhausted, deadline_s } => {
+                (Some(on_exhausted), Some(deadline_s))
+            }
         };
         TagStorageSection {
             mode: Some(self.when.mode()),

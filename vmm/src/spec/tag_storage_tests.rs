@@ -16,7 +16,8 @@ fn nothing_is_reserved_unless_it_is_asked_for() {
     assert_eq!(spec(section(TagStorageMode::Off)), Ok(None));
     let broker = Some(PathBuf::from("/run/broker"));
     let with_broker = spec(TagStorageSection { broker, ..TagStorageSection::default() });
-    let demand = When::Demand { on_exhausted: OnExhausted::Wait, deadline_s: DEADLINE_SECONDS };
+    let demand =
+        ReservationMode::Demand { on_exhausted: OnExhausted::Wait, deadline_s: DEADLINE_SECONDS };
     assert_eq!(with_broker.unwrap().unwrap().when, demand);
 }
 

@@ -2,7 +2,7 @@
 //! moving it.
 //!
 //! None of them changes the contents of memory that anybody uses, so that they are safe to call; what holds
-//! memory is [`Held`].
+//! memory is [`LockedMapping`].
 //!
 //! # References
 //! mbind(2), set_mempolicy(2), move_pages(2), madvise(2); Linux include/uapi/linux/mempolicy.h,
@@ -52,7 +52,7 @@ impl NodeSet {
 
 /// Where memory is to be taken from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Rule {
+pub(crate) enum MemPolicy {
     /// This node while it has more than its low watermark, then any.
     First(NodeSet),
     /// These nodes while they have anything, then any.
@@ -61,7 +61,7 @@ pub(crate) enum Rule {
     Bind(NodeSet),
 }
 
-impl Rule {
+impl MemPolicy {
     fn parts(&self) -> (libc::c_int, &NodeSet) {
         match self {
             Self::First(nodes) => (libc::MPOL_PREFERRED, nodes),
@@ -80,7 +80,7 @@ fn done(result: libc::c_long) -> io::Result<()> {
 ///
 /// # Errors
 /// What the host answers; EIO when pages could not follow. The rule holds even then.
-pub(crate) fn set_rule(addresses: Range<u64>, rule: &Rule, follow: bool) -> io::Result<()> {
+pub(crate) fn set_rule(addresses: Range<u64>, rule: &MemPolicy, follow: bool) -> io::Result<()> {
     let (mode, nodes) = rule.parts();
     let flags = if follow { STRICT | MOVE } else { 0 };
     // SAFETY: the call reads `BITS` bits, which the set has, and changes where pages are, not what is in
@@ -104,7 +104,7 @@ pub(crate) fn set_rule(addresses: Range<u64>, rule: &Rule, follow: bool) -> io::
 ///
 /// # Errors
 /// What the host answers.
-pub(crate) fn set_rule_of_thread(rule: &Rule) -> io::Result<()> {
+pub(crate) fn set_rule_of_thread(rule: &MemPolicy) -> io::Result<()> {
     let (mode, nodes) = rule.parts();
     // SAFETY: the call reads `BITS` bits, which the set has.
     done(unsafe { libc::syscall(libc::SYS_set_mempolicy, mode, nodes.0.as_ptr(), BITS) })
@@ -154,23 +154,23 @@ fn move_pages(pid: Pid, pages: &[u64], to: Option<u32>) -> io::Result<Vec<i32>> 
 
 /// Addresses of this process that hold pages so that nobody else has them. Nothing is ever in them.
 #[derive(Debug)]
-pub(crate) struct Held {
+pub(crate) struct LockedMapping {
     base: NonNull<u8>,
     length: usize,
 }
 
 // SAFETY: the mapping is plain memory without thread affinity, and nobody reads or writes it.
-unsafe impl Send for Held {}
+unsafe impl Send for LockedMapping {}
 // SAFETY: as above.
-unsafe impl Sync for Held {}
+unsafe impl Sync for LockedMapping {}
 
-impl Held {
+impl LockedMapping {
     /// Addresses for `size` bytes, without pages. What pages they get is taken by `rule`, is never swapped out,
     /// and comes in huge pages only if `huge`.
     ///
     /// # Errors
     /// What the host answers; ENOMEM or EPERM when this user may not lock so much memory.
-    pub(crate) fn new(size: Bytes, rule: &Rule, huge: bool) -> io::Result<Self> {
+    pub(crate) fn new(size: Bytes, rule: &MemPolicy, huge: bool) -> io::Result<Self> {
         let length = usize::try_from(size.get()).map_err(|_| io::ErrorKind::OutOfMemory)?;
         let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
         let access = ProtFlags::READ | ProtFlags::WRITE;
@@ -232,7 +232,7 @@ impl Held {
     }
 }
 
-impl Drop for Held {
+impl Drop for LockedMapping {
     fn drop(&mut self) {
         // SAFETY: the mapping is this value's, and nothing refers to it.
         let unmapped = unsafe { munmap(self.base.as_ptr().cast(), self.length) };

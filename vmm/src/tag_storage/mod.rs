@@ -1,8 +1,8 @@
 //! Tag storage: the host's memory for tags, reserved as guest memory is populated, freed as it is
 //! discarded, lent out while unused.
 //!
-//! A *chunk* of guest memory that is populated needs a *frame*: a chunk-sized piece of the memory that the
-//! *blocks* of tag storage cover. The [`Pool`] gives frames to *leases*, one a VM, and keeps the state of
+//! A *chunk* of guest memory that is populated needs a *slot*: a chunk-sized piece of the memory that the
+//! *blocks* of tag storage cover. The [`Pool`] gives slots to *leases*, one a VM, and keeps the state of
 //! each block; its [`Supply`] is what is behind the blocks. The guest knows nothing of it.
 //!
 //! Rooms, and what each may use:
@@ -30,15 +30,16 @@ pub mod supply;
 
 pub use arch::mte::geometry::Geometry;
 pub use arch::units::Bytes;
-pub use placement::{LendingError, Placement, RamKind, Tenancy, TenancyError};
+pub use placement::{BorrowerLease, BorrowerLeaseError, LendingError, Placement, RamKind};
 pub use pool::{
-    Adopted, BlockError, BlockState, BlocksReport, ChunksReport, Counters, FrameIndex, FreeError,
-    LeaseId, LeaseReport, LeaseTerms, MAX_CAPACITY, MAX_LEASES, MAX_NAME, Pool, PoolError,
-    PoolReport, ReserveError, TAGS_OF_CHUNK, TermsError, tags_of,
+    Adopted, BlockError, BlockState, BlocksReport, ChunksReport, Counters, FreeError, LeaseId,
+    LeaseReport, LeaseTerms, MAX_CAPACITY, MAX_LEASES, MAX_NAME, Pool, PoolError, PoolReport,
+    ReserveError, SlotIndex, TAGS_OF_CHUNK, TermsError, tags_of,
 };
 pub use reservation::{
-    ChunkIndex, Demand, DemandError, Embedded, Error as HoldingError, Exhaustion, FaultCounters,
-    Hold, HoldReport, Holding, News, Notices, Releaser, SourceError, Strict, hold_for,
+    ChunkIndex, Demand, DemandError, DiscardHandler, Embedded, Error as ReservationError,
+    Exhaustion, ExhaustionSnapshot, ExhaustionStatus, FaultCounters, PoolClient, PoolClientReport,
+    SourceError, Strict, TagReservation, pool_client_for,
 };
 pub use supply::capacity;
 pub use supply::lend_policy::{LendPolicy, UnknownPolicy};

@@ -1,7 +1,7 @@
 //! The broker: the pool of a host in a process of its own, for all VMs of that host.
 //!
 //! ```text
-//! VM: client (a Hold)  ->  packets on a Unix socket  ->  session (a thread)  ->  Pool
+//! VM: client (a PoolClient)  ->  packets on a Unix socket  ->  session (a thread)  ->  Pool
 //!     hear()           <-  a socket for notices      <-  notices
 //! ```
 //!
@@ -24,10 +24,11 @@ mod server;
 #[cfg(test)]
 mod tests;
 
-pub use client::{Because, Client, Error, Heard, Status, report};
+pub use client::{BrokerEvent, Client, Error, LastError, Status, report};
 pub use protocol::refusal::{Reason, Refusal};
 pub use protocol::report::{BrokerReport, Holder, Traffic};
 pub use protocol::wire::Terms;
 pub use server::{
-    Borrowers, Borrowing, BrokerArgs, MAX_CONNECTIONS, RunError, Server, ServerError, Stock, run,
+    BorrowerConnections, Borrowing, BrokerArgs, MAX_CONNECTIONS, RunError, Server, ServerError,
+    ServerResources, run,
 };

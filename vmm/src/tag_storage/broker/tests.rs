@@ -12,11 +12,11 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use tempfile::TempDir;
 
 use super::protocol::wire::{Open, Reply, Request, Role, Terms, VERSION};
-use super::server::{Server, Stock};
-use super::{BrokerReport, Client, Heard};
+use super::server::{Server, ServerResources};
+use super::{BrokerEvent, BrokerReport, Client};
 use crate::sys::seqpacket;
 use crate::tag_storage::broker::protocol::wire::BUFFER;
-use crate::tag_storage::pool::{FrameIndex, LeaseTerms, Pool};
+use crate::tag_storage::pool::{LeaseTerms, Pool, SlotIndex};
 use crate::tag_storage::supply::lend_policy::LendPolicy;
 use crate::tag_storage::supply::{Ledger, SupplyName};
 
@@ -71,12 +71,12 @@ impl Drop for Broker {
     }
 }
 
-fn stock(chunks: u64) -> Stock {
+fn stock(chunks: u64) -> ServerResources {
     let geometry = Geometry::new(Bytes::kib(4), Bytes::kib(4)).unwrap();
     let capacity = Bytes::kib(64 * chunks);
     let pool = Pool::new(geometry, capacity, Box::new(Ledger)).unwrap();
     let terms = Terms { supply: SupplyName::Ledger, lend: LendPolicy::Never, capacity };
-    Stock { pool, terms, capacity_source: "as given".to_owned(), node: None }
+    ServerResources { pool, terms, capacity_source: "as given".to_owned(), node: None }
 }
 
 fn until(what: &str, mut is_so: impl FnMut() -> bool) {
@@ -96,7 +96,7 @@ fn connect(path: &Path, name: &str) -> Client {
 }
 
 /// Waits for the next things that a client hears.
-fn hear(client: &Client) -> Vec<Heard> {
+fn hear(client: &Client) -> Vec<BrokerEvent> {
     let mut fds = [PollFd::new(client, PollFlags::IN)];
     let limit = Timespec { tv_sec: LONG.as_secs() as i64, tv_nsec: 0 };
     assert_eq!(poll(&mut fds, Some(&limit)).unwrap(), 1, "nothing to hear");
@@ -106,7 +106,7 @@ fn hear(client: &Client) -> Vec<Heard> {
 }
 
 /// Waits until a client hears this.
-fn hear_of(client: &Client, expected: impl Fn(Heard) -> bool) {
+fn hear_of(client: &Client, expected: impl Fn(BrokerEvent) -> bool) {
     until("a notice", || hear(client).into_iter().any(&expected));
 }
 
@@ -136,12 +136,12 @@ impl Raw {
         Some(Reply::decode(message).unwrap())
     }
 
-    fn reserve(&self, chunks: u32) -> Vec<FrameIndex> {
+    fn reserve(&self, chunks: u32) -> Vec<SlotIndex> {
         self.say(&Request::Reserve(chunks));
         let mut all = Vec::new();
         loop {
-            let Some(Reply::Reserved { left, frames }) = self.hear() else { panic!("refused") };
-            all.extend(frames);
+            let Some(Reply::Reserved { left, slots }) = self.hear() else { panic!("refused") };
+            all.extend(slots);
             if left == 0 {
                 return all;
             }

@@ -52,7 +52,7 @@ pub(crate) fn keep_off(supply: SupplyName, ram: &GuestRam) -> Result<(), Lending
 
 /// A VM without MTE beside a broker: its memory may be in tag storage that nobody needs. Dropped, it
 /// borrows no more.
-pub struct Tenancy {
+pub struct BorrowerLease {
     // Field order is drop order: memory that may be in tag storage is gone before the broker loses sight of it.
     ram: GuestRam,
     broker: Arc<Client>,
@@ -60,7 +60,7 @@ pub struct Tenancy {
     placement: Option<Placement>,
 }
 
-impl Tenancy {
+impl BorrowerLease {
     /// Places this memory, which nobody has touched so far, as the broker at `path` lends. Locked memory could
     /// not be taken back, and is lent nothing.
     ///

@@ -17,7 +17,7 @@ use arch::layout::MemoryRange;
 use thiserror::Error;
 
 use crate::memory::GuestRam;
-use crate::sys::numa::{self, NodeSet, Rule};
+use crate::sys::numa::{self, MemPolicy, NodeSet};
 use crate::tag_storage::supply::lend_policy::LendPolicy;
 use crate::tag_storage::supply::node::{self, Topology, TopologyError};
 
@@ -42,7 +42,7 @@ pub enum LendingError {
     #[error(
         "cannot choose the NUMA nodes of guest memory: Linux 5.15 or newer with CONFIG_NUMA is needed"
     )]
-    Rule(#[source] io::Error),
+    MemPolicy(#[source] io::Error),
     /// How much memory is free cannot be seen.
     #[error("cannot see how much memory the NUMA nodes have")]
     Usage(#[source] io::Error),
@@ -101,7 +101,7 @@ impl Placement {
     pub fn keep_process_off(&self) -> Result<(), LendingError> {
         match self.kind {
             RamKind::Tagged => {
-                numa::set_rule_of_thread(&self.elsewhere()).map_err(LendingError::Rule)
+                numa::set_rule_of_thread(&self.elsewhere()).map_err(LendingError::MemPolicy)
             }
             RamKind::Locked | RamKind::Movable => Ok(()),
         }
@@ -155,7 +155,7 @@ impl Placement {
         numa::set_rule(start..end, &self.elsewhere(), true).map_err(|source| {
             match source.raw_os_error() {
                 Some(libc::EIO) => LendingError::Pinned(range),
-                _ => LendingError::Rule(source),
+                _ => LendingError::MemPolicy(source),
             }
         })
     }
@@ -164,11 +164,11 @@ impl Placement {
         self.unlent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn elsewhere(&self) -> Rule {
-        Rule::Bind(NodeSet::new(self.others.iter().copied()))
+    fn elsewhere(&self) -> MemPolicy {
+        MemPolicy::Bind(NodeSet::new(self.others.iter().copied()))
     }
 
-    fn rule(&self) -> Rule {
+    fn rule(&self) -> MemPolicy {
         let node_first = match self.policy {
             LendPolicy::Never => return self.elsewhere(),
             LendPolicy::LastResort => false,
@@ -176,8 +176,8 @@ impl Placement {
             LendPolicy::Eager => true,
         };
         match node_first {
-            true => Rule::First(NodeSet::new([self.node])),
-            false => Rule::Prefer(NodeSet::new(self.others.iter().copied())),
+            true => MemPolicy::First(NodeSet::new([self.node])),
+            false => MemPolicy::Prefer(NodeSet::new(self.others.iter().copied())),
         }
     }
 
@@ -187,7 +187,7 @@ impl Placement {
         let unlent = self.unlent();
         let rule = self.rule();
         for part in outside(&all, &unlent) {
-            numa::set_rule(part, &rule, false).map_err(LendingError::Rule)?;
+            numa::set_rule(part, &rule, false).map_err(LendingError::MemPolicy)?;
         }
         Ok(())
     }

@@ -27,7 +27,7 @@ use arch::units::Bytes;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::slots::FrameIndex;
+use super::slots::SlotIndex;
 pub(crate) use span::{Mask, Span, runs};
 
 /// The state is the three highest bits of an entry, the references are the others. All bits zero is a free
@@ -126,7 +126,7 @@ pub enum Error {
     },
 }
 
-/// What stands in the way of a frame's reservation.
+/// What stands in the way of a slot's reservation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outlook {
     /// Nothing: all its blocks are free.
@@ -141,7 +141,7 @@ pub(crate) enum Outlook {
     Out,
 }
 
-/// What is to be done for a frame whose reservation was started: blocks of its span.
+/// What is to be done for a slot whose reservation was started: blocks of its span.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Work {
     /// Free before: take them.
@@ -156,31 +156,31 @@ pub(crate) struct BlockTable {
     geometry: Geometry,
     entries: Vec<u32>,
     totals: [u64; BlockState::ALL.len()],
-    frame_pages: u64,
-    /// Blocks of a frame, where every block has tags of one frame alone; 0 where frames share blocks.
+    slot_pages: u64,
+    /// Blocks of a slot, where every block has tags of one slot alone; 0 where slots share blocks.
     separate: u32,
 }
 
 impl BlockTable {
-    /// A table of `blocks` free blocks, of which those beyond the tags of `frames` frames are disabled.
+    /// A table of `blocks` free blocks, of which those beyond the tags of `slots` slots are disabled.
     ///
     /// The caller bounds both: see `Pool::new`.
-    pub(crate) fn new(geometry: Geometry, blocks: usize, frames: u32) -> Self {
-        let frame_pages = CHUNK.get() / geometry.page().get();
-        let separate = match frame_pages.is_multiple_of(geometry.covered_pages()) {
+    pub(crate) fn new(geometry: Geometry, blocks: usize, slots: u32) -> Self {
+        let slot_pages = CHUNK.get() / geometry.page().get();
+        let separate = match slot_pages.is_multiple_of(geometry.covered_pages()) {
             // 16 at most.
-            true => (frame_pages / geometry.covered_pages()) as u32,
+            true => (slot_pages / geometry.covered_pages()) as u32,
             false => 0,
         };
         let mut table = Self {
             geometry,
             entries: vec![0; blocks],
             totals: [0; BlockState::ALL.len()],
-            frame_pages,
+            slot_pages,
             separate,
         };
         table.totals[BlockState::Free as usize] = blocks as u64;
-        let used = frames.checked_sub(1).map_or(0, |last| table.span(FrameIndex(last)).end());
+        let used = slots.checked_sub(1).map_or(0, |last| table.span(SlotIndex(last)).end());
         for index in used..blocks {
             table.change(index, BlockState::Disabled.bits());
         }
@@ -209,28 +209,28 @@ impl BlockTable {
         Some((BlockState::of(entry), entry & REFERENCES))
     }
 
-    /// Whether every block has tags of one frame alone.
+    /// Whether every block has tags of one slot alone.
     pub(crate) fn is_separate(&self) -> bool {
         self.separate > 0
     }
 
-    /// The blocks with the tags of a frame.
-    pub(crate) fn span(&self, frame: FrameIndex) -> Span {
-        let separate = self.separate_span(frame);
-        separate.unwrap_or_else(|| Span::new(&self.geometry, self.frame_pages, frame))
+    /// The blocks with the tags of a slot.
+    pub(crate) fn span(&self, slot: SlotIndex) -> Span {
+        let separate = self.separate_span(slot);
+        separate.unwrap_or_else(|| Span::new(&self.geometry, self.slot_pages, slot))
     }
 
-    /// The frames that have tags in these blocks.
-    pub(crate) fn frames(&self, blocks: &Range<usize>) -> Range<u32> {
+    /// The slots that have tags in these blocks.
+    pub(crate) fn slots(&self, blocks: &Range<usize>) -> Range<u32> {
         // Less than 2^32 pages.
         let page = |block: usize| block as u64 * self.geometry.covered_pages();
-        let first = page(blocks.start) / self.frame_pages;
-        first as u32..page(blocks.end).div_ceil(self.frame_pages) as u32
+        let first = page(blocks.start) / self.slot_pages;
+        first as u32..page(blocks.end).div_ceil(self.slot_pages) as u32
     }
 
     #[inline(always)]
     fn of(&self, span: &Span) -> &[u32] {
-        // Empty for a frame that is not of this table: everything then fails a check.
+        // Empty for a slot that is not of this table: everything then fails a check.
         self.entries.get(span.range()).unwrap_or_default()
     }
 
@@ -253,22 +253,22 @@ impl BlockTable {
         }
     }
 
-    /// The blocks with the tags of a frame, where every block has tags of one frame alone.
+    /// The blocks with the tags of a slot, where every block has tags of one slot alone.
     #[inline(always)]
-    pub(crate) fn separate_span(&self, frame: FrameIndex) -> Option<Span> {
+    pub(crate) fn separate_span(&self, slot: SlotIndex) -> Option<Span> {
         if self.separate == 0 {
             return None;
         }
         let covered = self.geometry.covered_pages() as u32;
-        Some(Span::separate(self.separate, covered, frame))
+        Some(Span::separate(self.separate, covered, slot))
     }
 
     /// Whether all blocks of a separate span are free.
     #[inline(always)]
     pub(crate) fn is_free(&self, span: &Span) -> bool {
-        // A frame that is not of this table has none.
+        // A slot that is not of this table has none.
         let Some(entries) = self.entries.get(span.range()) else { return false };
-        // Four at a time: a frame mostly has 16.
+        // Four at a time: a slot mostly has 16.
         let (fours, rest) = entries.as_chunks::<4>();
         let all = fours.iter().fold(0, |all, [a, b, c, d]| all | a | b | c | d);
         rest.iter().fold(all, |all, one| all | one) == 0
@@ -352,7 +352,7 @@ impl BlockTable {
     ///
     /// # Errors
     /// When a block is not as [`start`](Self::start) left it.
-    pub(crate) fn undo(&mut self, span: &Span, work: Work, pinned: Mask) -> Result<Mask, Error> {
+    pub(crate) fn abort(&mut self, span: &Span, work: Work, pinned: Mask) -> Result<Mask, Error> {
         use BlockState::{Evicting, Free, Lent, Pinned, Reserving};
         let mut releasing = 0;
         for at in 0..span.len() {
@@ -372,7 +372,7 @@ impl BlockTable {
         Ok(releasing)
     }
 
-    /// Takes a frame's references away. The blocks returned have no other and are marked as Releasing.
+    /// Takes a slot's references away. The blocks returned have no other and are marked as Releasing.
     ///
     /// # Errors
     /// When a block is not reserved, or has fewer references. Nothing has changed then.

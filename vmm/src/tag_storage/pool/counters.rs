@@ -21,7 +21,7 @@ pub struct Counters {
     pub metadata_reserve_free: u64,
     /// Blocks that were lent and were emptied again.
     pub evictions: u64,
-    /// Frames that were put at the tail because a block of theirs could not be had.
+    /// Slots that were put at the tail because a block of theirs could not be had.
     pub tail_retries: u64,
     /// Lent blocks that would not move.
     pub pinned: u64,

@@ -4,7 +4,7 @@ use arch::units::Bytes;
 use thiserror::Error;
 
 use super::lease::{LeaseId, MAX_LEASES, TermsError};
-use super::slots::FrameIndex;
+use super::slots::SlotIndex;
 use super::{MAX_CAPACITY, blocks};
 use crate::tag_storage::broker;
 use crate::tag_storage::supply::{SupplyName, TakeError};
@@ -58,7 +58,7 @@ pub enum ReserveError {
         /// The supply.
         supply: SupplyName,
     },
-    /// No frame is left whose blocks can be had: to tag storage what out-of-memory is to memory.
+    /// No slot is left whose blocks can be had: to tag storage what out-of-memory is to memory.
     #[error(
         "tag storage is exhausted: {wanted} asked for, {free} free, {set_aside} more set aside for \
          leases ({supply}): free guest memory, end a VM, or give the broker a larger --capacity"
@@ -74,7 +74,7 @@ pub enum ReserveError {
         /// The supply.
         supply: SupplyName,
     },
-    /// The host refuses; other frames would not help.
+    /// The host refuses; other slots would not help.
     #[error("the supply of tag storage, {supply}, fails: see why below")]
     Supply {
         /// The supply.
@@ -104,13 +104,13 @@ pub enum FreeError {
     /// The lease is not open, or no longer.
     #[error("{0} is not open: what it had is free already")]
     UnknownLease(LeaseId),
-    /// The frame is not this lease's: it was freed before, or never its own.
-    #[error("{lease} does not hold {frame}: nothing was freed")]
+    /// The slot is not this lease's: it was freed before, or never its own.
+    #[error("{lease} does not hold {slot}: nothing was freed")]
     NotHeld {
         /// The lease.
         lease: LeaseId,
-        /// The frame.
-        frame: FrameIndex,
+        /// The slot.
+        slot: SlotIndex,
     },
     /// The books are wrong.
     #[error(transparent)]

@@ -21,20 +21,20 @@ pub const MAX_NAME: usize = 128;
 /// unknown.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
 pub struct LeaseId {
-    slot: u32,
+    index: u32,
     generation: u32,
 }
 
 impl LeaseId {
     /// Its place among the leases. Others had it before, and will.
-    pub(crate) fn slot(self) -> u32 {
-        self.slot
+    pub(crate) fn index(self) -> u32 {
+        self.index
     }
 }
 
 impl fmt::Display for LeaseId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "lease {}.{}", self.slot, self.generation)
+        write!(f, "lease {}.{}", self.index, self.generation)
     }
 }
 
@@ -100,9 +100,9 @@ pub(crate) struct Lease {
     pub name: String,
     pub min: u32,
     pub max: u32,
-    /// Frames that count as its own: reserved, being reserved, being freed.
+    /// Slots that count as its own: reserved, being reserved, being freed.
     pub held: u32,
-    /// Frames that requests under way will still take.
+    /// Slots that requests under way will still take.
     pub claimed: u32,
     /// Calls of the supply under way for it, and the closing itself.
     pub moving: u32,
@@ -113,12 +113,12 @@ pub(crate) struct Lease {
 impl Lease {
     pub(crate) fn new(terms: LeaseTerms) -> Result<Self, TermsError> {
         let (min, max) = terms.chunks()?;
-        let id = LeaseId { slot: 0, generation: 0 };
+        let id = LeaseId { index: 0, generation: 0 };
         let name = terms.name;
         Ok(Self { id, name, min, max, held: 0, claimed: 0, moving: 0, closing: false })
     }
 
-    /// Frames beyond those held that nobody else may have.
+    /// Slots beyond those held that nobody else may have.
     #[inline]
     pub(crate) fn aside(&self) -> u32 {
         match self.closing {
@@ -141,12 +141,12 @@ pub fn tags_of(chunks: impl Into<u64>) -> Bytes {
 /// All leases of a pool.
 #[derive(Debug, Default)]
 pub(crate) struct Leases {
-    slots: Vec<Slot>,
+    entries: Vec<Entry>,
     vacant: Vec<u32>,
 }
 
 #[derive(Debug, Default)]
-struct Slot {
+struct Entry {
     generation: u32,
     lease: Option<Lease>,
 }
@@ -154,57 +154,57 @@ struct Slot {
 impl Leases {
     /// Adds a lease, unless there are [`MAX_LEASES`].
     pub(crate) fn add(&mut self, mut lease: Lease) -> Option<LeaseId> {
-        let slot = match self.vacant.pop() {
-            Some(slot) => slot,
-            None if self.slots.len() < MAX_LEASES as usize => {
-                self.slots.push(Slot::default());
-                self.slots.len() as u32 - 1
+        let index = match self.vacant.pop() {
+            Some(index) => index,
+            None if self.entries.len() < MAX_LEASES as usize => {
+                self.entries.push(Entry::default());
+                self.entries.len() as u32 - 1
             }
             None => return None,
         };
-        let place = self.slots.get_mut(slot as usize)?;
-        lease.id = LeaseId { slot, generation: place.generation };
+        let place = self.entries.get_mut(index as usize)?;
+        lease.id = LeaseId { index, generation: place.generation };
         Some(place.lease.insert(lease).id)
     }
 
-    /// The slot of an open lease.
+    /// The index of an open lease.
     #[inline]
     pub(crate) fn find(&self, id: LeaseId) -> Option<u32> {
-        let slot = self.slots.get(id.slot as usize)?;
-        (slot.generation == id.generation && slot.lease.is_some()).then_some(id.slot)
+        let entry = self.entries.get(id.index as usize)?;
+        (entry.generation == id.generation && entry.lease.is_some()).then_some(id.index)
     }
 
     /// An open lease.
     #[inline(always)]
     pub(crate) fn open(&mut self, id: LeaseId) -> Option<&mut Lease> {
-        let slot = self.slots.get_mut(id.slot as usize)?;
-        slot.lease.as_mut().filter(|_| slot.generation == id.generation)
+        let entry = self.entries.get_mut(id.index as usize)?;
+        entry.lease.as_mut().filter(|_| entry.generation == id.generation)
     }
 
-    /// The lease in a slot, open or closing.
+    /// The lease at an index, open or closing.
     #[inline]
-    pub(crate) fn get_mut(&mut self, slot: u32) -> Option<&mut Lease> {
-        self.slots.get_mut(slot as usize)?.lease.as_mut()
+    pub(crate) fn get_mut(&mut self, index: u32) -> Option<&mut Lease> {
+        self.entries.get_mut(index as usize)?.lease.as_mut()
     }
 
     /// All leases, those that are being closed among them.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Lease> {
-        self.slots.iter().filter_map(|slot| slot.lease.as_ref())
+        self.entries.iter().filter_map(|entry| entry.lease.as_ref())
     }
 
     /// Makes a lease's id unknown; the lease stays until it is removed.
-    pub(crate) fn forget_id(&mut self, slot: u32) {
-        if let Some(slot) = self.slots.get_mut(slot as usize) {
-            slot.generation = slot.generation.saturating_add(1);
+    pub(crate) fn forget_id(&mut self, index: u32) {
+        if let Some(entry) = self.entries.get_mut(index as usize) {
+            entry.generation = entry.generation.saturating_add(1);
         }
     }
 
     /// Removes a lease that is closed.
-    pub(crate) fn remove(&mut self, slot: u32) {
-        let Some(place) = self.slots.get_mut(slot as usize) else { return };
+    pub(crate) fn remove(&mut self, index: u32) {
+        let Some(place) = self.entries.get_mut(index as usize) else { return };
         if place.lease.take().is_some() && place.generation != u32::MAX {
-            // At the last generation the slot stays unused: an id is never given twice.
-            self.vacant.push(slot);
+            // At the last generation the index stays unused: an id is never given twice.
+            self.vacant.push(index);
         }
     }
 }
@@ -243,17 +243,17 @@ mod tests {
         let mut leases = Leases::default();
         let lease = || Lease::new(terms("vm", Bytes::ZERO, Bytes::MAX)).ok();
         let first = lease().and_then(|lease| leases.add(lease));
-        let slot = first.and_then(|id| leases.find(id));
+        let index = first.and_then(|id| leases.find(id));
 
-        leases.forget_id(slot.unwrap_or_default());
+        leases.forget_id(index.unwrap_or_default());
         let closing = first.and_then(|id| leases.find(id));
-        leases.remove(slot.unwrap_or_default());
+        leases.remove(index.unwrap_or_default());
         let second = lease().and_then(|lease| leases.add(lease));
 
-        assert_eq!(slot, Some(0));
+        assert_eq!(index, Some(0));
         assert_eq!(closing, None);
         assert_eq!(first.and_then(|id| leases.find(id)), None);
-        assert_eq!(second.and_then(|id| leases.find(id)), slot);
+        assert_eq!(second.and_then(|id| leases.find(id)), index);
     }
 
     #[test]

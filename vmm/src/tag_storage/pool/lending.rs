@@ -12,7 +12,7 @@ use crate::tag_storage::supply::Observation;
 const RECALL_RUN: usize = 512;
 
 impl Pool {
-    /// Lends up to `blocks` free blocks, from the end that frames reach last: ordinary memory, movable and
+    /// Lends up to `blocks` free blocks, from the end that slots reach last: ordinary memory, movable and
     /// untagged, may be in them from now on. Returns how many were lent.
     pub fn lend(&self, blocks: u64) -> u64 {
         let (mut lent, mut below) = (0, usize::MAX);
@@ -28,7 +28,7 @@ impl Pool {
         lent
     }
 
-    /// Calls back up to `blocks` lent blocks, from the end that frames reach first: they are evicted and
+    /// Calls back up to `blocks` lent blocks, from the end that slots reach first: they are evicted and
     /// free. Returns how many. Those that would not move are pinned or still lent.
     pub fn recall(&self, blocks: u64) -> u64 {
         let (mut free, mut from) = (0, 0);

@@ -1,7 +1,7 @@
 //! The pool: who may have which tag storage, and the order of what that takes.
 //!
 //! One mutex guards the books. It is not held while the supply is called, unless the supply needs no time:
-//! the blocks that a call is for are marked, and everybody else takes other frames, or waits where there
+//! the blocks that a call is for are marked, and everybody else takes other slots, or waits where there
 //! are no others. So a request fails only for reasons that still hold when all that was under way has
 //! ended, and every request, lease and close takes effect at one moment.
 //!
@@ -36,8 +36,8 @@ pub use counters::Counters;
 pub use error::{FreeError, PoolError, ReserveError};
 pub use lease::{LeaseId, LeaseTerms, MAX_LEASES, MAX_NAME, TAGS_OF_CHUNK, TermsError, tags_of};
 use pending::Release;
-pub use slots::FrameIndex;
-use slots::{Candidate, Frames};
+pub use slots::SlotIndex;
+use slots::{Candidate, Slots};
 use state::State;
 pub use status::{BlocksReport, ChunksReport, LeaseReport, PoolReport};
 use sync::{Condvar, Mutex, MutexGuard};
@@ -49,11 +49,11 @@ pub const MAX_CAPACITY: Bytes = Bytes::gib(512);
 /// Pages that can refer to one block, so that the table has room for the count: 2 TiB of the smallest.
 const MAX_REFERENCES: u64 = (1 << 29) - 1;
 
-/// Frames that one request tries with the supply. Each may cost three migrations of up to 64 KiB; the next
-/// request goes on with other frames.
+/// Slots that one request tries with the supply. Each may cost three migrations of up to 64 KiB; the next
+/// request goes on with other slots.
 const ATTEMPTS: u32 = 32;
 
-/// How long one frame is tried for, where trying takes time: others' memory can be hard to search and to
+/// How long one slot is tried for, where trying takes time: others' memory can be hard to search and to
 /// move. Far less than a client of a broker waits for its answer.
 const AT_MOST: Duration = Duration::from_secs(10);
 
@@ -61,28 +61,28 @@ const AT_MOST: Duration = Duration::from_secs(10);
 /// bounds how long a lease that takes and frees without end can keep out another.
 const WAITS: u32 = 256;
 
-/// Frames of one request that are reserved or freed before others get their turn.
+/// Slots of one request that are reserved or freed before others get their turn.
 const TURN: u32 = 256;
 
 type Guard<'a> = MutexGuard<'a, State>;
 
-type Reserved = Result<FrameIndex, ReserveError>;
+type Reserved = Result<SlotIndex, ReserveError>;
 
-/// A frame that was reserved.
+/// A slot that was reserved.
 struct Had {
-    frame: FrameIndex,
+    slot: SlotIndex,
     /// Blocks of it that were lent before.
     evicted: Mask,
 }
 
-/// What came of trying a frame.
+/// What came of trying a slot.
 enum Attempt {
     Had(Had),
     /// The supply does not have it. It is at the tail.
     Failed(TakeError),
 }
 
-/// The tag storage of a host and the frames that have their tags there.
+/// The tag storage of a host and the slots that have their tags there.
 pub struct Pool {
     state: Mutex<State>,
     /// Something under way has ended, while somebody waits for that.
@@ -111,15 +111,15 @@ impl Pool {
         if geometry.covered_pages() > MAX_REFERENCES {
             return Err(PoolError::HugeBlock(block));
         }
-        // At most 2^27 blocks, 2^32 pages and 2^23 frames.
+        // At most 2^27 blocks, 2^32 pages and 2^23 slots.
         let blocks = geometry.blocks_in(capacity);
-        let frame_pages = CHUNK.get() / geometry.page().get();
-        let frames = (blocks * geometry.covered_pages() / frame_pages) as u32;
-        if frames == 0 {
+        let slot_pages = CHUNK.get() / geometry.page().get();
+        let slots = (blocks * geometry.covered_pages() / slot_pages) as u32;
+        if slots == 0 {
             return Err(PoolError::TooSmall { capacity, block });
         }
-        let table = BlockTable::new(geometry, blocks as usize, frames);
-        let state = State::new(supply.name(), table, Frames::new(frames));
+        let table = BlockTable::new(geometry, blocks as usize, slots);
+        let state = State::new(supply.name(), table, Slots::new(slots));
         let instant = supply.is_instant();
         Ok(Self {
             state: Mutex::new(state),
@@ -157,12 +157,12 @@ impl Pool {
     /// # Errors
     /// When the lease is unknown or has its maximum, or no tag storage can be had. Then nothing has changed
     /// but counters, the order of the tail, and lent blocks that turned out to be pinned.
-    pub fn reserve(&self, lease: LeaseId) -> Result<FrameIndex, ReserveError> {
+    pub fn reserve(&self, lease: LeaseId) -> Result<SlotIndex, ReserveError> {
         let mut state = self.lock();
         if self.instant {
             match state.reserve_at_once(lease, |blocks| self.supply.take(blocks)) {
-                Some(Ok(frame)) => return Ok(frame),
-                Some(Err((frame, error))) => self.fail_at_once(&mut state, frame, error)?,
+                Some(Ok(slot)) => return Ok(slot),
+                Some(Err((slot, error))) => self.fail_at_once(&mut state, slot, error)?,
                 None => {}
             }
         }
@@ -177,7 +177,7 @@ impl Pool {
         &self,
         lease: LeaseId,
         chunks: u32,
-    ) -> Result<Vec<FrameIndex>, ReserveError> {
+    ) -> Result<Vec<SlotIndex>, ReserveError> {
         let (mut state, promised) = self.promise(self.lock(), lease, chunks);
         promised?;
         // The promise is within the pool's size, and so is this.
@@ -201,23 +201,23 @@ impl Pool {
             }
         }
         self.wake(&state);
-        Ok(had.into_iter().map(|had| had.frame).collect())
+        Ok(had.into_iter().map(|had| had.slot).collect())
     }
 
     /// Frees the tag storage of a chunk. Two threads with the same lease must not free what the other was
     /// not given yet: a [`reserve_many`](Self::reserve_many) may have it already.
     ///
     /// # Errors
-    /// When the lease is unknown or does not hold the frame. Then nothing has changed.
-    pub fn free(&self, lease: LeaseId, frame: FrameIndex) -> Result<(), FreeError> {
+    /// When the lease is unknown or does not hold the slot. Then nothing has changed.
+    pub fn free(&self, lease: LeaseId, slot: SlotIndex) -> Result<(), FreeError> {
         let mut state = self.lock();
         if self.instant
-            && let Some(span) = state.free_at_once(lease, frame)
+            && let Some(span) = state.free_at_once(lease, slot)
         {
             self.supply.give(span.blocks());
             return Ok(());
         }
-        self.free_long(state, lease, frame)
+        self.free_long(state, lease, slot)
     }
 
     /// Closes a lease and frees all it has. What other threads have under way for it is freed by them,
@@ -227,13 +227,13 @@ impl Pool {
     /// When the lease is unknown.
     pub fn close_lease(&self, lease: LeaseId) -> Result<(), FreeError> {
         let mut state = self.lock();
-        let slot = state.begin_close(lease)?;
+        let index = state.begin_close(lease)?;
         let (mut from, mut turn) = (0, 0);
-        while let Some((next, after)) = state.frames.held_by(slot, from) {
+        while let Some((next, after)) = state.slots.held_by(index, from) {
             (from, turn) = (after, turn + 1);
-            if let Some(frame) = next {
+            if let Some(slot) = next {
                 let result;
-                (state, result) = self.release(state, slot, frame);
+                (state, result) = self.release(state, index, slot);
                 result?;
             }
             if next.is_none() || turn == TURN {
@@ -241,7 +241,7 @@ impl Pool {
                 state = self.let_others(state);
             }
         }
-        state.end_close(slot);
+        state.end_close(index);
         self.wake(&state);
         Ok(())
     }
@@ -256,18 +256,18 @@ impl Pool {
         self.lock().report()
     }
 
-    /// The supply does not have the blocks of the frame that was next.
+    /// The supply does not have the blocks of the slot that was next.
     ///
     /// # Errors
-    /// Where other frames would not help.
+    /// Where other slots would not help.
     #[cold]
     fn fail_at_once(
         &self,
         state: &mut State,
-        frame: FrameIndex,
+        slot: SlotIndex,
         error: TakeError,
     ) -> Result<(), ReserveError> {
-        state.defer(frame);
+        state.defer(slot);
         if matches!(error, TakeError::Busy | TakeError::Pinned(_)) {
             return Ok(());
         }
@@ -276,7 +276,7 @@ impl Pool {
         Err(error)
     }
 
-    /// Reserves a frame whatever it takes.
+    /// Reserves a slot whatever it takes.
     #[inline(never)]
     fn reserve_long(&self, state: Guard<'_>, lease: LeaseId) -> Reserved {
         let (mut state, promised) = self.promise(state, lease, 1);
@@ -288,19 +288,19 @@ impl Pool {
             state.count_failure(error);
         }
         self.wake(&state);
-        result.map(|had| had.frame)
+        result.map(|had| had.slot)
     }
 
-    /// Frees a frame whatever it takes.
+    /// Frees a slot whatever it takes.
     #[inline(never)]
     fn free_long(
         &self,
         state: Guard<'_>,
         lease: LeaseId,
-        frame: FrameIndex,
+        slot: SlotIndex,
     ) -> Result<(), FreeError> {
-        let slot = state.holder(lease, frame)?;
-        self.release(state, slot, frame).1
+        let index = state.holder(lease, slot)?;
+        self.release(state, index, slot).1
     }
 
     #[inline(always)]
@@ -364,7 +364,7 @@ impl Pool {
         }
     }
 
-    /// Reserves one of the frames that were promised.
+    /// Reserves one of the slots that were promised.
     fn acquire<'a>(
         &'a self,
         mut state: Guard<'a>,
@@ -376,10 +376,10 @@ impl Pool {
         let mut followed = false;
         let deadline = (!self.instant).then(|| Instant::now() + AT_MOST);
         loop {
-            let Some(slot) = state.leases.find(lease) else {
+            let Some(index) = state.leases.find(lease) else {
                 return (state, Err(ReserveError::UnknownLease(lease)));
             };
-            let next = state.choose().filter(|next| Some(next.frame) != first_failed);
+            let next = state.choose().filter(|next| Some(next.slot) != first_failed);
             let Some(candidate) = next.filter(|_| attempts > 0) else {
                 if attempts == 0 || waits == 0 || state.settling == 0 {
                     let error = state.exhausted(1);
@@ -390,7 +390,7 @@ impl Pool {
                 continue;
             };
             let result;
-            (state, result) = self.attempt(state, slot, &candidate);
+            (state, result) = self.attempt(state, index, &candidate);
             match result {
                 Ok(Attempt::Had(had)) => return (state, Ok(had)),
                 // Other memory may have come into free blocks unnoticed: those are to be evicted.
@@ -407,7 +407,7 @@ impl Pool {
             }
             let is_late = deadline.is_some_and(|deadline| Instant::now() >= deadline);
             attempts = if is_late { 0 } else { attempts - 1 };
-            first_failed = first_failed.or(Some(candidate.frame));
+            first_failed = first_failed.or(Some(candidate.slot));
         }
     }
 
@@ -415,28 +415,28 @@ impl Pool {
         ReserveError::Supply { supply: self.supply.name(), source }
     }
 
-    /// Tries to reserve a frame. A lease that was closed meanwhile has none.
+    /// Tries to reserve a slot. A lease that was closed meanwhile has none.
     fn attempt<'a>(
         &'a self,
         mut state: Guard<'a>,
-        slot: u32,
+        index: u32,
         candidate: &Candidate,
     ) -> (Guard<'a>, Result<Attempt, ReserveError>) {
-        let frame = candidate.frame;
-        let flight = match state.begin(slot, candidate) {
-            Ok(flight) => flight,
+        let slot = candidate.slot;
+        let pending = match state.begin(index, candidate) {
+            Ok(pending) => pending,
             Err(error) => return (state, Err(error.into())),
         };
-        let (mut state, outcome) = self.call(state, |supply| flight.fill(supply));
+        let (mut state, outcome) = self.call(state, |supply| pending.fill(supply));
         state.count_outcome(&outcome);
         let release = match &outcome.error {
-            None => state.land(&flight),
-            Some(_) => state.undo(&flight, outcome.pinned).map(Some),
+            None => state.commit(&pending),
+            Some(_) => state.abort(&pending, outcome.pinned).map(Some),
         };
         match release {
             Ok(None) => {
                 self.wake(&state);
-                (state, Ok(Attempt::Had(Had { frame, evicted: flight.work.evict })))
+                (state, Ok(Attempt::Had(Had { slot, evicted: pending.work.evict })))
             }
             Ok(Some(release)) => {
                 let (state, result) = self.give_back(state, &release);
@@ -453,12 +453,12 @@ impl Pool {
     /// the rest stands meanwhile, so that nobody fails for want of these.
     fn roll_back<'a>(&'a self, mut state: Guard<'a>, lease: LeaseId, had: Vec<Had>) -> Guard<'a> {
         // The last one first: whoever evicted a block that they share lets go of it last.
-        for (turn, Had { frame, evicted }) in (1..).zip(had.into_iter().rev()) {
-            // Where the lease was closed, the frame is free already.
-            let Ok(slot) = state.holder(lease, frame) else { continue };
-            // What fails here are the books, which were right when the frame was reserved.
-            (state, _) = self.release(state, slot, frame);
-            state.lend_again(frame, evicted);
+        for (turn, Had { slot, evicted }) in (1..).zip(had.into_iter().rev()) {
+            // Where the lease was closed, the slot is free already.
+            let Ok(index) = state.holder(lease, slot) else { continue };
+            // What fails here are the books, which were right when the slot was reserved.
+            (state, _) = self.release(state, index, slot);
+            state.lend_again(slot, evicted);
             if u32::is_multiple_of(turn, TURN) {
                 state = self.let_others(state);
             }
@@ -466,15 +466,15 @@ impl Pool {
         state
     }
 
-    /// Frees a frame that the lease in this slot holds.
+    /// Frees a slot that the lease at this index holds.
     fn release<'a>(
         &'a self,
         mut state: Guard<'a>,
-        slot: u32,
-        frame: FrameIndex,
+        index: u32,
+        slot: SlotIndex,
     ) -> (Guard<'a>, Result<(), FreeError>) {
-        let span = state.blocks.span(frame);
-        match state.release(slot, frame, span) {
+        let span = state.blocks.span(slot);
+        match state.release(index, slot, span) {
             Ok(release) => {
                 let (state, result) = self.give_back(state, &release);
                 (state, result.map_err(FreeError::from))

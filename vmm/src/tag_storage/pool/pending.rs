@@ -1,23 +1,23 @@
-//! What is under way for one frame while the pool's lock may be released.
+//! What is under way for one slot while the pool's lock may be released.
 
 use std::ops::Range;
 
 use arch::mte::geometry::BlockIndex;
 
 use super::blocks::{Mask, Span, Work, runs};
-use super::slots::FrameIndex;
+use super::slots::SlotIndex;
 use crate::tag_storage::supply::{Supply, TakeError};
 
-/// How often lent blocks are evicted for one reservation before the frame is put at the tail: whoever
+/// How often lent blocks are evicted for one reservation before the slot is put at the tail: whoever
 /// they were lent to may come back before they are taken. As in the later versions of the kernel series.
 const TRIES: u32 = 3;
 
-/// A frame that is being reserved.
+/// A slot that is being reserved.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Flight {
-    /// The slot of the lease.
-    pub slot: u32,
-    pub frame: FrameIndex,
+pub(crate) struct PendingReservation {
+    /// The index of the lease.
+    pub index: u32,
+    pub slot: SlotIndex,
     pub span: Span,
     pub work: Work,
 }
@@ -29,11 +29,11 @@ pub(crate) struct Outcome {
     pub evicted: u64,
     /// Blocks that would not move.
     pub pinned: Mask,
-    /// Why the frame cannot be had. Then nothing is taken.
+    /// Why the slot cannot be had. Then nothing is taken.
     pub error: Option<TakeError>,
 }
 
-impl Flight {
+impl PendingReservation {
     /// Has the supply do the work, or none of it.
     pub(crate) fn fill(&self, supply: &dyn Supply) -> Outcome {
         let mut outcome = Outcome::default();
@@ -104,7 +104,7 @@ pub(crate) fn give(supply: &dyn Supply, span: &Span, blocks: Mask) {
     }
 }
 
-/// Why a frame is being released.
+/// Why a slot is being released.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Why {
     /// It was freed.
@@ -115,12 +115,12 @@ pub(crate) enum Why {
     Late,
 }
 
-/// A frame whose blocks are on their way back.
+/// A slot whose blocks are on their way back.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Release {
-    /// The slot of the lease.
-    pub slot: u32,
-    pub frame: FrameIndex,
+    /// The index of the lease.
+    pub index: u32,
+    pub slot: SlotIndex,
     pub span: Span,
     /// The blocks to give back.
     pub blocks: Mask,

@@ -1,9 +1,9 @@
-//! Which frame a chunk gets next.
+//! Which slot a chunk gets next.
 //!
-//! A frame stands for the physical address of a chunk, which no program sees: its place in the tagged
-//! memory decides which blocks hold its tags. Frames that share a block with a reserved one go first, for
+//! A slot stands for the physical address of a chunk, which no program sees: its place in the tagged
+//! memory decides which blocks hold its tags. Slots that share a block with a reserved one go first, for
 //! they open no block or fewer; then those that were used before, the last one freed first; then fresh ones
-//! in order. A frame that failed, or one whose blocks are lent while others are free, waits at the tail, as
+//! in order. A slot that failed, or one whose blocks are lent while others are free, waits at the tail, as
 //! in the kernel series: a page whose tag storage cannot be reserved goes to the tail of the free list.
 
 mod at_once;
@@ -15,28 +15,28 @@ use serde::{Deserialize, Serialize};
 
 use super::blocks::{BlockTable, Outlook, SWEEP, Span};
 
-/// Frames that one search looks at before it takes what it has. Each costs some 100 instructions and no
+/// Slots that one search looks at before it takes what it has. Each costs some 100 instructions and no
 /// system call, so that a search ends within 100 microseconds.
 const LOOKS: u32 = 1024;
 
-/// The number of a frame in its pool, counted from 0 in the order of their tags.
+/// The number of a slot in its pool, counted from 0 in the order of their tags.
 #[derive(
     Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize,
 )]
-pub struct FrameIndex(pub u32);
+pub struct SlotIndex(pub u32);
 
-impl fmt::Display for FrameIndex {
+impl fmt::Display for SlotIndex {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "frame {}", self.0)
+        write!(f, "slot {}", self.0)
     }
 }
 
-/// Where a frame is.
+/// Where a slot is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Place {
     /// Never used.
     Fresh,
-    /// Free; it shared a block with a reserved frame when it came here.
+    /// Free; it shared a block with a reserved slot when it came here.
     Warm,
     /// Free, used before.
     Recycled,
@@ -44,20 +44,20 @@ pub(crate) enum Place {
     Tail,
     /// Being reserved or freed.
     Moving,
-    /// Reserved for the lease in this slot.
+    /// Reserved for the lease at this index.
     Held(u32),
 }
 
 impl Place {
     const fn code(self) -> u32 {
         match self {
-            // All bits zero, so that a new table costs no memory until its frames are used.
+            // All bits zero, so that a new table costs no memory until its slots are used.
             Self::Fresh => 0,
             Self::Warm => 1,
             Self::Recycled => 2,
             Self::Tail => 3,
             Self::Moving => 4,
-            Self::Held(slot) => 5 + slot,
+            Self::Held(index) => 5 + index,
         }
     }
 
@@ -73,7 +73,7 @@ impl Place {
     }
 }
 
-/// A queue of free frames.
+/// A queue of free slots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Queue {
     Warm,
@@ -98,41 +98,41 @@ pub(crate) enum End {
     Back,
 }
 
-/// The ends of a queue. The links between are in [`Frames`].
+/// The ends of a queue. The links between are in [`Slots`].
 #[derive(Clone, Copy, Debug, Default)]
 struct Ends {
-    /// One more than the first frame's number, 0 where there is none; so are all links.
+    /// One more than the first slot's number, 0 where there is none; so are all links.
     front: u32,
     back: u32,
     len: u32,
 }
 
-/// All frames of a pool.
+/// All slots of a pool.
 #[derive(Debug)]
-pub(crate) struct Frames {
+pub(crate) struct Slots {
     places: Vec<u32>,
-    /// The next and the previous frame of the queue.
+    /// The next and the previous slot of the queue.
     links: Vec<[u32; 2]>,
     queues: [Ends; 3],
-    /// Below it no frame is fresh.
+    /// Below it no slot is fresh.
     fresh: u32,
-    /// From here on no frame was ever held or in a queue.
+    /// From here on no slot was ever held or in a queue.
     unused: u32,
 }
 
 const NEXT: usize = 0;
 const PREVIOUS: usize = 1;
 
-/// The frame to try.
+/// The slot to try.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Candidate {
-    pub frame: FrameIndex,
+    pub slot: SlotIndex,
     pub span: Span,
     pub outlook: Outlook,
 }
 
-impl Frames {
-    /// `count` fresh frames. The caller bounds them: see `Pool::new`.
+impl Slots {
+    /// `count` fresh slots. The caller bounds them: see `Pool::new`.
     pub(crate) fn new(count: u32) -> Self {
         Self {
             places: vec![0; count as usize],
@@ -143,17 +143,17 @@ impl Frames {
         }
     }
 
-    /// How many frames there are.
+    /// How many slots there are.
     pub(crate) fn len(&self) -> u32 {
         self.places.len() as u32
     }
 
-    /// Where a frame is; `None` where there is no such frame.
-    pub(crate) fn place(&self, frame: FrameIndex) -> Option<Place> {
-        self.places.get(frame.0 as usize).copied().map(Place::of)
+    /// Where a slot is; `None` where there is no such slot.
+    pub(crate) fn place(&self, slot: SlotIndex) -> Option<Place> {
+        self.places.get(slot.0 as usize).copied().map(Place::of)
     }
 
-    /// The next frame to try, in the order that the top of this file gives. It stays where it is; frames
+    /// The next slot to try, in the order that the top of this file gives. It stays where it is; slots
     /// that cannot be had now go to the tail on the way. `None` may mean that the supply is being called
     /// for the blocks of those that could be had.
     pub(crate) fn choose(&mut self, blocks: &BlockTable) -> Option<Candidate> {
@@ -169,30 +169,30 @@ impl Frames {
         self.search_tail(blocks)
     }
 
-    /// This very frame, if it is free and nothing of it is out of use or on its way.
-    pub(crate) fn choose_this(&self, frame: FrameIndex, blocks: &BlockTable) -> Option<Candidate> {
-        match self.place(frame)? {
+    /// This very slot, if it is free and nothing of it is out of use or on its way.
+    pub(crate) fn choose_this(&self, slot: SlotIndex, blocks: &BlockTable) -> Option<Candidate> {
+        match self.place(slot)? {
             Place::Moving | Place::Held(_) => return None,
             Place::Fresh | Place::Warm | Place::Recycled | Place::Tail => {}
         }
-        let candidate = candidate(frame, blocks);
+        let candidate = candidate(slot, blocks);
         let is_to_be_had = !matches!(candidate.outlook, Outlook::Moving | Outlook::Out);
         is_to_be_had.then_some(candidate)
     }
 
     fn search(&mut self, queue: Queue, blocks: &BlockTable, looks: &mut u32) -> Option<Candidate> {
-        let mut next = frame_of(self.queues[queue as usize].front);
-        while let Some(frame) = next.filter(|_| *looks > 0) {
-            next = self.after(frame);
-            let candidate = candidate(frame, blocks);
+        let mut next = slot_of(self.queues[queue as usize].front);
+        while let Some(slot) = next.filter(|_| *looks > 0) {
+            next = self.after(slot);
+            let candidate = candidate(slot, blocks);
             match candidate.outlook {
                 // What it shared a block with is gone. The recycled ones are searched next.
                 Outlook::Free if queue == Queue::Warm => {
-                    self.put(frame, Queue::Recycled, End::Front);
+                    self.put(slot, Queue::Recycled, End::Front);
                     continue;
                 }
                 Outlook::Free | Outlook::Shared => return Some(candidate),
-                Outlook::Lent | Outlook::Out => self.put(frame, Queue::Tail, End::Back),
+                Outlook::Lent | Outlook::Out => self.put(slot, Queue::Tail, End::Back),
                 Outlook::Moving => {}
             }
             *looks -= 1;
@@ -202,12 +202,12 @@ impl Frames {
 
     fn search_fresh(&mut self, blocks: &BlockTable, looks: &mut u32) -> Option<Candidate> {
         while *looks > 0 {
-            let frame = self.next_fresh()?;
-            let candidate = candidate(frame, blocks);
+            let slot = self.next_fresh()?;
+            let candidate = candidate(slot, blocks);
             match candidate.outlook {
                 Outlook::Free | Outlook::Shared => return Some(candidate),
-                Outlook::Lent | Outlook::Out => self.put(frame, Queue::Tail, End::Back),
-                Outlook::Moving => self.put(frame, Queue::Recycled, End::Back),
+                Outlook::Lent | Outlook::Out => self.put(slot, Queue::Tail, End::Back),
+                Outlook::Moving => self.put(slot, Queue::Recycled, End::Back),
             }
             *looks -= 1;
         }
@@ -216,41 +216,41 @@ impl Frames {
 
     fn search_tail(&mut self, blocks: &BlockTable) -> Option<Candidate> {
         let tail = self.queues[Queue::Tail as usize];
-        let mut next = frame_of(tail.front);
+        let mut next = slot_of(tail.front);
         for _ in 0..tail.len.min(LOOKS) {
-            let frame = next?;
-            next = self.after(frame);
-            let candidate = candidate(frame, blocks);
+            let slot = next?;
+            next = self.after(slot);
+            let candidate = candidate(slot, blocks);
             match candidate.outlook {
                 Outlook::Free | Outlook::Shared | Outlook::Lent => return Some(candidate),
                 // Behind the others, so that the next search looks at others.
-                Outlook::Out => self.put(frame, Queue::Tail, End::Back),
+                Outlook::Out => self.put(slot, Queue::Tail, End::Back),
                 Outlook::Moving => {}
             }
         }
         None
     }
 
-    /// The lowest fresh frame.
-    fn next_fresh(&mut self) -> Option<FrameIndex> {
-        // A frame that was warm before its turn is passed once in the life of the pool.
-        while self.place(FrameIndex(self.fresh))? != Place::Fresh {
+    /// The lowest fresh slot.
+    fn next_fresh(&mut self) -> Option<SlotIndex> {
+        // A slot that was warm before its turn is passed once in the life of the pool.
+        while self.place(SlotIndex(self.fresh))? != Place::Fresh {
             self.fresh += 1;
         }
-        Some(FrameIndex(self.fresh))
+        Some(SlotIndex(self.fresh))
     }
 
-    /// The frames beside this one that are free and not at the tail and that share a block with it, which
+    /// The slots beside this one that are free and not at the tail and that share a block with it, which
     /// is reserved: they go first from now on.
-    pub(crate) fn warm_neighbours(&mut self, frame: FrameIndex, blocks: &BlockTable) {
+    pub(crate) fn warm_neighbours(&mut self, slot: SlotIndex, blocks: &BlockTable) {
         if blocks.is_separate() {
             return;
         }
-        let below = frame.0.checked_sub(1).map(FrameIndex);
-        let above = frame.0.checked_add(1).map(FrameIndex);
-        for (low, high) in [(below, Some(frame)), (Some(frame), above)] {
+        let below = slot.0.checked_sub(1).map(SlotIndex);
+        let above = slot.0.checked_add(1).map(SlotIndex);
+        for (low, high) in [(below, Some(slot)), (Some(slot), above)] {
             let (Some(low), Some(high)) = (low, high) else { continue };
-            let beside = if low == frame { high } else { low };
+            let beside = if low == slot { high } else { low };
             let is_cold = matches!(self.place(beside), Some(Place::Fresh | Place::Recycled));
             if is_cold && blocks.span(low).blocks().end > blocks.span(high).blocks().start {
                 self.put(beside, Queue::Warm, End::Back);
@@ -258,72 +258,72 @@ impl Frames {
         }
     }
 
-    /// A frame that is Moving is free.
+    /// A slot that is Moving is free.
     #[inline]
-    pub(crate) fn recycle(&mut self, frame: FrameIndex, blocks: &BlockTable) {
-        let shared = !blocks.is_separate() && blocks.outlook(&blocks.span(frame)) != Outlook::Free;
+    pub(crate) fn recycle(&mut self, slot: SlotIndex, blocks: &BlockTable) {
+        let shared = !blocks.is_separate() && blocks.outlook(&blocks.span(slot)) != Outlook::Free;
         let queue = if shared { Queue::Warm } else { Queue::Recycled };
-        self.push(frame, queue, End::Front);
+        self.push(slot, queue, End::Front);
     }
 
-    /// A frame failed.
-    pub(crate) fn postpone(&mut self, frame: FrameIndex) {
-        self.put(frame, Queue::Tail, End::Back);
+    /// A slot failed.
+    pub(crate) fn postpone(&mut self, slot: SlotIndex) {
+        self.put(slot, Queue::Tail, End::Back);
     }
 
-    /// Nothing is lent any more in the blocks of these frames: those at the tail need not wait there.
-    pub(crate) fn leave_tail(&mut self, frames: Range<u32>) {
-        for frame in frames.map(FrameIndex) {
-            if self.place(frame) == Some(Place::Tail) {
-                self.put(frame, Queue::Recycled, End::Back);
+    /// Nothing is lent any more in the blocks of these slots: those at the tail need not wait there.
+    pub(crate) fn leave_tail(&mut self, slots: Range<u32>) {
+        for slot in slots.map(SlotIndex) {
+            if self.place(slot) == Some(Place::Tail) {
+                self.put(slot, Queue::Recycled, End::Back);
             }
         }
     }
 
-    /// Takes a free frame out of its queue: it is Moving.
-    pub(crate) fn take(&mut self, frame: FrameIndex) {
-        self.remove(frame);
-        self.set(frame, Place::Moving);
+    /// Takes a free slot out of its queue: it is Moving.
+    pub(crate) fn take(&mut self, slot: SlotIndex) {
+        self.remove(slot);
+        self.set(slot, Place::Moving);
     }
 
-    /// A frame is held by the lease in this slot.
+    /// A slot is held by the lease at this index.
     #[inline]
-    pub(crate) fn hold(&mut self, frame: FrameIndex, slot: u32) {
-        self.remove(frame);
-        self.set(frame, Place::Held(slot));
-        self.unused = self.unused.max(frame.0 + 1);
+    pub(crate) fn hold(&mut self, slot: SlotIndex, index: u32) {
+        self.remove(slot);
+        self.set(slot, Place::Held(index));
+        self.unused = self.unused.max(slot.0 + 1);
     }
 
-    /// A frame that was held is Moving.
+    /// A slot that was held is Moving.
     #[inline]
-    pub(crate) fn let_go(&mut self, frame: FrameIndex) {
-        self.set(frame, Place::Moving);
+    pub(crate) fn let_go(&mut self, slot: SlotIndex) {
+        self.set(slot, Place::Moving);
     }
 
-    /// The first frame from `from` on, among [`SWEEP`], that the lease in this slot holds, and where to go
+    /// The first slot from `from` on, among [`SWEEP`], that the lease at this index holds, and where to go
     /// on; `None` at the end.
-    pub(crate) fn held_by(&self, slot: u32, from: u32) -> Option<(Option<FrameIndex>, u32)> {
+    pub(crate) fn held_by(&self, index: u32, from: u32) -> Option<(Option<SlotIndex>, u32)> {
         let end = from.saturating_add(SWEEP as u32).min(self.unused);
         let sweep =
             self.places.get(from as usize..end as usize).filter(|sweep| !sweep.is_empty())?;
-        let held = Place::Held(slot).code();
+        let held = Place::Held(index).code();
         let Some(at) = sweep.iter().position(|place| *place == held) else {
             return Some((None, end));
         };
-        let frame = from + at as u32;
-        Some((Some(FrameIndex(frame)), frame + 1))
+        let slot = from + at as u32;
+        Some((Some(SlotIndex(slot)), slot + 1))
     }
 
-    fn put(&mut self, frame: FrameIndex, queue: Queue, end: End) {
-        self.remove(frame);
-        self.push(frame, queue, end);
+    fn put(&mut self, slot: SlotIndex, queue: Queue, end: End) {
+        self.remove(slot);
+        self.push(slot, queue, end);
     }
 
-    /// Adds a frame that is in no queue to one.
+    /// Adds a slot that is in no queue to one.
     #[inline]
-    fn push(&mut self, frame: FrameIndex, queue: Queue, end: End) {
+    fn push(&mut self, slot: SlotIndex, queue: Queue, end: End) {
         let ends = &mut self.queues[queue as usize];
-        let own = frame.0 + 1;
+        let own = slot.0 + 1;
         let (links, neighbour, back) = match end {
             End::Front => ([ends.front, 0], &mut ends.front, &mut ends.back),
             End::Back => ([0, ends.back], &mut ends.back, &mut ends.front),
@@ -338,22 +338,22 @@ impl Frames {
         if let Some(beside) = self.links.get_mut((beside as usize).wrapping_sub(1)) {
             beside[towards] = own;
         }
-        if let Some(entry) = self.links.get_mut(frame.0 as usize) {
+        if let Some(entry) = self.links.get_mut(slot.0 as usize) {
             *entry = links;
         }
-        self.set(frame, queue.place());
+        self.set(slot, queue.place());
     }
 
-    /// Takes a frame out of its queue, if it is in one.
+    /// Takes a slot out of its queue, if it is in one.
     #[inline]
-    fn remove(&mut self, frame: FrameIndex) {
-        let queue = match self.place(frame) {
+    fn remove(&mut self, slot: SlotIndex) {
+        let queue = match self.place(slot) {
             Some(Place::Warm) => Queue::Warm,
             Some(Place::Recycled) => Queue::Recycled,
             Some(Place::Tail) => Queue::Tail,
             _ => return,
         };
-        let Some([next, previous]) = self.links.get(frame.0 as usize).copied() else { return };
+        let Some([next, previous]) = self.links.get(slot.0 as usize).copied() else { return };
         let ends = &mut self.queues[queue as usize];
         ends.len -= 1;
         match self.links.get_mut((previous as usize).wrapping_sub(1)) {
@@ -366,25 +366,25 @@ impl Frames {
         }
     }
 
-    fn after(&self, frame: FrameIndex) -> Option<FrameIndex> {
-        frame_of(self.links.get(frame.0 as usize)?[NEXT])
+    fn after(&self, slot: SlotIndex) -> Option<SlotIndex> {
+        slot_of(self.links.get(slot.0 as usize)?[NEXT])
     }
 
     #[inline]
-    fn set(&mut self, frame: FrameIndex, place: Place) {
-        if let Some(entry) = self.places.get_mut(frame.0 as usize) {
+    fn set(&mut self, slot: SlotIndex, place: Place) {
+        if let Some(entry) = self.places.get_mut(slot.0 as usize) {
             *entry = place.code();
         }
     }
 }
 
-fn frame_of(link: u32) -> Option<FrameIndex> {
-    link.checked_sub(1).map(FrameIndex)
+fn slot_of(link: u32) -> Option<SlotIndex> {
+    link.checked_sub(1).map(SlotIndex)
 }
 
-fn candidate(frame: FrameIndex, blocks: &BlockTable) -> Candidate {
-    let span = blocks.span(frame);
-    Candidate { frame, span, outlook: blocks.outlook(&span) }
+fn candidate(slot: SlotIndex, blocks: &BlockTable) -> Candidate {
+    let span = blocks.span(slot);
+    Candidate { slot, span, outlook: blocks.outlook(&span) }
 }
 
 #[cfg(test)]

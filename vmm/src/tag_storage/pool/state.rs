@@ -6,8 +6,8 @@ use super::blocks::{self, BlockState, BlockTable, Span};
 use super::counters::Counters;
 use super::error::{FreeError, ReserveError};
 use super::lease::{Lease, LeaseId, LeaseTerms, Leases, tags_of};
-use super::pending::{Flight, Outcome, Release, Why};
-use super::slots::{Candidate, FrameIndex, Frames, Place};
+use super::pending::{Outcome, PendingReservation, Release, Why};
+use super::slots::{Candidate, Place, SlotIndex, Slots};
 use super::status::{BlocksReport, ChunksReport, LeaseReport, PoolReport};
 use crate::tag_storage::supply::{SupplyName, TakeError};
 
@@ -15,14 +15,14 @@ use crate::tag_storage::supply::{SupplyName, TakeError};
 pub(crate) struct State {
     supply: SupplyName,
     pub blocks: BlockTable,
-    pub frames: Frames,
+    pub slots: Slots,
     pub leases: Leases,
     pub counters: Counters,
-    /// Frames that are reserved, being reserved or being freed.
+    /// Slots that are reserved, being reserved or being freed.
     held: u32,
-    /// Frames beyond those that are promised to leases.
+    /// Slots beyond those that are promised to leases.
     set_aside: u32,
-    /// Frames that requests under way will still take.
+    /// Slots that requests under way will still take.
     claimed: u32,
     /// Calls of the supply under way, and leases being closed: what fails now may succeed after them.
     pub settling: u32,
@@ -31,11 +31,11 @@ pub(crate) struct State {
 }
 
 impl State {
-    pub(crate) fn new(supply: SupplyName, blocks: BlockTable, frames: Frames) -> Self {
+    pub(crate) fn new(supply: SupplyName, blocks: BlockTable, slots: Slots) -> Self {
         Self {
             supply,
             blocks,
-            frames,
+            slots,
             leases: Leases::default(),
             counters: Counters::default(),
             held: 0,
@@ -46,15 +46,15 @@ impl State {
         }
     }
 
-    /// Frames that are neither held nor promised.
+    /// Slots that are neither held nor promised.
     fn available(&self) -> u32 {
-        self.frames.len().saturating_sub(self.held).saturating_sub(self.set_aside)
+        self.slots.len().saturating_sub(self.held).saturating_sub(self.set_aside)
     }
 
     /// Changes a lease, and what is set aside with it.
     #[inline]
-    fn change(&mut self, slot: u32, change: impl FnOnce(&mut Lease)) {
-        let Some(lease) = self.leases.get_mut(slot) else { return };
+    fn change(&mut self, index: u32, change: impl FnOnce(&mut Lease)) {
+        let Some(lease) = self.leases.get_mut(index) else { return };
         let (aside, claimed) = (lease.aside(), lease.claimed);
         change(lease);
         self.set_aside = self.set_aside - aside + lease.aside();
@@ -73,12 +73,12 @@ impl State {
         Ok(id)
     }
 
-    /// Promises `chunks` more frames to a lease: nobody else can have them until they are reserved, or
+    /// Promises `chunks` more slots to a lease: nobody else can have them until they are reserved, or
     /// the promise is [taken back](Self::retract).
     pub(crate) fn promise(&mut self, id: LeaseId, chunks: u32) -> Result<(), ReserveError> {
         let available = self.available();
-        let slot = self.leases.find(id).ok_or(ReserveError::UnknownLease(id))?;
-        let lease = self.leases.get_mut(slot).ok_or(ReserveError::UnknownLease(id))?;
+        let index = self.leases.find(id).ok_or(ReserveError::UnknownLease(id))?;
+        let lease = self.leases.get_mut(index).ok_or(ReserveError::UnknownLease(id))?;
         let room = lease.max.saturating_sub(lease.held).saturating_sub(lease.claimed);
         if chunks > room {
             let (wanted, max, supply) = (tags_of(chunks), tags_of(lease.max), self.supply);
@@ -98,8 +98,8 @@ impl State {
 
     /// Takes back a promise.
     pub(crate) fn retract(&mut self, id: LeaseId, chunks: u32) {
-        if let Some(slot) = self.leases.find(id) {
-            self.change(slot, |lease| lease.claimed = lease.claimed.saturating_sub(chunks));
+        if let Some(index) = self.leases.find(id) {
+            self.change(index, |lease| lease.claimed = lease.claimed.saturating_sub(chunks));
         }
     }
 
@@ -120,8 +120,8 @@ impl State {
 
     /// The same for one lease.
     pub(crate) fn lease_may_settle(&mut self, id: LeaseId) -> bool {
-        let slot = self.leases.find(id);
-        let lease = slot.and_then(|slot| self.leases.get_mut(slot));
+        let index = self.leases.find(id);
+        let lease = index.and_then(|index| self.leases.get_mut(index));
         lease.is_some_and(|lease| lease.moving > 0 || lease.claimed > 0)
     }
 
@@ -135,61 +135,68 @@ impl State {
     }
 
     pub(crate) fn choose(&mut self) -> Option<Candidate> {
-        self.frames.choose(&self.blocks)
+        self.slots.choose(&self.blocks)
     }
 
     #[inline]
-    fn hold(&mut self, slot: u32, frame: FrameIndex) {
-        self.frames.hold(frame, slot);
-        self.frames.warm_neighbours(frame, &self.blocks);
+    fn hold(&mut self, index: u32, slot: SlotIndex) {
+        self.slots.hold(slot, index);
+        self.slots.warm_neighbours(slot, &self.blocks);
         self.counters.metadata_reserve_success += 1;
     }
 
-    /// The frame failed before anything was marked.
-    pub(crate) fn defer(&mut self, frame: FrameIndex) {
-        self.frames.postpone(frame);
+    /// The slot failed before anything was marked.
+    pub(crate) fn defer(&mut self, slot: SlotIndex) {
+        self.slots.postpone(slot);
         self.counters.tail_retries += 1;
     }
 
-    /// Starts to reserve a frame.
+    /// Starts to reserve a slot.
     pub(crate) fn begin(
         &mut self,
-        slot: u32,
+        index: u32,
         candidate: &Candidate,
-    ) -> Result<Flight, blocks::Error> {
-        let Candidate { frame, span, .. } = *candidate;
+    ) -> Result<PendingReservation, blocks::Error> {
+        let Candidate { slot, span, .. } = *candidate;
         let work = self.blocks.start(&span)?;
-        self.frames.take(frame);
+        self.slots.take(slot);
         self.held += 1;
         self.settling += 1;
-        self.change(slot, |lease| {
+        self.change(index, |lease| {
             lease.held += 1;
             lease.claimed = lease.claimed.saturating_sub(1);
             lease.moving += 1;
         });
-        Ok(Flight { slot, frame, span, work })
+        Ok(PendingReservation { index, slot, span, work })
     }
 
-    /// The supply has done its work: the frame is reserved. If its lease was closed meanwhile, it is to be
+    /// The supply has done its work: the slot is reserved. If its lease was closed meanwhile, it is to be
     /// released at once.
-    pub(crate) fn land(&mut self, flight: &Flight) -> Result<Option<Release>, blocks::Error> {
-        let Flight { slot, frame, span, work } = *flight;
+    pub(crate) fn commit(
+        &mut self,
+        pending: &PendingReservation,
+    ) -> Result<Option<Release>, blocks::Error> {
+        let PendingReservation { index, slot, span, work } = *pending;
         self.blocks.complete(&span, work)?;
-        if self.leases.get_mut(slot).is_none_or(|lease| lease.closing) {
+        if self.leases.get_mut(index).is_none_or(|lease| lease.closing) {
             let blocks = self.blocks.release(&span)?;
-            return Ok(Some(Release { slot, frame, span, blocks, why: Why::Late }));
+            return Ok(Some(Release { index, slot, span, blocks, why: Why::Late }));
         }
         self.settling -= 1;
-        self.change(slot, |lease| lease.moving -= 1);
-        self.hold(slot, frame);
+        self.change(index, |lease| lease.moving -= 1);
+        self.hold(index, slot);
         Ok(None)
     }
 
     /// The supply could not do its work.
-    pub(crate) fn undo(&mut self, flight: &Flight, pinned: u32) -> Result<Release, blocks::Error> {
-        let Flight { slot, frame, span, work } = *flight;
-        let blocks = self.blocks.undo(&span, work, pinned)?;
-        Ok(Release { slot, frame, span, blocks, why: Why::Failed })
+    pub(crate) fn abort(
+        &mut self,
+        pending: &PendingReservation,
+        pinned: u32,
+    ) -> Result<Release, blocks::Error> {
+        let PendingReservation { index, slot, span, work } = *pending;
+        let blocks = self.blocks.abort(&span, work, pinned)?;
+        Ok(Release { index, slot, span, blocks, why: Why::Failed })
     }
 
     /// Counts what the supply did.
@@ -198,80 +205,80 @@ impl State {
         self.counters.pinned += u64::from(outcome.pinned.count_ones());
     }
 
-    /// Starts to free a frame.
+    /// Starts to free a slot.
     pub(crate) fn release(
         &mut self,
-        slot: u32,
-        frame: FrameIndex,
+        index: u32,
+        slot: SlotIndex,
         span: Span,
     ) -> Result<Release, blocks::Error> {
         let blocks = self.blocks.release(&span)?;
-        self.frames.let_go(frame);
+        self.slots.let_go(slot);
         self.settling += 1;
-        self.change(slot, |lease| lease.moving += 1);
-        Ok(Release { slot, frame, span, blocks, why: Why::Freed })
+        self.change(index, |lease| lease.moving += 1);
+        Ok(Release { index, slot, span, blocks, why: Why::Freed })
     }
 
-    /// The supply has the blocks again: the frame is free.
+    /// The supply has the blocks again: the slot is free.
     pub(crate) fn finish(&mut self, release: &Release) -> Result<(), blocks::Error> {
-        let Release { slot, frame, span, blocks, why } = *release;
+        let Release { index, slot, span, blocks, why } = *release;
         self.blocks.settle(&span, blocks)?;
         match why {
-            Why::Failed => self.defer(frame),
-            Why::Freed | Why::Late => self.frames.recycle(frame, &self.blocks),
+            Why::Failed => self.defer(slot),
+            Why::Freed | Why::Late => self.slots.recycle(slot, &self.blocks),
         }
         self.counters.metadata_reserve_free += u64::from(why == Why::Freed);
         self.held -= 1;
         self.settling -= 1;
-        self.change(slot, |lease| {
+        self.change(index, |lease| {
             lease.held -= 1;
             lease.moving -= 1;
-            // It goes on with another frame.
+            // It goes on with another slot.
             lease.claimed += u32::from(why == Why::Failed && !lease.closing);
         });
-        self.remove_if_closed(slot);
+        self.remove_if_closed(index);
         Ok(())
     }
 
-    /// The slot of a lease that holds this frame.
-    pub(crate) fn holder(&self, id: LeaseId, frame: FrameIndex) -> Result<u32, FreeError> {
-        let slot = self.leases.find(id).ok_or(FreeError::UnknownLease(id))?;
-        match self.frames.place(frame) {
-            Some(Place::Held(holder)) if holder == slot => Ok(slot),
-            _ => Err(FreeError::NotHeld { lease: id, frame }),
+    /// The index of a lease that holds this slot.
+    pub(crate) fn holder(&self, id: LeaseId, slot: SlotIndex) -> Result<u32, FreeError> {
+        let index = self.leases.find(id).ok_or(FreeError::UnknownLease(id))?;
+        match self.slots.place(slot) {
+            Some(Place::Held(holder)) if holder == index => Ok(index),
+            _ => Err(FreeError::NotHeld { lease: id, slot }),
         }
     }
 
-    /// Nobody knows the lease any more; its frames are to be freed.
+    /// Nobody knows the lease any more; its slots are to be freed.
     pub(crate) fn begin_close(&mut self, id: LeaseId) -> Result<u32, FreeError> {
-        let slot = self.leases.find(id).ok_or(FreeError::UnknownLease(id))?;
-        self.leases.forget_id(slot);
+        let index = self.leases.find(id).ok_or(FreeError::UnknownLease(id))?;
+        self.leases.forget_id(index);
         self.settling += 1;
-        self.change(slot, |lease| {
+        self.change(index, |lease| {
             lease.closing = true;
             lease.claimed = 0;
             lease.moving += 1;
         });
-        Ok(slot)
+        Ok(index)
     }
 
-    /// All its frames are free, but for those that calls under way will free.
-    pub(crate) fn end_close(&mut self, slot: u32) {
+    /// All its slots are free, but for those that calls under way will free.
+    pub(crate) fn end_close(&mut self, index: u32) {
         self.settling -= 1;
-        self.change(slot, |lease| lease.moving -= 1);
-        self.remove_if_closed(slot);
+        self.change(index, |lease| lease.moving -= 1);
+        self.remove_if_closed(index);
     }
 
-    fn remove_if_closed(&mut self, slot: u32) {
+    fn remove_if_closed(&mut self, index: u32) {
         let is_closed = |lease: &mut Lease| lease.closing && lease.moving == 0;
-        if self.leases.get_mut(slot).is_some_and(is_closed) {
-            self.leases.remove(slot);
+        if self.leases.get_mut(index).is_some_and(is_closed) {
+            self.leases.remove(index);
         }
     }
 
-    /// Lends those blocks of a frame again that were lent before it was reserved and are free.
-    pub(crate) fn lend_again(&mut self, frame: FrameIndex, lent: u32) {
-        let span = self.blocks.span(frame);
+    /// Lends those blocks of a slot again that were lent before it was reserved and are free.
+    pub(crate) fn lend_again(&mut self, slot: SlotIndex, lent: u32) {
+        let span = self.blocks.span(slot);
         self.blocks.lend_again(&span, lent);
     }
 
@@ -286,7 +293,7 @@ impl State {
         let count = run.len() as u64;
         if result.is_ok() {
             self.counters.evictions += count;
-            self.frames.leave_tail(self.blocks.frames(&run));
+            self.slots.leave_tail(self.blocks.slots(&run));
             return self.blocks.recalled(run, BlockState::Free).map(|()| count);
         }
         self.counters.pinned += pinned.len() as u64;
@@ -316,7 +323,7 @@ impl State {
                 disabled: total(BlockState::Disabled),
             },
             chunks: ChunksReport {
-                total: self.frames.len(),
+                total: self.slots.len(),
                 reserved: self.held,
                 set_aside: self.set_aside,
                 free: self.available(),

@@ -57,6 +57,6 @@ fn terms(min: u32, max: u32) -> LeaseTerms {
     LeaseTerms { name: "vm".to_owned(), min: size(min), max: size(max) }
 }
 
-fn numbers(frames: &[FrameIndex]) -> Vec<u32> {
-    frames.iter().map(|frame| frame.0).collect()
+fn numbers(slots: &[SlotIndex]) -> Vec<u32> {
+    slots.iter().map(|slot| slot.0).collect()
 }

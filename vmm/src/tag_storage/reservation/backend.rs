@@ -8,28 +8,28 @@ use crate::tag_storage::pool::Pool;
 use crate::tag_storage::pool::counters::Counters;
 use crate::tag_storage::pool::error::ReserveError;
 use crate::tag_storage::pool::lease::LeaseId;
-use crate::tag_storage::pool::slots::FrameIndex;
+use crate::tag_storage::pool::slots::SlotIndex;
 use crate::tag_storage::supply::SupplyName;
 
 /// One VM's hold on a pool. What is still reserved when the last reference to it goes is freed then.
-pub trait Hold: Send + Sync {
-    /// Reserves tag storage for so many chunks: a frame each.
+pub trait PoolClient: Send + Sync {
+    /// Reserves tag storage for so many chunks: a slot each.
     ///
     /// # Errors
     /// When not all of them can be had; then none is reserved. Asking again is no error: others may have
     /// freed meanwhile.
-    fn reserve(&self, chunks: u64) -> Result<Vec<FrameIndex>, ReserveError>;
+    fn reserve(&self, chunks: u64) -> Result<Vec<SlotIndex>, ReserveError>;
 
-    /// Frees the tag storage of one frame that this hold has reserved.
-    fn free(&self, frame: FrameIndex);
+    /// Frees the tag storage of one slot that this hold has reserved.
+    fn free(&self, slot: SlotIndex);
 
     /// What there is to say about it now. It must return soon: the thread that asks serves all devices.
-    fn report(&self) -> HoldReport;
+    fn report(&self) -> PoolClientReport;
 }
 
 /// A hold at one moment.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct HoldReport {
+pub struct PoolClientReport {
     /// What is behind the tag storage.
     pub supply: SupplyName,
     /// The pool's tag storage, everybody's.
@@ -53,22 +53,22 @@ impl Embedded {
     }
 }
 
-impl Hold for Embedded {
-    fn reserve(&self, chunks: u64) -> Result<Vec<FrameIndex>, ReserveError> {
+impl PoolClient for Embedded {
+    fn reserve(&self, chunks: u64) -> Result<Vec<SlotIndex>, ReserveError> {
         // No pool has so many: it says what it has.
         let chunks = u32::try_from(chunks).unwrap_or(u32::MAX);
         self.pool.reserve_many(self.lease, chunks)
     }
 
-    fn free(&self, frame: FrameIndex) {
-        // A frame that is not this lease's is left alone by the pool, which is all that can be done.
-        let _ = self.pool.free(self.lease, frame);
+    fn free(&self, slot: SlotIndex) {
+        // A slot that is not this lease's is left alone by the pool, which is all that can be done.
+        let _ = self.pool.free(self.lease, slot);
     }
 
-    fn report(&self) -> HoldReport {
+    fn report(&self) -> PoolClientReport {
         let pool = self.pool.snapshot();
         let own = pool.leases.iter().find(|lease| lease.id == self.lease);
-        HoldReport {
+        PoolClientReport {
             supply: self.pool.supply(),
             capacity: Bytes::new(pool.capacity_bytes),
             reserved: Bytes::new(own.map_or(0, |lease| lease.reserved_bytes)),

@@ -1,6 +1,6 @@
-//! Which chunks of guest memory are populated, and with which frame of the pool.
+//! Which chunks of guest memory are populated, and with which slot of the pool.
 //!
-//! A chunk goes through these states; the frame that stands for its memory is its own from the second
+//! A chunk goes through these states; the slot that stands for its memory is its own from the second
 //! on:
 //!
 //! ```text
@@ -23,7 +23,7 @@ use std::ops::Range;
 
 use arch::layout::{CHUNK, MemoryRange};
 
-use crate::tag_storage::pool::slots::FrameIndex;
+use crate::tag_storage::pool::slots::SlotIndex;
 
 /// A chunk of guest memory, counted from the start of its RAM.
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -73,20 +73,20 @@ pub(crate) fn each(chunks: &Range<ChunkIndex>) -> impl Iterator<Item = ChunkInde
 pub(crate) enum State {
     /// It has no memory.
     Absent,
-    /// Its frame is reserved, and it is being given memory.
-    Populating(FrameIndex),
+    /// Its slot is reserved, and it is being given memory.
+    Populating(SlotIndex),
     /// It may have memory in every page.
-    Populated(FrameIndex),
-    /// Its memory is going back; its frame is still reserved.
-    Discarding(FrameIndex),
+    Populated(SlotIndex),
+    /// Its memory is going back; its slot is still reserved.
+    Discarding(SlotIndex),
 }
 
 /// What a touch has come upon.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Touched {
-    /// The chunk needs a frame, and then [`ChunkTable::begin_populate`].
+    /// The chunk needs a slot, and then [`ChunkTable::begin_populate`].
     Absent,
-    /// The chunk has its frame. It is Populating again until [`ChunkTable::end_populate`].
+    /// The chunk has its slot. It is Populating again until [`ChunkTable::end_populate`].
     Populated,
     /// The chunk is in somebody's hands, who has been told to wake whoever touched it.
     Busy,
@@ -97,8 +97,8 @@ pub(crate) enum Touched {
 /// What has come of the wish to discard a chunk.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Discard {
-    /// It is Discarding until [`ChunkTable::end_discard`]; this is its frame.
-    Begun(FrameIndex),
+    /// It is Discarding until [`ChunkTable::end_discard`]; this is its slot.
+    Begun(SlotIndex),
     /// It is being populated: the wish is to be repeated when that is over.
     Populating,
     /// There is nothing to free: it is absent, or somebody else is at it, or there is no such chunk.
@@ -110,11 +110,11 @@ pub(crate) enum Discard {
 /// The table is dense, 8 bytes a chunk, in memory that the host provides only where it is written.
 #[derive(Debug)]
 pub(crate) struct ChunkTable {
-    slots: Vec<u64>,
+    entries: Vec<u64>,
     held: u64,
 }
 
-/// A slot is the frame's number above these bits.
+/// A entry is the slot's number above these bits.
 const KIND_BITS: u32 = 3;
 const ABSENT: u64 = 0;
 const POPULATING: u64 = 1;
@@ -123,69 +123,69 @@ const DISCARDING: u64 = 3;
 /// Discarding, and touched meanwhile.
 const WANTED: u64 = 4;
 
-fn kind(slot: u64) -> u64 {
-    slot & ((1 << KIND_BITS) - 1)
+fn kind(entry: u64) -> u64 {
+    entry & ((1 << KIND_BITS) - 1)
 }
 
-/// The frame of a slot that has one.
-fn frame(slot: u64) -> FrameIndex {
-    // The bits above are those of a frame's number, and nothing else.
-    FrameIndex((slot >> KIND_BITS) as u32)
+/// The slot of an entry that has one.
+fn slot(entry: u64) -> SlotIndex {
+    // The bits above are those of a slot's number, and nothing else.
+    SlotIndex((entry >> KIND_BITS) as u32)
 }
 
-fn slot(kind: u64, frame: FrameIndex) -> u64 {
-    u64::from(frame.0) << KIND_BITS | kind
+fn entry(kind: u64, slot: SlotIndex) -> u64 {
+    u64::from(slot.0) << KIND_BITS | kind
 }
 
 impl ChunkTable {
     /// A table of so many chunks, all absent.
     pub(crate) fn new(chunks: u64) -> Self {
-        Self { slots: vec![ABSENT; usize::try_from(chunks).unwrap_or(0)], held: 0 }
+        Self { entries: vec![ABSENT; usize::try_from(chunks).unwrap_or(0)], held: 0 }
     }
 
     /// How many chunks there are.
     pub(crate) fn len(&self) -> u64 {
-        self.slots.len() as u64
+        self.entries.len() as u64
     }
 
-    /// How many chunks have a frame.
+    /// How many chunks have a slot.
     pub(crate) fn held(&self) -> u64 {
         self.held
     }
 
     /// The state of a chunk, if there is such a chunk.
     pub(crate) fn state(&self, chunk: ChunkIndex) -> Option<State> {
-        let slot = *self.slots.get(usize::try_from(chunk.0).ok()?)?;
-        Some(match kind(slot) {
-            POPULATING => State::Populating(frame(slot)),
-            POPULATED => State::Populated(frame(slot)),
-            DISCARDING | WANTED => State::Discarding(frame(slot)),
+        let entry = *self.entries.get(usize::try_from(chunk.0).ok()?)?;
+        Some(match kind(entry) {
+            POPULATING => State::Populating(slot(entry)),
+            POPULATED => State::Populated(slot(entry)),
+            DISCARDING | WANTED => State::Discarding(slot(entry)),
             _ => State::Absent,
         })
     }
 
     /// Somebody has touched a page of a chunk that was not there.
     pub(crate) fn touch(&mut self, chunk: ChunkIndex) -> Touched {
-        let Some(at) = self.slot(chunk) else { return Touched::Outside };
+        let Some(at) = self.entry(chunk) else { return Touched::Outside };
         match kind(*at) {
             ABSENT => Touched::Absent,
             POPULATED => {
-                *at = slot(POPULATING, frame(*at));
+                *at = entry(POPULATING, slot(*at));
                 Touched::Populated
             }
             DISCARDING => {
-                *at = slot(WANTED, frame(*at));
+                *at = entry(WANTED, slot(*at));
                 Touched::Busy
             }
             _ => Touched::Busy,
         }
     }
 
-    /// Gives an absent chunk its frame. `false`: it is not absent, and the frame is not taken.
+    /// Gives an absent chunk its slot. `false`: it is not absent, and the slot is not taken.
     #[must_use]
-    pub(crate) fn begin_populate(&mut self, chunk: ChunkIndex, frame: FrameIndex) -> bool {
-        match self.slot(chunk) {
-            Some(at) if kind(*at) == ABSENT => *at = slot(POPULATING, frame),
+    pub(crate) fn begin_populate(&mut self, chunk: ChunkIndex, slot: SlotIndex) -> bool {
+        match self.entry(chunk) {
+            Some(at) if kind(*at) == ABSENT => *at = entry(POPULATING, slot),
             _ => return false,
         }
         self.held += 1;
@@ -194,21 +194,21 @@ impl ChunkTable {
 
     /// The chunk has its memory.
     pub(crate) fn end_populate(&mut self, chunk: ChunkIndex) {
-        if let Some(at) = self.slot(chunk)
+        if let Some(at) = self.entry(chunk)
             && kind(*at) == POPULATING
         {
-            *at = slot(POPULATED, frame(*at));
+            *at = entry(POPULATED, slot(*at));
         }
     }
 
     /// The memory of a chunk is to go back.
     pub(crate) fn begin_discard(&mut self, chunk: ChunkIndex) -> Discard {
-        let Some(at) = self.slot(chunk) else { return Discard::Nothing };
+        let Some(at) = self.entry(chunk) else { return Discard::Nothing };
         match kind(*at) {
             POPULATED => {
-                let frame = frame(*at);
-                *at = slot(DISCARDING, frame);
-                Discard::Begun(frame)
+                let slot = slot(*at);
+                *at = entry(DISCARDING, slot);
+                Discard::Begun(slot)
             }
             POPULATING => Discard::Populating,
             _ => Discard::Nothing,
@@ -219,18 +219,18 @@ impl ChunkTable {
     /// chunk populated as before. Tells whether it was touched meanwhile.
     #[must_use]
     pub(crate) fn end_discard(&mut self, chunk: ChunkIndex, gone: bool) -> bool {
-        let Some(at) = self.slot(chunk) else { return false };
+        let Some(at) = self.entry(chunk) else { return false };
         let now = kind(*at);
         if now != DISCARDING && now != WANTED {
             return false;
         }
-        *at = if gone { ABSENT } else { slot(POPULATED, frame(*at)) };
+        *at = if gone { ABSENT } else { entry(POPULATED, slot(*at)) };
         self.held -= u64::from(gone);
         now == WANTED
     }
 
-    fn slot(&mut self, chunk: ChunkIndex) -> Option<&mut u64> {
-        self.slots.get_mut(usize::try_from(chunk.0).ok()?)
+    fn entry(&mut self, chunk: ChunkIndex) -> Option<&mut u64> {
+        self.entries.get_mut(usize::try_from(chunk.0).ok()?)
     }
 }
 

@@ -14,7 +14,7 @@ use crate::tag_storage::pool::error::ReserveError;
 
 /// What has changed, for whoever acts on it.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
-pub struct News {
+pub struct ExhaustionSnapshot {
     /// A touch waits for tag storage, for this reason. `None`: none does.
     pub lacking: Option<String>,
     /// One has waited for as long as it may.
@@ -25,14 +25,14 @@ pub struct News {
 
 /// A place for news, with a bell. What the main thread was too slow for is not told.
 #[derive(Debug)]
-pub struct Notices {
-    news: Mutex<News>,
+pub struct ExhaustionStatus {
+    news: Mutex<ExhaustionSnapshot>,
     /// Whether the news have been taken as they are.
     heard: AtomicBool,
     bell: OwnedFd,
 }
 
-impl Notices {
+impl ExhaustionStatus {
     /// No news.
     ///
     /// # Errors
@@ -43,7 +43,7 @@ impl Notices {
     }
 
     /// How things stand, once for each ring of the bell.
-    pub fn take(&self) -> News {
+    pub fn take(&self) -> ExhaustionSnapshot {
         // It fails when it was taken already.
         let _ = rustix::io::read(&self.bell, &mut [0; 8]);
         let news = self.lock();
@@ -52,15 +52,15 @@ impl Notices {
     }
 
     /// How things stand.
-    pub fn look(&self) -> News {
+    pub fn look(&self) -> ExhaustionSnapshot {
         self.lock().clone()
     }
 
-    fn lock(&self) -> MutexGuard<'_, News> {
+    fn lock(&self) -> MutexGuard<'_, ExhaustionSnapshot> {
         self.news.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn change(&self, change: impl FnOnce(&mut News)) {
+    fn change(&self, change: impl FnOnce(&mut ExhaustionSnapshot)) {
         {
             let mut news = self.lock();
             change(&mut news);
@@ -71,14 +71,14 @@ impl Notices {
     }
 }
 
-impl AsFd for Notices {
+impl AsFd for ExhaustionStatus {
     /// Readable when there are news.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.bell.as_fd()
     }
 }
 
-impl Exhaustion for Notices {
+impl Exhaustion for ExhaustionStatus {
     fn exhausted(&self, chunk: ChunkIndex, why: &ReserveError) {
         self.change(|news| {
             news.lacking = Some(format!("the guest touches {chunk}: {}", chain(why)))
@@ -112,7 +112,7 @@ mod tests {
 
     #[test]
     fn news_are_how_things_stand_now() {
-        let notices = Notices::new().unwrap();
+        let notices = ExhaustionStatus::new().unwrap();
         let (wanted, max, supply) = (Bytes::kib(64), Bytes::mib(1), SupplyName::Ledger);
         let why = ReserveError::OverMax { wanted, max, supply };
 
@@ -124,7 +124,7 @@ mod tests {
         assert!(news.expired);
 
         notices.relieved();
-        assert_eq!(notices.take(), News::default());
+        assert_eq!(notices.take(), ExhaustionSnapshot::default());
 
         notices.failed(&Error::InUse);
         assert!(notices.look().failed.is_some());

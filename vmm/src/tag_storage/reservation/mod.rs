@@ -24,18 +24,18 @@ use super::pool::error::ReserveError;
 use super::pool::lease::{chunks_of, tags_of};
 use crate::control::model::{self, TagStorageChunks};
 use crate::memory::{GuestRam, Reservations, Unreserved};
-use crate::spec::{TagStorageSpec, When};
-pub use backend::Hold;
+use crate::spec::{ReservationMode, TagStorageSpec};
+pub use backend::PoolClient;
 pub use demand::{Demand, Error as DemandError};
-pub use exhaustion::Notices;
+pub use exhaustion::ExhaustionStatus;
 use source::Source;
-pub use source::{Error as SourceError, hold_for};
+pub use source::{Error as SourceError, pool_client_for};
 pub use strict::Strict;
 
-pub use backend::{Embedded, HoldReport};
+pub use backend::{Embedded, PoolClientReport};
 pub use chunk_table::ChunkIndex;
-pub use demand::{Exhaustion, FaultCounters, Releaser};
-pub use exhaustion::News;
+pub use demand::{DiscardHandler, Exhaustion, FaultCounters};
+pub use exhaustion::ExhaustionSnapshot;
 
 /// Why a VM has no tag storage, and so is refused.
 #[derive(Debug, Error)]
@@ -68,17 +68,17 @@ pub enum Error {
     Demand(#[from] DemandError),
     /// There is no event for the main thread.
     #[error("the host gives no descriptor for events of tag storage: look at ulimit -n")]
-    Notices(#[source] io::Error),
+    ExhaustionStatus(#[source] io::Error),
 }
 
 /// The tag storage of one VM. Dropped, it is free.
-pub struct Holding {
-    hold: Arc<dyn Hold>,
+pub struct TagReservation {
+    hold: Arc<dyn PoolClient>,
     broker: Option<Arc<Client>>,
     spec: TagStorageSpec,
     vm: String,
     memory: Bytes,
-    notices: Arc<Notices>,
+    notices: Arc<ExhaustionStatus>,
     kind: Kind,
 }
 
@@ -87,19 +87,19 @@ enum Kind {
     Demand(Demand),
 }
 
-impl Holding {
+impl TagReservation {
     /// Reserves for this memory as the description says, or sees to it that it is when it is touched.
     /// Nobody has touched the memory so far.
     ///
     /// # Errors
     /// When there is no tag storage for the VM, or the host cannot tell of touches.
     pub fn new(spec: &TagStorageSpec, vm: &str, ram: &GuestRam) -> Result<Self, Error> {
-        let Source { hold, broker } = hold_for(spec, vm)?;
+        let Source { hold, broker } = pool_client_for(spec, vm)?;
         borrower::keep_off(hold.report().supply, ram)?;
         let memory = ram.range().size;
-        let notices = Arc::new(Notices::new().map_err(Error::Notices)?);
+        let notices = Arc::new(ExhaustionStatus::new().map_err(Error::ExhaustionStatus)?);
         let kind = match spec.when {
-            When::Strict => {
+            ReservationMode::Strict => {
                 let strict = Strict::reserve(Arc::clone(&hold), memory);
                 Kind::Strict(strict.map_err(|source| Error::Refused {
                     vm: vm.to_owned(),
@@ -109,7 +109,7 @@ impl Holding {
                     source,
                 })?)
             }
-            When::Demand { .. } => Kind::Demand(Demand::start(
+            ReservationMode::Demand { .. } => Kind::Demand(Demand::start(
                 ram.clone(),
                 Arc::clone(&hold),
                 spec.when.deadline(),
@@ -153,7 +153,7 @@ impl Holding {
     }
 
     /// What the main thread is to hear.
-    pub fn notices(&self) -> Arc<Notices> {
+    pub fn notices(&self) -> Arc<ExhaustionStatus> {
         Arc::clone(&self.notices)
     }
 
@@ -198,8 +198,10 @@ impl Holding {
         };
         let news = self.notices.look();
         let (on_exhausted, deadline_s) = match self.spec.when {
-            When::Strict => (None, None),
-            When::Demand { on_exhausted, deadline_s } => (Some(on_exhausted), Some(deadline_s)),
+            ReservationMode::Strict => (None, None),
+            ReservationMode::Demand { on_exhausted, deadline_s } => {
+                (Some(on_exhausted), Some(deadline_s))
+            }
         };
         model::TagStorage {
             mode: self.spec.when.mode(),

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
-use super::backend::{Embedded, Hold};
+use super::backend::{Embedded, PoolClient};
 use crate::spec::TagStorageSpec;
 use crate::tag_storage::broker::{self, Client};
 use crate::tag_storage::pool::Pool;
@@ -47,7 +47,7 @@ pub enum Error {
 /// A hold on tag storage, and where to hear of it.
 pub struct Source {
     /// The hold.
-    pub hold: Arc<dyn Hold>,
+    pub hold: Arc<dyn PoolClient>,
     /// The same hold, where it is a broker's: the main thread hears it.
     pub broker: Option<Arc<Client>>,
 }
@@ -56,7 +56,7 @@ pub struct Source {
 ///
 /// # Errors
 /// When there is no pool, or it does not take the VM's terms.
-pub fn hold_for(spec: &TagStorageSpec, vm: &str) -> Result<Source, Error> {
+pub fn pool_client_for(spec: &TagStorageSpec, vm: &str) -> Result<Source, Error> {
     let terms = LeaseTerms { name: vm.to_owned(), min: spec.min, max: spec.max };
     if let Some(path) = &spec.broker {
         let client = Client::connect(path, terms)
@@ -81,15 +81,15 @@ mod tests {
     use arch::units::Bytes;
 
     use super::*;
-    use crate::spec::When;
+    use crate::spec::ReservationMode;
 
     fn spec(min: Bytes, max: Bytes) -> TagStorageSpec {
-        TagStorageSpec { when: When::Strict, broker: None, min, max }
+        TagStorageSpec { when: ReservationMode::Strict, broker: None, min, max }
     }
 
     #[test]
     fn a_vm_alone_has_a_pool_of_the_size_of_the_host() {
-        let hold = hold_for(&spec(Bytes::ZERO, Bytes::kib(128)), "vm").unwrap().hold;
+        let hold = pool_client_for(&spec(Bytes::ZERO, Bytes::kib(128)), "vm").unwrap().hold;
 
         assert_eq!(hold.reserve(2).unwrap().len(), 2);
         let over = hold.reserve(1).unwrap_err();
@@ -103,7 +103,7 @@ mod tests {
     #[test]
     fn terms_that_cannot_be_are_refused_by_the_vms_name() {
         for terms in [spec(Bytes::ZERO, Bytes::kib(1)), spec(Bytes::gib(1 << 20), Bytes::MAX)] {
-            let Err(error) = hold_for(&terms, "vm7") else { panic!("{terms:?}") };
+            let Err(error) = pool_client_for(&terms, "vm7") else { panic!("{terms:?}") };
             assert!(error.to_string().contains("vm7"), "{error}");
         }
     }
@@ -112,7 +112,7 @@ mod tests {
     fn a_broker_that_is_not_there_is_named() {
         let broker = Some(PathBuf::from("/nonexistent/broker"));
         let spec = TagStorageSpec { broker, ..spec(Bytes::ZERO, Bytes::MAX) };
-        let Err(error) = hold_for(&spec, "vm") else { panic!("no broker is there") };
+        let Err(error) = pool_client_for(&spec, "vm") else { panic!("no broker is there") };
         let text = crate::error::chain(&error);
         assert!(text.contains("/nonexistent/broker") && text.contains("vm"), "{text}");
     }

@@ -4,14 +4,14 @@ use std::sync::Arc;
 
 use arch::units::Bytes;
 
-use super::backend::Hold;
+use super::backend::PoolClient;
 use crate::tag_storage::pool::error::ReserveError;
 use crate::tag_storage::pool::lease::chunks_of;
 
 /// Tag storage for a whole guest. Discarded memory frees none of it
 /// ([`Unreserved`](crate::memory::Unreserved)), so the guest can always touch all of its memory.
 pub struct Strict {
-    _hold: Arc<dyn Hold>,
+    _hold: Arc<dyn PoolClient>,
     chunks: u64,
 }
 
@@ -21,7 +21,7 @@ impl Strict {
     ///
     /// # Errors
     /// When the pool does not have that much for this VM. Nothing is reserved then.
-    pub fn reserve(hold: Arc<dyn Hold>, memory: Bytes) -> Result<Self, ReserveError> {
+    pub fn reserve(hold: Arc<dyn PoolClient>, memory: Bytes) -> Result<Self, ReserveError> {
         let chunks = chunks_of(memory);
         hold.reserve(chunks)?;
         Ok(Self { _hold: hold, chunks })

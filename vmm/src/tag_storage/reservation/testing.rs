@@ -6,10 +6,10 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use arch::units::Bytes;
 
-use super::backend::{Hold, HoldReport};
+use super::backend::{PoolClient, PoolClientReport};
 use crate::memory::{Attributes, Backing, GuestRam};
 use crate::tag_storage::pool::error::ReserveError;
-use crate::tag_storage::pool::slots::FrameIndex;
+use crate::tag_storage::pool::slots::SlotIndex;
 use crate::tag_storage::supply::SupplyName;
 
 /// A pool that only counts, and notices what is freed without having been reserved.
@@ -36,7 +36,7 @@ impl FakeHold {
         self.books().live.len() as u64
     }
 
-    /// Frames that were freed though nobody held them.
+    /// Slots that were freed though nobody held them.
     pub(crate) fn wrong(&self) -> u64 {
         self.books().wrong
     }
@@ -46,8 +46,8 @@ impl FakeHold {
     }
 }
 
-impl Hold for FakeHold {
-    fn reserve(&self, chunks: u64) -> Result<Vec<FrameIndex>, ReserveError> {
+impl PoolClient for FakeHold {
+    fn reserve(&self, chunks: u64) -> Result<Vec<SlotIndex>, ReserveError> {
         let mut books = self.books();
         let free = books.capacity - books.live.len() as u64;
         if chunks > free {
@@ -60,22 +60,22 @@ impl Hold for FakeHold {
         }
         let first = books.next;
         books.next += chunks as u32;
-        let frames = first..books.next;
-        books.live.extend(frames.clone());
-        Ok(frames.map(FrameIndex).collect())
+        let slots = first..books.next;
+        books.live.extend(slots.clone());
+        Ok(slots.map(SlotIndex).collect())
     }
 
-    fn free(&self, frame: FrameIndex) {
+    fn free(&self, slot: SlotIndex) {
         let mut books = self.books();
-        let known = books.live.remove(&frame.0);
+        let known = books.live.remove(&slot.0);
         books.wrong += u64::from(!known);
     }
 
-    fn report(&self) -> HoldReport {
+    fn report(&self) -> PoolClientReport {
         let (live, capacity) = (self.live(), self.books().capacity);
         let tags = |chunks: u64| Bytes::kib(64 * chunks);
         let supply = SupplyName::Ledger;
-        HoldReport { supply, capacity: tags(capacity), reserved: tags(live), counters: None }
+        PoolClientReport { supply, capacity: tags(capacity), reserved: tags(live), counters: None }
     }
 }
 

@@ -7,9 +7,10 @@ use super::testing::{may_catch_faults, ram};
 use super::*;
 use crate::config::{OnExhausted, TagStorageMode};
 
-const DEMAND: When = When::Demand { on_exhausted: OnExhausted::Wait, deadline_s: 5 };
+const DEMAND: ReservationMode =
+    ReservationMode::Demand { on_exhausted: OnExhausted::Wait, deadline_s: 5 };
 
-fn spec(when: When, max: Bytes) -> TagStorageSpec {
+fn spec(when: ReservationMode, max: Bytes) -> TagStorageSpec {
     TagStorageSpec { when, broker: None, min: Bytes::ZERO, max }
 }
 
@@ -21,7 +22,9 @@ fn message(error: &Error) -> String {
 fn a_strict_vm_that_does_not_fit_is_refused_by_name() {
     let ram = ram(8);
 
-    let error = Holding::new(&spec(When::Strict, Bytes::kib(192)), "vm7", &ram).err().unwrap();
+    let error = TagReservation::new(&spec(ReservationMode::Strict, Bytes::kib(192)), "vm7", &ram)
+        .err()
+        .unwrap();
 
     let message = message(&error);
     for word in ["'vm7'", "256 KiB", "192 KiB", "ledger", "8 MiB"] {
@@ -32,7 +35,8 @@ fn a_strict_vm_that_does_not_fit_is_refused_by_name() {
 #[test]
 fn a_strict_vm_has_all_from_the_start() {
     let ram = ram(8);
-    let holding = Holding::new(&spec(When::Strict, Bytes::MAX), "vm", &ram).unwrap();
+    let holding =
+        TagReservation::new(&spec(ReservationMode::Strict, Bytes::MAX), "vm", &ram).unwrap();
     holding.loaded().unwrap();
 
     let told = holding.describe();
@@ -49,7 +53,7 @@ fn a_demanding_vm_has_what_it_touches() {
         return;
     }
     let ram = ram(8);
-    let holding = Holding::new(&spec(DEMAND, Bytes::mib(1)), "vm", &ram).unwrap();
+    let holding = TagReservation::new(&spec(DEMAND, Bytes::mib(1)), "vm", &ram).unwrap();
     ram.write_slice(&[1; 3 << 20], RAM_BASE).unwrap();
     holding.loaded().unwrap();
 
@@ -69,7 +73,7 @@ fn a_demanding_vm_that_cannot_be_loaded_is_refused_by_name() {
         return;
     }
     let ram = ram(8);
-    let holding = Holding::new(&spec(DEMAND, Bytes::kib(64)), "vm7", &ram).unwrap();
+    let holding = TagReservation::new(&spec(DEMAND, Bytes::kib(64)), "vm7", &ram).unwrap();
     ram.write_slice(&[1; 3 << 20], RAM_BASE).unwrap();
 
     let message = message(&holding.loaded().unwrap_err());

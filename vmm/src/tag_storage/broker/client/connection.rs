@@ -13,9 +13,9 @@ use super::Error;
 use crate::sys::seqpacket;
 use crate::tag_storage::broker::protocol::report::BrokerReport;
 use crate::tag_storage::broker::protocol::wire::{
-    BUFFER, MAX_FRAMES, Malformed, Notice, Open, Reply, Request, Role, Terms, VERSION,
+    BUFFER, MAX_SLOTS, Malformed, Notice, Open, Reply, Request, Role, Terms, VERSION,
 };
-use crate::tag_storage::pool::{FrameIndex, LeaseTerms};
+use crate::tag_storage::pool::{LeaseTerms, SlotIndex};
 
 /// How long the broker has for a greeting: it needs some microseconds, and some milliseconds when all VMs of
 /// a host come back at once.
@@ -37,14 +37,14 @@ const MAX_REPORT: usize = 4 << 20;
 
 /// A connection that the broker has opened.
 #[derive(Debug)]
-pub(crate) struct Line {
+pub(crate) struct Connection {
     socket: OwnedFd,
     /// Where notices come from. A borrower gets none, and sees the end of the line on its socket.
     notices: Option<OwnedFd>,
     pub terms: Terms,
 }
 
-impl Line {
+impl Connection {
     /// Connects and opens.
     pub(crate) fn open(path: &Path, role: Role, terms: &LeaseTerms) -> Result<Self, Error> {
         let unreachable =
@@ -72,26 +72,26 @@ impl Line {
     }
 
     /// Reserves for all of these chunks, or for none.
-    pub(crate) fn reserve(&self, path: &Path, chunks: u32) -> Result<Vec<FrameIndex>, Error> {
+    pub(crate) fn reserve(&self, path: &Path, chunks: u32) -> Result<Vec<SlotIndex>, Error> {
         if chunks > FEW {
             let patience = PATIENCE + A_CHUNK * chunks;
             set_socket_timeout(&self.socket, Timeout::Recv, Some(patience))
                 .map_err(|errno| lost(path, errno))?;
         }
         self.say(path, &Request::Reserve(chunks))?;
-        let mut frames = Vec::new();
+        let mut slots = Vec::new();
         loop {
             match self.hear(path)? {
-                Reply::Reserved { left, frames: more } => {
-                    frames.extend(more);
+                Reply::Reserved { left, slots: more } => {
+                    slots.extend(more);
                     // Neither more nor less than was asked for.
-                    let promised = frames.len() as u64 + u64::from(left);
+                    let promised = slots.len() as u64 + u64::from(left);
                     if promised != u64::from(chunks) {
-                        let text = format!("it gave {promised} frames, not {chunks}");
+                        let text = format!("it gave {promised} slots, not {chunks}");
                         return Err(Error::Answer(text));
                     }
                     if left == 0 {
-                        return Ok(frames);
+                        return Ok(slots);
                     }
                 }
                 other => return Err(unexpected(&other)),
@@ -99,35 +99,35 @@ impl Line {
         }
     }
 
-    /// Has the broker take over frames, at most [`MAX_FRAMES`].
+    /// Has the broker take over slots, at most [`MAX_SLOTS`].
     pub(crate) fn adopt(
         &self,
         path: &Path,
-        frames: &[FrameIndex],
-    ) -> Result<Vec<Option<FrameIndex>>, Error> {
-        self.say(path, &Request::Adopt(frames.to_vec()))?;
+        slots: &[SlotIndex],
+    ) -> Result<Vec<Option<SlotIndex>>, Error> {
+        self.say(path, &Request::Adopt(slots.to_vec()))?;
         match self.hear(path)? {
-            Reply::Adopted(adopted) if adopted.len() == frames.len() => Ok(adopted),
+            Reply::Adopted(adopted) if adopted.len() == slots.len() => Ok(adopted),
             other => Err(unexpected(&other)),
         }
     }
 
-    /// Frees frames for which there is room in the socket now, the last first, and takes them off the list.
-    pub(crate) fn free_now(&self, frames: &mut Vec<FrameIndex>) {
-        while !frames.is_empty() {
-            let rest = frames.len().saturating_sub(MAX_FRAMES);
-            let message = Request::Free(frames[rest..].to_vec()).encode();
+    /// Frees slots for which there is room in the socket now, the last first, and takes them off the list.
+    pub(crate) fn free_now(&self, slots: &mut Vec<SlotIndex>) {
+        while !slots.is_empty() {
+            let rest = slots.len().saturating_sub(MAX_SLOTS);
+            let message = Request::Free(slots[rest..].to_vec()).encode();
             // Without room they wait for the next occasion; without a broker they are free.
             if seqpacket::send_now(&self.socket, &message).is_err() {
                 return;
             }
-            frames.truncate(rest);
+            slots.truncate(rest);
         }
     }
 
-    /// Frees frames, waiting for room.
-    pub(crate) fn free(&self, path: &Path, frames: &[FrameIndex]) -> Result<(), Error> {
-        frames.chunks(MAX_FRAMES).try_for_each(|part| self.say(path, &Request::Free(part.to_vec())))
+    /// Frees slots, waiting for room.
+    pub(crate) fn free(&self, path: &Path, slots: &[SlotIndex]) -> Result<(), Error> {
+        slots.chunks(MAX_SLOTS).try_for_each(|part| self.say(path, &Request::Free(part.to_vec())))
     }
 
     /// What is readable when there is a notice, or the broker is gone.

@@ -20,17 +20,17 @@ use thiserror::Error as ThisError;
 
 use super::protocol::refusal::Refusal;
 use super::protocol::wire::{Notice, Role, Terms};
-use crate::tag_storage::pool::{FrameIndex, LeaseTerms, ReserveError, tags_of};
-use crate::tag_storage::reservation::{Hold, HoldReport};
+use crate::tag_storage::pool::{LeaseTerms, ReserveError, SlotIndex, tags_of};
+use crate::tag_storage::reservation::{PoolClient, PoolClientReport};
 use crate::tag_storage::supply::SupplyName;
 
 mod connection;
 mod reconnect;
 mod slot_map;
 
-use connection::Line;
+use connection::Connection;
 pub use connection::report;
-use slot_map::Holdings;
+use slot_map::SlotMap;
 
 /// Notices heard in one turn of the event loop: a broker sends a few a second.
 const NOTICES_A_TURN: usize = 16;
@@ -71,7 +71,7 @@ pub enum Error {
         /// Its path.
         path: PathBuf,
         /// Why the last attempt to come back failed, or nothing.
-        because: Because,
+        because: LastError,
     },
     /// It is back with less than this VM has.
     #[error(
@@ -107,9 +107,9 @@ pub enum Error {
 
 /// A cause told in passing, or nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Because(Option<String>);
+pub struct LastError(Option<String>);
 
-impl std::fmt::Display for Because {
+impl std::fmt::Display for LastError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match &self.0 {
             Some(cause) => write!(f, " (tried again: {cause})"),
@@ -120,7 +120,7 @@ impl std::fmt::Display for Because {
 
 /// What a VM hears of its broker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Heard {
+pub enum BrokerEvent {
     /// Other VMs lack so many chunks: give back what the guest can do without.
     GiveBack {
         /// Chunks that are lacking.
@@ -173,13 +173,13 @@ struct Shared {
 
 #[derive(Debug)]
 struct Books {
-    line: Option<Arc<Line>>,
+    line: Option<Arc<Connection>>,
     terms: Terms,
-    holdings: Holdings,
+    holdings: SlotMap,
     /// Freed, and not told to the broker yet.
-    freed: Vec<FrameIndex>,
-    heard: VecDeque<Heard>,
-    because: Because,
+    freed: Vec<SlotIndex>,
+    heard: VecDeque<BrokerEvent>,
+    because: LastError,
     returning: bool,
     /// Nothing is asked for any more, and what is held stays so.
     given_up: bool,
@@ -189,7 +189,7 @@ struct Books {
 
 impl Books {
     /// Whether this line is the one in use.
-    fn is_present(&self, line: &Arc<Line>) -> bool {
+    fn is_present(&self, line: &Arc<Connection>) -> bool {
         self.line.as_ref().is_some_and(|present| Arc::ptr_eq(present, line))
     }
 }
@@ -218,14 +218,14 @@ impl Client {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(events)?;
         let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(events)?;
         watch(&epoll, &bell).map_err(events)?;
-        let line = Line::open(path, role, &wanted)?;
+        let line = Connection::open(path, role, &wanted)?;
         let books = Books {
             terms: line.terms,
             line: None,
-            holdings: Holdings::default(),
+            holdings: SlotMap::default(),
             freed: Vec::new(),
             heard: VecDeque::new(),
-            because: Because::default(),
+            because: LastError::default(),
             returning: false,
             given_up: false,
             closed: false,
@@ -259,7 +259,7 @@ impl Client {
 
     /// Hears what there is to hear, for whoever watches this client's descriptor, without waiting. What is
     /// left announces itself again.
-    pub fn hear(&self, mut told: impl FnMut(Heard)) {
+    pub fn hear(&self, mut told: impl FnMut(BrokerEvent)) {
         // Before anything is looked at, so that no ring is lost.
         let _ = rustix::io::read(&self.0.bell, &mut [0; 8]);
         let line = {
@@ -271,8 +271,8 @@ impl Client {
         for _ in 0..NOTICES_A_TURN {
             let Some(line) = &line else { break };
             match line.notice() {
-                Ok(Some(Notice::GiveBack { chunks })) => told(Heard::GiveBack { chunks }),
-                Ok(Some(Notice::Relief)) => told(Heard::Relief),
+                Ok(Some(Notice::GiveBack { chunks })) => told(BrokerEvent::GiveBack { chunks }),
+                Ok(Some(Notice::Relief)) => told(BrokerEvent::Relief),
                 Ok(None) => break,
                 Err(()) => {
                     self.0.detach(line);
@@ -309,7 +309,7 @@ impl Client {
         self.0.ended.notify_all();
     }
 
-    fn reserve_all(&self, chunks: u32) -> Result<Vec<FrameIndex>, ReserveError> {
+    fn reserve_all(&self, chunks: u32) -> Result<Vec<SlotIndex>, ReserveError> {
         let shared = &self.0;
         // Without a broker nobody waits for the one who looks for it.
         shared.line().inspect_err(|_| shared.look_for_another(&mut shared.books()))?;
@@ -330,39 +330,39 @@ impl Client {
             }
         };
         match ask() {
-            Ok(frames) => {
+            Ok(slots) => {
                 let mut books = shared.books();
                 // A broker that is gone meanwhile takes along what it has given.
                 if !books.is_present(&line) {
                     let path = shared.path.clone();
                     return Err(Error::Lost { path, source: None }.into());
                 }
-                Ok(frames.into_iter().map(|frame| books.holdings.add(frame)).collect())
+                Ok(slots.into_iter().map(|slot| books.holdings.add(slot)).collect())
             }
             Err(error) => Err(shared.failed(&line, error)),
         }
     }
 }
 
-impl Hold for Client {
-    fn reserve(&self, chunks: u64) -> Result<Vec<FrameIndex>, ReserveError> {
+impl PoolClient for Client {
+    fn reserve(&self, chunks: u64) -> Result<Vec<SlotIndex>, ReserveError> {
         // No pool has so many: the broker says what it has.
         self.reserve_all(u32::try_from(chunks).unwrap_or(u32::MAX))
     }
 
-    fn free(&self, frame: FrameIndex) {
+    fn free(&self, slot: SlotIndex) {
         let mut books = self.0.books();
-        let Some(frame) = books.holdings.remove(frame) else { return };
-        // While the VM comes back there is no line yet, and the broker has the frame already.
-        books.freed.push(frame);
+        let Some(slot) = books.holdings.remove(slot) else { return };
+        // While the VM comes back there is no line yet, and the broker has the slot already.
+        books.freed.push(slot);
         if let Some(line) = books.line.clone() {
             line.free_now(&mut books.freed);
         }
     }
 
-    fn report(&self) -> HoldReport {
+    fn report(&self) -> PoolClientReport {
         let status = self.status();
-        HoldReport {
+        PoolClientReport {
             supply: status.terms.supply,
             capacity: status.terms.capacity,
             reserved: tags_of(status.chunks),
@@ -396,7 +396,7 @@ impl Shared {
         lock(&self.books)
     }
 
-    fn line(&self) -> Result<Arc<Line>, Error> {
+    fn line(&self) -> Result<Arc<Connection>, Error> {
         let books = self.books();
         let line = books.line.clone().filter(|_| !books.given_up);
         line.ok_or_else(|| Error::Detached {
@@ -406,7 +406,7 @@ impl Shared {
     }
 
     /// What an error on this line is to whoever wanted to reserve.
-    fn failed(self: &Arc<Self>, line: &Arc<Line>, error: Error) -> ReserveError {
+    fn failed(self: &Arc<Self>, line: &Arc<Connection>, error: Error) -> ReserveError {
         match error {
             Error::Refused(refusal) => {
                 let known = refusal.as_reserve_error(line.terms.supply);
@@ -422,7 +422,7 @@ impl Shared {
     }
 
     /// The line is of no use any more. Somebody starts to look for another.
-    fn detach(self: &Arc<Self>, line: &Arc<Line>) {
+    fn detach(self: &Arc<Self>, line: &Arc<Connection>) {
         let mut books = self.books();
         // Nobody waits for its answers, so that none comes: that is not its end.
         if books.given_up && books.is_present(line) {
@@ -436,15 +436,15 @@ impl Shared {
         let _ = epoll::delete(&self.events, line.notices());
         books.line = None;
         books.losses += 1;
-        books.because = Because::default();
+        books.because = LastError::default();
         books.freed.clear();
         books.holdings.lose();
-        self.say(&mut books, Heard::Detached);
+        self.say(&mut books, BrokerEvent::Detached);
         self.look_for_another(&mut books);
     }
 
     /// Takes a line into use.
-    fn attach(&self, line: Arc<Line>) -> Result<(), rustix::io::Errno> {
+    fn attach(&self, line: Arc<Connection>) -> Result<(), rustix::io::Errno> {
         watch(&self.events, line.notices())?;
         let mut books = self.books();
         books.terms = line.terms;
@@ -453,7 +453,7 @@ impl Shared {
         Ok(())
     }
 
-    fn say(&self, books: &mut Books, what: Heard) {
+    fn say(&self, books: &mut Books, what: BrokerEvent) {
         if books.heard.len() == KEPT_NOTICES {
             books.heard.pop_front();
         }

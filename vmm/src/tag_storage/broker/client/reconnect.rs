@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::thread::Builder;
 use std::time::Duration;
 
-use super::connection::Line;
-use super::{Because, Books, Error, Heard, Shared, lock};
-use crate::tag_storage::broker::protocol::wire::{MAX_FRAMES, Role, Terms};
-use crate::tag_storage::pool::{FrameIndex, tags_of};
+use super::connection::Connection;
+use super::{Books, BrokerEvent, Error, LastError, Shared, lock};
+use crate::tag_storage::broker::protocol::wire::{MAX_SLOTS, Role, Terms};
+use crate::tag_storage::pool::{SlotIndex, tags_of};
 
 /// The first pause before the broker is tried again, and the longest: a broker that is restarted is back
 /// soon, and one that is gone for good costs nothing to speak of.
@@ -27,7 +27,7 @@ impl Shared {
         let thread = Builder::new().name("broker".to_owned()).stack_size(STACK_SIZE);
         match thread.spawn(move || come_back(&shared)) {
             Ok(_) => books.returning = true,
-            Err(error) => books.because = Because(Some(error.to_string())),
+            Err(error) => books.because = LastError(Some(error.to_string())),
         }
     }
 
@@ -35,20 +35,20 @@ impl Shared {
     ///
     /// # Errors
     /// When the broker does not have all of it, or is gone, as it is when the line is not `present` any more.
-    pub(crate) fn settle(&self, line: &Arc<Line>, present: bool) -> Result<(), Error> {
+    pub(crate) fn settle(&self, line: &Arc<Connection>, present: bool) -> Result<(), Error> {
         let debts = self.books().holdings.debts();
-        for part in debts.chunks(MAX_FRAMES) {
-            let frames: Vec<FrameIndex> = part.iter().map(|(_, frame)| *frame).collect();
-            let adopted = line.adopt(&self.path, &frames)?;
+        for part in debts.chunks(MAX_SLOTS) {
+            let slots: Vec<SlotIndex> = part.iter().map(|(_, slot)| *slot).collect();
+            let adopted = line.adopt(&self.path, &slots)?;
             let mut books = self.books();
             if present && !books.is_present(line) {
                 return Err(Error::Lost { path: self.path.clone(), source: None });
             }
-            for ((at, _), frame) in part.iter().zip(&adopted) {
-                let Some(frame) = frame else { continue };
+            for ((at, _), slot) in part.iter().zip(&adopted) {
+                let Some(slot) = slot else { continue };
                 // Freed while the broker was being asked.
-                if let Some(frame) = books.holdings.settle(*at, *frame) {
-                    books.freed.push(frame);
+                if let Some(slot) = books.holdings.settle(*at, *slot) {
+                    books.freed.push(slot);
                 }
             }
             line.free_now(&mut books.freed);
@@ -83,7 +83,7 @@ impl Shared {
         if let Some(line) = present {
             return self.settle_rest(&line);
         }
-        let line = Arc::new(Line::open(&self.path, self.role, &self.wanted)?);
+        let line = Arc::new(Connection::open(&self.path, self.role, &self.wanted)?);
         self.is_as_before(&line.terms)?;
         let _turn = lock(&self.turn);
         let settled = self.settle(&line, false);
@@ -100,16 +100,16 @@ impl Shared {
             return settled;
         }
         let owed = books.holdings.owed();
-        self.say(&mut books, Heard::Attached { owed });
+        self.say(&mut books, BrokerEvent::Attached { owed });
         settled
     }
 
     /// Tries to have the rest of a debt taken over.
-    fn settle_rest(self: &Arc<Self>, line: &Arc<Line>) -> Result<(), Error> {
+    fn settle_rest(self: &Arc<Self>, line: &Arc<Connection>) -> Result<(), Error> {
         let _turn = lock(&self.turn);
         let settled = self.settle(line, true);
         match &settled {
-            Ok(()) => self.say(&mut self.books(), Heard::Attached { owed: 0 }),
+            Ok(()) => self.say(&mut self.books(), BrokerEvent::Attached { owed: 0 }),
             Err(Error::Owed { .. }) => {}
             Err(_) => self.detach(line),
         }
@@ -133,7 +133,7 @@ fn come_back(shared: &Arc<Shared>) {
             return;
         }
         if let Err(error) = result {
-            books.because = Because(Some(crate::error::chain(&error)));
+            books.because = LastError(Some(crate::error::chain(&error)));
         }
         let waited = shared.ended.wait_timeout_while(books, pause, |books| !is_over(books));
         drop(waited);

@@ -46,9 +46,9 @@ pub struct Traffic {
     pub turned_away: u64,
     /// Connections ended because what came was no message, or not one for that moment.
     pub violations: u64,
-    /// Frames that a client wanted to free without holding them.
+    /// Slots that a client wanted to free without holding them.
     pub foreign_frees: u64,
-    /// Frames that clients brought along from a broker before this one.
+    /// Slots that clients brought along from a broker before this one.
     pub adopted: u64,
     /// Requests to give memory back.
     pub give_backs: u64,

@@ -11,19 +11,19 @@ use thiserror::Error;
 
 use super::refusal::{Reason, Refusal};
 use crate::tag_storage::pool::lease::MAX_NAME;
-use crate::tag_storage::pool::{FrameIndex, LeaseTerms};
+use crate::tag_storage::pool::{LeaseTerms, SlotIndex};
 use crate::tag_storage::supply::SupplyName;
 use crate::tag_storage::supply::lend_policy::LendPolicy;
 
 /// The version of this protocol. Both sides must have the same.
 pub(crate) const VERSION: u32 = 1;
 
-/// Frames of one message: a page of them. A guest of 1 TiB has its frames in 512 messages, and a
+/// Slots of one message: a page of them. A guest of 1 TiB has its slots in 512 messages, and a
 /// connection costs the broker a buffer of this size.
-pub(crate) const MAX_FRAMES: usize = 1024;
+pub(crate) const MAX_SLOTS: usize = 1024;
 
-/// Bytes of a report in one message: as much as of frames.
-pub(crate) const MAX_PART: usize = MAX_FRAMES * 4;
+/// Bytes of a report in one message: as much as of slots.
+pub(crate) const MAX_PART: usize = MAX_SLOTS * 4;
 
 /// Bytes of a refusal's text: room for an error and its sources.
 pub(crate) const MAX_TEXT: usize = 512;
@@ -34,8 +34,8 @@ pub(crate) const MAX_MESSAGE: usize = MAX_PART + 32;
 /// One byte more than the longest message, so that a longer one is noticed.
 pub(crate) const BUFFER: usize = MAX_MESSAGE + 1;
 
-/// Stands for no frame: a pool has less than 2^32.
-const NONE: FrameIndex = FrameIndex(u32::MAX);
+/// Stands for no slot: a pool has less than 2^32.
+const NONE: SlotIndex = SlotIndex(u32::MAX);
 
 /// Why bytes are no message.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
@@ -79,12 +79,12 @@ pub(crate) struct Open {
 pub(crate) enum Request {
     /// It wants a lease, or to borrow. Answered by [`Reply::Opened`].
     Open(Open),
-    /// It holds these frames of a broker that is no more. Answered by [`Reply::Adopted`].
-    Adopt(Vec<FrameIndex>),
+    /// It holds these slots of a broker that is no more. Answered by [`Reply::Adopted`].
+    Adopt(Vec<SlotIndex>),
     /// It wants tag storage for so many chunks. Answered by as many [`Reply::Reserved`] as it takes.
     Reserve(u32),
-    /// It frees these frames. Not answered: a VM does not wait for anybody when its guest gives back memory.
-    Free(Vec<FrameIndex>),
+    /// It frees these slots. Not answered: a VM does not wait for anybody when its guest gives back memory.
+    Free(Vec<SlotIndex>),
     /// It wants to look. The only request of a connection that is not open. Answered by
     /// [`Reply::Part`]s.
     Report {
@@ -98,15 +98,15 @@ pub(crate) enum Request {
 pub(crate) enum Reply {
     /// The connection has a lease. The descriptor that notices come from is with it.
     Opened(Terms),
-    /// Frames, and how many more follow in further messages.
+    /// Slots, and how many more follow in further messages.
     Reserved {
-        /// Frames that are still to come.
+        /// Slots that are still to come.
         left: u32,
-        /// Some of the frames.
-        frames: Vec<FrameIndex>,
+        /// Some of the slots.
+        slots: Vec<SlotIndex>,
     },
-    /// For each frame that was to be adopted the one that the lease has now, if any.
-    Adopted(Vec<Option<FrameIndex>>),
+    /// For each slot that was to be adopted the one that the lease has now, if any.
+    Adopted(Vec<Option<SlotIndex>>),
     /// A part of a report in JSON.
     Part {
         /// No further one follows.
@@ -168,9 +168,9 @@ impl Request {
                 let message = message.u64(terms.min.get()).u64(terms.max.get());
                 message.bytes(terms.name.as_bytes(), MAX_NAME)
             }
-            Self::Adopt(frames) => Writer::new(ADOPT).frames(frames),
+            Self::Adopt(slots) => Writer::new(ADOPT).slots(slots),
             Self::Reserve(chunks) => Writer::new(RESERVE).u32(*chunks),
-            Self::Free(frames) => Writer::new(FREE).frames(frames),
+            Self::Free(slots) => Writer::new(FREE).slots(slots),
             Self::Report { version } => Writer::new(REPORT).u32(*version),
         }
         .0
@@ -201,9 +201,9 @@ impl Request {
                 let name = String::from_utf8(name).map_err(|_| reader.nonsense())?;
                 Self::Open(Open { version, role, terms: LeaseTerms { name, min, max } })
             }
-            ADOPT => Self::Adopt(reader.frames(1..=MAX_FRAMES)?),
+            ADOPT => Self::Adopt(reader.slots(1..=MAX_SLOTS)?),
             RESERVE => Self::Reserve(reader.u32()?),
-            FREE => Self::Free(reader.frames(1..=MAX_FRAMES)?),
+            FREE => Self::Free(reader.slots(1..=MAX_SLOTS)?),
             REPORT => {
                 let version = reader.u32()?;
                 if version != VERSION {
@@ -229,10 +229,10 @@ impl Reply {
                 let message = Writer::new(OPENED).u32(kind).u32(node);
                 message.u32(terms.lend.code()).u64(terms.capacity.get())
             }
-            Self::Reserved { left, frames } => Writer::new(RESERVED).u32(*left).frames(frames),
-            Self::Adopted(frames) => {
-                let frames: Vec<_> = frames.iter().map(|frame| frame.unwrap_or(NONE)).collect();
-                Writer::new(ADOPTED).frames(&frames)
+            Self::Reserved { left, slots } => Writer::new(RESERVED).u32(*left).slots(slots),
+            Self::Adopted(slots) => {
+                let slots: Vec<_> = slots.iter().map(|slot| slot.unwrap_or(NONE)).collect();
+                Writer::new(ADOPTED).slots(&slots)
             }
             Self::Part { last, bytes } => {
                 Writer::new(PART).u32(u32::from(*last)).bytes(bytes, MAX_PART)
@@ -265,12 +265,12 @@ impl Reply {
             }
             RESERVED => {
                 let left = reader.u32()?;
-                Self::Reserved { left, frames: reader.frames(1..=MAX_FRAMES)? }
+                Self::Reserved { left, slots: reader.slots(1..=MAX_SLOTS)? }
             }
             ADOPTED => {
-                let frames = reader.frames(1..=MAX_FRAMES)?;
-                let some = |frame| Some(frame).filter(|frame| *frame != NONE);
-                Self::Adopted(frames.into_iter().map(some).collect())
+                let slots = reader.slots(1..=MAX_SLOTS)?;
+                let some = |slot| Some(slot).filter(|slot| *slot != NONE);
+                Self::Adopted(slots.into_iter().map(some).collect())
             }
             PART => {
                 let last = reader.u32()? != 0;
@@ -338,10 +338,10 @@ impl Writer {
         message
     }
 
-    fn frames(self, frames: &[FrameIndex]) -> Self {
-        let frames = &frames[..frames.len().min(MAX_FRAMES)];
-        let mut message = self.u32(frames.len() as u32);
-        message.0.extend(frames.iter().flat_map(|frame| frame.0.to_le_bytes()));
+    fn slots(self, slots: &[SlotIndex]) -> Self {
+        let slots = &slots[..slots.len().min(MAX_SLOTS)];
+        let mut message = self.u32(slots.len() as u32);
+        message.0.extend(slots.iter().flat_map(|slot| slot.0.to_le_bytes()));
         message
     }
 }
@@ -386,12 +386,12 @@ impl<'a> Reader<'a> {
         Ok(bytes)
     }
 
-    fn frames(&mut self, count: RangeInclusive<usize>) -> Result<Vec<FrameIndex>, Malformed> {
+    fn slots(&mut self, count: RangeInclusive<usize>) -> Result<Vec<SlotIndex>, Malformed> {
         let length = self.u32()? as usize;
         if !count.contains(&length) {
             return Err(self.nonsense());
         }
-        (0..length).map(|_| self.u32().map(FrameIndex)).collect()
+        (0..length).map(|_| self.u32().map(SlotIndex)).collect()
     }
 
     fn end<T>(self, message: T) -> Result<T, Malformed> {

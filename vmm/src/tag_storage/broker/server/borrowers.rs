@@ -8,15 +8,15 @@ use crate::tag_storage::supply::node;
 /// Each process is here for as long as one of its connections to the broker lasts, so that a number names
 /// the process that connected. Clones are the same list.
 #[derive(Clone, Default)]
-pub struct Borrowers {
+pub struct BorrowerConnections {
     connections: Arc<Mutex<BTreeMap<u32, u32>>>,
     /// Where the supply knows them, if it lends.
-    lent: Option<node::Borrowers>,
+    lent: Option<node::BorrowerProcesses>,
 }
 
-impl Borrowers {
+impl BorrowerConnections {
     /// Those of a supply that lends.
-    pub fn of(lent: node::Borrowers) -> Self {
+    pub fn of(lent: node::BorrowerProcesses) -> Self {
         Self { connections: Arc::default(), lent: Some(lent) }
     }
 
@@ -43,9 +43,9 @@ impl Borrowers {
     }
 }
 
-/// A process among the [`Borrowers`].
+/// A process among the [`BorrowerConnections`].
 pub struct Borrowing {
-    borrowers: Borrowers,
+    borrowers: BorrowerConnections,
     pid: u32,
 }
 
@@ -71,7 +71,7 @@ mod tests {
 
     #[test]
     fn a_process_is_there_for_as_long_as_one_of_its_connections() {
-        let borrowers = Borrowers::default();
+        let borrowers = BorrowerConnections::default();
         let (first, second) = (borrowers.add(7).unwrap(), borrowers.add(7).unwrap());
         let _other = borrowers.add(8).unwrap();
 
@@ -83,7 +83,7 @@ mod tests {
 
     #[test]
     fn a_process_whose_memory_could_not_be_taken_back_is_none() {
-        let borrowers = Borrowers::of(node::Borrowers::default());
+        let borrowers = BorrowerConnections::of(node::BorrowerProcesses::default());
 
         assert!(borrowers.add(u32::MAX).is_err());
         assert!(borrowers.pids().is_empty());

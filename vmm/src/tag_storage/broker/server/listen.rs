@@ -17,8 +17,8 @@ use rustix::net::{Shutdown, SocketType, shutdown};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use thiserror::Error;
 
-use super::borrowers::Borrowers;
-use super::pressure::{Notices, Number};
+use super::borrowers::BorrowerConnections;
+use super::pressure::{Number, PressureNotifier};
 use super::session::Session;
 use crate::metrics::Counter;
 use crate::sys::unix_socket::{self, Kind, Socket};
@@ -76,13 +76,13 @@ pub enum Error {
 }
 
 /// What all connections of a broker share.
-pub(crate) struct Desk {
+pub(crate) struct ServerState {
     pub pool: Pool,
     pub terms: Terms,
     pub capacity_source: String,
-    pub borrowers: Borrowers,
+    pub borrowers: BorrowerConnections,
     node: Option<Arc<Node>>,
-    pub notices: Notices,
+    pub notices: PressureNotifier,
     pub violations: Counter,
     pub foreign_frees: Counter,
     pub adopted: Counter,
@@ -96,7 +96,7 @@ pub(crate) struct Desk {
     connections: Mutex<BTreeMap<Number, Arc<OwnedFd>>>,
 }
 
-impl Desk {
+impl ServerState {
     pub(crate) fn report(&self) -> BrokerReport {
         self.pool.follow_at_once();
         // In this order a lease is never without its process because it came between.
@@ -141,7 +141,7 @@ impl Desk {
 
 /// A connection's place among the others, given up on drop.
 struct Connected {
-    desk: Arc<Desk>,
+    desk: Arc<ServerState>,
     number: Number,
 }
 
@@ -154,12 +154,12 @@ impl Drop for Connected {
 /// A broker that listens.
 pub struct Server {
     socket: Socket,
-    desk: Arc<Desk>,
+    desk: Arc<ServerState>,
     next: Number,
 }
 
 /// What a broker serves.
-pub struct Stock {
+pub struct ServerResources {
     /// The pool.
     pub pool: Pool,
     /// What its clients are told of it.
@@ -176,27 +176,31 @@ impl Server {
     ///
     /// # Errors
     /// When the path is taken or too long, or the kernel refuses.
-    pub fn bind(path: &Path, stock: Stock) -> Result<Self, Error> {
+    pub fn bind(path: &Path, stock: ServerResources) -> Result<Self, Error> {
         Self::with_places(path, stock, places())
     }
 
     /// As [`bind`](Self::bind), for so many connections at once.
-    pub(crate) fn with_places(path: &Path, stock: Stock, places: usize) -> Result<Self, Error> {
+    pub(crate) fn with_places(
+        path: &Path,
+        stock: ServerResources,
+        places: usize,
+    ) -> Result<Self, Error> {
         let mode = Mode::RUSR | Mode::WUSR | Mode::RGRP | Mode::WGRP;
         let kind = Kind { socket_type: SocketType::SEQPACKET, mode, backlog: BACKLOG };
         let socket = Socket::bind_as(path, kind).map_err(|error| match (error, owner(path)) {
             (unix_socket::Error::InUse(path), Some(pid)) => Error::Taken { path, pid },
             (error, _) => Error::Socket(error),
         })?;
-        let Stock { pool, terms, capacity_source, node } = stock;
-        let borrowers = node.as_ref().map(|node| Borrowers::of(node.borrowers()));
-        let desk = Desk {
+        let ServerResources { pool, terms, capacity_source, node } = stock;
+        let borrowers = node.as_ref().map(|node| BorrowerConnections::of(node.borrowers()));
+        let desk = ServerState {
             pool,
             terms,
             capacity_source,
             borrowers: borrowers.unwrap_or_default(),
             node,
-            notices: Notices::default(),
+            notices: PressureNotifier::default(),
             violations: Counter::default(),
             foreign_frees: Counter::default(),
             adopted: Counter::default(),

@@ -6,6 +6,6 @@ mod pressure;
 mod run;
 mod session;
 
-pub use borrowers::{Borrowers, Borrowing};
-pub use listen::{Error as ServerError, MAX_CONNECTIONS, Server, Stock};
+pub use borrowers::{BorrowerConnections, Borrowing};
+pub use listen::{Error as ServerError, MAX_CONNECTIONS, Server, ServerResources};
 pub use run::{BrokerArgs, Error as RunError, run};

@@ -1,9 +1,9 @@
 //! Who lacks tag storage and who could give some, and what both are told.
 //!
-//! A holder whose request failed for lack is *hungry* until one succeeds. Every other holder that has
-//! something is then asked to give back, and is told when nobody is hungry any more; the hungry are
+//! A holder whose request failed for lack is *starved* until one succeeds. Every other holder that has
+//! something is then asked to give back, and is told when nobody is starved any more; the starved are
 //! told when something was freed. Nothing here waits for a client: a notice that finds no room is lost,
-//! and whoever is hungry asks again by itself.
+//! and whoever is starved asks again by itself.
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
@@ -24,22 +24,22 @@ pub(crate) const ASK_EVERY: Duration = Duration::from_millis(250);
 /// its memory before it starts: it is refused and waits for nobody, and others would give in vain.
 pub(crate) const ASK_MOST: u32 = 64;
 
-/// After this time without a request nobody is hungry any more: a fault thread asks ten times a second.
+/// After this time without a request nobody is starved any more: a fault thread asks ten times a second.
 const FORGET_AFTER: Duration = Duration::from_secs(2);
 
 /// A connection, for as long as the broker runs.
 pub(crate) type Number = u64;
 
 /// What is known of one holder.
-struct Seat {
+struct ClientEntry {
     holder: Holder,
     notices: OwnedFd,
-    /// Whether it has any frame.
+    /// Whether it has any slot.
     has: bool,
     /// Since its last request, which failed.
-    hungry: Option<Instant>,
+    starved: Option<Instant>,
     /// It was told to ask again, and has not.
-    fed: bool,
+    notified: bool,
     /// Since it was asked to give, and not told that it may stop.
     asked: Option<Instant>,
     asked_last: Option<Instant>,
@@ -47,24 +47,24 @@ struct Seat {
 
 /// All holders of a broker.
 #[derive(Default)]
-pub(crate) struct Notices {
-    seats: Mutex<BTreeMap<Number, Seat>>,
-    /// How many are hungry: the usual path takes no lock.
-    hungry: AtomicUsize,
+pub(crate) struct PressureNotifier {
+    seats: Mutex<BTreeMap<Number, ClientEntry>>,
+    /// How many are starved: the usual path takes no lock.
+    starved: AtomicUsize,
     pub give_backs: Counter,
     pub reliefs: Counter,
     pub lost: Counter,
 }
 
-impl Notices {
+impl PressureNotifier {
     /// Adds a holder; `notices` is the broker's end.
     pub(crate) fn add(&self, number: Number, holder: Holder, notices: OwnedFd) {
-        let seat = Seat {
+        let seat = ClientEntry {
             holder,
             notices,
             has: false,
-            hungry: None,
-            fed: false,
+            starved: None,
+            notified: false,
             asked: None,
             asked_last: None,
         };
@@ -90,7 +90,7 @@ impl Notices {
         let now = Instant::now();
         let mut seats = self.lock();
         if let Some(seat) = seats.get_mut(&number) {
-            (seat.hungry, seat.fed) = (Some(now), false);
+            (seat.starved, seat.notified) = (Some(now), false);
         }
         self.count(&mut seats, now);
         let others = seats.iter_mut().filter(|(other, seat)| **other != number && seat.has);
@@ -108,40 +108,40 @@ impl Notices {
 
     /// A request succeeded.
     pub(crate) fn served(&self, number: Number, first: bool) {
-        if !first && self.hungry.load(Ordering::Relaxed) == 0 {
+        if !first && self.starved.load(Ordering::Relaxed) == 0 {
             return;
         }
         let mut seats = self.lock();
         if let Some(seat) = seats.get_mut(&number) {
-            (seat.has, seat.hungry) = (true, None);
+            (seat.has, seat.starved) = (true, None);
         }
         self.count(&mut seats, Instant::now());
     }
 
     /// Something was freed.
     pub(crate) fn freed(&self) {
-        if self.hungry.load(Ordering::Relaxed) > 0 {
+        if self.starved.load(Ordering::Relaxed) > 0 {
             self.feed(&mut self.lock());
         }
     }
 
-    /// Tells the hungry to ask again.
-    fn feed(&self, seats: &mut BTreeMap<Number, Seat>) {
-        for seat in seats.values_mut().filter(|seat| seat.hungry.is_some() && !seat.fed) {
-            seat.fed = true;
+    /// Tells the starved to ask again.
+    fn feed(&self, seats: &mut BTreeMap<Number, ClientEntry>) {
+        for seat in seats.values_mut().filter(|seat| seat.starved.is_some() && !seat.notified) {
+            seat.notified = true;
             self.relieve(seat);
         }
     }
 
-    /// Counts the hungry. When there are none any more, those that were asked to give may stop.
-    fn count(&self, seats: &mut BTreeMap<Number, Seat>, now: Instant) {
-        let mut hungry = 0;
+    /// Counts the starved. When there are none any more, those that were asked to give may stop.
+    fn count(&self, seats: &mut BTreeMap<Number, ClientEntry>, now: Instant) {
+        let mut starved = 0;
         for seat in seats.values_mut() {
-            seat.hungry = seat.hungry.filter(|since| now.duration_since(*since) < FORGET_AFTER);
-            hungry += usize::from(seat.hungry.is_some());
+            seat.starved = seat.starved.filter(|since| now.duration_since(*since) < FORGET_AFTER);
+            starved += usize::from(seat.starved.is_some());
         }
-        self.hungry.store(hungry, Ordering::Relaxed);
-        if hungry == 0 {
+        self.starved.store(starved, Ordering::Relaxed);
+        if starved == 0 {
             for seat in seats.values_mut() {
                 if seat.asked.take().is_some() {
                     self.relieve(seat);
@@ -150,13 +150,13 @@ impl Notices {
         }
     }
 
-    fn relieve(&self, seat: &Seat) {
+    fn relieve(&self, seat: &ClientEntry) {
         if self.tell(seat, Notice::Relief) {
             self.reliefs.add(1);
         }
     }
 
-    fn tell(&self, seat: &Seat, notice: Notice) -> bool {
+    fn tell(&self, seat: &ClientEntry, notice: Notice) -> bool {
         let told = seqpacket::send_now(&seat.notices, &notice.encode()).is_ok();
         if !told {
             self.lost.add(1);
@@ -164,7 +164,7 @@ impl Notices {
         told
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<Number, Seat>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<Number, ClientEntry>> {
         self.seats.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

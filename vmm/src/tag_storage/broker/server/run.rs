@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use arch::units::Bytes;
 use thiserror::Error;
 
-use super::listen::{self, Server, Stock};
+use super::listen::{self, Server, ServerResources};
 use crate::error::{is_denied, say};
 use crate::exit_status::ExitStatus;
 use crate::sys::signals::Signals;
@@ -81,12 +81,12 @@ pub fn run(args: &BrokerArgs) -> Result<ExitStatus, Error> {
     Ok(signals.take().unwrap_or(ExitStatus::Terminated))
 }
 
-fn stock(args: &BrokerArgs) -> Result<Stock, Error> {
+fn stock(args: &BrokerArgs) -> Result<ServerResources, Error> {
     let Opened { supply, capacity, node } = supply::open(args.supply, args.capacity, args.lend)?;
     let pool = Pool::new(capacity.geometry, capacity.size, supply)?;
     let size = Bytes::new(pool.snapshot().capacity_bytes);
     let terms = Terms { supply: args.supply, lend: args.lend, capacity: size };
-    Ok(Stock { pool, terms, capacity_source: capacity.source.to_string(), node })
+    Ok(ServerResources { pool, terms, capacity_source: capacity.source.to_string(), node })
 }
 
 fn greeting(args: &BrokerArgs, server: &Server) -> String {

@@ -9,16 +9,16 @@ use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 
 use super::borrowers::Borrowing;
-use super::listen::Desk;
+use super::listen::ServerState;
 use super::pressure::{ASK_MOST, Number};
 use crate::error::chain;
 use crate::sys::{peer, seqpacket};
 use crate::tag_storage::broker::protocol::refusal::{Reason, Refusal};
 use crate::tag_storage::broker::protocol::report::Holder;
 use crate::tag_storage::broker::protocol::wire::{
-    BUFFER, MAX_FRAMES, MAX_PART, Open, Reply, Request, Role, VERSION,
+    BUFFER, MAX_PART, MAX_SLOTS, Open, Reply, Request, Role, VERSION,
 };
-use crate::tag_storage::pool::{FrameIndex, LeaseId, ReserveError};
+use crate::tag_storage::pool::{LeaseId, ReserveError, SlotIndex};
 
 /// How long a connection may stay silent before it is a lease's: a client sends its first message at once,
 /// and one that does not takes the place of another.
@@ -47,7 +47,7 @@ impl From<Errno> for End {
 }
 
 /// What a connection is.
-enum Standing {
+enum SessionState {
     /// It has said nothing yet, or only looks.
     Stranger,
     /// It has a lease.
@@ -58,7 +58,7 @@ enum Standing {
 
 /// A lease and the seat beside it; both go when this does, whatever the reason.
 struct Lease {
-    desk: Arc<Desk>,
+    desk: Arc<ServerState>,
     number: Number,
     id: LeaseId,
     /// Whether the others know that it has something.
@@ -75,15 +75,15 @@ impl Drop for Lease {
 
 /// One connection of a broker.
 pub(crate) struct Session {
-    desk: Arc<Desk>,
+    desk: Arc<ServerState>,
     number: Number,
     socket: Arc<OwnedFd>,
-    standing: Standing,
+    standing: SessionState,
 }
 
 impl Session {
-    pub(crate) fn new(desk: Arc<Desk>, number: Number, socket: Arc<OwnedFd>) -> Self {
-        Self { desk, number, socket, standing: Standing::Stranger }
+    pub(crate) fn new(desk: Arc<ServerState>, number: Number, socket: Arc<OwnedFd>) -> Self {
+        Self { desk, number, socket, standing: SessionState::Stranger }
     }
 
     /// Serves until the client is gone or is told to go.
@@ -109,17 +109,17 @@ impl Session {
 
     fn answer(&mut self, request: Request) -> Result<(), End> {
         match (request, &mut self.standing) {
-            (Request::Open(open), Standing::Stranger) => self.open(open),
+            (Request::Open(open), SessionState::Stranger) => self.open(open),
             (Request::Open(_), _) => Err(protocol("the connection is open already")),
             (Request::Report { version }, _) => self.report(version),
-            (Request::Reserve(chunks), Standing::Holder(lease)) => {
+            (Request::Reserve(chunks), SessionState::Holder(lease)) => {
                 reserve(lease, &self.socket, chunks)
             }
-            (Request::Adopt(frames), Standing::Holder(lease)) => {
-                adopt(lease, &self.socket, &frames)
+            (Request::Adopt(slots), SessionState::Holder(lease)) => {
+                adopt(lease, &self.socket, &slots)
             }
-            (Request::Free(frames), Standing::Holder(lease)) => {
-                free(lease, &frames);
+            (Request::Free(slots), SessionState::Holder(lease)) => {
+                free(lease, &slots);
                 Ok(())
             }
             (Request::Reserve(_) | Request::Adopt(_) | Request::Free(_), _) => {
@@ -140,7 +140,7 @@ impl Session {
                     self.desk.borrowers.add(pid).map_err(|error| {
                         End::Refused(Refusal::new(Reason::Other, chain(&error)))
                     })?;
-                self.standing = Standing::Borrower(borrowing);
+                self.standing = SessionState::Borrower(borrowing);
                 seqpacket::send(&self.socket, &reply)?;
             }
             Role::Holder => {
@@ -153,7 +153,7 @@ impl Session {
                     End::Refused(Refusal::new(Reason::Full, text))
                 })?;
                 self.desk.notices.add(number, Holder { lease: id, pid }, ours);
-                self.standing = Standing::Holder(lease);
+                self.standing = SessionState::Holder(lease);
                 seqpacket::send_fd(&self.socket, &reply, theirs.as_fd())?;
             }
         }
@@ -191,10 +191,10 @@ fn tell(socket: &OwnedFd, reply: &Reply) -> Result<(), End> {
 }
 
 /// A place among those who read a report.
-struct Reading<'a>(&'a Desk);
+struct Reading<'a>(&'a ServerState);
 
 impl<'a> Reading<'a> {
-    fn of(desk: &'a Desk) -> Option<Self> {
+    fn of(desk: &'a ServerState) -> Option<Self> {
         let this = Self(desk);
         (desk.readers.fetch_add(1, Ordering::Relaxed) < MOST_READERS).then_some(this)
     }
@@ -219,8 +219,8 @@ fn reserve(lease: &mut Lease, socket: &OwnedFd, chunks: u32) -> Result<(), End> 
         // Whoever pinned what is in the way may have let go of it.
         result = lease.desk.pool.reserve_many(lease.id, chunks);
     }
-    let frames = match result {
-        Ok(frames) => frames,
+    let slots = match result {
+        Ok(slots) => slots,
         Err(error) => {
             if error.is_lack() && chunks <= ASK_MOST {
                 lease.desk.notices.lacking(lease.number, chunks);
@@ -230,27 +230,27 @@ fn reserve(lease: &mut Lease, socket: &OwnedFd, chunks: u32) -> Result<(), End> 
         }
     };
     served(lease);
-    let mut left = frames.len();
-    for part in frames.chunks(MAX_FRAMES) {
+    let mut left = slots.len();
+    for part in slots.chunks(MAX_SLOTS) {
         left -= part.len();
-        let reply = Reply::Reserved { left: left as u32, frames: part.to_vec() };
+        let reply = Reply::Reserved { left: left as u32, slots: part.to_vec() };
         tell(socket, &reply)?;
     }
     Ok(())
 }
 
-fn adopt(lease: &mut Lease, socket: &OwnedFd, frames: &[FrameIndex]) -> Result<(), End> {
-    let adopted = lease.desk.pool.adopt(lease.id, frames);
+fn adopt(lease: &mut Lease, socket: &OwnedFd, slots: &[SlotIndex]) -> Result<(), End> {
+    let adopted = lease.desk.pool.adopt(lease.id, slots);
     let adopted = adopted.map_err(|error| End::Refused(Refusal::from(&error)))?;
-    let count = adopted.frames.iter().flatten().count() as u64;
+    let count = adopted.slots.iter().flatten().count() as u64;
     lease.desk.adopted.add(count);
     if count > 0 {
         served(lease);
     }
     if adopted.shortfall.as_ref().is_some_and(ReserveError::is_lack) {
-        lease.desk.notices.lacking(lease.number, frames.len() as u32 - count as u32);
+        lease.desk.notices.lacking(lease.number, slots.len() as u32 - count as u32);
     }
-    tell(socket, &Reply::Adopted(adopted.frames))?;
+    tell(socket, &Reply::Adopted(adopted.slots))?;
     Ok(())
 }
 
@@ -259,10 +259,10 @@ fn served(lease: &mut Lease) {
     lease.known = true;
 }
 
-fn free(lease: &Lease, frames: &[FrameIndex]) {
-    let freed = frames.iter().filter(|frame| lease.desk.pool.free(lease.id, **frame).is_ok());
+fn free(lease: &Lease, slots: &[SlotIndex]) {
+    let freed = slots.iter().filter(|slot| lease.desk.pool.free(lease.id, **slot).is_ok());
     let freed = freed.count();
-    lease.desk.foreign_frees.add((frames.len() - freed) as u64);
+    lease.desk.foreign_frees.add((slots.len() - freed) as u64);
     if freed > 0 {
         lease.desk.notices.freed();
     }

@@ -7,9 +7,9 @@ use std::os::unix::net::UnixListener;
 use rustix::io::Errno;
 
 use super::*;
-use crate::tag_storage::Hold as _;
+use crate::tag_storage::PoolClient as _;
 use crate::tag_storage::broker::protocol::refusal::Reason;
-use crate::tag_storage::broker::protocol::wire::{MAX_FRAMES, MAX_MESSAGE};
+use crate::tag_storage::broker::protocol::wire::{MAX_MESSAGE, MAX_SLOTS};
 use crate::tag_storage::broker::server::ServerError as Error;
 
 fn reason(reply: Option<Reply>) -> Reason {
@@ -58,11 +58,9 @@ fn garbage_ends_the_connection_that_it_comes_from_and_no_other() {
 fn requests_for_another_moment_are_refused() {
     let (_directory, path) = place();
     let _broker = Broker::start(&path, 64);
-    for request in [
-        Request::Reserve(1),
-        Request::Free(vec![FrameIndex(0)]),
-        Request::Adopt(vec![FrameIndex(0)]),
-    ] {
+    for request in
+        [Request::Reserve(1), Request::Free(vec![SlotIndex(0)]), Request::Adopt(vec![SlotIndex(0)])]
+    {
         let raw = Raw::connect(&path);
         raw.say(&request);
         assert_eq!(reason(raw.hear()), Reason::Protocol);
@@ -87,7 +85,7 @@ fn nobody_frees_what_another_holds() {
     let raw = Raw::open(&path);
     let own = raw.reserve(2);
 
-    let all: Vec<FrameIndex> = (0..64).map(FrameIndex).chain([FrameIndex(u32::MAX)]).collect();
+    let all: Vec<SlotIndex> = (0..64).map(SlotIndex).chain([SlotIndex(u32::MAX)]).collect();
     raw.say(&Request::Free(all.clone()));
     raw.say(&Request::Free(own));
     raw.say(&Request::Free(all));
@@ -98,17 +96,17 @@ fn nobody_frees_what_another_holds() {
 }
 
 #[test]
-fn adopting_what_another_holds_gives_other_frames_or_none() {
+fn adopting_what_another_holds_gives_other_slots_or_none() {
     let (_directory, path) = place();
     let broker = Broker::start(&path, 32);
     let victim = connect(&path, "victim");
     victim.reserve(20).unwrap();
     let raw = Raw::open(&path);
 
-    raw.say(&Request::Adopt((0..20).map(FrameIndex).collect()));
+    raw.say(&Request::Adopt((0..20).map(SlotIndex).collect()));
 
-    let Some(Reply::Adopted(frames)) = raw.hear() else { panic!("refused") };
-    assert_eq!(frames.iter().flatten().count(), 12);
+    let Some(Reply::Adopted(slots)) = raw.hear() else { panic!("refused") };
+    assert_eq!(slots.iter().flatten().count(), 12);
     broker.wait_reserved(32);
     drop(raw);
     broker.wait_reserved(20);
@@ -121,19 +119,19 @@ fn a_million_requests_keep_nobody_out() {
     let broker = Broker::start(&path, 64);
     let raw = Raw::open(&path);
     let flood = std::thread::spawn(move || {
-        let frame = raw.reserve(1)[0];
+        let slot = raw.reserve(1)[0];
         for _ in 0..1_000_000u32 / 2 {
             // One that is answered by nothing, and one that makes work of it.
-            raw.say(&Request::Free(vec![FrameIndex(63)]));
-            raw.say(&Request::Free(vec![frame; 2]));
+            raw.say(&Request::Free(vec![SlotIndex(63)]));
+            raw.say(&Request::Free(vec![slot; 2]));
         }
     });
 
     let client = connect(&path, "vm");
     let mut rounds = 0;
     while !flood.is_finished() {
-        let frames = client.reserve(3).unwrap();
-        frames.into_iter().for_each(|frame| client.free(frame));
+        let slots = client.reserve(3).unwrap();
+        slots.into_iter().for_each(|slot| client.free(slot));
         rounds += 1;
     }
 
@@ -170,7 +168,7 @@ fn descriptors_that_come_along_are_dropped() {
     seqpacket::send_fd(&raw.0, &opening("gift").encode(), sent.as_fd()).unwrap();
     assert!(matches!(raw.hear(), Some(Reply::Opened(_))));
     for _ in 0..100 {
-        let message = Request::Free(vec![FrameIndex(9)]).encode();
+        let message = Request::Free(vec![SlotIndex(9)]).encode();
         seqpacket::send_fd(&raw.0, &message, sent.as_fd()).unwrap();
     }
     raw.reserve(1);
@@ -185,17 +183,17 @@ fn descriptors_that_come_along_are_dropped() {
 #[test]
 fn a_client_cut_off_at_any_step_leaves_nothing() {
     let (_directory, path) = place();
-    let broker = Broker::start(&path, 3 * MAX_FRAMES as u64);
-    let frames = |range: std::ops::Range<u32>| range.map(FrameIndex).collect::<Vec<_>>();
+    let broker = Broker::start(&path, 3 * MAX_SLOTS as u64);
+    let slots = |range: std::ops::Range<u32>| range.map(SlotIndex).collect::<Vec<_>>();
     let steps = [
         opening("cut"),
-        Request::Adopt(frames(0..1000)),
-        Request::Reserve(2 * MAX_FRAMES as u32),
-        Request::Free(frames(0..500)),
+        Request::Adopt(slots(0..1000)),
+        Request::Reserve(2 * MAX_SLOTS as u32),
+        Request::Free(slots(0..500)),
         Request::Reserve(7),
         Request::Reserve(u32::MAX),
         Request::Report { version: VERSION },
-        Request::Free(frames(100..900)),
+        Request::Free(slots(100..900)),
     ];
     let before = broker.report().pool;
 

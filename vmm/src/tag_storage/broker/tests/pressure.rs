@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::tag_storage::pool::ReserveError;
-use crate::tag_storage::reservation::Hold as _;
+use crate::tag_storage::reservation::PoolClient as _;
 
 #[test]
 fn what_is_reserved_and_freed_shows_in_the_totals() {
@@ -10,9 +10,9 @@ fn what_is_reserved_and_freed_shows_in_the_totals() {
     let broker = Broker::start(&path, 64);
     let (first, second) = (connect(&path, "first"), connect(&path, "second"));
 
-    let frames = first.reserve(10).unwrap();
+    let slots = first.reserve(10).unwrap();
     second.reserve(5).unwrap();
-    frames.iter().take(3).for_each(|frame| first.free(*frame));
+    slots.iter().take(3).for_each(|slot| first.free(*slot));
 
     broker.wait_reserved(12);
     let report = broker.report();
@@ -27,19 +27,19 @@ fn what_is_reserved_and_freed_shows_in_the_totals() {
 }
 
 #[test]
-fn frames_of_a_client_are_told_apart_for_as_long_as_it_has_them() {
+fn slots_of_a_client_are_told_apart_for_as_long_as_it_has_them() {
     let (_directory, path) = place();
     let _broker = Broker::start(&path, 16);
     let client = connect(&path, "vm");
 
-    let mut frames = client.reserve(16).unwrap();
-    client.free(frames.remove(3));
-    client.free(frames.remove(7));
-    frames.extend(client.reserve(2).unwrap());
+    let mut slots = client.reserve(16).unwrap();
+    client.free(slots.remove(3));
+    client.free(slots.remove(7));
+    slots.extend(client.reserve(2).unwrap());
 
-    frames.sort();
-    frames.dedup();
-    assert_eq!(frames.len(), 16);
+    slots.sort();
+    slots.dedup();
+    assert_eq!(slots.len(), 16);
 }
 
 #[test]
@@ -96,15 +96,15 @@ fn who_has_is_asked_to_give_and_who_lacks_is_told() {
     let broker = Broker::start(&path, 16);
     let (rich, poor) = (connect(&path, "rich"), connect(&path, "poor"));
     let idle = connect(&path, "idle");
-    let mut frames = rich.reserve(16).unwrap();
+    let mut slots = rich.reserve(16).unwrap();
 
     poor.reserve(2).unwrap_err();
 
-    hear_of(&rich, |heard| heard == Heard::GiveBack { chunks: 2 });
-    frames.drain(..4).for_each(|frame| rich.free(frame));
-    hear_of(&poor, |heard| heard == Heard::Relief);
-    until("the frames", || poor.reserve(2).is_ok());
-    hear_of(&rich, |heard| heard == Heard::Relief);
+    hear_of(&rich, |heard| heard == BrokerEvent::GiveBack { chunks: 2 });
+    slots.drain(..4).for_each(|slot| rich.free(slot));
+    hear_of(&poor, |heard| heard == BrokerEvent::Relief);
+    until("the slots", || poor.reserve(2).is_ok());
+    hear_of(&rich, |heard| heard == BrokerEvent::Relief);
     let traffic = broker.report().traffic;
     assert!(traffic.give_backs >= 1 && traffic.reliefs >= 2, "{traffic:?}");
     assert_eq!(traffic.notices_lost, 0);
@@ -136,8 +136,8 @@ fn a_vm_that_ends_relieves_who_lacks() {
 
     drop(rich);
 
-    hear_of(&poor, |heard| heard == Heard::Relief);
-    until("the frames", || poor.reserve(16).is_ok());
+    hear_of(&poor, |heard| heard == BrokerEvent::Relief);
+    until("the slots", || poor.reserve(16).is_ok());
 }
 
 #[test]
@@ -162,21 +162,21 @@ fn a_client_that_does_not_listen_holds_up_nobody() {
     let (_directory, path) = place();
     let broker = Broker::start(&path, 4);
     let (deaf, poor) = (connect(&path, "deaf"), connect(&path, "poor"));
-    let mut frames = deaf.reserve(4).unwrap();
+    let mut slots = deaf.reserve(4).unwrap();
 
     // Each round makes two notices for `poor` and one for `deaf` at most; none of them is ever read.
     for _ in 0..400 {
         poor.reserve(1).unwrap_err();
-        deaf.free(frames.pop().unwrap());
+        deaf.free(slots.pop().unwrap());
         let mut taken = None;
-        until("the frame", || {
+        until("the slot", || {
             taken = poor.reserve(1).ok();
             taken.is_some()
         });
         poor.free(taken.unwrap()[0]);
-        until("the frame again", || match deaf.reserve(1) {
+        until("the slot again", || match deaf.reserve(1) {
             Ok(more) => {
-                frames.extend(more);
+                slots.extend(more);
                 true
             }
             Err(_) => false,
@@ -225,8 +225,8 @@ fn threads_of_one_client_share_its_connection() {
         for _ in 0..4 {
             scope.spawn(|| {
                 for round in 0..200 {
-                    let frames = client.reserve(1 + round % 5).unwrap();
-                    frames.into_iter().for_each(|frame| client.free(frame));
+                    let slots = client.reserve(1 + round % 5).unwrap();
+                    slots.into_iter().for_each(|slot| client.free(slot));
                 }
             });
         }

@@ -2,10 +2,10 @@
 
 use super::*;
 use crate::tag_storage::pool::ReserveError;
-use crate::tag_storage::reservation::Hold as _;
+use crate::tag_storage::reservation::PoolClient as _;
 
-fn is_attached(heard: Heard) -> bool {
-    matches!(heard, Heard::Attached { .. })
+fn is_attached(heard: BrokerEvent) -> bool {
+    matches!(heard, BrokerEvent::Attached { .. })
 }
 
 #[test]
@@ -13,15 +13,15 @@ fn without_its_broker_a_vm_keeps_what_it_has_and_gets_nothing() {
     let (_directory, path) = place();
     let broker = Broker::start(&path, 64);
     let client = connect(&path, "vm");
-    let frames = client.reserve(10).unwrap();
+    let slots = client.reserve(10).unwrap();
 
     drop(broker);
 
-    hear_of(&client, |heard| heard == Heard::Detached);
+    hear_of(&client, |heard| heard == BrokerEvent::Detached);
     let refused = client.reserve(1).unwrap_err();
     assert!(matches!(refused, ReserveError::Broker(_)), "{refused}");
     assert!(refused.to_string().contains("start it again"), "{refused}");
-    client.free(frames[0]);
+    client.free(slots[0]);
     let status = client.status();
     assert_eq!((status.attached, status.chunks, status.owed), (false, 0, 9));
 }
@@ -33,23 +33,23 @@ fn a_new_broker_takes_over_what_the_vms_hold() {
     let clients = [connect(&path, "one"), connect(&path, "two")];
     let mut held: Vec<_> = clients.iter().map(|client| client.reserve(20).unwrap()).collect();
     drop(broker);
-    for (client, frames) in clients.iter().zip(&mut held) {
-        hear_of(client, |heard| heard == Heard::Detached);
+    for (client, slots) in clients.iter().zip(&mut held) {
+        hear_of(client, |heard| heard == BrokerEvent::Detached);
         // What is freed meanwhile is not taken over.
-        frames.drain(..5).for_each(|frame| client.free(frame));
+        slots.drain(..5).for_each(|slot| client.free(slot));
     }
 
     let broker = Broker::start(&path, 64);
 
-    for (client, frames) in clients.iter().zip(&mut held) {
-        hear_of(client, |heard| heard == Heard::Attached { owed: 0 });
-        frames.extend(client.reserve(1).unwrap());
+    for (client, slots) in clients.iter().zip(&mut held) {
+        hear_of(client, |heard| heard == BrokerEvent::Attached { owed: 0 });
+        slots.extend(client.reserve(1).unwrap());
         assert_eq!((client.status().chunks, client.status().losses), (16, 1));
     }
     assert_eq!(broker.report().pool.chunks.reserved, 32);
     assert_eq!(broker.report().traffic.adopted, 30);
-    for (client, frames) in clients.iter().zip(held) {
-        frames.into_iter().for_each(|frame| client.free(frame));
+    for (client, slots) in clients.iter().zip(held) {
+        slots.into_iter().for_each(|slot| client.free(slot));
     }
     broker.wait_reserved(0);
     assert_eq!(broker.report().traffic.foreign_frees, 0);
@@ -62,7 +62,7 @@ fn a_broker_that_comes_back_as_another_is_not_used() {
     let (holder, borrower) = (connect(&path, "holder"), Client::borrow(&path, "borrower").unwrap());
     holder.reserve(4).unwrap();
     drop(broker);
-    hear_of(&holder, |heard| heard == Heard::Detached);
+    hear_of(&holder, |heard| heard == BrokerEvent::Detached);
 
     let mut other = stock(64);
     (other.terms.supply, other.terms.lend) = (SupplyName::Node(1), LendPolicy::Eager);
@@ -78,7 +78,7 @@ fn a_broker_that_comes_back_as_another_is_not_used() {
     lends.terms.lend = LendPolicy::Balanced;
     let broker = Broker::serve(Server::with_places(&path, lends, 64).unwrap(), &path);
     // Who holds does not mind how others borrow.
-    hear_of(&holder, |heard| heard == Heard::Attached { owed: 0 });
+    hear_of(&holder, |heard| heard == BrokerEvent::Attached { owed: 0 });
     drop(broker);
     let broker = Broker::start(&path, 64);
     hear_of(&borrower, is_attached);
@@ -104,18 +104,18 @@ fn a_smaller_broker_leaves_a_debt_that_is_settled_by_freeing() {
     let (_directory, path) = place();
     let broker = Broker::start(&path, 64);
     let client = connect(&path, "vm");
-    let mut frames = client.reserve(20).unwrap();
+    let mut slots = client.reserve(20).unwrap();
     drop(broker);
 
     let broker = Broker::start(&path, 16);
-    hear_of(&client, |heard| heard == Heard::Attached { owed: 4 });
+    hear_of(&client, |heard| heard == BrokerEvent::Attached { owed: 4 });
     let refused = client.reserve(1).unwrap_err();
     assert!(refused.to_string().contains("256 KiB that this guest uses already"), "{refused}");
     assert_eq!((client.status().chunks, client.status().owed), (16, 4));
     assert_eq!(broker.report().pool.chunks.free, 0);
 
-    // A debt goes with its chunk, or with frames for it.
-    frames.drain(..6).for_each(|frame| client.free(frame));
+    // A debt goes with its chunk, or with slots for it.
+    slots.drain(..6).for_each(|slot| client.free(slot));
     until("the debt", || client.reserve(1).is_ok());
     assert_eq!(client.status().owed, 0);
     assert_eq!(broker.report().pool.chunks.reserved, 15);
@@ -128,19 +128,19 @@ fn a_debt_is_settled_by_itself_when_others_free() {
     let client = connect(&path, "vm");
     client.reserve(10).unwrap();
     drop(broker);
-    hear_of(&client, |heard| heard == Heard::Detached);
+    hear_of(&client, |heard| heard == BrokerEvent::Detached);
 
     // Where another VM is faster, it has what this one had.
     let aside = path.with_file_name("aside");
     let broker = Broker::start(&aside, 16);
     let other = connect(&aside, "other");
-    let frames = other.reserve(10).unwrap();
+    let slots = other.reserve(10).unwrap();
     std::fs::rename(&aside, &path).unwrap();
-    hear_of(&client, |heard| heard == Heard::Attached { owed: 4 });
-    hear_of(&other, |heard| matches!(heard, Heard::GiveBack { .. }));
-    frames.into_iter().take(5).for_each(|frame| other.free(frame));
+    hear_of(&client, |heard| heard == BrokerEvent::Attached { owed: 4 });
+    hear_of(&other, |heard| matches!(heard, BrokerEvent::GiveBack { .. }));
+    slots.into_iter().take(5).for_each(|slot| other.free(slot));
 
-    hear_of(&client, |heard| heard == Heard::Attached { owed: 0 });
+    hear_of(&client, |heard| heard == BrokerEvent::Attached { owed: 0 });
     assert_eq!(client.status().chunks, 10);
     assert_eq!(crate::tag_storage::broker::report(&path).unwrap().pool.chunks.reserved, 15);
     drop(broker);
@@ -154,19 +154,19 @@ fn brokers_come_and_go_while_a_vm_works() {
     let stop = std::sync::atomic::AtomicBool::new(false);
     let stopped = || stop.load(std::sync::atomic::Ordering::Relaxed);
 
-    let held: Vec<FrameIndex> = std::thread::scope(|scope| {
+    let held: Vec<SlotIndex> = std::thread::scope(|scope| {
         let workers: Vec<_> = (0..3usize)
             .map(|_| {
                 scope.spawn(|| {
                     let mut held = Vec::new();
                     while !stopped() {
                         if held.len() < 15
-                            && let Ok(frames) = client.reserve(1 + held.len() as u64 % 3)
+                            && let Ok(slots) = client.reserve(1 + held.len() as u64 % 3)
                         {
-                            held.extend(frames);
+                            held.extend(slots);
                         }
                         if held.len() > 7 {
-                            held.drain(..5).for_each(|frame| client.free(frame));
+                            held.drain(..5).for_each(|slot| client.free(slot));
                         }
                     }
                     held
@@ -186,7 +186,7 @@ fn brokers_come_and_go_while_a_vm_works() {
     let broker = broker.unwrap();
     assert_eq!(client.status().chunks as usize, held.len());
     broker.wait_reserved(held.len() as u32);
-    held.into_iter().for_each(|frame| client.free(frame));
+    held.into_iter().for_each(|slot| client.free(slot));
     broker.wait_reserved(0);
     assert_eq!(broker.report().traffic.foreign_frees, 0);
 }
@@ -198,7 +198,7 @@ fn a_client_that_is_closed_does_not_come_back() {
     let client = connect(&path, "vm");
     client.reserve(3).unwrap();
     drop(broker);
-    hear_of(&client, |heard| heard == Heard::Detached);
+    hear_of(&client, |heard| heard == BrokerEvent::Detached);
 
     client.close();
     let broker = Broker::start(&path, 64);

@@ -28,7 +28,7 @@ fn placement(policy: LendPolicy, kind: RamKind) -> Placement {
 
 #[test]
 fn only_movable_memory_is_lent() {
-    let others = Rule::Bind(NodeSet::new([0]));
+    let others = MemPolicy::Bind(NodeSet::new([0]));
     for policy in LendPolicy::ALL {
         for kind in [RamKind::Tagged, RamKind::Locked] {
             let placement = placement(policy, kind);
@@ -44,13 +44,13 @@ fn each_policy_has_its_rule() {
     let (others, node) = (NodeSet::new([0]), NodeSet::new([1]));
     let rule = |policy| placement(policy, RamKind::Movable).rule();
 
-    assert_eq!(rule(LendPolicy::Never), Rule::Bind(others));
-    assert_eq!(rule(LendPolicy::LastResort), Rule::Prefer(others));
-    assert_eq!(rule(LendPolicy::Eager), Rule::First(node));
+    assert_eq!(rule(LendPolicy::Never), MemPolicy::Bind(others));
+    assert_eq!(rule(LendPolicy::LastResort), MemPolicy::Prefer(others));
+    assert_eq!(rule(LendPolicy::Eager), MemPolicy::First(node));
     let balanced = placement(LendPolicy::Balanced, RamKind::Movable);
-    assert_eq!(balanced.rule(), Rule::Prefer(others));
+    assert_eq!(balanced.rule(), MemPolicy::Prefer(others));
     balanced.first.store(true, Ordering::Relaxed);
-    assert_eq!(balanced.rule(), Rule::First(node));
+    assert_eq!(balanced.rule(), MemPolicy::First(node));
 }
 
 #[test]

@@ -1,17 +1,17 @@
-//! The few blocks that have a frame's tags.
+//! The few blocks that have a slot's tags.
 
 use std::ops::Range;
 
 use arch::mte::geometry::{BlockIndex, Geometry, PageIndex};
 
-use crate::tag_storage::pool::slots::FrameIndex;
+use crate::tag_storage::pool::slots::SlotIndex;
 
 /// A set of a span's blocks: bit 0 is its first.
 ///
-/// A frame's tags take 64 KiB, 16 pages at most, and start at a page: never more than 16 blocks.
+/// A slot's tags take 64 KiB, 16 pages at most, and start at a page: never more than 16 blocks.
 pub(crate) type Mask = u32;
 
-/// The blocks of a frame, and how many of its pages refer to each.
+/// The blocks of a slot, and how many of its pages refer to each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Span {
     first: usize,
@@ -21,28 +21,28 @@ pub(crate) struct Span {
 }
 
 impl Span {
-    /// The span of a frame of `frame_pages` pages.
-    pub(crate) fn new(geometry: &Geometry, frame_pages: u64, frame: FrameIndex) -> Self {
-        let start = u64::from(frame.0) * frame_pages;
-        let pages = PageIndex(start)..PageIndex(start + frame_pages);
+    /// The span of a slot of `slot_pages` pages.
+    pub(crate) fn new(geometry: &Geometry, slot_pages: u64, slot: SlotIndex) -> Self {
+        let start = u64::from(slot.0) * slot_pages;
+        let pages = PageIndex(start)..PageIndex(start + slot_pages);
         let blocks = geometry.blocks_of(pages.clone());
-        // A frame has 512 pages at most.
+        // A slot has 512 pages at most.
         let references = |block| geometry.references(block, &pages) as u32;
         Self {
             first: blocks.start.0 as usize,
             len: (blocks.end.0 - blocks.start.0) as usize,
             references: [
                 references(blocks.start),
-                geometry.covered_pages().min(frame_pages) as u32,
+                geometry.covered_pages().min(slot_pages) as u32,
                 references(BlockIndex(blocks.end.0 - 1)),
             ],
         }
     }
 
-    /// The span of a frame whose `blocks` blocks have nobody else's tags: `covered` pages' each.
+    /// The span of a slot whose `blocks` blocks have nobody else's tags: `covered` pages' each.
     #[inline(always)]
-    pub(crate) fn separate(blocks: u32, covered: u32, frame: FrameIndex) -> Self {
-        let (first, len) = (frame.0 as usize * blocks as usize, blocks as usize);
+    pub(crate) fn separate(blocks: u32, covered: u32, slot: SlotIndex) -> Self {
+        let (first, len) = (slot.0 as usize * blocks as usize, blocks as usize);
         // Written out: code that is to be small makes a loop of an array.
         Self { first, len, references: [covered, covered, covered] }
     }
@@ -85,7 +85,7 @@ impl Span {
             .fold(0, |mask, at| mask | 1 << at)
     }
 
-    /// How many of the frame's pages have their tags in the block at a place.
+    /// How many of the slot's pages have their tags in the block at a place.
     pub(crate) fn references(&self, at: usize) -> u32 {
         match at {
             0 => self.references[0],

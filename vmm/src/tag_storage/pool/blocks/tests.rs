@@ -4,11 +4,11 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// Blocks of so many KiB and `frames` frames.
-fn table(block: u64, frames: u32) -> BlockTable {
+/// Blocks of so many KiB and `slots` slots.
+fn table(block: u64, slots: u32) -> BlockTable {
     let geometry = Geometry::new(Bytes::kib(4), Bytes::kib(block)).unwrap();
-    let blocks = (u64::from(frames) * 512).div_ceil(geometry.covered_pages());
-    BlockTable::new(geometry, blocks as usize, frames)
+    let blocks = (u64::from(slots) * 512).div_ceil(geometry.covered_pages());
+    BlockTable::new(geometry, blocks as usize, slots)
 }
 
 fn totals(table: &BlockTable) -> Vec<u64> {
@@ -36,9 +36,9 @@ fn runs_of_bits_are_found() {
 }
 
 #[test]
-fn a_reserved_block_counts_each_frame_that_shares_it() {
+fn a_reserved_block_counts_each_slot_that_shares_it() {
     let mut table = table(128, 4);
-    let [first, second] = [0, 1].map(|frame| table.span(FrameIndex(frame)));
+    let [first, second] = [0, 1].map(|slot| table.span(SlotIndex(slot)));
     let work = table.start(&first).unwrap();
     table.complete(&first, work).unwrap();
     assert_eq!(table.get(BlockIndex(0)), Some((BlockState::Reserved, 512)));
@@ -56,8 +56,8 @@ fn a_reserved_block_counts_each_frame_that_shares_it() {
 fn the_short_way_ends_where_the_long_one_does() {
     for block in [4, 8, 16, 64] {
         let (mut long, mut short) = (table(block, 6), table(block, 6));
-        let span = long.separate_span(FrameIndex(2)).unwrap();
-        assert_eq!(span, long.span(FrameIndex(2)));
+        let span = long.separate_span(SlotIndex(2)).unwrap();
+        assert_eq!(span, long.span(SlotIndex(2)));
         assert!(short.is_free(&span));
 
         let work = long.start(&span).unwrap();
@@ -71,30 +71,30 @@ fn the_short_way_ends_where_the_long_one_does() {
         short.free_reserved(&span);
         assert_eq!((&short.entries, totals(&short)), (&long.entries, totals(&long)), "{block}");
         assert!(short.is_free(&span));
-        assert_eq!(table(96, 6).separate_span(FrameIndex(2)), None);
+        assert_eq!(table(96, 6).separate_span(SlotIndex(2)), None);
     }
 }
 
 #[test]
-fn frames_of_blocks_are_those_whose_spans_touch_them() {
+fn slots_of_blocks_are_those_whose_spans_touch_them() {
     for block in [4, 8, 20, 64, 96, 128] {
         let table = table(block, 9);
         for run in (0..table.len()).flat_map(|end| (0..end).map(move |start| start..end)) {
             let touching: Vec<u32> = (0..9)
-                .filter(|frame| {
-                    let span = table.span(FrameIndex(*frame)).range();
+                .filter(|slot| {
+                    let span = table.span(SlotIndex(*slot)).range();
                     span.start < run.end && run.start < span.end
                 })
                 .collect();
 
-            let found: Vec<u32> = table.frames(&run).filter(|frame| *frame < 9).collect();
+            let found: Vec<u32> = table.slots(&run).filter(|slot| *slot < 9).collect();
 
             assert_eq!(found, touching, "{block}: {run:?}");
         }
     }
 }
 
-/// A step that may make no sense: of what frame, and with which mask.
+/// A step that may make no sense: of what slot, and with which mask.
 #[derive(Clone, Copy, Debug)]
 enum Step {
     Start(u32),
@@ -110,16 +110,16 @@ enum Step {
 
 fn step() -> impl Strategy<Value = Step> {
     // One more than there are.
-    let frame = 0u32..8;
+    let slot = 0u32..8;
     let mask = prop_oneof![Just(0), Just(1), Just(3), Just(0xffff), 0u32..1 << 16];
     prop_oneof![
-        4 => frame.clone().prop_map(Step::Start),
-        4 => (frame.clone(), mask.clone(), mask.clone())
-            .prop_map(|(frame, take, evict)| Step::Complete(frame, take, evict)),
-        2 => (frame.clone(), mask.clone(), mask.clone())
-            .prop_map(|(frame, take, pinned)| Step::Undo(frame, take, pinned)),
-        4 => frame.clone().prop_map(Step::Release),
-        4 => (frame, mask).prop_map(|(frame, mask)| Step::Settle(frame, mask)),
+        4 => slot.clone().prop_map(Step::Start),
+        4 => (slot.clone(), mask.clone(), mask.clone())
+            .prop_map(|(slot, take, evict)| Step::Complete(slot, take, evict)),
+        2 => (slot.clone(), mask.clone(), mask.clone())
+            .prop_map(|(slot, take, pinned)| Step::Undo(slot, take, pinned)),
+        4 => slot.clone().prop_map(Step::Release),
+        4 => (slot, mask).prop_map(|(slot, mask)| Step::Settle(slot, mask)),
         1 => (0u64..9, 0usize..200).prop_map(|(limit, below)| Step::Lend(limit, below)),
         1 => (1usize..9, 0usize..200).prop_map(|(limit, from)| Step::Recall(limit, from)),
         1 => (0usize..200).prop_map(Step::Recalled),
@@ -128,24 +128,22 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 fn apply(table: &mut BlockTable, step: Step) -> Result<(), Error> {
-    let spans: Vec<Span> = (0..8).map(|frame| table.span(FrameIndex(frame))).collect();
-    let span = |frame: u32| spans[frame as usize];
+    let spans: Vec<Span> = (0..8).map(|slot| table.span(SlotIndex(slot))).collect();
+    let span = |slot: u32| spans[slot as usize];
     // Masks only name blocks that a span has.
-    let part = |frame, mask: Mask| mask & ((1 << span(frame).len()) - 1);
-    let work = |frame, take, evict| Work {
-        take: part(frame, take),
-        evict: part(frame, evict) & !part(frame, take),
+    let part = |slot, mask: Mask| mask & ((1 << span(slot).len()) - 1);
+    let work = |slot, take, evict| Work {
+        take: part(slot, take),
+        evict: part(slot, evict) & !part(slot, take),
     };
     match step {
-        Step::Start(frame) => table.start(&span(frame)).map(drop),
-        Step::Complete(frame, take, evict) => {
-            table.complete(&span(frame), work(frame, take, evict))
+        Step::Start(slot) => table.start(&span(slot)).map(drop),
+        Step::Complete(slot, take, evict) => table.complete(&span(slot), work(slot, take, evict)),
+        Step::Undo(slot, take, pinned) => {
+            table.abort(&span(slot), work(slot, take, !take), pinned).map(drop)
         }
-        Step::Undo(frame, take, pinned) => {
-            table.undo(&span(frame), work(frame, take, !take), pinned).map(drop)
-        }
-        Step::Release(frame) => table.release(&span(frame)).map(drop),
-        Step::Settle(frame, mask) => table.settle(&span(frame), part(frame, mask)),
+        Step::Release(slot) => table.release(&span(slot)).map(drop),
+        Step::Settle(slot, mask) => table.settle(&span(slot), part(slot, mask)),
         Step::Lend(limit, below) => {
             table.lend(limit, below);
             Ok(())

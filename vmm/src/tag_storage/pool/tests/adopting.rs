@@ -2,17 +2,17 @@
 
 use super::*;
 
-fn frames(numbers: &[u32]) -> Vec<FrameIndex> {
-    numbers.iter().copied().map(FrameIndex).collect()
+fn slots(numbers: &[u32]) -> Vec<SlotIndex> {
+    numbers.iter().copied().map(SlotIndex).collect()
 }
 
 fn adopted(bench: &Bench, lease: LeaseId, wanted: &[u32]) -> (Vec<Option<u32>>, bool) {
-    let Adopted { frames, shortfall } = bench.pool.adopt(lease, &frames(wanted)).unwrap();
-    (frames.iter().map(|frame| frame.map(|frame| frame.0)).collect(), shortfall.is_some())
+    let Adopted { slots, shortfall } = bench.pool.adopt(lease, &slots(wanted)).unwrap();
+    (slots.iter().map(|slot| slot.map(|slot| slot.0)).collect(), shortfall.is_some())
 }
 
 #[test]
-fn free_frames_are_the_same_again() {
+fn free_slots_are_the_same_again() {
     for instant in [true, false] {
         let bench = Bench::small(8, instant);
         let lease = bench.lease();
@@ -61,9 +61,9 @@ fn a_maximum_holds_for_what_is_adopted() {
     let bench = Bench::small(8, true);
     let lease = bench.pool.open_lease(terms(0, 2)).unwrap();
 
-    let result = bench.pool.adopt(lease, &frames(&[5, 6, 7])).unwrap();
+    let result = bench.pool.adopt(lease, &slots(&[5, 6, 7])).unwrap();
 
-    assert_eq!(result.frames, [Some(FrameIndex(5)), Some(FrameIndex(6)), None]);
+    assert_eq!(result.slots, [Some(SlotIndex(5)), Some(SlotIndex(6)), None]);
     assert!(matches!(result.shortfall, Some(ReserveError::OverMax { .. })));
     bench.examine();
 }
@@ -78,7 +78,7 @@ fn pinned_and_refused_memory_is_not_adopted() {
         assert_eq!(adopted(&bench, lease, &[0, 1]), (vec![Some(2), Some(1)], false));
 
         bench.fake.books().broken = true;
-        let result = bench.pool.adopt(lease, &frames(&[3])).unwrap();
+        let result = bench.pool.adopt(lease, &slots(&[3])).unwrap();
         assert!(matches!(result.shortfall, Some(ReserveError::Supply { .. })));
         bench.examine();
     }
@@ -90,7 +90,7 @@ fn an_unknown_lease_adopts_nothing() {
     let lease = bench.lease();
     bench.pool.close_lease(lease).unwrap();
 
-    let result = bench.pool.adopt(lease, &frames(&[1]));
+    let result = bench.pool.adopt(lease, &slots(&[1]));
 
     assert!(matches!(result, Err(ReserveError::UnknownLease(_))));
     assert_eq!(bench.examine().holders.len(), 0);

@@ -9,11 +9,11 @@ use super::*;
 use crate::tag_storage::pool::lease::LeaseId;
 use crate::tag_storage::pool::slots::Place;
 
-/// A pool's books, for comparing: blocks with state and references, holders of frames, leases.
+/// A pool's books, for comparing: blocks with state and references, holders of slots, leases.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Books {
     pub blocks: Vec<(BlockState, u32)>,
-    pub holders: BTreeMap<FrameIndex, u32>,
+    pub holders: BTreeMap<SlotIndex, u32>,
     pub leases: Vec<(LeaseId, u32)>,
 }
 
@@ -23,24 +23,23 @@ pub(crate) fn books(pool: &Pool) -> Books {
     let blocks = (0..state.blocks.len() as u64)
         .map(|block| state.blocks.get(BlockIndex(block)).unwrap())
         .collect();
-    let holders = (0..state.frames.len()).map(FrameIndex).filter_map(|frame| {
-        match state.frames.place(frame) {
-            Some(Place::Held(slot)) => Some((frame, slot)),
+    let holders =
+        (0..state.slots.len()).map(SlotIndex).filter_map(|slot| match state.slots.place(slot) {
+            Some(Place::Held(index)) => Some((slot, index)),
             _ => None,
-        }
-    });
+        });
     let leases = state.leases.iter().map(|lease| (lease.id, lease.held)).collect();
     Books { blocks, holders: holders.collect(), leases }
 }
 
-/// How many pages of these frames have their tags in each block, with the series' formula:
+/// How many pages of these slots have their tags in each block, with the series' formula:
 /// rounddown((pfn - start) / 32, block_pages).
-fn references(geometry: &Geometry, frames: impl Iterator<Item = FrameIndex>) -> Vec<(u64, u64)> {
+fn references(geometry: &Geometry, slots: impl Iterator<Item = SlotIndex>) -> Vec<(u64, u64)> {
     let pages = CHUNK.get() / geometry.page().get();
     let block_pages = u64::from(geometry.block_pages());
     let mut count = BTreeMap::new();
-    for frame in frames {
-        let first = u64::from(frame.0) * pages;
+    for slot in slots {
+        let first = u64::from(slot.0) * pages;
         for page in first..first + pages {
             let tag_page = page / 32;
             let first_of_block = tag_page - tag_page % block_pages;
@@ -94,7 +93,7 @@ pub(crate) fn examine(pool: &Pool, geometry: &Geometry, fake: &Fake) -> Books {
     let Counters { metadata_reserve_success, metadata_reserve_free, .. } = report.counters;
     assert_eq!(metadata_reserve_success - metadata_reserve_free, u64::from(held));
     assert_eq!((state.settling, state.waiting, state.may_settle()), (0, 0, false));
-    state.frames.examine();
+    state.slots.examine();
     drop(state);
     books
 }

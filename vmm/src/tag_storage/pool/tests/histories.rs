@@ -9,7 +9,7 @@ use super::*;
 pub(crate) enum Request {
     Reserve(usize),
     ReserveMany(usize, u32),
-    Free(usize, FrameIndex),
+    Free(usize, SlotIndex),
     Close(usize),
     Open { min: u32 },
 }
@@ -17,7 +17,7 @@ pub(crate) enum Request {
 /// What it got.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Answer {
-    Frames(Vec<FrameIndex>),
+    Slots(Vec<SlotIndex>),
     Done,
     Exhausted,
     OverMax,
@@ -26,9 +26,9 @@ pub(crate) enum Answer {
 }
 
 impl Answer {
-    pub(crate) fn of(result: Result<Vec<FrameIndex>, ReserveError>) -> Self {
+    pub(crate) fn of(result: Result<Vec<SlotIndex>, ReserveError>) -> Self {
         match result {
-            Ok(frames) => Self::Frames(frames),
+            Ok(slots) => Self::Slots(slots),
             Err(ReserveError::Exhausted { .. }) => Self::Exhausted,
             Err(ReserveError::OverMax { .. }) => Self::OverMax,
             Err(ReserveError::UnknownLease(_)) => Self::UnknownLease,
@@ -58,9 +58,9 @@ pub(crate) struct Event {
 /// A pool as people think of it: every request takes effect at one moment.
 #[derive(Clone, Debug)]
 pub(crate) struct Ideal {
-    pub free: BTreeSet<FrameIndex>,
+    pub free: BTreeSet<SlotIndex>,
     /// Free, but never to be had.
-    pub stuck: BTreeSet<FrameIndex>,
+    pub stuck: BTreeSet<SlotIndex>,
     /// What is set aside for leases that were opened on the way.
     pub extra: u32,
     pub leases: BTreeMap<usize, IdealLease>,
@@ -70,7 +70,7 @@ pub(crate) struct Ideal {
 pub(crate) struct IdealLease {
     pub min: u32,
     pub max: u32,
-    pub held: BTreeSet<FrameIndex>,
+    pub held: BTreeSet<SlotIndex>,
 }
 
 impl Ideal {
@@ -91,15 +91,15 @@ impl Ideal {
         match request {
             Request::Reserve(lease) => self.reserve(lease, 1, answer),
             Request::ReserveMany(lease, chunks) => self.reserve(lease, chunks, answer),
-            Request::Free(lease, frame) => {
+            Request::Free(lease, slot) => {
                 let lease = self.leases.get_mut(&lease);
-                let right = match lease.map(|lease| lease.held.remove(&frame)) {
+                let right = match lease.map(|lease| lease.held.remove(&slot)) {
                     None => Answer::UnknownLease,
                     Some(true) => Answer::Done,
                     Some(false) => Answer::NotHeld,
                 };
                 if right == Answer::Done {
-                    self.free.insert(frame);
+                    self.free.insert(slot);
                 }
                 *answer == right
             }
@@ -129,9 +129,9 @@ impl Ideal {
         if chunks > room || chunks > self.free.len() as u32 {
             return *answer == Answer::Exhausted;
         }
-        let Answer::Frames(frames) = answer else { return false };
-        frames.len() as u32 == chunks
-            && frames.iter().all(|frame| self.free.remove(frame) && known.held.insert(*frame))
+        let Answer::Slots(slots) = answer else { return false };
+        slots.len() as u32 == chunks
+            && slots.iter().all(|slot| self.free.remove(slot) && known.held.insert(*slot))
     }
 }
 
@@ -154,12 +154,12 @@ pub(crate) fn is_linear(ideal: &Ideal, events: &[Event]) -> bool {
 fn a_history_without_sense_is_recognised() {
     let lease = IdealLease { min: 0, max: 9, held: BTreeSet::new() };
     let ideal = Ideal {
-        free: [FrameIndex(0)].into(),
+        free: [SlotIndex(0)].into(),
         stuck: BTreeSet::new(),
         extra: 0,
         leases: [(0, lease)].into(),
     };
-    let got = Answer::Frames(vec![FrameIndex(0)]);
+    let got = Answer::Slots(vec![SlotIndex(0)]);
     let event = |made, answered, answer: &Answer| Event {
         made,
         answered,

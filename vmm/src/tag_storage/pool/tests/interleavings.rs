@@ -19,7 +19,7 @@ const PROGRAMS: u64 = 120;
 #[derive(Clone, Copy, Debug)]
 enum Step {
     Ask(Request),
-    /// Frees the oldest frame that this thread got.
+    /// Frees the oldest slot that this thread got.
     FreeOwn(usize),
 }
 
@@ -44,14 +44,14 @@ impl Numbers {
     }
 
     /// Of one of two leases. Frees what others got, or what nobody got, only where nobody asks for many: a
-    /// frame may not be freed before it is given.
+    /// slot may not be freed before it is given.
     fn step(&mut self, many: bool) -> Step {
         let lease = self.below(2) as usize;
         match self.below(16) {
             0..=5 => Step::Ask(Request::Reserve(lease)),
             6..=9 => Step::FreeOwn(lease),
             10..=13 if many => Step::Ask(Request::ReserveMany(lease, 2)),
-            10..=13 => Step::Ask(Request::Free(lease, FrameIndex(self.below(3) as u32))),
+            10..=13 => Step::Ask(Request::Free(lease, SlotIndex(self.below(3) as u32))),
             14 => Step::Ask(Request::Open { min: 1 }),
             _ => Step::Ask(Request::Close(lease)),
         }
@@ -85,15 +85,15 @@ impl Program {
         bench
     }
 
-    /// What there is before the threads start. A pinned block makes its frame unusable.
+    /// What there is before the threads start. A pinned block makes its slot unusable.
     fn ideal(&self, bench: &Bench) -> Ideal {
-        let per_frame = 64 / self.block.min(64);
+        let per_slot = 64 / self.block.min(64);
         let total = bench.pool.snapshot().chunks.total;
-        let is_stuck = |frame: &FrameIndex| {
-            let blocks = u64::from(frame.0) * per_frame..u64::from(frame.0 + 1) * per_frame;
+        let is_stuck = |slot: &SlotIndex| {
+            let blocks = u64::from(slot.0) * per_slot..u64::from(slot.0 + 1) * per_slot;
             self.pinned.range(blocks).next().is_some()
         };
-        let (stuck, free) = (0..total).map(FrameIndex).partition(is_stuck);
+        let (stuck, free) = (0..total).map(SlotIndex).partition(is_stuck);
         let lease =
             |(min, max): &(u32, u32)| IdealLease { min: *min, max: *max, held: BTreeSet::new() };
         let leases = self.leases.iter().map(lease).enumerate().collect();
@@ -180,8 +180,8 @@ fn perform(pool: &Pool, leases: &[LeaseId], steps: &[Step], history: &History) {
         let made = history.now();
         let answer = ask(pool, leases, request);
         let answered = history.now();
-        if let Answer::Frames(frames) = &answer {
-            own.extend(frames);
+        if let Answer::Slots(slots) = &answer {
+            own.extend(slots);
         }
         check_sums(&pool.snapshot());
         let event = Event { made, answered, request, answer };
@@ -191,9 +191,9 @@ fn perform(pool: &Pool, leases: &[LeaseId], steps: &[Step], history: &History) {
 
 fn ask(pool: &Pool, leases: &[LeaseId], request: Request) -> Answer {
     match request {
-        Request::Reserve(lease) => Answer::of(pool.reserve(leases[lease]).map(|frame| vec![frame])),
+        Request::Reserve(lease) => Answer::of(pool.reserve(leases[lease]).map(|slot| vec![slot])),
         Request::ReserveMany(lease, chunks) => Answer::of(pool.reserve_many(leases[lease], chunks)),
-        Request::Free(lease, frame) => Answer::of_free(pool.free(leases[lease], frame)),
+        Request::Free(lease, slot) => Answer::of_free(pool.free(leases[lease], slot)),
         Request::Close(lease) => Answer::of_free(pool.close_lease(leases[lease])),
         Request::Open { min } => match pool.open_lease(terms(min, 9)) {
             Ok(_) => Answer::Done,
@@ -203,14 +203,14 @@ fn ask(pool: &Pool, leases: &[LeaseId], request: Request) -> Answer {
 }
 
 #[test]
-fn frames_with_blocks_of_their_own() {
+fn slots_with_blocks_of_their_own() {
     for seed in 0..PROGRAMS {
         Program::new(seed, 32).check(seed);
     }
 }
 
 #[test]
-fn frames_that_share_blocks() {
+fn slots_that_share_blocks() {
     for seed in 0..PROGRAMS {
         Program::new(seed, 128).check(seed);
         Program::new(seed, 96).check(seed);
@@ -218,10 +218,10 @@ fn frames_that_share_blocks() {
 }
 
 #[test]
-fn frames_whose_blocks_are_lent_and_pinned() {
+fn slots_whose_blocks_are_lent_and_pinned() {
     for seed in 0..PROGRAMS {
         let mut program = Program::new(seed, 32);
-        // Of the first frame, or of one that there is not: all are merely lent then.
+        // Of the first slot, or of one that there is not: all are merely lent then.
         program.pinned = [1 + 100 * (seed % 2)].into();
         program.check(seed);
     }
@@ -244,10 +244,10 @@ fn lending_while_others_reserve() {
         let takers = leases.map(|lease| {
             let pool = Arc::clone(&bench.pool);
             shuttle::thread::spawn(move || {
-                // There is a frame for each, lent or not.
-                let frame = pool.reserve(lease).unwrap();
+                // There is a slot for each, lent or not.
+                let slot = pool.reserve(lease).unwrap();
                 check_sums(&pool.snapshot());
-                pool.free(lease, frame).unwrap();
+                pool.free(lease, slot).unwrap();
                 pool.reserve(lease).unwrap();
             })
         });
@@ -260,19 +260,19 @@ fn lending_while_others_reserve() {
     interleaved(|| shuttle::check_pct(test, 1500, 4));
 }
 
-/// Adopting, as after a restart, while others take frames and a lease is closed.
+/// Adopting, as after a restart, while others take slots and a lease is closed.
 #[test]
 fn adopting_while_others_reserve() {
     let test = || {
         let bench = Bench::new(Bytes::kib(4), Bytes::kib(128), 4, false);
         bench.fake.books().yields = true;
         let [first, second, third] = [bench.lease(), bench.lease(), bench.lease()];
-        let wanted = [FrameIndex(0), FrameIndex(3)];
+        let wanted = [SlotIndex(0), SlotIndex(3)];
         let threads = [first, second].map(|lease| {
             let pool = Arc::clone(&bench.pool);
             shuttle::thread::spawn(move || {
                 let adopted = pool.adopt(lease, &wanted)?;
-                Ok::<_, ReserveError>(adopted.frames.into_iter().flatten().count())
+                Ok::<_, ReserveError>(adopted.slots.into_iter().flatten().count())
             })
         });
         let pool = Arc::clone(&bench.pool);

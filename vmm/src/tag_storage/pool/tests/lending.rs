@@ -27,9 +27,9 @@ fn what_is_free_goes_before_what_is_lent() {
 
     bench.pool.reserve(lease).unwrap();
     assert_eq!(bench.pool.snapshot().counters.evictions, 0);
-    let frame = bench.pool.reserve(lease).unwrap();
+    let slot = bench.pool.reserve(lease).unwrap();
     assert_eq!(bench.pool.snapshot().counters.evictions, 8);
-    bench.pool.free(lease, frame).unwrap();
+    bench.pool.free(lease, slot).unwrap();
     assert_eq!(bench.pool.recall(1), 1);
     assert_eq!(bench.pool.recall(15), 15);
 
@@ -40,7 +40,7 @@ fn what_is_free_goes_before_what_is_lent() {
 }
 
 #[test]
-fn a_frame_called_back_goes_before_those_still_lent() {
+fn a_slot_called_back_goes_before_those_still_lent() {
     let bench = Bench::small(4, false);
     let lease = bench.lease();
     bench.pool.lend(64);
@@ -66,9 +66,9 @@ fn pinned_memory_is_passed_over_and_counted() {
         bench.pool.lend(64);
         bench.fake.books().pinned.extend([3, 17, 18]);
 
-        let frames = bench.pool.reserve_many(lease, 2).unwrap();
+        let slots = bench.pool.reserve_many(lease, 2).unwrap();
 
-        assert_eq!(numbers(&frames), [2, 3]);
+        assert_eq!(numbers(&slots), [2, 3]);
         let report = bench.pool.snapshot();
         assert_eq!((report.blocks.pinned, report.counters.pinned), (3, 3));
         assert_eq!(report.counters.tail_retries, 2);
@@ -90,7 +90,7 @@ fn all_lent_memory_pinned_is_a_bounded_error() {
         let lease = bench.lease();
         bench.pool.lend(u64::MAX);
         bench.fake.books().pinned.extend(0..200 * 16);
-        let mut frames = 0;
+        let mut slots = 0;
 
         for request in 1.. {
             let calls = bench.fake.books().calls;
@@ -100,13 +100,13 @@ fn all_lent_memory_pinned_is_a_bounded_error() {
             let calls = bench.fake.books().calls - calls;
             assert!(calls <= ATTEMPTS, "{calls}");
             bench.examine();
-            frames += calls;
+            slots += calls;
             if calls == 0 {
                 break;
             }
             assert!(request < 10);
         }
-        assert_eq!((frames, bench.pool.snapshot().blocks.pinned), (200, 3200));
+        assert_eq!((slots, bench.pool.snapshot().blocks.pinned), (200, 3200));
     }
 }
 

@@ -9,7 +9,7 @@ use arch::mte::geometry::BlockIndex;
 use super::*;
 use crate::tag_storage::pool::slots::Place;
 
-/// A request, of one of four leases, about one of the frames.
+/// A request, of one of four leases, about one of the slots.
 #[derive(Clone, Debug)]
 enum Step {
     Open {
@@ -34,15 +34,15 @@ enum Step {
 
 fn step() -> impl Strategy<Value = Step> {
     let lease = 0usize..4;
-    let frame = 0u32..14;
+    let slot = 0u32..14;
     prop_oneof![
         3 => (lease.clone(), 0u32..4, 0u32..14)
             .prop_map(|(lease, min, max)| Step::Open { lease, min, max }),
         8 => lease.clone().prop_map(Step::Reserve),
         3 => (lease.clone(), 0u32..8).prop_map(|(lease, chunks)| Step::ReserveMany(lease, chunks)),
-        8 => (lease.clone(), frame.clone()).prop_map(|(lease, frame)| Step::Free(lease, frame)),
-        2 => (lease.clone(), prop::collection::vec(frame, 0..6))
-            .prop_map(|(lease, frames)| Step::Adopt(lease, frames)),
+        8 => (lease.clone(), slot.clone()).prop_map(|(lease, slot)| Step::Free(lease, slot)),
+        2 => (lease.clone(), prop::collection::vec(slot, 0..6))
+            .prop_map(|(lease, slots)| Step::Adopt(lease, slots)),
         1 => lease.prop_map(Step::Close),
         2 => prop_oneof![0u64..40, Just(u64::MAX)].prop_map(Step::Lend),
         1 => prop_oneof![0u64..40, Just(u64::MAX)].prop_map(Step::Recall),
@@ -53,7 +53,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// Page and block sizes of each kind: one block a frame or many, shared in pairs, shared at odd places.
+/// Page and block sizes of each kind: one block a slot or many, shared in pairs, shared at odd places.
 fn sizes() -> impl Strategy<Value = (Bytes, Bytes)> {
     prop::sample::select(vec![
         (4, Bytes::new(64)),
@@ -76,7 +76,7 @@ struct Known {
     id: LeaseId,
     min: u32,
     max: u32,
-    frames: BTreeSet<FrameIndex>,
+    slots: BTreeSet<SlotIndex>,
 }
 
 struct Model {
@@ -95,7 +95,7 @@ impl Model {
         let used: u32 = self
             .leases
             .iter()
-            .map(|(number, known)| match (known.frames.len() as u32, Some(*number) == lease) {
+            .map(|(number, known)| match (known.slots.len() as u32, Some(*number) == lease) {
                 (held, true) => held,
                 (held, false) => held.max(known.min),
             })
@@ -116,7 +116,7 @@ impl Model {
         lease
     }
 
-    /// Whether a failure may be the supply's: it has faults, or not enough frames can be emptied.
+    /// Whether a failure may be the supply's: it has faults, or not enough slots can be emptied.
     fn supply_may_fail(&self, chunks: u32) -> bool {
         let fake = self.bench.fake.books();
         if fake.busy > 0 || fake.broken {
@@ -128,9 +128,9 @@ impl Model {
             is == BlockState::Pinned
                 || is == BlockState::Lent && fake.pinned.contains(&(block as u64))
         };
-        let good = (0..state.frames.len()).map(FrameIndex).filter(|frame| {
-            let free = !matches!(state.frames.place(*frame), Some(Place::Held(_)));
-            let span = state.blocks.span(*frame);
+        let good = (0..state.slots.len()).map(SlotIndex).filter(|slot| {
+            let free = !matches!(state.slots.place(*slot), Some(Place::Held(_)));
+            let span = state.blocks.span(*slot);
             free && (span.first()..span.first() + span.len()).all(|block| !stuck(block))
         });
         (good.count() as u32) < chunks
@@ -142,7 +142,7 @@ impl Model {
             assert!(matches!(error, ReserveError::UnknownLease(_)), "{error}");
             return;
         };
-        let over = known.frames.len() as u32 + chunks > known.max;
+        let over = known.slots.len() as u32 + chunks > known.max;
         match error {
             ReserveError::OverMax { .. } => assert!(over),
             ReserveError::Exhausted { .. } => {
@@ -153,11 +153,11 @@ impl Model {
         }
     }
 
-    fn add(&mut self, lease: usize, frames: &[FrameIndex]) {
-        for frame in frames {
-            let holders = self.leases.values().filter(|known| known.frames.contains(frame));
-            assert_eq!(holders.count(), 0, "{frame} is given twice");
-            assert!(self.leases.get_mut(&lease).unwrap().frames.insert(*frame));
+    fn add(&mut self, lease: usize, slots: &[SlotIndex]) {
+        for slot in slots {
+            let holders = self.leases.values().filter(|known| known.slots.contains(slot));
+            assert_eq!(holders.count(), 0, "{slot} is given twice");
+            assert!(self.leases.get_mut(&lease).unwrap().slots.insert(*slot));
         }
     }
 
@@ -165,12 +165,12 @@ impl Model {
         let (id, may_fail) = (self.id(lease), self.supply_may_fail(chunks));
         let before = books(&self.bench.pool);
         match request(&self.bench.pool, id) {
-            Ok(frames) => {
-                assert_eq!(frames.len() as u32, chunks);
+            Ok(slots) => {
+                assert_eq!(slots.len() as u32, chunks);
                 assert!(chunks <= self.room(Some(lease)));
-                self.add(lease, &frames);
+                self.add(lease, &slots);
                 let known = &self.leases[&lease];
-                assert!(known.frames.len() as u32 <= known.max);
+                assert!(known.slots.len() as u32 <= known.max);
             }
             Err(error) => {
                 self.check_failure(lease, chunks, may_fail, &error);
@@ -190,7 +190,7 @@ impl Model {
         assert_eq!(after, before);
     }
 
-    fn adopt(&mut self, lease: usize, wanted: &[FrameIndex]) {
+    fn adopt(&mut self, lease: usize, wanted: &[SlotIndex]) {
         let (id, before) = (self.id(lease), books(&self.bench.pool));
         let may_fail = self.supply_may_fail(wanted.len() as u32);
         let sound = !self.supply_may_fail(self.total() - before.holders.len() as u32);
@@ -200,19 +200,19 @@ impl Model {
                 self.check_unchanged(before);
             }
             Ok(adopted) => {
-                assert_eq!(adopted.frames.len(), wanted.len());
-                let missing = adopted.frames.iter().filter(|frame| frame.is_none()).count();
+                assert_eq!(adopted.slots.len(), wanted.len());
+                let missing = adopted.slots.iter().filter(|slot| slot.is_none()).count();
                 assert_eq!(missing > 0, adopted.shortfall.is_some());
-                let frames: Vec<FrameIndex> = adopted.frames.into_iter().flatten().collect();
-                self.add(lease, &frames);
+                let slots: Vec<SlotIndex> = adopted.slots.into_iter().flatten().collect();
+                self.add(lease, &slots);
                 if let Some(error) = adopted.shortfall {
                     self.check_failure(lease, 1, may_fail, &error);
                     return;
                 }
                 // Where nothing can fail, all that were free are the same.
-                for frame in wanted.iter().filter(|_| sound) {
-                    let was_there = frame.0 < self.total() && !before.holders.contains_key(frame);
-                    assert!(!was_there || frames.contains(frame), "{frame}");
+                for slot in wanted.iter().filter(|_| sound) {
+                    let was_there = slot.0 < self.total() && !before.holders.contains_key(slot);
+                    assert!(!was_there || slots.contains(slot), "{slot}");
                 }
             }
         }
@@ -225,14 +225,14 @@ impl Model {
             }
             Step::Open { .. } => {}
             Step::Reserve(lease) => {
-                self.reserve(lease, 1, |pool, id| pool.reserve(id).map(|frame| vec![frame]));
+                self.reserve(lease, 1, |pool, id| pool.reserve(id).map(|slot| vec![slot]));
             }
             Step::ReserveMany(lease, chunks) => {
                 self.reserve(lease, chunks, |pool, id| pool.reserve_many(id, chunks));
             }
-            Step::Free(lease, frame) => self.free(lease, FrameIndex(frame)),
+            Step::Free(lease, slot) => self.free(lease, SlotIndex(slot)),
             Step::Adopt(lease, wanted) => {
-                let wanted: Vec<FrameIndex> = wanted.into_iter().map(FrameIndex).collect();
+                let wanted: Vec<SlotIndex> = wanted.into_iter().map(SlotIndex).collect();
                 self.adopt(lease, &wanted);
             }
             Step::Close(lease) => {
@@ -263,8 +263,8 @@ impl Model {
         match self.bench.pool.open_lease(terms(min, max)) {
             Ok(id) => {
                 assert!(min <= self.room(None) && min <= max && max > 0);
-                let frames = BTreeSet::new();
-                self.leases.insert(lease, Known { id, min, max, frames });
+                let slots = BTreeSet::new();
+                self.leases.insert(lease, Known { id, min, max, slots });
             }
             Err(ReserveError::Terms(_)) => assert!(min > max || max == 0),
             Err(error) => {
@@ -274,12 +274,12 @@ impl Model {
         }
     }
 
-    fn free(&mut self, lease: usize, frame: FrameIndex) {
+    fn free(&mut self, lease: usize, slot: SlotIndex) {
         let before = books(&self.bench.pool);
         let id = self.id(lease);
         let known = self.leases.get_mut(&lease);
-        let held = known.is_some_and(|known| known.frames.remove(&frame));
-        assert_eq!(self.bench.pool.free(id, frame).is_ok(), held);
+        let held = known.is_some_and(|known| known.slots.remove(&slot));
+        assert_eq!(self.bench.pool.free(id, slot).is_ok(), held);
         if !held {
             self.check_unchanged(before);
         }
@@ -290,16 +290,16 @@ impl Model {
         let books = self.bench.examine();
         let held: Vec<usize> = books.leases.iter().map(|(_, held)| *held as usize).collect();
         let mut known: Vec<(LeaseId, usize)> =
-            self.leases.values().map(|known| (known.id, known.frames.len())).collect();
+            self.leases.values().map(|known| (known.id, known.slots.len())).collect();
         known.sort_by_key(|(id, _)| books.leases.iter().position(|(lease, _)| lease == id));
         assert_eq!(held, known.iter().map(|(_, held)| *held).collect::<Vec<_>>());
-        let frames: BTreeSet<FrameIndex> =
-            self.leases.values().flat_map(|known| known.frames.iter().copied()).collect();
-        assert_eq!(books.holders.keys().copied().collect::<BTreeSet<_>>(), frames);
+        let slots: BTreeSet<SlotIndex> =
+            self.leases.values().flat_map(|known| known.slots.iter().copied()).collect();
+        assert_eq!(books.holders.keys().copied().collect::<BTreeSet<_>>(), slots);
     }
 }
 
-type Many = Result<Vec<FrameIndex>, ReserveError>;
+type Many = Result<Vec<SlotIndex>, ReserveError>;
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
@@ -365,8 +365,8 @@ fn a_lease_that_is_closed_in_the_middle_of_any_call_leaves_nothing() {
             let first = bench.pool.reserve(lease);
             let kept = bench.pool.reserve(other).unwrap();
             let many = bench.pool.reserve_many(lease, 4);
-            if let Ok(frame) = first {
-                let _ = bench.pool.free(lease, frame);
+            if let Ok(slot) = first {
+                let _ = bench.pool.free(lease, slot);
             }
             let rest = bench.pool.reserve_many(lease, 6);
 

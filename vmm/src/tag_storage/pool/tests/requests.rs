@@ -41,7 +41,7 @@ fn chunks_of_an_exhausted_pool_are_refused_and_its_memory_serves_again() {
     for instant in [true, false] {
         let bench = Bench::small(3, instant);
         let lease = bench.lease();
-        let frames = bench.pool.reserve_many(lease, 3).unwrap();
+        let slots = bench.pool.reserve_many(lease, 3).unwrap();
         let before = bench.examine();
 
         let error = bench.pool.reserve(lease).unwrap_err();
@@ -50,23 +50,23 @@ fn chunks_of_an_exhausted_pool_are_refused_and_its_memory_serves_again() {
         assert!(error.to_string().contains("node:7"), "{error}");
         assert_eq!(bench.examine(), before);
         assert_eq!(bench.pool.snapshot().counters.metadata_reserve_fail, 1);
-        bench.pool.free(lease, frames[1]).unwrap();
-        assert_eq!(bench.pool.reserve(lease).unwrap(), frames[1]);
+        bench.pool.free(lease, slots[1]).unwrap();
+        assert_eq!(bench.pool.reserve(lease).unwrap(), slots[1]);
     }
 }
 
 #[test]
-fn a_frame_is_freed_once() {
+fn a_slot_is_freed_once() {
     for instant in [true, false] {
         let bench = Bench::small(3, instant);
         let lease = bench.lease();
-        let frame = bench.pool.reserve(lease).unwrap();
-        bench.pool.free(lease, frame).unwrap();
+        let slot = bench.pool.reserve(lease).unwrap();
+        bench.pool.free(lease, slot).unwrap();
         let before = bench.examine();
 
-        let again = bench.pool.free(lease, frame);
+        let again = bench.pool.free(lease, slot);
 
-        assert_eq!(again, Err(FreeError::NotHeld { lease, frame }));
+        assert_eq!(again, Err(FreeError::NotHeld { lease, slot }));
         assert_eq!(bench.examine(), before);
     }
 }
@@ -75,12 +75,12 @@ fn a_frame_is_freed_once() {
 fn nobody_frees_what_is_another_leases() {
     let bench = Bench::small(3, true);
     let (owner, hostile) = (bench.lease(), bench.lease());
-    let frame = bench.pool.reserve(owner).unwrap();
+    let slot = bench.pool.reserve(owner).unwrap();
     let before = bench.examine();
 
-    for frame in [frame, FrameIndex(1), FrameIndex(3), FrameIndex(u32::MAX)] {
-        let result = bench.pool.free(hostile, frame);
-        assert_eq!(result, Err(FreeError::NotHeld { lease: hostile, frame }));
+    for slot in [slot, SlotIndex(1), SlotIndex(3), SlotIndex(u32::MAX)] {
+        let result = bench.pool.free(hostile, slot);
+        assert_eq!(result, Err(FreeError::NotHeld { lease: hostile, slot }));
     }
 
     assert_eq!(bench.examine(), before);
@@ -90,14 +90,14 @@ fn nobody_frees_what_is_another_leases() {
 fn a_closed_lease_is_unknown() {
     let bench = Bench::small(3, true);
     let lease = bench.lease();
-    let frame = bench.pool.reserve(lease).unwrap();
+    let slot = bench.pool.reserve(lease).unwrap();
     bench.pool.close_lease(lease).unwrap();
 
     let next = bench.lease();
 
     assert_ne!(next, lease);
     assert!(matches!(bench.pool.reserve(lease), Err(ReserveError::UnknownLease(_))));
-    assert_eq!(bench.pool.free(lease, frame), Err(FreeError::UnknownLease(lease)));
+    assert_eq!(bench.pool.free(lease, slot), Err(FreeError::UnknownLease(lease)));
     assert_eq!(bench.pool.close_lease(lease), Err(FreeError::UnknownLease(lease)));
     assert_eq!(bench.pool.snapshot().chunks.reserved, 0);
 }
@@ -171,29 +171,29 @@ fn a_host_that_refuses_ends_the_request_at_once() {
 }
 
 #[test]
-fn a_frame_that_fails_waits_at_the_tail() {
+fn a_slot_that_fails_waits_at_the_tail() {
     for instant in [true, false] {
         let bench = Bench::small(3, instant);
         let lease = bench.lease();
         bench.fake.books().busy = 1;
 
-        let frames = bench.pool.reserve_many(lease, 3).unwrap();
+        let slots = bench.pool.reserve_many(lease, 3).unwrap();
 
-        assert_eq!(numbers(&frames), [1, 2, 0]);
+        assert_eq!(numbers(&slots), [1, 2, 0]);
         assert_eq!(bench.pool.snapshot().counters.tail_retries, 1);
         bench.examine();
     }
 }
 
 #[test]
-fn frames_fill_blocks_before_they_open_new_ones() {
+fn slots_fill_blocks_before_they_open_new_ones() {
     // A block has the tags of four chunks.
     for instant in [true, false] {
         let bench = Bench::new(Bytes::kib(4), Bytes::kib(256), 12, instant);
         let lease = bench.lease();
-        let frames = bench.pool.reserve_many(lease, 12).unwrap();
+        let slots = bench.pool.reserve_many(lease, 12).unwrap();
         for at in [1, 5, 6, 8, 9, 10, 11] {
-            bench.pool.free(lease, frames[at]).unwrap();
+            bench.pool.free(lease, slots[at]).unwrap();
         }
         assert_eq!(bench.pool.snapshot().blocks.reserved, 2);
 

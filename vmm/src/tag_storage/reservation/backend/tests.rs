@@ -17,13 +17,13 @@ fn embedded() -> (Arc<Pool>, Embedded) {
 }
 
 #[test]
-fn frames_come_from_the_pool_and_go_back_to_it() {
+fn slots_come_from_the_pool_and_go_back_to_it() {
     let (pool, hold) = embedded();
 
-    let frames = hold.reserve(3).unwrap();
-    assert_eq!((frames.len(), pool.snapshot().chunks.reserved), (3, 3));
-    hold.free(frames[1]);
-    hold.free(frames[1]);
+    let slots = hold.reserve(3).unwrap();
+    assert_eq!((slots.len(), pool.snapshot().chunks.reserved), (3, 3));
+    hold.free(slots[1]);
+    hold.free(slots[1]);
     assert_eq!(pool.snapshot().chunks.reserved, 2);
 }
 

@@ -8,11 +8,11 @@ use vm_memory::GuestAddress;
 use super::*;
 
 const CHUNK_0: ChunkIndex = ChunkIndex(0);
-const FRAME: FrameIndex = FrameIndex(u32::MAX);
+const SLOT: SlotIndex = SlotIndex(u32::MAX);
 
 fn populated() -> ChunkTable {
     let mut table = ChunkTable::new(2);
-    assert!(table.begin_populate(CHUNK_0, FRAME));
+    assert!(table.begin_populate(CHUNK_0, SLOT));
     table.end_populate(CHUNK_0);
     table
 }
@@ -22,12 +22,12 @@ fn a_chunk_is_populated_and_discarded_and_so_on() {
     let mut table = ChunkTable::new(2);
     for _ in 0..2 {
         assert_eq!(table.touch(CHUNK_0), Touched::Absent);
-        assert!(table.begin_populate(CHUNK_0, FRAME));
-        assert_eq!(table.state(CHUNK_0), Some(State::Populating(FRAME)));
+        assert!(table.begin_populate(CHUNK_0, SLOT));
+        assert_eq!(table.state(CHUNK_0), Some(State::Populating(SLOT)));
         table.end_populate(CHUNK_0);
-        assert_eq!((table.state(CHUNK_0), table.held()), (Some(State::Populated(FRAME)), 1));
-        assert_eq!(table.begin_discard(CHUNK_0), Discard::Begun(FRAME));
-        assert_eq!((table.state(CHUNK_0), table.held()), (Some(State::Discarding(FRAME)), 1));
+        assert_eq!((table.state(CHUNK_0), table.held()), (Some(State::Populated(SLOT)), 1));
+        assert_eq!(table.begin_discard(CHUNK_0), Discard::Begun(SLOT));
+        assert_eq!((table.state(CHUNK_0), table.held()), (Some(State::Discarding(SLOT)), 1));
         assert!(!table.end_discard(CHUNK_0, true));
         assert_eq!((table.state(CHUNK_0), table.held()), (Some(State::Absent), 0));
     }
@@ -37,9 +37,9 @@ fn a_chunk_is_populated_and_discarded_and_so_on() {
 fn a_second_populate_and_a_second_discard_change_nothing() {
     let mut table = populated();
 
-    assert!(!table.begin_populate(CHUNK_0, FrameIndex(3)));
-    assert_eq!(table.state(CHUNK_0), Some(State::Populated(FRAME)));
-    assert_eq!(table.begin_discard(CHUNK_0), Discard::Begun(FRAME));
+    assert!(!table.begin_populate(CHUNK_0, SlotIndex(3)));
+    assert_eq!(table.state(CHUNK_0), Some(State::Populated(SLOT)));
+    assert_eq!(table.begin_discard(CHUNK_0), Discard::Begun(SLOT));
     assert_eq!(table.begin_discard(CHUNK_0), Discard::Nothing);
     assert!(!table.end_discard(CHUNK_0, true));
     assert!(!table.end_discard(CHUNK_0, true));
@@ -57,7 +57,7 @@ fn a_touch_during_a_discard_is_told_at_its_end() {
         assert_eq!(table.touch(CHUNK_0), Touched::Busy);
 
         assert!(table.end_discard(CHUNK_0, gone));
-        let expected = if gone { State::Absent } else { State::Populated(FRAME) };
+        let expected = if gone { State::Absent } else { State::Populated(SLOT) };
         assert_eq!((table.state(CHUNK_0), table.held()), (Some(expected), u64::from(!gone)));
     }
 }
@@ -70,7 +70,7 @@ fn a_chunk_that_is_served_again_is_not_discarded_meanwhile() {
     assert_eq!(table.begin_discard(CHUNK_0), Discard::Populating);
     table.end_populate(CHUNK_0);
 
-    assert_eq!(table.begin_discard(CHUNK_0), Discard::Begun(FRAME));
+    assert_eq!(table.begin_discard(CHUNK_0), Discard::Begun(SLOT));
 }
 
 #[test]
@@ -78,7 +78,7 @@ fn a_chunk_outside_is_nothing() {
     let mut table = populated();
     for chunk in [ChunkIndex(2), ChunkIndex(u64::MAX)] {
         assert_eq!(table.touch(chunk), Touched::Outside);
-        assert!(!table.begin_populate(chunk, FRAME));
+        assert!(!table.begin_populate(chunk, SLOT));
         table.end_populate(chunk);
         assert_eq!(table.begin_discard(chunk), Discard::Nothing);
         assert!(!table.end_discard(chunk, true));
@@ -107,16 +107,16 @@ fn steps() -> impl Strategy<Value = Vec<(u64, Step)>> {
     prop::collection::vec((0..5u64, step), 0..200)
 }
 
-/// What a chunk's state must be after a step, and whether its frame came, stayed or went.
+/// What a chunk's state must be after a step, and whether its slot came, stayed or went.
 fn follows(before: State, step: Step) -> State {
     use State::{Absent, Discarding, Populated, Populating};
     match (before, step) {
-        (Absent, Step::BeginPopulate(frame)) => Populating(FrameIndex(frame)),
-        (Populated(frame), Step::Touch) => Populating(frame),
-        (Populating(frame), Step::EndPopulate) => Populated(frame),
-        (Populated(frame), Step::BeginDiscard) => Discarding(frame),
+        (Absent, Step::BeginPopulate(slot)) => Populating(SlotIndex(slot)),
+        (Populated(slot), Step::Touch) => Populating(slot),
+        (Populating(slot), Step::EndPopulate) => Populated(slot),
+        (Populated(slot), Step::BeginDiscard) => Discarding(slot),
         (Discarding(_), Step::EndDiscard(true)) => Absent,
-        (Discarding(frame), Step::EndDiscard(false)) => Populated(frame),
+        (Discarding(slot), Step::EndDiscard(false)) => Populated(slot),
         (state, _) => state,
     }
 }
@@ -131,8 +131,8 @@ proptest! {
             let at = ChunkIndex(chunk);
             match step {
                 Step::Touch => drop(table.touch(at)),
-                Step::BeginPopulate(frame) => {
-                    let taken = table.begin_populate(at, FrameIndex(frame));
+                Step::BeginPopulate(slot) => {
+                    let taken = table.begin_populate(at, SlotIndex(slot));
                     let absent = model.get(chunk as usize).is_some_and(|now| *now == State::Absent);
                     prop_assert_eq!(taken, absent);
                 }

@@ -9,22 +9,22 @@ use arch::layout::MemoryRange;
 use super::Shared;
 use crate::memory::{Outcome, Reservations};
 use crate::sys::uffd::one;
-use crate::tag_storage::pool::slots::FrameIndex;
+use crate::tag_storage::pool::slots::SlotIndex;
 use crate::tag_storage::reservation::chunk_table::{ChunkIndex, Covered, each};
 
-/// A chunk that is Discarding in this releaser's hands, with its frame.
-type Begun = (ChunkIndex, FrameIndex);
+/// A chunk that is Discarding in this releaser's hands, with its slot.
+type Begun = (ChunkIndex, SlotIndex);
 
-/// Frees the frames of the chunks that are discarded.
+/// Frees the slots of the chunks that are discarded.
 ///
 /// A chunk that a discard covers is armed before, so that no touch escapes. One that a discard covers in
 /// part is looked at afterwards: when its last page has gone it is armed, looked at again, and freed.
-pub struct Releaser {
+pub struct DiscardHandler {
     shared: Arc<Shared>,
     begun: Vec<Begun>,
 }
 
-impl Releaser {
+impl DiscardHandler {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
         Self { shared, begun: Vec::new() }
     }
@@ -37,7 +37,7 @@ impl Releaser {
     }
 }
 
-impl Reservations for Releaser {
+impl Reservations for DiscardHandler {
     fn before(&mut self, range: MemoryRange) {
         self.keep_all();
         let covered = Covered::by(range, self.shared.ram);
@@ -45,7 +45,7 @@ impl Reservations for Releaser {
             .filter_map(|chunk| Some((chunk, self.shared.begin_discard(chunk)?)))
             .collect();
         for run in runs(&begun) {
-            // A chunk that cannot be armed keeps its frame.
+            // A chunk that cannot be armed keeps its slot.
             match self.shared.arm(&span(run)) {
                 true => self.begun.extend_from_slice(run),
                 false => self.shared.keep(run),
@@ -69,7 +69,7 @@ impl Reservations for Releaser {
     }
 }
 
-impl Drop for Releaser {
+impl Drop for DiscardHandler {
     fn drop(&mut self) {
         self.keep_all();
     }
@@ -78,8 +78,8 @@ impl Drop for Releaser {
 impl Shared {
     /// Frees armed chunks whose memory is gone. Whoever has touched one meanwhile tries again.
     fn free(&self, run: &[Begun]) {
-        for (_, frame) in run {
-            self.hold.free(*frame);
+        for (_, slot) in run {
+            self.hold.free(*slot);
         }
         self.counters.freed.add(run.len() as u64);
         if self.end_discard(run, true) {
@@ -110,8 +110,8 @@ impl Shared {
         if !self.is_vacant(chunk) {
             return;
         }
-        let Some(frame) = self.begin_discard(chunk) else { return };
-        let run = [(chunk, frame)];
+        let Some(slot) = self.begin_discard(chunk) else { return };
+        let run = [(chunk, slot)];
         match self.arm(&one(chunk)) && self.is_vacant(chunk) {
             true => self.free(&run),
             false => self.keep(&run),

@@ -20,8 +20,8 @@ const RETRY: Duration = Duration::from_millis(100);
 /// which it pauses vCPUs. After that it waits for tag storage itself, and the VM could only be killed.
 const HEARD_WITHIN: Duration = Duration::from_secs(15);
 
-/// A chunk without a frame, and since when it is wanted.
-struct Wish {
+/// A chunk without a slot, and since when it is wanted.
+struct PendingFault {
     chunk: ChunkIndex,
     since: Instant,
 }
@@ -32,7 +32,7 @@ pub(crate) struct Faults {
     deadline: Duration,
     told: Arc<dyn Exhaustion>,
     /// First come, first served. No longer than there are threads that can wait.
-    wishes: VecDeque<Wish>,
+    wishes: VecDeque<PendingFault>,
     exhausted: bool,
     /// Since when one has waited for too long.
     expired: Option<Instant>,
@@ -83,7 +83,7 @@ impl Faults {
         match touched {
             Touched::Absent => {
                 if self.wishes.iter().all(|wish| wish.chunk != chunk) {
-                    self.wishes.push_back(Wish { chunk, since: Instant::now() });
+                    self.wishes.push_back(PendingFault { chunk, since: Instant::now() });
                     self.count_wishes();
                 }
                 Ok(())
@@ -94,16 +94,16 @@ impl Faults {
         }
     }
 
-    /// Gives frames to those that wait, for as long as there are frames.
+    /// Gives slots to those that wait, for as long as there are slots.
     fn serve(&mut self) -> Result<(), Error> {
         while let Some(chunk) = self.wishes.front().map(|wish| wish.chunk) {
             if self.shared.is_closed() {
                 return Ok(());
             }
             match self.shared.hold.reserve(1) {
-                Ok(frames) => {
-                    for frame in frames {
-                        self.shared.provide(chunk, frame)?;
+                Ok(slots) => {
+                    for slot in slots {
+                        self.shared.provide(chunk, slot)?;
                     }
                     self.wishes.pop_front();
                     self.count_wishes();
@@ -156,7 +156,7 @@ impl Faults {
     }
 
     /// When a wish has waited for too long. A time beyond all clocks is none.
-    fn deadline(&self, wish: &Wish) -> Option<Instant> {
+    fn deadline(&self, wish: &PendingFault) -> Option<Instant> {
         wish.since.checked_add(self.deadline)
     }
 

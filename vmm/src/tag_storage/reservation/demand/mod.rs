@@ -1,12 +1,12 @@
 //! Demand reservation: tag storage for a chunk when the guest first touches it, and none any more when
 //! all of the chunk has gone back to the host.
 //!
-//! What always holds: **a chunk with a page has a frame**. For that,
+//! What always holds: **a chunk with a page has a slot**. For that,
 //!
-//! - a chunk without a frame is armed: the host stops whoever touches it, and the thread `faults`
-//!   reserves a frame before it lets go of the chunk;
-//! - a chunk is armed again before its memory is discarded, and its frame freed after: a guest that
-//!   touches it in between is stopped, and comes upon a chunk without a frame, or with its own.
+//! - a chunk without a slot is armed: the host stops whoever touches it, and the thread `faults`
+//!   reserves a slot before it lets go of the chunk;
+//! - a chunk is armed again before its memory is discarded, and its slot freed after: a guest that
+//!   touches it in between is stopped, and comes upon a chunk without a slot, or with its own.
 //!
 //! This costs one event a chunk, and the chunk may be one huge page: pages provided one by one through
 //! userfaultfd would cost ten times as much, and be small.
@@ -26,18 +26,18 @@ use rustix::event::{EventfdFlags, eventfd};
 use thiserror::Error;
 use vm_memory::GuestAddress;
 
-use super::backend::Hold;
+use super::backend::PoolClient;
 use super::chunk_table::{ChunkIndex, ChunkTable, Discard, State};
 use crate::memory::{Backing, GuestRam, Vacancy};
 use crate::metrics::Counter;
 use crate::sys::uffd::{self, Uffd, one};
 use crate::tag_storage::pool::error::ReserveError;
-use crate::tag_storage::pool::slots::FrameIndex;
+use crate::tag_storage::pool::slots::SlotIndex;
 
 mod discard;
 mod faults;
 
-pub use discard::Releaser;
+pub use discard::DiscardHandler;
 use faults::Faults;
 
 /// The fault thread does not recurse; only what is touched of it is ever backed by memory.
@@ -134,9 +134,9 @@ pub trait Exhaustion: Send + Sync {
 pub struct FaultCounters {
     /// Touches that the host told of. Several may be of one chunk.
     pub touches: Counter,
-    /// Times that a chunk got its frame.
+    /// Times that a chunk got its slot.
     pub populated: Counter,
-    /// Times that a chunk's frame was freed.
+    /// Times that a chunk's slot was freed.
     pub freed: Counter,
     /// Times that touches began to wait, as no tag storage was to be had.
     pub exhausted: Counter,
@@ -162,7 +162,7 @@ impl Demand {
     /// When the host's kernel cannot or may not tell of touches, or not of such memory.
     pub fn start(
         ram: GuestRam,
-        hold: Arc<dyn Hold>,
+        hold: Arc<dyn PoolClient>,
         deadline: Duration,
         told: Arc<dyn Exhaustion>,
     ) -> Result<Self, Error> {
@@ -199,8 +199,8 @@ impl Demand {
 
     /// What frees tag storage as memory is discarded: for the memory's
     /// [`Reclaimer`](crate::memory::Reclaimer).
-    pub fn releaser(&self) -> Releaser {
-        Releaser::new(Arc::clone(&self.shared))
+    pub fn releaser(&self) -> DiscardHandler {
+        DiscardHandler::new(Arc::clone(&self.shared))
     }
 
     /// There may be tag storage again: touches that wait are tried at once.
@@ -208,7 +208,7 @@ impl Demand {
         self.shared.ring();
     }
 
-    /// How many chunks have a frame.
+    /// How many chunks have a slot.
     pub fn populated(&self) -> u64 {
         self.shared.table().held()
     }
@@ -253,13 +253,13 @@ struct Shared {
     ram: MemoryRange,
     uffd: Uffd,
     vacancy: Vacancy,
-    hold: Arc<dyn Hold>,
+    hold: Arc<dyn PoolClient>,
     table: Mutex<ChunkTable>,
     /// A chunk is no longer Populating, or all is closed.
     settled: Condvar,
     /// Wakes the fault thread.
     bell: OwnedFd,
-    /// How many chunks the fault thread has no frames for.
+    /// How many chunks the fault thread has no slots for.
     waiting: AtomicU64,
     closed: AtomicBool,
     loading: Mutex<Loading>,
@@ -275,7 +275,7 @@ enum Loading {
 }
 
 impl Shared {
-    fn new(ram: GuestRam, hold: Arc<dyn Hold>) -> Result<Self, Error> {
+    fn new(ram: GuestRam, hold: Arc<dyn PoolClient>) -> Result<Self, Error> {
         let range = ram.range();
         let page = ram.backing().page_size();
         if !range.size.is_multiple_of(CHUNK) {
@@ -362,10 +362,10 @@ impl Shared {
         self.settled.notify_all();
     }
 
-    /// Gives an absent chunk its frame and its memory.
-    fn provide(&self, chunk: ChunkIndex, frame: FrameIndex) -> Result<(), Error> {
-        if !self.table().begin_populate(chunk, frame) {
-            self.hold.free(frame);
+    /// Gives an absent chunk its slot and its memory.
+    fn provide(&self, chunk: ChunkIndex, slot: SlotIndex) -> Result<(), Error> {
+        if !self.table().begin_populate(chunk, slot) {
+            self.hold.free(slot);
             return Ok(());
         }
         self.counters.populated.add(1);
@@ -402,11 +402,11 @@ impl Shared {
     }
 
     /// Begins to discard a chunk, when nobody populates it any more.
-    fn begin_discard(&self, chunk: ChunkIndex) -> Option<FrameIndex> {
+    fn begin_discard(&self, chunk: ChunkIndex) -> Option<SlotIndex> {
         let mut table = self.table();
         while !self.is_closed() {
             match table.begin_discard(chunk) {
-                Discard::Begun(frame) => return Some(frame),
+                Discard::Begun(slot) => return Some(slot),
                 Discard::Nothing => return None,
                 // The thread at it waits for the host's memory at most, and not for this one.
                 Discard::Populating => {

@@ -106,7 +106,7 @@ impl Guest {
         Reclaimer::new(self.ram.clone(), Box::new(self.demand.releaser()))
     }
 
-    /// Live frames, after seeing that they are those of the populated chunks.
+    /// Live slots, after seeing that they are those of the populated chunks.
     fn live(&self) -> u64 {
         let live = self.hold.live();
         assert_eq!((self.demand.populated(), self.hold.wrong()), (live, 0));
@@ -354,7 +354,7 @@ fn memory_that_cannot_be_reserved_for_on_demand_is_refused() {
 }
 
 #[test]
-fn frames_come_from_a_pool_in_this_process() {
+fn slots_come_from_a_pool_in_this_process() {
     if !may_catch_faults() {
         return;
     }

@@ -6,10 +6,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use rustix::process::Pid;
 use thiserror::Error;
 
+use super::borrower::BorrowerProcess;
 use super::process::{Process, Real};
-use super::tenant::Tenant;
 
-/// Borrowers that there can be at once: more than VMs fit a host. Each has two descriptors.
+/// BorrowerProcesses that there can be at once: more than VMs fit a host. Each has two descriptors.
 pub const MAX_BORROWERS: usize = 4096;
 
 /// Why a process cannot be lent memory: it could not be taken back.
@@ -48,10 +48,10 @@ pub enum BorrowerError {
 ///
 /// A process is known by a descriptor: once it has ended, whoever gets its number is left alone.
 #[derive(Clone, Default)]
-pub struct Borrowers(Arc<Mutex<Vec<Tenant>>>);
+pub struct BorrowerProcesses(Arc<Mutex<Vec<BorrowerProcess>>>);
 
-impl Borrowers {
-    pub(crate) fn lock(&self) -> MutexGuard<'_, Vec<Tenant>> {
+impl BorrowerProcesses {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Vec<BorrowerProcess>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -72,17 +72,19 @@ impl Borrowers {
 
     pub(crate) fn admit(&self, process: impl Process + 'static) -> Result<(), BorrowerError> {
         let mut all = self.lock();
-        all.retain(|tenant| tenant.process.is_alive() && tenant.process.pid() != process.pid());
+        all.retain(|borrower| {
+            borrower.process.is_alive() && borrower.process.pid() != process.pid()
+        });
         if all.len() >= MAX_BORROWERS {
             return Err(BorrowerError::TooMany);
         }
-        all.push(Tenant::new(Box::new(process)));
+        all.push(BorrowerProcess::new(Box::new(process)));
         Ok(())
     }
 
     /// Removes a process. Its memory is not moved any more.
     pub fn remove(&self, pid: u32) {
-        self.lock().retain(|tenant| tenant.process.pid() != pid);
+        self.lock().retain(|borrower| borrower.process.pid() != pid);
     }
 
     /// How many there are; some may have ended.
@@ -106,7 +108,7 @@ mod tests {
 
     #[test]
     fn a_process_that_is_not_there_is_refused() {
-        let borrowers = Borrowers::default();
+        let borrowers = BorrowerProcesses::default();
 
         for pid in [0, i32::MAX as u32, u32::MAX] {
             assert!(matches!(borrowers.add(pid), Err(BorrowerError::Missing(p)) if p == pid));
@@ -116,7 +118,7 @@ mod tests {
 
     #[test]
     fn a_process_is_there_once_and_goes_when_it_is_removed_or_has_ended() {
-        let borrowers = Borrowers::default();
+        let borrowers = BorrowerProcesses::default();
         let mut child = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
         let add = || match borrowers.add(child.id()) {
             // Containers may forbid it.

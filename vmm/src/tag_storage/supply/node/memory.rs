@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use arch::units::Bytes;
 
 use super::usage::Usage;
-use crate::sys::numa::{self, BATCH, Held, NodeSet, Rule};
+use crate::sys::numa::{self, BATCH, LockedMapping, MemPolicy, NodeSet};
 
 /// How long a processor's list of free pages may take to be given up: three of the kernel's rounds of
 /// statistics (vm.stat_interval, one second) after its last use, and one more.
@@ -46,7 +46,7 @@ pub(crate) trait Memory: Send + Sync {
 pub(crate) struct HostMemory {
     node: u32,
     others: BTreeSet<u32>,
-    held: Held,
+    held: LockedMapping,
     page: u64,
     /// When waiting was last in vain.
     vain: Mutex<Option<Instant>>,
@@ -59,7 +59,7 @@ impl HostMemory {
         size: Bytes,
         huge: bool,
     ) -> io::Result<Self> {
-        let held = Held::new(size, &Rule::First(NodeSet::new([node])), huge)?;
+        let held = LockedMapping::new(size, &MemPolicy::First(NodeSet::new([node])), huge)?;
         // A kernel that cannot give back what is locked says so here.
         held.discard(&(Bytes::ZERO..size))?;
         let page = rustix::param::page_size() as u64;

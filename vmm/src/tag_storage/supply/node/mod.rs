@@ -15,13 +15,13 @@
 //! | `usage` | how much of the node is free |
 //! | `memory` | the pages that are held |
 //! | `borrowers`, `process`, `maps` | who is lent memory, and where it is |
-//! | `tenant` | one borrower's pages, moved off the node |
+//! | `borrower` | one borrower's pages, moved off the node |
 
+mod borrower;
 mod borrowers;
 mod maps;
 mod memory;
 mod process;
-mod tenant;
 #[cfg(test)]
 mod tests;
 mod topology;
@@ -40,9 +40,9 @@ use thiserror::Error;
 use super::{Observation, Supply, SupplyName, TakeError};
 use crate::memory::huge_page_size;
 use crate::tag_storage::pool::lease::TAGS_OF_CHUNK;
-pub use borrowers::{BorrowerError, Borrowers, MAX_BORROWERS};
+use borrower::{Effort, Route, Stop};
+pub use borrowers::{BorrowerError, BorrowerProcesses, MAX_BORROWERS};
 use memory::{HostMemory, Memory};
-use tenant::{Effort, Route, Stop};
 pub use topology::{Error as TopologyError, Topology};
 use usage::Usage;
 
@@ -97,7 +97,7 @@ pub enum NodeError {
     },
     /// The pages of the node cannot be held.
     #[error("cannot hold memory of NUMA node {node}: Linux 5.18 or newer is needed")]
-    Hold {
+    PoolClient {
         /// The node.
         node: u32,
         /// The system's reason.
@@ -137,7 +137,7 @@ pub struct Node {
     page: u64,
     /// Pages of the node that are no part of the capacity: they are left free.
     floor: u64,
-    borrowers: Borrowers,
+    borrowers: BorrowerProcesses,
     /// Held while blocks are taken or evicted: one at a time, as in the kernel series. Two that take the last
     /// pages would take them from each other.
     work: Mutex<()>,
@@ -190,7 +190,7 @@ impl Node {
             Some(libc::ENOMEM | libc::EPERM | libc::EAGAIN) => {
                 NodeError::LockLimit { size, source }
             }
-            _ => NodeError::Hold { node: number, source },
+            _ => NodeError::PoolClient { node: number, source },
         })?;
         Ok(Self::with(number, plan, Box::new(memory)))
     }
@@ -199,7 +199,7 @@ impl Node {
         let Plan { capacity, block, page, floor } = plan;
         let blocks = capacity.get() / block.get();
         let books = Mutex::new(Books { vacant: blocks, ..Books::default() });
-        let borrowers = Borrowers::default();
+        let borrowers = BorrowerProcesses::default();
         let work = Mutex::new(());
         Self { number, memory, blocks, block, page, floor, borrowers, work, books }
     }
@@ -210,7 +210,7 @@ impl Node {
     }
 
     /// The processes that may have memory of it. One that is not in this list and has some is in the way.
-    pub fn borrowers(&self) -> Borrowers {
+    pub fn borrowers(&self) -> BorrowerProcesses {
         self.borrowers.clone()
     }
 
@@ -240,7 +240,7 @@ impl Node {
     }
 
     fn stuck_pages(&self) -> u64 {
-        self.borrowers.lock().iter().map(tenant::Tenant::stuck).sum()
+        self.borrowers.lock().iter().map(borrower::BorrowerProcess::stuck).sum()
     }
 
     fn part(&self, blocks: &Range<BlockIndex>) -> Range<Bytes> {
@@ -266,12 +266,12 @@ impl Node {
         let (mut moved, mut effort) = (0, Effort::new());
         let (mut failure, mut searched) = (None, 0);
         let mut borrowers = self.borrowers.lock();
-        borrowers.retain_mut(|tenant| {
+        borrowers.retain_mut(|borrower| {
             if moved >= wanted || effort.is_spent() {
                 return true;
             }
             searched += 1;
-            match tenant.move_off(route, wanted, &mut moved, &mut effort) {
+            match borrower.move_off(route, wanted, &mut moved, &mut effort) {
                 Ok(()) => true,
                 Err(Stop::Gone) => {
                     searched -= 1;
@@ -376,7 +376,7 @@ impl Supply for Node {
     }
 
     fn forget_pinned(&self) {
-        self.borrowers.lock().iter_mut().for_each(tenant::Tenant::forget_stuck);
+        self.borrowers.lock().iter_mut().for_each(borrower::BorrowerProcess::forget_stuck);
     }
 
     fn is_instant(&self) -> bool {
@@ -387,8 +387,8 @@ impl Supply for Node {
 impl Node {
     /// How the node is now. Nothing is half taken or half moved.
     fn look(&self, _alone: &MutexGuard<'_, ()>) -> Option<Observation> {
-        for tenant in self.borrowers.lock().iter_mut() {
-            tenant.review_stuck(self.number);
+        for borrower in self.borrowers.lock().iter_mut() {
+            borrower.review_stuck(self.number);
         }
         let stuck = self.stuck_pages();
         let mut books = self.books();

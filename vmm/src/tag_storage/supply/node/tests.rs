@@ -10,7 +10,7 @@ use proptest::prelude::*;
 
 use super::process::Process;
 use super::*;
-use crate::tag_storage::pool::{FrameIndex, LeaseId, LeaseTerms, Pool, ReserveError};
+use crate::tag_storage::pool::{LeaseId, LeaseTerms, Pool, ReserveError, SlotIndex};
 
 const PAGE: u64 = 4096;
 /// Pages of one chunk's tags.
@@ -161,7 +161,7 @@ struct Rig {
     node: Arc<Node>,
     pool: Pool,
     lease: LeaseId,
-    frames: Vec<FrameIndex>,
+    slots: Vec<SlotIndex>,
 }
 
 impl Rig {
@@ -178,7 +178,7 @@ impl Rig {
         let pool = Pool::new(geometry, capacity, Box::new(node.clone())).unwrap();
         let terms = LeaseTerms { name: "a".to_owned(), min: Bytes::ZERO, max: Bytes::MAX };
         let lease = pool.open_lease(terms).unwrap();
-        Self { world, node, pool, lease, frames: Vec::new() }
+        Self { world, node, pool, lease, slots: Vec::new() }
     }
 
     /// A borrower touches pages: as many as the kernel gives.
@@ -206,13 +206,13 @@ impl Rig {
     }
 
     fn reserve(&mut self) -> Result<(), ReserveError> {
-        self.pool.reserve(self.lease).map(|frame| self.frames.push(frame))
+        self.pool.reserve(self.lease).map(|slot| self.slots.push(slot))
     }
 
     fn reserve_all(&mut self) -> u64 {
-        let before = self.frames.len();
+        let before = self.slots.len();
         while self.reserve().is_ok() {}
-        (self.frames.len() - before) as u64
+        (self.slots.len() - before) as u64
     }
 
     /// What holds of a pool that has just been followed.
@@ -232,7 +232,7 @@ impl Rig {
         assert_eq!(moved, world.moved);
         let c = report.counters;
         let live = c.metadata_reserve_success - c.metadata_reserve_free;
-        assert_eq!(live, self.frames.len() as u64);
+        assert_eq!(live, self.slots.len() as u64);
     }
 }
 
@@ -403,14 +403,14 @@ proptest! {
             match step {
                 Step::Reserve => drop(rig.reserve()),
                 Step::ReserveMany(chunks) => {
-                    if let Ok(frames) = rig.pool.reserve_many(rig.lease, chunks) {
-                        rig.frames.extend(frames);
+                    if let Ok(slots) = rig.pool.reserve_many(rig.lease, chunks) {
+                        rig.slots.extend(slots);
                     }
                 }
-                Step::Free(_) if rig.frames.is_empty() => {}
+                Step::Free(_) if rig.slots.is_empty() => {}
                 Step::Free(index) => {
-                    let frame = rig.frames.swap_remove(index.index(rig.frames.len()));
-                    rig.pool.free(rig.lease, frame).unwrap();
+                    let slot = rig.slots.swap_remove(index.index(rig.slots.len()));
+                    rig.pool.free(rig.lease, slot).unwrap();
                 }
                 Step::Borrow(pid, pages) => rig.borrow(pid, pages),
                 Step::Pin(pid, pages) => rig.pin(pid, pages),
@@ -429,7 +429,7 @@ proptest! {
         rig.reserve_all();
         let report = rig.pool.snapshot();
         prop_assert_eq!(report.chunks.free, 0, "{:?}", report);
-        rig.frames.clear();
+        rig.slots.clear();
         rig.pool.close_lease(rig.lease).unwrap();
         prop_assert!(lock(&rig.world).held.is_empty());
     }

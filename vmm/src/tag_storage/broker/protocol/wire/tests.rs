@@ -5,8 +5,8 @@ use proptest::prelude::*;
 
 use super::*;
 
-fn frames() -> impl Strategy<Value = Vec<FrameIndex>> {
-    prop::collection::vec((0..u32::MAX).prop_map(FrameIndex), 1..=MAX_FRAMES)
+fn slots() -> impl Strategy<Value = Vec<SlotIndex>> {
+    prop::collection::vec((0..u32::MAX).prop_map(SlotIndex), 1..=MAX_SLOTS)
 }
 
 fn request() -> impl Strategy<Value = Request> {
@@ -17,8 +17,8 @@ fn request() -> impl Strategy<Value = Request> {
     });
     prop_oneof![
         open,
-        frames().prop_map(Request::Adopt),
-        frames().prop_map(Request::Free),
+        slots().prop_map(Request::Adopt),
+        slots().prop_map(Request::Free),
         any::<u32>().prop_map(Request::Reserve),
         any::<u32>().prop_map(|version| Request::Report { version }),
     ]
@@ -30,15 +30,15 @@ fn reply() -> impl Strategy<Value = Reply> {
         let lend = LendPolicy::of(lend).unwrap();
         Reply::Opened(Terms { supply, lend, capacity: Bytes::new(capacity) })
     });
-    let adopted = prop::collection::vec(prop::option::of(0..u32::MAX), 1..=MAX_FRAMES);
+    let adopted = prop::collection::vec(prop::option::of(0..u32::MAX), 1..=MAX_SLOTS);
     let adopted =
-        adopted.prop_map(|frames| frames.into_iter().map(|frame| frame.map(FrameIndex)).collect());
+        adopted.prop_map(|slots| slots.into_iter().map(|slot| slot.map(SlotIndex)).collect());
     let refused = (1..7u32, any::<[u32; 3]>(), ".{0,300}").prop_map(|(code, figures, text)| {
         Reply::Refused(Refusal::new(Reason::of(code, figures.map(u64::from)).unwrap(), text))
     });
     prop_oneof![
         opened,
-        (any::<u32>(), frames()).prop_map(|(left, frames)| Reply::Reserved { left, frames }),
+        (any::<u32>(), slots()).prop_map(|(left, slots)| Reply::Reserved { left, slots }),
         adopted.prop_map(Reply::Adopted),
         (any::<bool>(), prop::collection::vec(any::<u8>(), 0..=MAX_PART))
             .prop_map(|(last, bytes)| Reply::Part { last, bytes }),
@@ -101,7 +101,7 @@ fn a_notice_arrives_as_it_was_sent() {
 #[test]
 fn a_list_longer_than_a_message_is_refused_before_it_is_read() {
     let mut message = FREE.to_le_bytes().to_vec();
-    message.extend((MAX_FRAMES as u32 + 1).to_le_bytes());
+    message.extend((MAX_SLOTS as u32 + 1).to_le_bytes());
 
     assert_eq!(Request::decode(&message), Err(Malformed::Field(FREE)));
 }

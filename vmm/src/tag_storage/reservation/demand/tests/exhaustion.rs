@@ -1,7 +1,7 @@
 //! Tag storage runs out, and is there again; and the end of it all.
 
 use super::*;
-use crate::tag_storage::reservation::HoldReport;
+use crate::tag_storage::reservation::PoolClientReport;
 
 #[test]
 fn a_touch_waits_for_tag_storage_until_the_guest_gives_some_back() {
@@ -171,14 +171,14 @@ fn after_the_end_nobody_is_stopped_and_nothing_freed() {
 /// A hold that panics.
 struct Broken;
 
-impl Hold for Broken {
-    fn reserve(&self, _: u64) -> Result<Vec<FrameIndex>, ReserveError> {
+impl PoolClient for Broken {
+    fn reserve(&self, _: u64) -> Result<Vec<SlotIndex>, ReserveError> {
         panic!("on purpose")
     }
 
-    fn free(&self, _: FrameIndex) {}
+    fn free(&self, _: SlotIndex) {}
 
-    fn report(&self) -> HoldReport {
+    fn report(&self) -> PoolClientReport {
         FakeHold::new(0).report()
     }
 }

@@ -44,13 +44,13 @@ fn discard(reclaimer: &mut Reclaimer, numbers: &mut Numbers) {
     assert!(done.failed == 0 || why == Some(libc::EBUSY), "{why:?}");
 }
 
-/// At rest: each chunk with a page has a frame, and there are no others' frames.
+/// At rest: each chunk with a page has a slot, and there are no others' slots.
 fn check(guest: &Guest) {
     guest.live();
     for chunk in 0..CHUNKS {
         let vacant = guest.demand.shared.is_vacant(ChunkIndex(chunk));
         match guest.state(chunk) {
-            State::Absent => assert!(vacant, "chunk {chunk} has pages and no frame"),
+            State::Absent => assert!(vacant, "chunk {chunk} has pages and no slot"),
             State::Populated(_) => {}
             other => panic!("chunk {chunk} is {other:?} at rest"),
         }
@@ -99,7 +99,7 @@ fn stress(backing: Backing, huge_pages: bool, capacity: u64, rounds: u64) {
 }
 
 #[test]
-fn frames_are_those_of_populated_chunks_after_any_touches_and_discards() {
+fn slots_are_those_of_populated_chunks_after_any_touches_and_discards() {
     if !may_catch_faults() {
         return;
     }

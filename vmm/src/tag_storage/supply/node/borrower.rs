@@ -8,7 +8,7 @@ use super::process::Process;
 use crate::sys::numa::BATCH;
 
 /// A process that may have pages on the node, and how far it has been searched.
-pub(crate) struct Tenant {
+pub(crate) struct BorrowerProcess {
     pub process: Box<dyn Process>,
     /// Mappings that had pages on the node when they were last listed, still to be searched; last one first.
     unsearched: Vec<Range<u64>>,
@@ -87,7 +87,7 @@ impl From<io::Error> for Stop {
     }
 }
 
-impl Tenant {
+impl BorrowerProcess {
     pub(crate) fn new(process: Box<dyn Process>) -> Self {
         Self { process, unsearched: Vec::new(), stuck: BTreeSet::new() }
     }
