@@ -129,6 +129,10 @@ pub trait Device: Send {
 
     /// Takes what the driver has put on a queue. Spurious calls are harmless.
     ///
+    /// A device that returns although [`Ring::take`] might give it more chains waits for an event of its
+    /// own, such as data from the host. When that comes, [`Transport::notify`](mmio::Transport::notify)
+    /// has the queue served again.
+    ///
     /// # Errors
     /// When the driver has broken the device.
     fn serve<M: GuestMemory>(&mut self, queue: usize, ring: &mut Ring<'_, M>)

@@ -80,6 +80,8 @@ pub struct Ring<'a, M> {
     memory: &'a M,
     /// Chains that may still be taken before others get their turn.
     budget: u16,
+    /// Whether the last look at the available ring found no chain.
+    found_none: bool,
     /// Whether a chain has been completed.
     completed: bool,
 }
@@ -91,7 +93,7 @@ impl<'a, M: GuestMemory> Ring<'a, M> {
     /// they are taken must not keep the thread.
     pub fn new(queue: &'a mut Queue, memory: &'a M) -> Self {
         let budget = queue.size();
-        Self { queue, memory, budget, completed: false }
+        Self { queue, memory, budget, found_none: false, completed: false }
     }
 
     /// Guest memory.
@@ -107,7 +109,9 @@ impl<'a, M: GuestMemory> Ring<'a, M> {
         let Some(budget) = self.budget.checked_sub(1) else { return Ok(None) };
         let longest = self.queue.size();
         let mut available = self.queue.iter(self.memory).map_err(|_| Broken::Available)?;
-        let Some(descriptors) = available.next() else { return Ok(None) };
+        let next = available.next();
+        self.found_none = next.is_none();
+        let Some(descriptors) = next else { return Ok(None) };
         self.budget = budget;
         let head = Head(descriptors.head_index());
         let mut buffers = Vec::new();
@@ -152,8 +156,14 @@ impl<'a, M: GuestMemory> Ring<'a, M> {
         self.budget
     }
 
+    /// Whether the last look at the available ring since the notifications were disabled found no chain.
+    pub(super) fn found_none(&self) -> bool {
+        self.found_none
+    }
+
     /// Tells the driver that notifications are not needed for now (2.7.10).
     pub(super) fn disable_notifications(&mut self) -> Result<(), Broken> {
+        self.found_none = false;
         self.queue.disable_notification(self.memory).map_err(|_| Broken::Used)
     }
 

@@ -399,12 +399,17 @@ fn turn<D: Device, M: GuestMemory>(
         let budget = ring.budget();
         ring.disable_notifications()?;
         device.serve(queue, ring)?;
-        // A device that leaves chains where they are waits for something else than the driver.
-        let stuck = ring.budget() == budget;
-        if !ring.enable_notifications()? || stuck {
+        let more = ring.enable_notifications()?;
+        let idle = ring.budget() == budget;
+        // A chain that the device left in the ring on purpose waits for an event of the device, which
+        // rings for the queue. One that came after the device had found none was added with notifications
+        // disabled (2.7.10), so nothing else announces it.
+        if !more || idle && !ring.found_none() {
             return Ok(Served::Done);
         }
-        if ring.is_exhausted() {
+        // A driver can move its index to and fro as often as it is read: without progress, others get
+        // their turn first.
+        if idle || ring.is_exhausted() {
             ring.disable_notifications()?;
             return Ok(Served::More);
         }

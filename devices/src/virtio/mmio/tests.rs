@@ -34,6 +34,9 @@ struct Probe {
     holds: bool,
     /// Where a driver that never stops has its available ring.
     endless: Option<u64>,
+    /// Where a driver has its available ring that makes a chain available as soon as the device has found
+    /// none.
+    late: Option<u64>,
 }
 
 impl Probe {
@@ -47,6 +50,7 @@ impl Probe {
             held: None,
             holds: false,
             endless: None,
+            late: None,
         }
     }
 }
@@ -93,7 +97,12 @@ impl Device for Probe {
     ) -> Result<(), Broken> {
         self.calls.push(Call::Serve(queue));
         while !self.idle {
-            let Some(chain) = ring.take()? else { break };
+            let Some(chain) = ring.take()? else {
+                if let Some(available) = self.late.take() {
+                    advance(ring.memory(), available);
+                }
+                break;
+            };
             chain.buffers()?;
             let done =
                 if self.holds { self.held.replace(chain.head()) } else { Some(chain.head()) };
@@ -101,9 +110,7 @@ impl Device for Probe {
                 ring.complete(head, 0)?;
             }
             if let Some(available) = self.endless {
-                let index = GuestAddress(available + 2);
-                let next = ring.memory().read_obj::<u16>(index).unwrap().wrapping_add(1);
-                ring.memory().write_obj(next, index).unwrap();
+                advance(ring.memory(), available);
             }
         }
         Ok(())
@@ -113,6 +120,13 @@ impl Device for Probe {
         self.calls.push(Call::Reset);
         self.held = None;
     }
+}
+
+/// Makes one more chain available on the ring at `available`.
+fn advance<M: GuestMemory>(memory: &M, available: u64) {
+    let index = GuestAddress(available + 2);
+    let next = memory.read_obj::<u16>(index).unwrap().wrapping_add(1);
+    memory.write_obj(next, index).unwrap();
 }
 
 /// A device with two queues, of 8 and 4, that no driver has touched.

@@ -197,19 +197,51 @@ fn a_full_queue_is_one_turn() {
     assert_eq!((bench.rings(0).used_index(), bench.rings(0).used_flags()), (8, 0));
 }
 
+/// The chain is not the driver's news: serving the queue again and again would be a busy loop.
 #[test]
 fn a_device_may_leave_chains_where_they_are() {
     for features in [Features::default(), Features::EVENT_IDX] {
         let mut bench = started(features);
         bench.transport.device_mut().idle = true;
         bench.rings(0).offer(&[ANY]);
-        assert_eq!(bench.transport.serve(0), Served::Done);
+        bench.kick(0);
+        assert_eq!(calls(&mut bench), [Call::Serve(0)]);
         assert_eq!((bench.rings(0).used_index(), bench.line.take()), (0, 0));
+        assert_eq!(bench.rings(0).used_flags(), 0);
 
         bench.transport.device_mut().idle = false;
-        assert_eq!(bench.transport.serve(0), Served::Done);
+        bench.transport.notify(0);
+        bench.answer();
         assert_eq!((bench.rings(0).used_index(), bench.line.take()), (1, 1));
     }
+}
+
+/// The driver has read that it need not notify, so the device must find the chain by itself.
+#[test]
+fn a_chain_that_comes_in_the_middle_of_a_spurious_turn_is_served() {
+    for features in [Features::default(), Features::EVENT_IDX] {
+        let mut bench = started(features);
+        let head = bench.rings(0).offer(&[ANY]);
+        bench.rings(0).set_available_index(0);
+        let available = bench.rings(0).available;
+        bench.transport.device_mut().late = Some(available);
+
+        bench.kick(0);
+
+        assert_eq!(bench.rings(0).used(), [(head.into(), 0)], "{features:?}");
+        assert_eq!((bench.rings(0).used_flags(), bench.line.take()), (0, 1));
+    }
+}
+
+/// Others get their turn first: a driver may move the index back and forth as often as it is read.
+#[test]
+fn a_chain_that_comes_after_none_was_found_waits_for_the_next_turn() {
+    let mut bench = started(Features::default());
+    let available = bench.rings(0).available;
+    bench.transport.device_mut().late = Some(available);
+
+    assert_eq!(bench.transport.serve(0), Served::More);
+    assert_eq!(calls(&mut bench), [Call::Serve(0)]);
 }
 
 #[test]
