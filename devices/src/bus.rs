@@ -1,7 +1,8 @@
 //! The MMIO bus: which device an access belongs to.
 //!
-//! A [`Bus`] is filled while the machine is built and shared from then on: a lookup takes no lock,
-//! an access takes the lock of the one device it belongs to.
+//! A [`Bus`] is filled while the machine is built and shared from then on. A lookup takes no lock. An
+//! access takes the lock of the device it belongs to, unless the device serves it without
+//! ([`BusDevice`]).
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -21,8 +22,29 @@ pub trait MmioDevice: Send {
     fn write(&mut self, offset: u64, data: &[u8]);
 }
 
+/// A device as the vCPUs share it. A [`MmioDevice`] behind a mutex is one; a device that can serve some
+/// registers without its lock implements this trait itself.
+pub trait BusDevice: Send + Sync {
+    /// As [`MmioDevice::read`].
+    fn read(&self, offset: u64, data: &mut [u8]);
+
+    /// As [`MmioDevice::write`].
+    fn write(&self, offset: u64, data: &[u8]);
+}
+
+impl<D: MmioDevice> BusDevice for Mutex<D> {
+    // A model is a set of registers without an invariant that a panic elsewhere could break.
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        self.lock().unwrap_or_else(PoisonError::into_inner).read(offset, data);
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) {
+        self.lock().unwrap_or_else(PoisonError::into_inner).write(offset, data);
+    }
+}
+
 /// A device that is on a bus and may be held by others, such as the event loop, as well.
-pub type SharedDevice = Arc<Mutex<dyn MmioDevice>>;
+pub type SharedDevice = Arc<dyn BusDevice>;
 
 /// Why a device cannot be put on the bus. Each is a defect of the machine's layout.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
@@ -117,8 +139,7 @@ impl Bus {
     /// as before then.
     pub fn read(&self, address: GuestAddress, data: &mut [u8]) -> Result<(), Unclaimed> {
         let (device, offset) = self.find(address, data.len())?;
-        // A model is a set of registers without an invariant that a panic elsewhere could break.
-        device.lock().unwrap_or_else(PoisonError::into_inner).read(offset, data);
+        device.read(offset, data);
         Ok(())
     }
 
@@ -128,7 +149,7 @@ impl Bus {
     /// [`Unclaimed`] when the access is empty or not wholly in the window of one device.
     pub fn write(&self, address: GuestAddress, data: &[u8]) -> Result<(), Unclaimed> {
         let (device, offset) = self.find(address, data.len())?;
-        device.lock().unwrap_or_else(PoisonError::into_inner).write(offset, data);
+        device.write(offset, data);
         Ok(())
     }
 

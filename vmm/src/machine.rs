@@ -12,7 +12,7 @@ use arch::gic::{Gic, Spi};
 use arch::layout::{self, MemoryRange};
 use arch::regs::Mpidr;
 use arch::units::Bytes;
-use devices::bus::{Bus, MmioDevice};
+use devices::bus::{Bus, SharedDevice};
 use devices::gpio::Gpio;
 use devices::ports::GuestRange;
 use devices::rtc::Rtc;
@@ -399,7 +399,7 @@ impl Drop for Machine {
 fn attach(
     bus: &mut Bus,
     range: MemoryRange,
-    device: Arc<Mutex<dyn MmioDevice>>,
+    device: SharedDevice,
 ) -> Result<(), devices::bus::Error> {
     bus.insert(range.base, range.size.get(), device)
 }

@@ -6,7 +6,7 @@ use arch::fdt::MmioNode;
 use arch::layout;
 use devices::bus::Bus;
 use devices::virtio::Device;
-use devices::virtio::mmio::{self, Transport};
+use devices::virtio::mmio::{self, Transport, Window};
 use event_manager::MutEventSubscriber;
 use vm_memory::GuestAddress;
 
@@ -59,7 +59,7 @@ impl<'a> Slots<'a> {
         let memory = self.vm.ram().clone();
         let transport = Transport::new(device, memory, irq, Box::new(bells.clone()));
         let shared = Arc::new(Mutex::new(transport));
-        attach(self.bus, range, shared.clone())?;
+        attach(self.bus, range, Arc::new(Window::new(Arc::clone(&shared))))?;
         self.nodes.push(MmioNode { range, spi });
         let events = QueueEvents::new(name, Arc::clone(&shared), bells, self.gate.clone());
         self.events.push(Box::new(events));

@@ -11,8 +11,13 @@
 //! features or queues that come too late. A read of such gives 0. Only what cannot be passed over breaks
 //! the device ([`Broken`]).
 
+mod interrupt;
 mod queue;
 mod registers;
+mod window;
+
+pub use interrupt::InterruptStatus;
+pub use window::Window;
 
 use std::fmt;
 use std::ops::Deref;
@@ -80,7 +85,7 @@ pub struct Transport<D, S> {
     features: Negotiation,
     queue_sel: u32,
     slots: Vec<Slot>,
-    interrupt_status: u32,
+    interrupts: InterruptStatus,
     config_generation: u32,
 }
 
@@ -137,7 +142,7 @@ impl<D: Device, S: Deref<Target: GuestMemory + Sized> + Send> Transport<D, S> {
             features: Negotiation::default(),
             queue_sel: 0,
             slots,
-            interrupt_status: 0,
+            interrupts: InterruptStatus::default(),
             config_generation: 0,
         }
     }
@@ -145,6 +150,11 @@ impl<D: Device, S: Deref<Target: GuestMemory + Sized> + Send> Transport<D, S> {
     /// The transport's counters.
     pub fn counters(&self) -> Arc<Counters> {
         self.counters.clone()
+    }
+
+    /// The pending interrupts, which can be read and acknowledged without the transport.
+    pub fn interrupt_status(&self) -> InterruptStatus {
+        self.interrupts.clone()
     }
 
     /// The device.
@@ -225,7 +235,7 @@ impl<D: Device, S: Deref<Target: GuestMemory + Sized> + Send> Transport<D, S> {
     }
 
     fn interrupt(&mut self, event: u32) {
-        self.interrupt_status |= event;
+        self.interrupts.raise(event);
         let raised = match self.irq.trigger() {
             Ok(()) => &self.counters.interrupts,
             Err(_) => &self.counters.irq_failures,
@@ -253,7 +263,7 @@ impl<D: Device, S: Deref<Target: GuestMemory + Sized> + Send> Transport<D, S> {
         self.broken = None;
         self.features = Negotiation::default();
         self.queue_sel = 0;
-        self.interrupt_status = 0;
+        self.interrupts.set(0);
         for slot in &mut self.slots {
             *slot = Slot::new(slot.max);
         }
@@ -345,7 +355,7 @@ impl<D: Device, S: Deref<Target: GuestMemory + Sized> + Send> Transport<D, S> {
             registers::QUEUE_READY => {
                 self.selected().is_some_and(|slot| slot.queue.is_some()).into()
             }
-            registers::INTERRUPT_STATUS => self.interrupt_status,
+            registers::INTERRUPT_STATUS => self.interrupts.pending(),
             registers::STATUS if self.broken.is_some() => self.status | DEVICE_NEEDS_RESET,
             registers::STATUS => self.status,
             registers::SHM_LEN_LOW..=registers::SHM_BASE_HIGH => u32::MAX,
@@ -368,7 +378,7 @@ impl<D: Device, S: Deref<Target: GuestMemory + Sized> + Send> Transport<D, S> {
                     self.notify(queue);
                 }
             }
-            registers::INTERRUPT_ACK => self.interrupt_status &= !value,
+            registers::INTERRUPT_ACK => self.interrupts.acknowledge(value),
             registers::STATUS => self.write_status(value),
             _ => self.write_queue_register(offset, value),
         }
@@ -444,7 +454,7 @@ impl<D: Device + fmt::Debug, S> fmt::Debug for Transport<D, S> {
             .field("broken", &self.broken)
             .field("features", &self.features)
             .field("slots", &self.slots)
-            .field("interrupt_status", &self.interrupt_status)
+            .field("interrupts", &self.interrupts)
             .field("counters", &self.counters)
             .finish_non_exhaustive()
     }
