@@ -14,6 +14,7 @@
 //! | [`serial`] | ns16550a serial port |
 //! | [`rtc`] | PL031 real-time clock |
 //! | [`gpio`] | PL061 GPIO controller with the power key |
+//! | [`state`] | how a model is saved and restored |
 //! | [`virtio`] | the virtio transport, and the devices behind it |
 
 #![forbid(unsafe_code)]
@@ -23,6 +24,7 @@ pub mod gpio;
 pub mod ports;
 pub mod rtc;
 pub mod serial;
+pub mod state;
 pub mod virtio;
 
 #[cfg(test)]

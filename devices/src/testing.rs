@@ -4,7 +4,16 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
 use crate::ports::IrqLine;
+
+/// A state as it comes out of a file.
+#[allow(clippy::unwrap_used)]
+pub(crate) fn through_a_file<S: Serialize + DeserializeOwned>(state: &S) -> S {
+    serde_json::from_str(&serde_json::to_string(state).unwrap()).unwrap()
+}
 
 /// An interrupt line that counts its edges. Clones count together.
 #[derive(Clone, Default)]

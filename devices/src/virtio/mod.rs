@@ -28,6 +28,8 @@ use std::fmt;
 use thiserror::Error;
 use vm_memory::{GuestAddress, GuestMemory};
 
+use crate::state::Stateful;
+
 /// The kind of a device (section 5).
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub struct DeviceId(pub u32);
@@ -98,6 +100,9 @@ pub enum Broken {
         /// Its length in bytes.
         length: u32,
     },
+    /// The device was broken when its state was saved.
+    #[error("the driver had broken the device before the snapshot was taken")]
+    Restored,
     /// A chain is not of the form that its queue takes.
     #[error("{0}")]
     Form(&'static str),
@@ -108,7 +113,11 @@ pub enum Broken {
 /// The transport calls its methods with the device locked: `activate` at most once after each reset, then
 /// `serve` for each queue that is ready, soon after that and after each notification, until `reset`. Configuration
 /// space may be read and written at any time.
-pub trait Device: Send {
+///
+/// A state is saved between turns. It is restored after `reset`, and after `activate` if the device was
+/// active, so it holds neither features nor queues. A device may keep a [`Head`] in its state: a chain
+/// that was taken and not completed stays taken.
+pub trait Device: Stateful + Send {
     /// Its kind.
     fn id(&self) -> DeviceId;
 

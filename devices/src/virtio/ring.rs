@@ -2,6 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
+use serde::{Deserialize, Serialize};
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemory, Permissions};
 
@@ -38,9 +39,10 @@ impl Buffer {
     }
 }
 
-/// What names a chain when it is completed.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Head(u16);
+/// What names a chain when it is completed. A restored one may be any: [`Ring::complete`] refuses what is
+/// no descriptor of its queue.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Head(pub(crate) u16);
 
 /// A chain of buffers that the driver has made available, as it was when it was taken.
 #[derive(Clone, Debug)]

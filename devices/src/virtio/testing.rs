@@ -20,7 +20,8 @@ use super::mmio::{Served, Transport};
 use super::{Device, Features};
 use crate::bus::MmioDevice;
 use crate::ports::{Doorbells, Entropy};
-use crate::testing::CountingLine;
+use crate::state::{RestoreError, Stateful};
+use crate::testing::{CountingLine, through_a_file};
 
 /// Where guest memory is, and how much.
 pub(crate) const RAM: u64 = 0x4000_0000;
@@ -300,6 +301,16 @@ impl<D: Device> Bench<D> {
         let (irq, doorbells) = (Box::new(line.clone()), Box::new(bells.clone()));
         let transport = Transport::new(device, memory.clone(), irq, doorbells);
         Self { transport, memory, line, bells, rings }
+    }
+
+    /// The same machine in another process: the state goes through a file, into `device`.
+    pub(crate) fn migrate(self, device: D) -> Result<Self, RestoreError> {
+        let state = through_a_file(&self.transport.save());
+        let (line, bells) = (CountingLine::default(), Bells::default());
+        let (irq, doorbells) = (Box::new(line.clone()), Box::new(bells.clone()));
+        let mut transport = Transport::new(device, self.memory.clone(), irq, doorbells);
+        transport.restore(state)?;
+        Ok(Self { transport, line, bells, ..self })
     }
 
     /// A device whose driver is ready, with all features and with queues of the greatest size.

@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use serde::{Deserialize, Serialize};
+
 /// Its size in bytes: four little-endian words.
 const SIZE: usize = 16;
 const NUM_PAGES: Range<usize> = 0..4;
@@ -10,7 +12,8 @@ const ACTUAL: Range<usize> = 4..8;
 const POISON_VAL: Range<usize> = 12..16;
 
 /// The fields that mean something.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct Space {
     /// Pages of 4 KiB that the balloon should have. The driver only reads it.
     pub(super) num_pages: u32,

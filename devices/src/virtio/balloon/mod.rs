@@ -39,9 +39,11 @@ mod counters;
 mod pages;
 mod payload;
 mod ranges;
+mod state;
 mod statistics;
 
 pub use counters::Counters;
+pub use state::State;
 pub use statistics::Statistics;
 
 use std::fmt;
@@ -174,6 +176,11 @@ impl Balloon {
         let num_pages = u32::try_from(bytes.min(self.ram.length) / PAGE).unwrap_or(u32::MAX);
         let old = std::mem::replace(&mut self.space.num_pages, num_pages);
         old != num_pages
+    }
+
+    /// Whether a target of so many pages can be set.
+    fn is_target(&self, pages: u32) -> bool {
+        u64::from(pages) <= self.ram.length / PAGE
     }
 
     /// Guest memory that the driver says is in the balloon, in bytes up to 16 TiB. It is the driver's

@@ -8,10 +8,12 @@
 
 use std::ops::Range;
 
+use serde::{Deserialize, Serialize};
 use vm_memory::GuestAddress;
 
 use super::ranges;
 use crate::ports::GuestRange;
+use crate::state::{RestoreError, check};
 
 /// Size of the pages that a driver names, in bytes.
 pub(super) const PAGE: u64 = 1 << PAGE_SHIFT;
@@ -43,6 +45,17 @@ pub(super) struct Change {
     /// Pages of the host that are in the balloon with all of their bytes now and were not before, and
     /// that may be changed: as few ranges as possible, in ascending order.
     pub(super) whole: Vec<GuestRange>,
+}
+
+/// Pages in the balloon that follow each other, as they are saved. A balloon is inflated with large pieces
+/// of memory, so its runs take less room than its map.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Run {
+    /// The number of the first page.
+    pub(super) first: u32,
+    /// How many pages: all of the 2^32 are possible.
+    pub(super) count: u64,
 }
 
 /// A set of guest pages: a bit for each page of guest memory, 32 KiB a GiB of it. There is no map
@@ -79,6 +92,55 @@ impl Pages {
     pub(super) fn clear(&mut self) {
         self.map = Vec::new();
         self.count = 0;
+    }
+
+    /// The pages as runs, in ascending order and with a gap between each two.
+    pub(super) fn runs(&self) -> Vec<Run> {
+        let mut runs: Vec<Run> = Vec::new();
+        for (index, word) in self.map.iter().enumerate() {
+            let mut rest = *word;
+            while rest != 0 {
+                let bit = u64::from(rest.trailing_zeros());
+                rest &= rest - 1;
+                // A set bit is a page of guest memory, whose number has 32 bits.
+                let page = (self.base + ((index as u64) << WORD_SHIFT) + bit) as u32;
+                match runs.last_mut() {
+                    Some(last) if u64::from(last.first) + last.count == u64::from(page) => {
+                        last.count += 1;
+                    }
+                    _ => runs.push(Run { first: page, count: 1 }),
+                }
+            }
+        }
+        runs
+    }
+
+    /// Replaces the set by runs in the form that [`runs`](Self::runs) gives. An error leaves it as it is.
+    pub(super) fn restore(&mut self, runs: &[Run]) -> Result<(), RestoreError> {
+        let mut end = None;
+        for run in runs {
+            let first = u64::from(run.first);
+            let last = first.saturating_add(run.count);
+            check(run.count > 0, "a run of pages in the balloon", "is empty")?;
+            check(
+                end.is_none_or(|end| end < first),
+                "a run of pages in the balloon",
+                "is not behind the one before it",
+            )?;
+            if first < self.ram.start || last > self.ram.end {
+                let problem = "is not in guest memory";
+                return Err(RestoreError::configuration("a run of pages in the balloon", problem));
+            }
+            end = Some(last);
+        }
+        self.clear();
+        for run in runs {
+            let first = u64::from(run.first) - self.base;
+            for bit in first..first + run.count {
+                self.set(bit);
+            }
+        }
+        Ok(())
     }
 
     /// Puts a list of pages in. It is sorted on the way; some pages may be in it twice, or be in the

@@ -1,5 +1,7 @@
 //! Memory statistics as the driver sends them (5.5.6.3 and 5.5.6.4).
 
+use serde::{Deserialize, Serialize};
+
 /// Size of an entry in bytes: a tag of 16 bits and a value of 64. The specification asks for buffers
 /// in multiples of 6 bytes, which does not fit its own entries: sizes are not held against a driver.
 const ENTRY: usize = 10;
@@ -12,7 +14,8 @@ pub(super) const LONGEST: usize = 256 * ENTRY;
 ///
 /// # References
 /// Section 5.5.6.4; Linux 6.12 `include/uapi/linux/virtio_balloon.h`, which has the tags from 10 on.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
 pub struct Statistics {
     /// Bytes swapped in (tag 0).
     pub swap_in: Option<u64>,

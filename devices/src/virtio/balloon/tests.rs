@@ -5,6 +5,7 @@ mod lifecycle;
 mod malformed;
 mod random;
 mod reporting;
+mod state;
 mod statistics;
 
 use std::sync::Mutex;

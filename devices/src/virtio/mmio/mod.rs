@@ -14,9 +14,11 @@
 mod interrupt;
 mod queue;
 mod registers;
+mod state;
 mod window;
 
 pub use interrupt::InterruptStatus;
+pub use state::State;
 pub use window::Window;
 
 use std::fmt;
@@ -24,6 +26,7 @@ use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use serde::{Deserialize, Serialize};
 use virtio_queue::QueueT;
 use vm_memory::GuestMemory;
 
@@ -82,6 +85,8 @@ pub struct Transport<D, S> {
     /// STEPS that the driver has taken, and FAILED.
     status: u32,
     broken: Option<Broken>,
+    /// The device has been activated since the reset.
+    activated: bool,
     features: Negotiation,
     queue_sel: u32,
     slots: Vec<Slot>,
@@ -90,7 +95,8 @@ pub struct Transport<D, S> {
 }
 
 /// The feature registers (2.2).
-#[derive(Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
 struct Negotiation {
     device_sel: u32,
     driver_sel: u32,
@@ -139,6 +145,7 @@ impl<D: Device, S: Deref<Target: GuestMemory + Sized> + Send> Transport<D, S> {
             counters: Arc::default(),
             status: 0,
             broken: None,
+            activated: false,
             features: Negotiation::default(),
             queue_sel: 0,
             slots,
@@ -259,8 +266,13 @@ impl<D: Device, S: Deref<Target: GuestMemory + Sized> + Send> Transport<D, S> {
     /// generation of configuration space goes on: it says what has changed, reset or not.
     fn reset(&mut self) {
         count(&self.counters.resets);
+        self.clear();
+    }
+
+    fn clear(&mut self) {
         self.status = 0;
         self.broken = None;
+        self.activated = false;
         self.features = Negotiation::default();
         self.queue_sel = 0;
         self.interrupts.set(0);
@@ -306,14 +318,19 @@ impl<D: Device, S: Deref<Target: GuestMemory + Sized> + Send> Transport<D, S> {
             // A queue was none. The notification that 2.1.2 wants can be sent from now on.
             return self.interrupt(CONFIGURATION_CHANGE);
         }
-        let acked = self.acked();
+        let event_idx = self.acked().contains(Features::EVENT_IDX);
         for queue in self.slots.iter_mut().filter_map(|slot| slot.queue.as_mut()) {
-            queue.set_event_idx(acked.contains(Features::EVENT_IDX));
+            queue.set_event_idx(event_idx);
         }
-        self.device.activate(acked);
+        self.activate();
         // Linux puts a buffer on the balloon's statistics queue, and notifies of it, before it sets
         // DRIVER_OK (drivers/virtio/virtio_balloon.c, init_vqs), when nothing may be served.
         (0..self.slots.len()).for_each(|queue| self.notify(queue));
+    }
+
+    fn activate(&mut self) {
+        self.activated = true;
+        self.device.activate(self.acked());
     }
 
     fn selected(&self) -> Option<&Slot> {

@@ -1,7 +1,10 @@
 //! One queue as the registers describe it, and the queue itself while it is ready (4.2.3.2).
 
+use serde::{Deserialize, Serialize};
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{GuestAddress, GuestMemory};
+
+use crate::state::{RestoreError, check};
 
 /// One half of an address register.
 #[derive(Clone, Copy, Debug)]
@@ -12,8 +15,8 @@ pub(super) enum Half {
 
 /// An address that is written in halves. Any value can be written; one that will not do is found
 /// when the queue is made ready, as the halves come in any order.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Address(u64);
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub(super) struct Address(pub(super) u64);
 
 impl Address {
     /// Replaces one half.
@@ -62,4 +65,71 @@ impl Slot {
         self.queue = queue.is_valid(memory).then_some(queue);
         self.queue.as_ref().map(|_| ())
     }
+
+    /// What the registers hold, and how far a ready queue has come.
+    pub(super) fn save(&self) -> QueueState {
+        let Self { max, size, descriptors, available, used, ref queue } = *self;
+        let position = |queue: &Queue| Position {
+            next_available: queue.next_avail(),
+            next_used: queue.next_used(),
+        };
+        let ready = queue.as_ref().map(position);
+        QueueState { max, size, descriptors, available, used, ready }
+    }
+
+    /// Takes over what [`save`](Self::save) gave.
+    pub(super) fn restore<M: GuestMemory>(
+        &mut self,
+        state: QueueState,
+        memory: &M,
+        event_idx: bool,
+    ) -> Result<(), RestoreError> {
+        let QueueState { max, size, descriptors, available, used, ready } = state;
+        if max != self.max {
+            let problem = "is not that of the device";
+            return Err(RestoreError::configuration("the greatest size of a queue", problem));
+        }
+        *self = Self { max, size, descriptors, available, used, queue: None };
+        let Some(position) = ready else { return Ok(()) };
+        let started = self.start(memory).and(self.queue.as_mut());
+        check(
+            started.is_some(),
+            "a queue",
+            "is not in guest memory, badly aligned or of a bad size",
+        )?;
+        if let Some(queue) = started {
+            // Any index is possible: they wrap around. The driver's are checked as the ring is followed.
+            queue.set_next_avail(position.next_available);
+            queue.set_next_used(position.next_used);
+            queue.set_event_idx(event_idx);
+        }
+        Ok(())
+    }
+}
+
+/// A queue as it is saved. It holds any value that a driver can write into the registers.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct QueueState {
+    pub(super) max: u16,
+    pub(super) size: u32,
+    pub(super) descriptors: Address,
+    pub(super) available: Address,
+    pub(super) used: Address,
+    pub(super) ready: Option<Position>,
+}
+
+impl QueueState {
+    /// Whether chains have been taken or completed.
+    pub(super) fn is_advanced(&self) -> bool {
+        self.ready.is_some_and(|at| at != Position::default())
+    }
+}
+
+/// How far a queue has come, in chains modulo 2^16.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Position {
+    pub(super) next_available: u16,
+    pub(super) next_used: u16,
 }

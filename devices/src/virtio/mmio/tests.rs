@@ -8,6 +8,7 @@ mod serving;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::*;
+use crate::state::{RestoreError, Stateful};
 use crate::testing::BrokenLine;
 use crate::virtio::testing::{Bells, Bench, CountingEntropy, DATA, Descriptor, register, status};
 use crate::virtio::{DeviceId, Head};
@@ -52,6 +53,19 @@ impl Probe {
             endless: None,
             late: None,
         }
+    }
+}
+
+impl Stateful for Probe {
+    type State = Option<Head>;
+
+    fn save(&self) -> Option<Head> {
+        self.held
+    }
+
+    fn restore(&mut self, held: Option<Head>) -> Result<(), RestoreError> {
+        self.held = held;
+        Ok(())
     }
 }
 

@@ -6,6 +6,7 @@ use arch::layout::RAM_BASE;
 use arch::units::Bytes;
 use devices::bus::MmioDevice;
 use devices::ports::IrqLine;
+use devices::state::{RestoreError, Stateful};
 use devices::virtio::mmio::QUEUE_NOTIFY;
 use devices::virtio::{Broken, DeviceId, Features, Ring};
 use event_manager::{EventManager, SubscriberOps};
@@ -31,6 +32,16 @@ struct Probe {
     turns: u32,
     /// The driver puts something new on the queue as often while it is served.
     more: u32,
+}
+
+impl Stateful for Probe {
+    type State = ();
+
+    fn save(&self) {}
+
+    fn restore(&mut self, (): ()) -> Result<(), RestoreError> {
+        Ok(())
+    }
 }
 
 impl Device for Probe {

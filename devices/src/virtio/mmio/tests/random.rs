@@ -134,6 +134,28 @@ proptest! {
             }
         }
     }
+
+    #[test]
+    fn whatever_a_guest_did_the_device_goes_on_elsewhere(
+        acts in proptest::collection::vec(act(), 1..100),
+        more in proptest::collection::vec(act(), 1..50),
+    ) {
+        let device = || Rng::new(Box::new(CountingEntropy::of(u64::MAX)));
+        let mut bench = Bench::new(device());
+        for act in acts {
+            perform(&mut bench, act);
+        }
+        let state = bench.transport.save();
+        let active = bench.transport.is_active();
+
+        let mut bench = bench.migrate(device()).unwrap();
+
+        prop_assert_eq!(bench.transport.save(), state);
+        prop_assert_eq!(bench.transport.is_active(), active);
+        for act in more {
+            perform(&mut bench, act);
+        }
+    }
 }
 
 #[test]
