@@ -9,8 +9,11 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 use crate::bus::MmioDevice;
 use crate::ports::IrqLine;
+use crate::state::{RestoreError, Stateful, check};
 
 /// The line that the power key is on; the device tree says the same.
 pub const POWER_KEY_LINE: u8 = 3;
@@ -40,10 +43,13 @@ const AFSEL: u16 = 0x420;
 const ID: u16 = 0xfe0;
 const ID_BYTES: [u8; 8] = [0x61, 0x10, 0x04, 0x00, 0x0d, 0xf0, 0x05, 0xb1];
 
-/// A GPIO controller.
-pub struct Gpio {
-    irq: Box<dyn IrqLine>,
-    /// Levels that the host drives, one bit a line.
+/// The registers of the controller, one bit a line, which are its state.
+///
+/// A key that was pressed when the state was saved is pressed again after the restore: release it.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct State {
+    /// Levels that the host drives.
     inputs: u8,
     /// Levels that the guest drives on the lines it has made outputs.
     outputs: u8,
@@ -55,25 +61,19 @@ pub struct Gpio {
     alternate: u8,
     /// Edges seen and not cleared.
     edges: u8,
+}
+
+/// A GPIO controller.
+pub struct Gpio {
+    irq: Box<dyn IrqLine>,
+    state: State,
     irq_failures: u64,
 }
 
 impl Gpio {
     /// A controller after reset, all lines inputs and low, that raises `irq`.
     pub fn new(irq: Box<dyn IrqLine>) -> Gpio {
-        Gpio {
-            irq,
-            inputs: 0,
-            outputs: 0,
-            direction: 0,
-            level_sense: 0,
-            both_edges: 0,
-            event: 0,
-            enabled: 0,
-            alternate: 0,
-            edges: 0,
-            irq_failures: 0,
-        }
+        Gpio { irq, state: State::default(), irq_failures: 0 }
     }
 
     /// Presses or releases the power key, and returns whether the guest listens to it: its line is
@@ -84,10 +84,10 @@ impl Gpio {
     /// the interrupt (`gpio_keys.c`; QEMU holds it for 100 ms).
     pub fn set_power_key(&mut self, pressed: bool) -> bool {
         self.update(|gpio| match pressed {
-            true => gpio.inputs |= POWER_KEY,
-            false => gpio.inputs &= !POWER_KEY,
+            true => gpio.state.inputs |= POWER_KEY,
+            false => gpio.state.inputs &= !POWER_KEY,
         });
-        self.enabled & !self.direction & POWER_KEY != 0
+        self.state.enabled & !self.state.direction & POWER_KEY != 0
     }
 
     /// How many interrupts could not be raised.
@@ -97,18 +97,18 @@ impl Gpio {
 
     /// The level of each line.
     fn levels(&self) -> u8 {
-        self.outputs & self.direction | self.inputs & !self.direction
+        self.state.outputs & self.state.direction | self.state.inputs & !self.state.direction
     }
 
     /// GPIORIS: edges are latched, levels are as they are.
     fn raw_status(&self) -> u8 {
-        let at_level = !(self.levels() ^ self.event);
-        self.edges & !self.level_sense | at_level & self.level_sense
+        let at_level = !(self.levels() ^ self.state.event);
+        self.state.edges & !self.state.level_sense | at_level & self.state.level_sense
     }
 
     /// GPIOMIS.
     fn masked_status(&self) -> u8 {
-        self.raw_status() & self.enabled
+        self.raw_status() & self.state.enabled
     }
 
     /// Applies `change`, latches the edges it makes and raises the interrupt for every line that
@@ -118,9 +118,15 @@ impl Gpio {
         let (levels, wanted) = (self.levels(), self.masked_status());
         change(self);
         let changed = levels ^ self.levels();
-        let wanted_edge = self.both_edges | !(self.levels() ^ self.event);
-        self.edges |= changed & wanted_edge & !self.level_sense;
-        if self.masked_status() & !wanted != 0 && self.irq.trigger().is_err() {
+        let wanted_edge = self.state.both_edges | !(self.levels() ^ self.state.event);
+        self.state.edges |= changed & wanted_edge & !self.state.level_sense;
+        if self.masked_status() & !wanted != 0 {
+            self.interrupt();
+        }
+    }
+
+    fn interrupt(&mut self) {
+        if self.irq.trigger().is_err() {
             self.irq_failures = self.irq_failures.saturating_add(1);
         }
     }
@@ -128,14 +134,14 @@ impl Gpio {
     fn register(&self, offset: u16) -> u8 {
         match offset {
             0..=DATA_LAST => self.levels() & line_mask(offset),
-            DIR => self.direction,
-            IS => self.level_sense,
-            IBE => self.both_edges,
-            IEV => self.event,
-            IE => self.enabled,
+            DIR => self.state.direction,
+            IS => self.state.level_sense,
+            IBE => self.state.both_edges,
+            IEV => self.state.event,
+            IE => self.state.enabled,
             RIS => self.raw_status(),
             MIS => self.masked_status(),
-            AFSEL => self.alternate,
+            AFSEL => self.state.alternate,
             ID.. => identification(offset),
             _ => 0,
         }
@@ -145,17 +151,35 @@ impl Gpio {
         match offset {
             0..=DATA_LAST => {
                 let mask = line_mask(offset);
-                self.outputs = self.outputs & !mask | value & mask;
+                self.state.outputs = self.state.outputs & !mask | value & mask;
             }
-            DIR => self.direction = value,
-            IS => self.level_sense = value,
-            IBE => self.both_edges = value,
-            IEV => self.event = value,
-            IE => self.enabled = value,
-            IC => self.edges &= !value,
-            AFSEL => self.alternate = value,
+            DIR => self.state.direction = value,
+            IS => self.state.level_sense = value,
+            IBE => self.state.both_edges = value,
+            IEV => self.state.event = value,
+            IE => self.state.enabled = value,
+            IC => self.state.edges &= !value,
+            AFSEL => self.state.alternate = value,
             _ => {}
         }
+    }
+}
+
+impl Stateful for Gpio {
+    type State = State;
+
+    fn save(&self) -> State {
+        self.state.clone()
+    }
+
+    /// Raises an edge if an interrupt is pending.
+    fn restore(&mut self, state: State) -> Result<(), RestoreError> {
+        check(state.inputs & !POWER_KEY == 0, "the GPIO inputs", "have lines that nothing drives")?;
+        self.state = state;
+        if self.masked_status() != 0 {
+            self.interrupt();
+        }
+        Ok(())
     }
 }
 
@@ -196,7 +220,7 @@ impl fmt::Debug for Gpio {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Gpio")
             .field("levels", &self.levels())
-            .field("enabled", &self.enabled)
+            .field("enabled", &self.state.enabled)
             .field("raw_status", &self.raw_status())
             .field("irq_failures", &self.irq_failures)
             .finish_non_exhaustive()

@@ -7,23 +7,32 @@
 //! - National Semiconductor, *PC16550D Universal Asynchronous Receiver/Transmitter with FIFOs*
 //! - Linux `drivers/tty/serial/8250/8250_port.c`
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::io::{self, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use serde::{Deserialize, Serialize};
 use vm_superio::Trigger;
-use vm_superio::serial::SerialEvents;
+use vm_superio::serial::{SerialEvents, SerialState};
 
 use crate::bus::MmioDevice;
 use crate::ports::IrqLine;
+use crate::state::{RestoreError, Stateful, check};
 
 /// Registers of the model: 8, one byte each.
 const REGISTERS: u64 = 8;
 /// Modem control register, and its loopback bit.
 const MCR: u8 = 4;
 const MCR_LOOPBACK: u8 = 1 << 4;
+/// The interrupts that can be enabled (IER).
+const INTERRUPTS: u8 = 0b1111;
+/// Interrupt identification (IIR): none pending, or the transmitter's and the receiver's.
+const NONE_PENDING: u8 = 1 << 0;
+const PENDING: u8 = 0b110;
+/// Line status (LSR): there is input. The transmitter is always empty.
+const DATA_READY: u8 = 1 << 0;
 
 /// What has passed through a serial port. Readable at any time, by any thread.
 #[derive(Debug, Default)]
@@ -59,7 +68,7 @@ impl Serial {
     pub fn new(irq: Box<dyn IrqLine>, out: Box<dyn Write + Send>) -> Serial {
         let counters = Arc::new(Counters::default());
         let events = Events { counters: counters.clone(), emptied: Cell::new(false) };
-        let line = Line { irq, counters: counters.clone() };
+        let line = Line { irq: RefCell::new(Some(irq)), counters: counters.clone() };
         let model = vm_superio::Serial::with_events(line, events, out);
         Serial { model, counters, drained: None, loopback: false }
     }
@@ -111,6 +120,85 @@ impl Serial {
     }
 }
 
+/// The state of a serial port. Line and modem status follow from the rest.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct State {
+    divisor: [u8; 2],
+    interrupt_enable: u8,
+    interrupt_identification: u8,
+    line_control: u8,
+    modem_control: u8,
+    scratch: u8,
+    /// Input that the guest has not read.
+    input: Vec<u8>,
+}
+
+impl Stateful for Serial {
+    type State = State;
+
+    fn save(&self) -> State {
+        let model = self.model.state();
+        State {
+            divisor: [model.baud_divisor_low, model.baud_divisor_high],
+            interrupt_enable: model.interrupt_enable,
+            interrupt_identification: model.interrupt_identification,
+            line_control: model.line_control,
+            modem_control: model.modem_control,
+            scratch: model.scratch,
+            input: model.in_buffer,
+        }
+    }
+
+    /// Raises an edge for each interrupt that is pending.
+    fn restore(&mut self, state: State) -> Result<(), RestoreError> {
+        let identified = state.interrupt_identification;
+        check(
+            state.interrupt_enable & !INTERRUPTS == 0,
+            "the interrupt enable",
+            "has unknown bits",
+        )?;
+        check(
+            identified == NONE_PENDING || identified != 0 && identified & !PENDING == 0,
+            "the interrupt identification",
+            "is none that there is",
+        )?;
+        check(state.input.len() <= FIFO_SIZE, "the input", "is longer than the receive FIFO")?;
+        let [baud_divisor_low, baud_divisor_high] = state.divisor;
+        let ready = if state.input.is_empty() { 0 } else { DATA_READY };
+        let default = SerialState::default();
+        let model = SerialState {
+            baud_divisor_low,
+            baud_divisor_high,
+            interrupt_enable: state.interrupt_enable,
+            interrupt_identification: identified,
+            line_control: state.line_control,
+            line_status: default.line_status | ready,
+            modem_control: state.modem_control,
+            scratch: state.scratch,
+            in_buffer: state.input,
+            ..default
+        };
+        self.loopback = model.modem_control & MCR_LOOPBACK != 0;
+        self.set_model(&model);
+        Ok(())
+    }
+}
+
+impl Serial {
+    /// Replaces the registers of the model, which can be given only when one is made, and keeps its ports.
+    fn set_model(&mut self, state: &SerialState) {
+        let line = self.model.interrupt_evt().take();
+        let events = Events { counters: self.counters.clone(), emptied: Cell::new(false) };
+        let out = std::mem::replace(self.model.writer_mut(), Box::new(io::sink()));
+        // The model fails on a long input, which was ruled out, and on its interrupt line, which never
+        // fails (Line).
+        if let Ok(model) = vm_superio::Serial::from_state(state, line, events, out) {
+            self.model = model;
+        }
+    }
+}
+
 impl MmioDevice for Serial {
     /// Registers are one byte wide: a wider read gets the register at `offset` and zeros.
     fn read(&mut self, offset: u64, data: &mut [u8]) {
@@ -155,15 +243,24 @@ const FIFO_SIZE: usize = 64;
 /// The interrupt line, for the model. A failure is counted here and not passed on: the model would
 /// stop in the middle of a register access for it.
 struct Line {
-    irq: Box<dyn IrqLine>,
+    /// Until another model has it.
+    irq: RefCell<Option<Box<dyn IrqLine>>>,
     counters: Arc<Counters>,
+}
+
+impl Line {
+    /// The same line, for another model.
+    fn take(&self) -> Self {
+        Self { irq: RefCell::new(self.irq.take()), counters: self.counters.clone() }
+    }
 }
 
 impl Trigger for Line {
     type E = io::Error;
 
     fn trigger(&self) -> io::Result<()> {
-        if self.irq.trigger().is_err() {
+        let failed = self.irq.borrow().as_ref().is_some_and(|irq| irq.trigger().is_err());
+        if failed {
             count(&self.counters.irq_failures, 1);
         }
         Ok(())

@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::testing::{BrokenLine, CountingLine};
+use crate::testing::{BrokenLine, CountingLine, through_a_file};
 
 /// GPIODATA with every line selected.
 const ALL: u16 = DATA_LAST & !3;
@@ -195,7 +195,58 @@ fn odd_offsets_and_empty_accesses_do_nothing() {
     assert_eq!(read(&mut gpio, DIR), 0);
 }
 
+#[test]
+fn a_pressed_key_goes_along_and_is_released_elsewhere() {
+    let (mut gpio, _) = bench();
+    listen(&mut gpio);
+    gpio.set_power_key(true);
+    write(&mut gpio, IC, POWER_KEY);
+
+    let (mut other, line) = bench();
+    let restored = other.restore(through_a_file(&gpio.save()));
+
+    assert_eq!((restored, line.take(), read(&mut other, ALL)), (Ok(()), 0, POWER_KEY));
+    assert!(other.set_power_key(false));
+    assert_eq!((line.take(), read(&mut other, MIS)), (1, POWER_KEY));
+}
+
+#[test]
+fn an_edge_that_is_pending_is_raised_again() {
+    let (mut gpio, _) = bench();
+    listen(&mut gpio);
+    gpio.set_power_key(true);
+
+    let (mut other, line) = bench();
+    assert_eq!(other.restore(through_a_file(&gpio.save())), Ok(()));
+
+    assert_eq!((line.take(), read(&mut other, MIS)), (1, POWER_KEY));
+}
+
+#[test]
+fn a_line_that_nothing_drives_is_refused() {
+    let (mut gpio, _) = bench();
+
+    assert!(gpio.restore(State { inputs: 1, ..State::default() }).is_err());
+    assert_eq!(gpio.save(), State::default());
+}
+
 proptest! {
+    #[test]
+    fn any_registers_are_a_state(registers: [u8; 8], pressed: bool) {
+        let [outputs, direction, level_sense, both_edges, event, enabled, alternate, edges] = registers;
+        let inputs = if pressed { POWER_KEY } else { 0 };
+        let state = State {
+            inputs, outputs, direction, level_sense, both_edges, event, enabled, alternate, edges,
+        };
+        let (mut gpio, line) = bench();
+
+        prop_assert_eq!(gpio.restore(state.clone()), Ok(()));
+
+        prop_assert_eq!(line.take(), usize::from(read(&mut gpio, MIS) != 0));
+        prop_assert_eq!(gpio.save(), state);
+        gpio.set_power_key(!pressed);
+    }
+
     #[test]
     fn registers_hold_what_is_written(value: u8, index in 0usize..6) {
         let (mut gpio, _) = bench();

@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicUsize;
 use proptest::prelude::*;
 
 use super::*;
-use crate::testing::{BrokenLine, CountingLine};
+use crate::testing::{BrokenLine, CountingLine, through_a_file};
 
 const DATA: u64 = 0;
 const IER: u64 = 1;
@@ -221,7 +221,107 @@ fn a_port_prints_its_state() {
     assert!(format!("{:?}", Bench::new().serial).starts_with("Serial { capacity: 64"));
 }
 
+/// Another port with the state of this one.
+fn migrated(bench: &Bench) -> Bench {
+    let mut other = Bench::new();
+    other.serial.restore(through_a_file(&bench.serial.save())).unwrap();
+    other
+}
+
+#[test]
+fn input_and_registers_go_along() {
+    let mut bench = Bench::new();
+    bench.serial.write(3, &[0x1b]);
+    bench.serial.write(7, &[0x5a]);
+    bench.serial.write(IER, &[RECEIVE_INTERRUPT]);
+    bench.serial.receive(b"hi");
+
+    let mut other = migrated(&bench);
+
+    assert_eq!([other.read(3), other.read(7), other.read(IER)], [0x1b, 0x5a, RECEIVE_INTERRUPT]);
+    assert_eq!(other.line.take(), 1);
+    assert_eq!([other.read(LSR) & DATA_READY, other.read(DATA), other.read(DATA)], [1, b'h', b'i']);
+    assert_eq!(other.read(LSR) & DATA_READY, 0);
+    assert_eq!(other.drained(), 1);
+}
+
+#[test]
+fn a_restored_port_keeps_its_output_and_its_line() {
+    let mut other = migrated(&Bench::new());
+
+    other.serial.write(DATA, b"x");
+    other.serial.write(IER, &[RECEIVE_INTERRUPT]);
+    other.serial.receive(b"y");
+
+    assert_eq!(*other.screen.0.lock().unwrap(), b"x");
+    assert_eq!((other.line.take(), loaded(&other.serial.counters().sent)), (1, 1));
+}
+
+#[test]
+fn loopback_goes_along() {
+    let mut bench = Bench::new();
+    bench.serial.write(4, &[MCR_LOOPBACK]);
+
+    let mut other = migrated(&bench);
+
+    assert_eq!(other.serial.capacity(), 0);
+    other.serial.write(4, &[0]);
+    assert_eq!((other.serial.capacity(), other.drained()), (FIFO_SIZE, 1));
+}
+
+#[test]
+fn a_state_that_no_port_has_is_refused() {
+    let damage: [fn(&mut State); 4] = [
+        |state| state.interrupt_enable = 0x10,
+        |state| state.interrupt_identification = 0,
+        |state| state.interrupt_identification = 3,
+        |state| state.input = vec![0; FIFO_SIZE + 1],
+    ];
+    for damage in damage {
+        let mut bench = Bench::new();
+        let before = bench.serial.save();
+        let mut state = before.clone();
+        damage(&mut state);
+
+        assert!(bench.serial.restore(state).is_err());
+        assert_eq!(bench.serial.save(), before);
+    }
+}
+
 proptest! {
+    #[test]
+    fn a_hostile_state_is_refused_or_gives_a_port_that_works(
+        registers: [u8; 7],
+        input in prop::collection::vec(any::<u8>(), 0..80),
+        accesses: Vec<(u8, u8, bool)>,
+    ) {
+        let [low, high, enable, identification, line_control, modem_control, scratch] = registers;
+        let state = State {
+            divisor: [low, high],
+            interrupt_enable: enable & 0x1f,
+            interrupt_identification: identification & 7,
+            line_control,
+            modem_control,
+            scratch,
+            input,
+        };
+        let mut bench = Bench::new();
+        if bench.serial.restore(state.clone()).is_err() {
+            return Ok(());
+        }
+
+        prop_assert_eq!(bench.serial.save(), state);
+        for (offset, value, write) in accesses {
+            match write {
+                true => bench.serial.write(offset.into(), &[value]),
+                false => drop(bench.read(offset.into())),
+            }
+            bench.serial.receive(&[value]);
+        }
+        let other = migrated(&bench);
+        prop_assert_eq!(other.serial.save(), bench.serial.save());
+    }
+
     #[test]
     fn no_access_panics(accesses: Vec<(u8, Vec<u8>, u8)>) {
         let mut bench = Bench::new();
