@@ -118,9 +118,12 @@ impl Output {
     /// When the file cannot be opened for writing.
     pub fn file(path: &Path, quiesce: Quiesce, lost: Lost) -> Result<Self, Error> {
         // Not blocking: a named pipe without a reader is an error here, not a VM that never starts.
+        // Appending: after a truncation (log rotation) the next write is at the file's new end, not
+        // behind a hole.
         let flags = OFlags::WRONLY
             | OFlags::CREATE
             | OFlags::TRUNC
+            | OFlags::APPEND
             | OFlags::CLOEXEC
             | OFlags::NOCTTY
             | OFlags::NONBLOCK;

@@ -77,6 +77,20 @@ fn a_file_that_exists_is_emptied() {
 }
 
 #[test]
+fn a_file_that_is_cut_meanwhile_has_no_hole() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("console");
+    let mut output = Ends::new().file(&path).unwrap();
+    output.write_all(b"before the rotation").unwrap();
+
+    // What `copytruncate` of logrotate does once it has its copy.
+    File::options().write(true).open(&path).unwrap().set_len(0).unwrap();
+    output.write_all(b"after it").unwrap();
+
+    assert_eq!(fs::read(&path).unwrap(), b"after it");
+}
+
+#[test]
 fn a_place_that_cannot_be_opened_is_an_error_that_says_why() {
     let directory = tempfile::tempdir().unwrap();
     let hint = |path: &Path| match Ends::new().file(path) {
