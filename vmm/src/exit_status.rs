@@ -24,6 +24,9 @@ pub enum ExitStatus {
     /// The host had no tag storage for memory that the guest touched (`--on-exhausted kill`), or could no
     /// longer reserve any.
     TagStorage = 14,
+    /// The host could not give a page of memory that was touched: it is poisoned, its huge page is gone, it
+    /// cannot be read back from swap.
+    MemoryFault = 15,
     /// The command line is wrong (`EX_USAGE`).
     Usage = 64,
     /// A kernel or an initrd has the wrong form or does not fit (`EX_DATAERR`).

@@ -4,13 +4,14 @@ use std::io::ErrorKind;
 use super::*;
 
 /// The table of the README.
-const ALL: [(ExitStatus, u8); 19] = [
+const ALL: [(ExitStatus, u8); 20] = [
     (ExitStatus::Success, 0),
     (ExitStatus::GuestReset, 10),
     (ExitStatus::GuestPanic, 11),
     (ExitStatus::Stopped, 12),
     (ExitStatus::DoctorFailed, 13),
     (ExitStatus::TagStorage, 14),
+    (ExitStatus::MemoryFault, 15),
     (ExitStatus::Usage, 64),
     (ExitStatus::BadImage, 65),
     (ExitStatus::NoInput, 66),
