@@ -1,16 +1,18 @@
 //! A kernel file: opened, recognised, and read as the stream of bytes that is its Image.
 
 use std::fs::File;
-use std::io::{self, Cursor, Read};
+use std::io::{self, Chain, Cursor, Read};
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use arch::image::{self, Compression, Form, HEAD_LEN, Header, MAX_ZSTD_WINDOW, zstd};
+use arch::image::{self, Compression, Form, HEAD_LEN, Header, zstd};
 use arch::units::Bytes;
-use flate2::read::GzDecoder;
 use rustix::fs::OFlags;
-use ruzstd::decoding::{FrameDecoder, StreamingDecoder};
 use thiserror::Error;
+
+use super::decompress::{Decompressor, Gzip, Stored, Zstd, check_window};
+use crate::error::say;
 
 /// Why a file cannot be used as a kernel or an initrd.
 #[derive(Debug, Error)]
@@ -95,8 +97,8 @@ pub(super) struct Kernel {
 enum Body {
     /// The file is the Image, this long.
     Raw(File, Bytes),
-    /// The Image comes out of a decompressor.
-    Compressed(Box<dyn Read>, Compression),
+    /// The Image comes out of a decompressor: its first bytes, which are read, and the rest.
+    Compressed(Box<Chain<Cursor<Vec<u8>>, Decompressor>>, Compression),
 }
 
 impl Kernel {
@@ -112,41 +114,39 @@ impl Kernel {
         file.try_clone()
             .and_then(|file| file.take(HEAD_LEN as u64).read_to_end(&mut head))
             .map_err(read_error)?;
-        let (start, size, compression) = match Form::detect(&head).map_err(image_error)? {
+        let (place, compression) = match Form::detect(&head).map_err(image_error)? {
             Form::Raw => {
                 let header = Header::parse(&head).map_err(image_error)?;
                 return Ok(Self { path: path.to_owned(), header, body: Body::Raw(file, length) });
             }
-            Form::Gzip => (0, length.get(), Compression::Gzip),
-            Form::Zboot(zboot) => {
-                let payload = zboot.payload(length).map_err(image_error)?;
-                (payload.start, payload.end - payload.start, zboot.compression)
-            }
+            Form::Gzip => (0..length.get(), Compression::Gzip),
+            Form::Zboot(zboot) => (zboot.payload(length).map_err(image_error)?, zboot.compression),
         };
-        let stored = Stored { file, at: start, left: size };
-        Self::compressed(path, stored, compression)
+        Self::compressed(path, file, place, compression)
     }
 
-    fn compressed(path: &Path, stored: Stored, compression: Compression) -> Result<Self, Error> {
+    fn compressed(
+        path: &Path,
+        file: File,
+        place: Range<u64>,
+        compression: Compression,
+    ) -> Result<Self, Error> {
         let damaged =
             |source| Error::Decompress { path: path.to_owned(), form: compression, source };
-        let mut stream: Box<dyn Read> = match compression {
-            Compression::Gzip => Box::new(GzDecoder::new(stored)),
+        let image_error = |source| Error::Image { path: path.to_owned(), source };
+        let mut stream = match compression {
+            Compression::Gzip => Decompressor::Gzip(Box::new(Gzip::new(Stored::new(file, place)))),
             Compression::Zstd => {
                 let mut header = [0; zstd::HEADER_LEN];
-                let n = stored.file.read_at(&mut header, stored.at).map_err(damaged)?;
-                if let Some(window) = zstd::window(&header[..n]).filter(|w| *w > MAX_ZSTD_WINDOW) {
-                    let source = image::Error::ZstdWindow { window };
-                    return Err(Error::Image { path: path.to_owned(), source });
-                }
-                let frame = StreamingDecoder::new(stored);
-                Box::new(Zstd(frame.map_err(|error| damaged(io::Error::other(error)))?))
+                let n = file.read_at(&mut header, place.start).map_err(damaged)?;
+                check_window(&header[..n]).map_err(image_error)?;
+                let frames = Zstd::new(Stored::new(file, place)).map_err(damaged)?;
+                Decompressor::Zstd(Box::new(frames))
             }
         };
         let mut head = Vec::new();
         stream.by_ref().take(HEAD_LEN as u64).read_to_end(&mut head).map_err(damaged)?;
-        let header = Header::parse(&head)
-            .map_err(|source| Error::Image { path: path.to_owned(), source })?;
+        let header = Header::parse(&head).map_err(image_error)?;
         let whole = Box::new(Cursor::new(head).chain(stream));
         Ok(Self { path: path.to_owned(), header, body: Body::Compressed(whole, compression) })
     }
@@ -192,6 +192,12 @@ impl Kernel {
                     total += n as u64;
                     sink.bytes(&piece[..n])?;
                 }
+                if stream.get_ref().1.has_ignored() {
+                    let path = path.display();
+                    say(&format!(
+                        "{path}: what follows its {form} data is not compressed, and ignored"
+                    ));
+                }
                 match header.footprint(Bytes::new(total)) {
                     Ok(_) => Ok(()),
                     Err(source) => Err(Error::Image { path, source }.into()),
@@ -209,37 +215,4 @@ pub(super) trait ImageSink {
     fn bytes(&mut self, piece: &[u8]) -> Result<(), Self::Error>;
     /// Takes the first `length` bytes of a file.
     fn file(&mut self, file: &mut File, length: Bytes, path: &Path) -> Result<(), Self::Error>;
-}
-
-/// A zstd frame. Its checksum is compared here, as the decoder leaves that to its caller; a frame that
-/// has none is taken as it is.
-struct Zstd(StreamingDecoder<Stored, FrameDecoder>);
-
-impl Read for Zstd {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let n = self.0.read(buffer)?;
-        let decoder = &self.0.decoder;
-        let stored = decoder.get_checksum_from_data();
-        if n == 0 && stored.is_some() && stored != decoder.get_calculated_checksum() {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "the checksum does not match"));
-        }
-        Ok(n)
-    }
-}
-
-/// A part of a file, read at its own position: the offset of the file itself may be shared.
-struct Stored {
-    file: File,
-    at: u64,
-    left: u64,
-}
-
-impl Read for Stored {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let want = buffer.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
-        let n = self.file.read_at(&mut buffer[..want], self.at)?;
-        self.at += n as u64;
-        self.left -= n as u64;
-        Ok(n)
-    }
 }

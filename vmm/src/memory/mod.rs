@@ -2,6 +2,7 @@
 //! the host, and how much of the host it takes.
 
 mod backing;
+mod decompress;
 mod error;
 pub mod footprint;
 mod kernel;

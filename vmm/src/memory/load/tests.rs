@@ -120,6 +120,88 @@ fn every_form_of_a_kernel_lands_byte_for_byte_at_its_place() {
     }
 }
 
+/// A frame that decoders pass over (RFC 8878, 3.1.2).
+fn skippable(content: &[u8]) -> Vec<u8> {
+    let length = (content.len() as u32).to_le_bytes();
+    [&0x184d_2a53u32.to_le_bytes(), length.as_slice(), content].concat()
+}
+
+/// The forms whose compressed data can have several parts, of these pieces of one kernel.
+fn in_parts(pieces: &[&[u8]]) -> [(&'static str, Vec<u8>); 3] {
+    let gzip = pieces.iter().map(|piece| gzip(piece)).collect::<Vec<_>>().concat();
+    let zstd = pieces.iter().map(|piece| zstd(piece)).collect::<Vec<_>>().concat();
+    [
+        ("gzip", gzip.clone()),
+        ("zboot with gzip", zboot(&gzip, "gzip")),
+        ("zboot with zstd", zboot(&zstd, "zstd")),
+    ]
+}
+
+#[test]
+fn all_parts_of_compressed_data_are_read() {
+    let image = image(300_000, 0x40_0000);
+    for cuts in [&[150_000][..], &[10, 40], &[0, 0, 299_999], &[100_000, 100_000, 200_000]] {
+        let mut pieces = Vec::new();
+        let mut rest = &image[..];
+        for (number, cut) in cuts.iter().enumerate() {
+            let before = number.checked_sub(1).map_or(0, |before| cuts[before]);
+            let (piece, behind) = rest.split_at(cut - before);
+            pieces.push(piece);
+            rest = behind;
+        }
+        pieces.push(rest);
+        for (form, file) in in_parts(&pieces) {
+            let bench = Bench::new();
+            bench.kernel(&file).unwrap();
+            assert!(bench.memory(RAM_BASE, image.len()) == image, "{form}, cut at {cuts:?}");
+        }
+    }
+}
+
+#[test]
+fn frames_for_others_are_passed_over() {
+    let image = image(5000, 0x10_0000);
+    let (head, tail) = image.split_at(2000);
+    let frames = [skippable(b"?"), zstd(head), skippable(b""), skippable(&[7; 99]), zstd(tail)];
+    let bench = Bench::new();
+
+    bench.kernel(&zboot(&[frames.concat(), skippable(b"end")].concat(), "zstd")).unwrap();
+
+    assert!(bench.memory(RAM_BASE, image.len()) == image);
+}
+
+#[test]
+fn what_follows_compressed_data_and_is_none_is_ignored() {
+    let image = image(5000, 0x10_0000);
+    for rest in [&b"\0"[..], &[0; 70_000], b"garbage", b"\x1f\x8c", b"\x28\xb5\x2f\xfc"] {
+        let [gzip, zstd] = [gzip(&image), zstd(&image)].map(|data| [&data, rest].concat());
+        for (form, file) in [("gzip", gzip), ("zboot with zstd", zboot(&zstd, "zstd"))] {
+            let bench = Bench::new();
+            bench.kernel(&file).unwrap();
+            assert!(bench.memory(RAM_BASE, image.len()) == image, "{form}: {:?}", &rest[..1]);
+        }
+    }
+}
+
+#[test]
+fn a_later_part_that_is_damaged_or_cut_off_is_refused() {
+    let image = image(5000, 0x10_0000);
+    let wide = [&[0x28, 0xb5, 0x2f, 0xfd, 0, 20 << 3][..], &[0; 20]].concat();
+    for (form, first, second) in [
+        ("gzip", gzip(&image), gzip(&[0; 500])),
+        ("zstd", zstd(&image), zstd(&[0; 500])),
+        ("zstd", zstd(&image), skippable(&[0; 20])),
+        ("zstd", zstd(&image), wide),
+    ] {
+        for length in 1..second.len() {
+            let data = [&first, &second[..length]].concat();
+            let file = if form == "gzip" { data } else { zboot(&data, "zstd") };
+            let error = Bench::new().kernel(&file).expect_err(form);
+            assert_eq!(error.status(), ExitStatus::BadImage, "{form}, {length} bytes: {error}");
+        }
+    }
+}
+
 #[test]
 fn a_kernel_with_a_text_offset_lands_there() {
     let mut image = image(5000, 0x10_0000);
