@@ -8,8 +8,8 @@ use std::time::Duration;
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use rustix::fd::AsRawFd;
 
-use super::Finish;
-use super::start::watch;
+use super::finish::Finish;
+use super::watch::watch;
 use crate::error::{chain, say};
 use crate::machine::Machine;
 use crate::sys::timer::Timer;

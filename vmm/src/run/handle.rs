@@ -5,8 +5,9 @@ use std::rc::{Rc, Weak};
 
 use serde_json::{Value, json};
 
-use super::start::KeyTimer;
-use super::{Ending, Finish};
+use super::ending::Ending;
+use super::finish::Finish;
+use super::power_key::KeyTimer;
 use crate::backends::balloon;
 use crate::control::balloon::no_balloon;
 use crate::control::{ControlError, Controller, model};

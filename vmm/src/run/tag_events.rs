@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 use event_manager::{EventOps, Events, MutEventSubscriber};
 use rustix::fd::{AsFd, AsRawFd};
 
-use super::start::watch;
-use super::{Ending, Finish};
+use super::ending::Ending;
+use super::finish::Finish;
+use super::watch::watch;
 use crate::config::OnExhausted;
 use crate::error::{chain, say};
 use crate::machine::Machine;

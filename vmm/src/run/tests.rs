@@ -1,9 +1,12 @@
 #![allow(clippy::unwrap_used)]
 
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 
 use super::*;
-use crate::vcpu::{Fault, Unhandled};
+use crate::exit_status::ExitStatus;
+use crate::sys::unix_socket;
+use crate::vcpu::{self, End, Fault, Unhandled};
+use crate::{config, console, spec};
 
 fn io_error(kind: ErrorKind) -> io::Error {
     io::Error::from(kind)
@@ -97,7 +100,7 @@ fn the_first_to_end_the_vm_counts() {
     let finish = Finish::default();
     finish.with(Ending::Stopped);
     finish.clone().with(Ending::Guest(End::PowerOff));
-    assert!(matches!(*finish.0.borrow(), Some(Ending::Stopped)));
+    assert!(matches!(finish.take(), Some(Ending::Stopped)));
 }
 
 #[cfg(not(target_arch = "aarch64"))]
@@ -112,8 +115,8 @@ fn a_machine_that_is_not_arm64_is_named_once_the_rest_makes_sense() {
 #[cfg(target_arch = "aarch64")]
 #[test]
 fn what_keeps_a_machine_from_being_made_has_its_documented_status() {
-    use crate::kvm;
     use crate::memory::LoadError;
+    use crate::{kvm, machine};
     use arch::layout;
     use arch::units::Bytes;
     let kvm_open = |kind| kvm::Error::Open { hint: "", source: io_error(kind) };

@@ -1,0 +1,61 @@
+//! Why the VM ends, and what there is to say about it.
+
+use std::io;
+
+use crate::exit_status::ExitStatus;
+use crate::vcpu::End;
+
+/// Why the VM ends.
+#[derive(Debug)]
+pub enum Ending {
+    /// A vCPU says so.
+    Guest(End),
+    /// The host says so: the control socket or the escape key.
+    Stopped,
+    /// A signal.
+    Signal(ExitStatus),
+    /// The guest's output can no longer be written.
+    OutputLost(io::Error),
+    /// The VMM's own events cannot be watched.
+    NoEvents(io::Error),
+    /// The guest has waited for tag storage for as long as it may, for this reason.
+    Exhausted(String),
+    /// Tag storage can no longer be reserved, for this reason.
+    Unreserved(String),
+}
+
+impl Ending {
+    /// How the process ends, and what there is to say about it.
+    pub fn report(&self) -> (ExitStatus, Option<String>) {
+        match self {
+            Self::Guest(End::PowerOff) => (ExitStatus::Success, None),
+            Self::Guest(End::Reset) => {
+                (ExitStatus::GuestReset, Some("the guest asked for a reset".to_owned()))
+            }
+            Self::Guest(End::GuestPanic) => {
+                (ExitStatus::GuestPanic, Some("the guest's kernel panicked".to_owned()))
+            }
+            Self::Guest(End::Fault(fault)) => {
+                (ExitStatus::VmmFault, Some(format!("the VM cannot go on\n{fault}")))
+            }
+            Self::Stopped => (ExitStatus::Stopped, None),
+            Self::Signal(status) => (*status, None),
+            Self::OutputLost(error) => {
+                let what = format!("the guest's console output cannot be written: {error}");
+                (ExitStatus::Io, Some(what))
+            }
+            Self::NoEvents(error) => {
+                (ExitStatus::VmmFault, Some(format!("cannot watch the VM's events: {error}")))
+            }
+            Self::Exhausted(why) => {
+                let what =
+                    format!("the VM ends as it lacks tag storage (--on-exhausted kill): {why}");
+                (ExitStatus::TagStorage, Some(what))
+            }
+            Self::Unreserved(why) => {
+                let what = format!("the VM ends as no tag storage can be reserved any more: {why}");
+                (ExitStatus::TagStorage, Some(what))
+            }
+        }
+    }
+}

@@ -1,0 +1,69 @@
+//! Why a VM did not start, or could not go on.
+
+use std::io;
+
+use thiserror::Error;
+
+use crate::config;
+use crate::console;
+use crate::exit_status::ExitStatus;
+#[cfg(target_arch = "aarch64")]
+use crate::machine;
+use crate::spec;
+use crate::sys::unix_socket;
+use crate::vcpu;
+
+/// Why a VM did not start, or could not go on.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// The configuration cannot be read.
+    #[error(transparent)]
+    Config(#[from] config::Error),
+    /// The configuration makes no sense.
+    #[error(transparent)]
+    Spec(#[from] spec::Error),
+    /// This is not an arm64 machine.
+    #[error(
+        "this machine is not arm64, and guests run on arm64 hosts only: `make run` in the source tree boots one nested in QEMU"
+    )]
+    NotArm64,
+    /// The machine cannot be made.
+    #[cfg(target_arch = "aarch64")]
+    #[error(transparent)]
+    Machine(#[from] machine::Error),
+    /// The console cannot be had.
+    #[error(transparent)]
+    Console(#[from] console::Error),
+    /// The control socket cannot be had.
+    #[error(transparent)]
+    Control(#[from] unix_socket::Error),
+    /// The terminal cannot be put into raw mode.
+    #[error("cannot put the terminal into raw mode: give --serial file:PATH or --serial none")]
+    Terminal(#[source] io::Error),
+    /// The host gives no descriptors for events.
+    #[error("cannot set up the event loop: look at ulimit -n")]
+    Events(#[source] io::Error),
+    /// The event loop itself failed.
+    #[error("the event loop failed")]
+    Loop(#[source] event_manager::Error),
+    /// The vCPUs cannot be started.
+    #[error(transparent)]
+    Vcpus(#[from] vcpu::Error),
+}
+
+impl Error {
+    /// The status that the process ends with.
+    pub fn status(&self) -> ExitStatus {
+        match self {
+            Self::Config(error) => error.status(),
+            Self::Spec(_) => ExitStatus::Config,
+            Self::NotArm64 => ExitStatus::Unavailable,
+            #[cfg(target_arch = "aarch64")]
+            Self::Machine(error) => error.status(),
+            Self::Console(error) => error.status(),
+            Self::Control(error) => error.status(),
+            Self::Terminal(_) => ExitStatus::Io,
+            Self::Events(_) | Self::Loop(_) | Self::Vcpus(_) => ExitStatus::Unavailable,
+        }
+    }
+}

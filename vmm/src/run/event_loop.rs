@@ -1,0 +1,29 @@
+//! The main thread's event loop.
+
+use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
+
+use super::ending::Ending;
+use super::error::Error;
+use super::finish::Finish;
+
+/// The main thread's event loop.
+pub(super) struct Loop(EventManager<Box<dyn MutEventSubscriber>>);
+
+impl Loop {
+    pub(super) fn new() -> Result<Self, Error> {
+        EventManager::new().map(Self).map_err(Error::Loop)
+    }
+
+    pub(super) fn add(&mut self, subscriber: Box<dyn MutEventSubscriber>) {
+        self.0.add_subscriber(subscriber);
+    }
+
+    pub(super) fn run_until(&mut self, finish: &Finish) -> Result<Ending, Error> {
+        loop {
+            if let Some(ending) = finish.take() {
+                return Ok(ending);
+            }
+            self.0.run().map_err(Error::Loop)?;
+        }
+    }
+}
