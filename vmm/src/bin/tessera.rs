@@ -56,8 +56,8 @@ fn run_command() -> ExitStatus {
 
 fn run(args: &RunArgs) -> ExitStatus {
     match vmm::run::run(args) {
-        Ok(ending) => {
-            let (status, message) = ending.report();
+        Ok(reason) => {
+            let (status, message) = reason.report();
             if let Some(message) = message {
                 say(&message);
             }

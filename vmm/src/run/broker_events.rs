@@ -8,7 +8,7 @@ use std::time::Duration;
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use rustix::fd::AsRawFd;
 
-use super::finish::Finish;
+use super::shutdown::ShutdownRequest;
 use super::watch::watch;
 use crate::error::{chain, say};
 use crate::machine::Machine;
@@ -23,7 +23,7 @@ const REBALANCE_EVERY: Duration = Duration::from_millis(250);
 pub(super) struct BrokerEvents {
     machine: Rc<RefCell<Machine>>,
     broker: Arc<Client>,
-    finish: Finish,
+    shutdown: ShutdownRequest,
     balance: Option<Timer>,
     /// The user has been told that memory stays where it was.
     complained: bool,
@@ -36,7 +36,7 @@ impl BrokerEvents {
     /// When the host gives no timer.
     pub(super) fn of(
         machine: &Rc<RefCell<Machine>>,
-        finish: Finish,
+        shutdown: ShutdownRequest,
     ) -> std::io::Result<Option<Self>> {
         let (broker, balanced) = {
             let machine = machine.borrow();
@@ -46,7 +46,7 @@ impl BrokerEvents {
         let balance = balanced.then(Timer::new).transpose()?;
         balance.iter().try_for_each(|timer| timer.every(REBALANCE_EVERY))?;
         let machine = Rc::clone(machine);
-        Ok(Some(Self { machine, broker, finish, balance, complained: false }))
+        Ok(Some(Self { machine, broker, shutdown, balance, complained: false }))
     }
 
     fn hear(&self, heard: BrokerEvent) {
@@ -88,7 +88,7 @@ impl BrokerEvents {
 
 impl MutEventSubscriber for BrokerEvents {
     fn init(&mut self, ops: &mut EventOps<'_>) {
-        watch(self.broker.as_raw_fd(), ops, &self.finish);
+        watch(self.broker.as_raw_fd(), ops, &self.shutdown);
         if let Some(timer) = &self.balance {
             // Without its event memory is placed as at the start.
             let _ = ops.add(Events::new_raw(timer.as_raw_fd(), EventSet::IN));

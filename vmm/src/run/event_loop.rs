@@ -2,9 +2,9 @@
 
 use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
 
-use super::ending::Ending;
 use super::error::Error;
-use super::finish::Finish;
+use super::exit_reason::ExitReason;
+use super::shutdown::ShutdownRequest;
 
 /// The main thread's event loop.
 pub(super) struct Loop(EventManager<Box<dyn MutEventSubscriber>>);
@@ -18,10 +18,10 @@ impl Loop {
         self.0.add_subscriber(subscriber);
     }
 
-    pub(super) fn run_until(&mut self, finish: &Finish) -> Result<Ending, Error> {
+    pub(super) fn run_until(&mut self, shutdown: &ShutdownRequest) -> Result<ExitReason, Error> {
         loop {
-            if let Some(ending) = finish.take() {
-                return Ok(ending);
+            if let Some(reason) = shutdown.take() {
+                return Ok(reason);
             }
             self.0.run().map_err(Error::Loop)?;
         }

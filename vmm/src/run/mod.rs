@@ -2,17 +2,17 @@
 
 #[cfg(target_arch = "aarch64")]
 mod broker_events;
-mod ending;
 #[cfg(target_arch = "aarch64")]
-mod endings;
+mod controller;
 mod error;
 #[cfg(target_arch = "aarch64")]
 mod event_loop;
-mod finish;
+mod exit_reason;
 #[cfg(target_arch = "aarch64")]
-mod handle;
+mod exit_watcher;
 #[cfg(target_arch = "aarch64")]
 mod power_key;
+mod shutdown;
 #[cfg(target_arch = "aarch64")]
 mod start;
 #[cfg(target_arch = "aarch64")]
@@ -20,9 +20,9 @@ mod tag_events;
 #[cfg(target_arch = "aarch64")]
 mod watch;
 
-pub use ending::Ending;
 pub use error::Error;
-pub use finish::Finish;
+pub use exit_reason::ExitReason;
+pub use shutdown::ShutdownRequest;
 
 use crate::config::RunArgs;
 use crate::spec::Spec;
@@ -31,7 +31,7 @@ use crate::spec::Spec;
 ///
 /// # Errors
 /// When it cannot be started; nothing is left behind then.
-pub fn run(args: &RunArgs) -> Result<Ending, Error> {
+pub fn run(args: &RunArgs) -> Result<ExitReason, Error> {
     let spec = Spec::new(args.merge()?, args.command_line_only())?;
     #[cfg(target_arch = "aarch64")]
     return start::start(&spec, args.api_sock.as_deref());

@@ -17,12 +17,12 @@ const KEY_HELD: Duration = Duration::from_millis(100);
 
 /// Lets the power key go a moment after it was pressed.
 #[derive(Clone)]
-pub(super) struct KeyTimer {
+pub(super) struct PowerKeyTimer {
     machine: Weak<RefCell<Machine>>,
     timer: Rc<Timer>,
 }
 
-impl KeyTimer {
+impl PowerKeyTimer {
     pub(super) fn new(machine: &Rc<RefCell<Machine>>) -> io::Result<Self> {
         Ok(Self { machine: Rc::downgrade(machine), timer: Rc::new(Timer::new()?) })
     }
@@ -36,7 +36,7 @@ impl KeyTimer {
     }
 }
 
-impl MutEventSubscriber for KeyTimer {
+impl MutEventSubscriber for PowerKeyTimer {
     fn init(&mut self, ops: &mut EventOps<'_>) {
         // Without its event the key would stay pressed, which does the guest no harm.
         let _ = ops.add(Events::new_raw(self.timer.as_raw_fd(), EventSet::IN));

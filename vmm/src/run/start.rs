@@ -6,13 +6,13 @@ use std::path::Path;
 use std::rc::Rc;
 
 use super::broker_events::BrokerEvents;
-use super::ending::Ending;
-use super::endings::Endings;
+use super::controller::MachineController;
 use super::error::Error;
 use super::event_loop::Loop;
-use super::finish::Finish;
-use super::handle::Handle;
-use super::power_key::KeyTimer;
+use super::exit_reason::ExitReason;
+use super::exit_watcher::ExitWatcher;
+use super::power_key::PowerKeyTimer;
+use super::shutdown::ShutdownRequest;
 use super::tag_events::TagEvents;
 use crate::console::{self, Input, Keys, Listener, Lost, Output, Quiesce, RawTerminal, Verb};
 use crate::control::Server;
@@ -22,7 +22,7 @@ use crate::spec::{SerialTarget, Spec};
 use crate::sys::signals::Signals;
 
 /// Makes the machine, runs the guest to its end, and cleans up.
-pub(super) fn start(spec: &Spec, api_sock: Option<&Path>) -> Result<Ending, Error> {
+pub(super) fn start(spec: &Spec, api_sock: Option<&Path>) -> Result<ExitReason, Error> {
     let board = Board::new(spec)?;
     announce_mte(board.mte(), spec);
     let spec = &Spec { command_line: board.command_line(spec), ..spec.clone() };
@@ -36,13 +36,13 @@ pub(super) fn start(spec: &Spec, api_sock: Option<&Path>) -> Result<Ending, Erro
     let queue_events = machine.take_queue_events();
     let balloon = machine.balloon().cloned();
     let machine = Rc::new(RefCell::new(machine));
-    let finish = Finish::default();
-    let key = KeyTimer::new(&machine).map_err(Error::Events)?;
+    let shutdown = ShutdownRequest::default();
+    let key = PowerKeyTimer::new(&machine).map_err(Error::Events)?;
 
     let mut events = Loop::new()?;
     let mut server = None;
     if let Some(path) = api_sock {
-        let handle = Handle::new(&machine, key.clone(), finish.clone(), spec);
+        let handle = MachineController::new(&machine, key.clone(), shutdown.clone(), spec);
         let bound = Rc::new(RefCell::new(Server::bind(path, handle)?));
         events.add(Box::new(Rc::clone(&bound)));
         bound
@@ -51,12 +51,12 @@ pub(super) fn start(spec: &Spec, api_sock: Option<&Path>) -> Result<Ending, Erro
             .map_err(|error| Error::Events(io::Error::other(error.to_string())))?;
         server = Some(bound);
     }
-    events.add(Box::new(Endings::new(&machine, signals, lost, finish.clone())));
+    events.add(Box::new(ExitWatcher::new(&machine, signals, lost, shutdown.clone())));
     events.add(Box::new(key));
-    if let Some(tags) = TagEvents::of(&machine, finish.clone()) {
+    if let Some(tags) = TagEvents::of(&machine, shutdown.clone()) {
         events.add(Box::new(tags));
     }
-    if let Some(broker) = BrokerEvents::of(&machine, finish.clone()).map_err(Error::Events)? {
+    if let Some(broker) = BrokerEvents::of(&machine, shutdown.clone()).map_err(Error::Events)? {
         events.add(Box::new(broker));
     }
     queue_events.into_iter().for_each(|queues| events.add(queues));
@@ -74,8 +74,8 @@ pub(super) fn start(spec: &Spec, api_sock: Option<&Path>) -> Result<Ending, Erro
             // Reading the terminal of another job would stop this process.
             if terminal.is_some() || !io::stdin().is_terminal() {
                 let keys = terminal.is_some().then(Keys::default);
-                let finish = finish.clone();
-                let on_verb = move |Verb::Quit| finish.with(Ending::Stopped);
+                let shutdown = shutdown.clone();
+                let on_verb = move |Verb::Quit| shutdown.with(ExitReason::Stopped);
                 events.add(Box::new(Input::new(serial, keys, on_verb)?));
             }
         }
@@ -83,14 +83,14 @@ pub(super) fn start(spec: &Spec, api_sock: Option<&Path>) -> Result<Ending, Erro
     }
 
     machine.borrow_mut().resume()?;
-    let ending = events.run_until(&finish);
+    let reason = events.run_until(&shutdown);
     // A client that sees its connection end may rely on the guest's memory being free, and a user who
     // sees the prompt on the terminal being as before.
     drop(events);
     drop(machine);
     drop(terminal);
     drop(server);
-    ending
+    reason
 }
 
 fn announce_mte(mte: Mte, spec: &Spec) {

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use event_manager::{EventOps, Events, MutEventSubscriber};
 use rustix::fd::{AsFd, AsRawFd};
 
-use super::ending::Ending;
-use super::finish::Finish;
+use super::exit_reason::ExitReason;
+use super::shutdown::ShutdownRequest;
 use super::watch::watch;
 use crate::config::OnExhausted;
 use crate::error::{chain, say};
@@ -26,7 +26,7 @@ pub(super) struct TagEvents {
     machine: Rc<RefCell<Machine>>,
     notices: Arc<ExhaustionStatus>,
     action: OnExhausted,
-    finish: Finish,
+    shutdown: ShutdownRequest,
     /// When something was last said of a touch that began to wait.
     spoken: Option<Instant>,
     /// What was said last is not true any more once the guest is relieved.
@@ -36,7 +36,7 @@ pub(super) struct TagEvents {
 
 impl TagEvents {
     /// The events of a machine whose tag storage can run out.
-    pub(super) fn of(machine: &Rc<RefCell<Machine>>, finish: Finish) -> Option<Self> {
+    pub(super) fn of(machine: &Rc<RefCell<Machine>>, shutdown: ShutdownRequest) -> Option<Self> {
         let (when, notices) = {
             let machine = machine.borrow();
             let tags = machine.tag_storage()?;
@@ -44,12 +44,12 @@ impl TagEvents {
         };
         let ReservationMode::Demand { on_exhausted: action, .. } = when else { return None };
         let machine = Rc::clone(machine);
-        Some(Self { machine, notices, action, finish, spoken: None, open: false, acted: false })
+        Some(Self { machine, notices, action, shutdown, spoken: None, open: false, acted: false })
     }
 
     fn act_on(&mut self, news: ExhaustionSnapshot) {
         if let Some(why) = news.failed {
-            return self.finish.with(Ending::Unreserved(why));
+            return self.shutdown.with(ExitReason::Unreserved(why));
         }
         match news.lacking {
             None => self.relieved(),
@@ -84,7 +84,7 @@ impl TagEvents {
                     Err(error) => say(&format!("the VM cannot be paused: {}", chain(&error))),
                 }
             }
-            OnExhausted::Kill => self.finish.with(Ending::Exhausted(why)),
+            OnExhausted::Kill => self.shutdown.with(ExitReason::Exhausted(why)),
         }
     }
 
@@ -101,7 +101,7 @@ impl TagEvents {
 
 impl MutEventSubscriber for TagEvents {
     fn init(&mut self, ops: &mut EventOps<'_>) {
-        watch(self.notices.as_fd().as_raw_fd(), ops, &self.finish);
+        watch(self.notices.as_fd().as_raw_fd(), ops, &self.shutdown);
     }
 
     fn process(&mut self, _: Events, _: &mut EventOps<'_>) {

@@ -4,9 +4,8 @@ use std::io::{self, ErrorKind};
 
 use super::*;
 use crate::exit_status::ExitStatus;
-use crate::sys::unix_socket;
-use crate::vcpu::{self, End, Fault, Unhandled};
-use crate::{config, console, spec};
+use crate::vcpu::{self, Fault, Unhandled, VcpuExit};
+use crate::{config, console, spec, unix_socket};
 
 fn io_error(kind: ErrorKind) -> io::Error {
     io::Error::from(kind)
@@ -72,35 +71,35 @@ fn every_way_a_vm_ends_has_its_documented_status() {
     let what = Unhandled { what: "odd exit".to_owned(), address: None };
     let fault = Fault { vcpu: 1, what, registers: None };
     let full = || io_error(ErrorKind::StorageFull);
-    for (ending, status, said) in [
-        (Ending::Guest(End::PowerOff), ExitStatus::Success, ""),
-        (Ending::Guest(End::Reset), ExitStatus::GuestReset, "reset"),
-        (Ending::Guest(End::GuestPanic), ExitStatus::GuestPanic, "panicked"),
+    for (reason, status, said) in [
+        (ExitReason::Guest(VcpuExit::PowerOff), ExitStatus::Success, ""),
+        (ExitReason::Guest(VcpuExit::Reset), ExitStatus::GuestReset, "reset"),
+        (ExitReason::Guest(VcpuExit::GuestPanic), ExitStatus::GuestPanic, "panicked"),
         (
-            Ending::Guest(End::Fault(Box::new(fault))),
+            ExitReason::Guest(VcpuExit::Fault(Box::new(fault))),
             ExitStatus::VmmFault,
             "vCPU 1 stopped: odd exit",
         ),
-        (Ending::Stopped, ExitStatus::Stopped, ""),
-        (Ending::Signal(ExitStatus::Terminated), ExitStatus::Terminated, ""),
-        (Ending::OutputLost(full()), ExitStatus::Io, "console output cannot be written"),
-        (Ending::NoEvents(full()), ExitStatus::VmmFault, "events"),
-        (Ending::Exhausted("x".to_owned()), ExitStatus::TagStorage, "--on-exhausted"),
-        (Ending::Unreserved("x".to_owned()), ExitStatus::TagStorage, "any more"),
+        (ExitReason::Stopped, ExitStatus::Stopped, ""),
+        (ExitReason::Signal(ExitStatus::Terminated), ExitStatus::Terminated, ""),
+        (ExitReason::OutputLost(full()), ExitStatus::Io, "console output cannot be written"),
+        (ExitReason::NoEvents(full()), ExitStatus::VmmFault, "events"),
+        (ExitReason::Exhausted("x".to_owned()), ExitStatus::TagStorage, "--on-exhausted"),
+        (ExitReason::Unreserved("x".to_owned()), ExitStatus::TagStorage, "any more"),
     ] {
-        let (code, message) = ending.report();
-        assert_eq!(code, status, "{ending:?}");
+        let (code, message) = reason.report();
+        assert_eq!(code, status, "{reason:?}");
         assert_eq!(message.is_some(), !said.is_empty(), "{message:?}");
-        assert!(message.unwrap_or_default().contains(said), "{ending:?}");
+        assert!(message.unwrap_or_default().contains(said), "{reason:?}");
     }
 }
 
 #[test]
 fn the_first_to_end_the_vm_counts() {
-    let finish = Finish::default();
-    finish.with(Ending::Stopped);
-    finish.clone().with(Ending::Guest(End::PowerOff));
-    assert!(matches!(finish.take(), Some(Ending::Stopped)));
+    let shutdown = ShutdownRequest::default();
+    shutdown.with(ExitReason::Stopped);
+    shutdown.clone().with(ExitReason::Guest(VcpuExit::PowerOff));
+    assert!(matches!(shutdown.take(), Some(ExitReason::Stopped)));
 }
 
 #[cfg(not(target_arch = "aarch64"))]

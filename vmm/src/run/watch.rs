@@ -5,12 +5,12 @@ use std::io;
 use event_manager::{EventOps, EventSet, Events};
 use rustix::fd::RawFd;
 
-use super::ending::Ending;
-use super::finish::Finish;
+use super::exit_reason::ExitReason;
+use super::shutdown::ShutdownRequest;
 
 /// Watches a descriptor without which the VM must not run.
-pub(super) fn watch(fd: RawFd, ops: &mut EventOps<'_>, finish: &Finish) {
+pub(super) fn watch(fd: RawFd, ops: &mut EventOps<'_>, shutdown: &ShutdownRequest) {
     if let Err(error) = ops.add(Events::new_raw(fd, EventSet::IN)) {
-        finish.with(Ending::NoEvents(io::Error::other(error)));
+        shutdown.with(ExitReason::NoEvents(io::Error::other(error)));
     }
 }

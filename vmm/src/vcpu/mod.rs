@@ -15,7 +15,7 @@ use devices::bus::Bus;
 use crate::metrics::VcpuCounters;
 
 pub use exit::{Entry, Exit, Unhandled};
-pub use run::{End, Fault, run};
+pub use run::{Fault, VcpuExit, run};
 pub use set::{Error, VcpuSet};
 
 /// The registers that a fault report shows.

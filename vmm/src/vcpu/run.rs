@@ -9,7 +9,7 @@ use super::{Entry, Exit, Registers, Services, Unhandled, Vcpu};
 
 /// Why the VM ends.
 #[derive(Debug)]
-pub enum End {
+pub enum VcpuExit {
     /// The guest powered off.
     PowerOff,
     /// The guest asked for a reset.
@@ -51,7 +51,7 @@ impl fmt::Display for Fault {
 }
 
 /// Runs a vCPU until somebody asks it to leave the guest (`None`) or the VM ends.
-pub fn run(index: u32, vcpu: &mut dyn Vcpu, services: &Services) -> Option<End> {
+pub fn run(index: u32, vcpu: &mut dyn Vcpu, services: &Services) -> Option<VcpuExit> {
     let Services { bus, counters, .. } = services;
     // A pause may have cut a wait short.
     services.hold();
@@ -83,15 +83,15 @@ pub fn run(index: u32, vcpu: &mut dyn Vcpu, services: &Services) -> Option<End> 
                 }
             }
             Ok(Exit::Interrupted) => return None,
-            Ok(Exit::PowerOff) => return Some(End::PowerOff),
-            Ok(Exit::Reset) => return Some(End::Reset),
-            Ok(Exit::WarmReset) => return Some(End::GuestPanic),
+            Ok(Exit::PowerOff) => return Some(VcpuExit::PowerOff),
+            Ok(Exit::Reset) => return Some(VcpuExit::Reset),
+            Ok(Exit::WarmReset) => return Some(VcpuExit::GuestPanic),
             Ok(Exit::Unhandled(unhandled)) => unhandled,
             Err(error) => cannot_enter(&error),
         };
         let registers = vcpu.registers().ok();
         let fault = Fault { vcpu: index, what: unhandled, registers };
-        return Some(End::Fault(Box::new(fault)));
+        return Some(VcpuExit::Fault(Box::new(fault)));
     }
 }
 

@@ -9,7 +9,7 @@ use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::signal::register_signal_handler;
 
 use super::thread::{KICK_SIGNAL, Order, VcpuThread};
-use super::{End, Services, Vcpu};
+use super::{Services, Vcpu, VcpuExit};
 
 /// How long a vCPU may take to leave the guest. It needs microseconds; a host that has it wait this long
 /// is in trouble that the user should hear of.
@@ -51,16 +51,16 @@ pub enum Error {
 }
 
 /// What a vCPU thread leaves behind when it ends the VM: the first one counts.
-struct Verdict {
+struct ExitSlot {
     /// Told, it is `Some(None)`: a later end must not pass for the first.
-    end: Mutex<Option<Option<End>>>,
+    end: Mutex<Option<Option<VcpuExit>>>,
     event: EventFd,
 }
 
 /// The vCPUs and their threads. Dropped, it ends them all and waits for them.
 pub struct VcpuSet {
     threads: Vec<VcpuThread>,
-    verdict: Arc<Verdict>,
+    exit_slot: Arc<ExitSlot>,
     /// The guest's counter while it is paused: the guest's clock stands still meanwhile.
     counter: Option<u64>,
     /// The vCPUs have been told to stay out of the guest.
@@ -79,12 +79,13 @@ impl VcpuSet {
         let failed = |vcpu| move |source| Error::Spawn { vcpu, source };
         register_signal_handler(KICK_SIGNAL, nothing).map_err(|errno| failed(0)(errno.into()))?;
         let event = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(failed(0))?;
-        let verdict = Arc::new(Verdict { end: Mutex::new(None), event });
+        let exit_slot = Arc::new(ExitSlot { end: Mutex::new(None), event });
         let patience = LEAVE_DEADLINE;
-        let mut set = Self { threads: Vec::new(), verdict, counter: None, paused: false, patience };
+        let mut set =
+            Self { threads: Vec::new(), exit_slot, counter: None, paused: false, patience };
         for (at, vcpu) in vcpus.into_iter().enumerate() {
-            let verdict = Arc::clone(&set.verdict);
-            let on_end = move |end| verdict.give(end);
+            let exit_slot = Arc::clone(&set.exit_slot);
+            let on_end = move |end| exit_slot.give(end);
             let services = Arc::clone(services);
             let thread =
                 VcpuThread::spawn(at as u32, vcpu, services, on_end).map_err(failed(at))?;
@@ -95,12 +96,12 @@ impl VcpuSet {
 
     /// The event that is raised when a vCPU ends the VM; then [`VcpuSet::end`] says how.
     pub fn end_event(&self) -> &EventFd {
-        &self.verdict.event
+        &self.exit_slot.event
     }
 
     /// How the VM ended, if it has; it is told once.
-    pub fn end(&self) -> Option<End> {
-        let mut end = self.verdict.end.lock().unwrap_or_else(PoisonError::into_inner);
+    pub fn end(&self) -> Option<VcpuExit> {
+        let mut end = self.exit_slot.end.lock().unwrap_or_else(PoisonError::into_inner);
         end.as_mut().and_then(Option::take)
     }
 
@@ -203,8 +204,8 @@ impl Drop for VcpuSet {
     }
 }
 
-impl Verdict {
-    fn give(&self, end: End) {
+impl ExitSlot {
+    fn give(&self, end: VcpuExit) {
         self.end.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(Some(end));
         // It cannot be full: it is written at most once a vCPU.
         let _ = self.event.write(1);

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use vmm_sys_util::signal::{Killable, unblock_signal};
 
-use super::{End, Fault, Kick, Services, Unhandled, Vcpu, run};
+use super::{Fault, Kick, Services, Unhandled, Vcpu, VcpuExit, run};
 
 /// The signal that brings a vCPU thread out of the guest. Its handler does nothing: that the system
 /// call is interrupted is all that is wanted. Not a real-time signal: those are queued, and are refused
@@ -38,13 +38,13 @@ pub(super) enum State {
 }
 
 /// The orders to one vCPU thread and its answers.
-pub(super) struct Desk {
+pub(super) struct VcpuMailbox {
     inner: Mutex<(Order, State)>,
     changed: Condvar,
     kick: Box<dyn Kick>,
 }
 
-impl Desk {
+impl VcpuMailbox {
     fn lock(&self) -> MutexGuard<'_, (Order, State)> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -102,15 +102,15 @@ impl Desk {
 }
 
 /// No input is known to lead here; if one is found, it must not leave a VM half alive.
-fn own_panic(vcpu: u32) -> End {
+fn own_panic(vcpu: u32) -> VcpuExit {
     let what = "the VMM's own code panicked on its thread; please report this".to_owned();
     let what = Unhandled { what, address: None };
-    End::Fault(Box::new(Fault { vcpu, what, registers: None }))
+    VcpuExit::Fault(Box::new(Fault { vcpu, what, registers: None }))
 }
 
 /// A vCPU and its thread.
 pub(super) struct VcpuThread {
-    desk: Arc<Desk>,
+    mailbox: Arc<VcpuMailbox>,
     vcpu: Arc<Mutex<Box<dyn Vcpu>>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -121,20 +121,20 @@ impl VcpuThread {
         index: u32,
         vcpu: Box<dyn Vcpu>,
         services: Arc<Services>,
-        on_end: impl Fn(End) + Send + 'static,
+        on_end: impl Fn(VcpuExit) + Send + 'static,
     ) -> std::io::Result<Self> {
-        let desk = Arc::new(Desk {
+        let mailbox = Arc::new(VcpuMailbox {
             inner: Mutex::new((Order::Pause, State::Running)),
             changed: Condvar::new(),
             kick: vcpu.kicker()?,
         });
         let vcpu = Arc::new(Mutex::new(vcpu));
-        let (own_desk, own_vcpu) = (Arc::clone(&desk), Arc::clone(&vcpu));
+        let (own_mailbox, own_vcpu) = (Arc::clone(&mailbox), Arc::clone(&vcpu));
         let body = move || {
             // Whoever started this process may have left it blocked. It is a valid signal, so this
             // cannot fail.
             let _ = unblock_signal(KICK_SIGNAL);
-            while own_desk.wait_for_run() {
+            while own_mailbox.wait_for_run() {
                 let mut vcpu = own_vcpu.lock().unwrap_or_else(PoisonError::into_inner);
                 if index == 0 {
                     services.counters.stamp_first_entry();
@@ -147,18 +147,18 @@ impl VcpuThread {
                     break;
                 }
             }
-            own_desk.answer(State::Finished);
+            own_mailbox.answer(State::Finished);
         };
         let thread = std::thread::Builder::new()
             .name(format!("vcpu{index}"))
             .stack_size(STACK_SIZE)
             .spawn(body)?;
-        Ok(Self { desk, vcpu, thread: Some(thread) })
+        Ok(Self { mailbox, vcpu, thread: Some(thread) })
     }
 
     /// Gives an order and sees to it that the thread notices.
     pub(super) fn give(&self, order: Order) {
-        self.desk.give(order);
+        self.mailbox.give(order);
         if order != Order::Run
             && let Some(thread) = &self.thread
         {
@@ -169,7 +169,7 @@ impl VcpuThread {
 
     /// Waits until the vCPU is out of the guest; `false` if it is not by the deadline.
     pub(super) fn wait_out_of_guest(&self, deadline: Instant) -> bool {
-        self.desk.wait_out_of_guest(deadline)
+        self.mailbox.wait_out_of_guest(deadline)
     }
 
     /// The vCPU of a thread that is out of the guest.

@@ -44,11 +44,11 @@ impl Bench {
         Self { guest: Guest::default(), device, services }
     }
 
-    fn run(&self, script: impl IntoIterator<Item = Step>) -> Option<End> {
+    fn run(&self, script: impl IntoIterator<Item = Step>) -> Option<VcpuExit> {
         self.run_vcpu(&mut self.guest.vcpu(3, script))
     }
 
-    fn run_vcpu(&self, vcpu: &mut FakeVcpu) -> Option<End> {
+    fn run_vcpu(&self, vcpu: &mut FakeVcpu) -> Option<VcpuExit> {
         run(3, vcpu, &self.services)
     }
 
@@ -73,9 +73,9 @@ fn power_off() -> Step {
     Step::Exit(Exit::PowerOff)
 }
 
-fn fault(end: Option<End>) -> Fault {
+fn fault(end: Option<VcpuExit>) -> Fault {
     match end {
-        Some(End::Fault(fault)) => *fault,
+        Some(VcpuExit::Fault(fault)) => *fault,
         other => panic!("expected a fault, not {other:?}"),
     }
 }
@@ -90,7 +90,7 @@ fn a_load_is_answered_at_the_next_entry_with_as_many_bytes_as_were_asked_for() {
     ] {
         let bench = Bench::new();
         let end = bench.run([load(DEVICE, length), power_off()]);
-        assert!(matches!(end, Some(End::PowerOff)), "{end:?}");
+        assert!(matches!(end, Some(VcpuExit::PowerOff)), "{end:?}");
         assert_eq!(bench.entries(), [Entry::Resume, Entry::MmioData(answer)]);
     }
 }
@@ -124,9 +124,9 @@ fn exits_and_accesses_are_counted() {
 #[test]
 fn each_request_of_the_guest_ends_the_vm_in_its_own_way() {
     let end = |exit| Bench::new().run([Step::Exit(exit)]);
-    assert!(matches!(end(Exit::PowerOff), Some(End::PowerOff)));
-    assert!(matches!(end(Exit::Reset), Some(End::Reset)));
-    assert!(matches!(end(Exit::WarmReset), Some(End::GuestPanic)));
+    assert!(matches!(end(Exit::PowerOff), Some(VcpuExit::PowerOff)));
+    assert!(matches!(end(Exit::Reset), Some(VcpuExit::Reset)));
+    assert!(matches!(end(Exit::WarmReset), Some(VcpuExit::GuestPanic)));
     assert!(end(Exit::Interrupted).is_none());
 }
 
@@ -177,7 +177,7 @@ fn lengths_that_no_load_has_do_no_harm() {
     for length in [0, 3, 9, usize::MAX] {
         let bench = Bench::new();
         let end = bench.run([load(DEVICE, length), store(DEVICE, [1; 8], length), power_off()]);
-        assert!(matches!(end, Some(End::PowerOff | End::Fault(_))), "{length}: {end:?}");
+        assert!(matches!(end, Some(VcpuExit::PowerOff | VcpuExit::Fault(_))), "{length}: {end:?}");
     }
 }
 

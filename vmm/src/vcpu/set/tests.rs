@@ -38,7 +38,7 @@ fn computing(guest: &Guest, vcpus: usize) -> VcpuSet {
     scripted(guest, (0..vcpus).map(|_| vec![]))
 }
 
-fn wait_for_end(set: &VcpuSet) -> Option<End> {
+fn wait_for_end(set: &VcpuSet) -> Option<VcpuExit> {
     let epoll = Epoll::new().unwrap();
     let event = EpollEvent::new(EventSet::IN, 0);
     epoll.ctl(ControlOperation::Add, set.end_event().as_raw_fd(), event).unwrap();
@@ -186,7 +186,7 @@ fn a_pause_does_not_wait_for_a_vcpu_that_ends_the_vm_meanwhile() {
         out.set(true);
         let set = pausing.join().unwrap().unwrap();
         assert!(asked.elapsed() < LEAVE_DEADLINE, "it waited for the deadline");
-        assert!(matches!(set.end(), Some(End::PowerOff)));
+        assert!(matches!(set.end(), Some(VcpuExit::PowerOff)));
     }
 }
 
@@ -221,7 +221,7 @@ fn a_vcpu_that_ends_the_vm_raises_the_event() {
     let mut set = scripted(&guest, [vec![], vec![Step::Exit(Exit::PowerOff)]]);
     assert!(set.end().is_none());
     set.resume().unwrap();
-    assert!(matches!(wait_for_end(&set), Some(End::PowerOff)));
+    assert!(matches!(wait_for_end(&set), Some(VcpuExit::PowerOff)));
 }
 
 #[test]
@@ -229,17 +229,17 @@ fn of_two_ends_the_first_counts_and_is_told_once() {
     let guest = Guest::default();
     let mut set = scripted(&guest, [vec![Step::Exit(Exit::Reset)], vec![]]);
     set.resume().unwrap();
-    assert!(matches!(wait_for_end(&set), Some(End::Reset)));
-    set.verdict.give(End::PowerOff);
+    assert!(matches!(wait_for_end(&set), Some(VcpuExit::Reset)));
+    set.exit_slot.give(VcpuExit::PowerOff);
     assert!(set.end().is_none());
 }
 
 #[test]
 fn of_two_ends_before_anybody_looks_the_first_counts() {
     let set = computing(&Guest::default(), 1);
-    set.verdict.give(End::GuestPanic);
-    set.verdict.give(End::PowerOff);
-    assert!(matches!(set.end(), Some(End::GuestPanic)));
+    set.exit_slot.give(VcpuExit::GuestPanic);
+    set.exit_slot.give(VcpuExit::PowerOff);
+    assert!(matches!(set.end(), Some(VcpuExit::GuestPanic)));
     assert!(set.end().is_none());
 }
 
@@ -261,7 +261,7 @@ fn a_panic_on_a_vcpus_thread_ends_the_vm_with_a_report() {
     let guest = Guest::default();
     let mut set = scripted(&guest, [vec![Step::Panic], vec![]]);
     set.resume().unwrap();
-    let Some(End::Fault(fault)) = wait_for_end(&set) else { panic!("expected a fault") };
+    let Some(VcpuExit::Fault(fault)) = wait_for_end(&set) else { panic!("expected a fault") };
     assert_eq!(fault.vcpu, 0);
     let Unhandled { what, address } = fault.what;
     assert!(what.contains("panicked") && address.is_none(), "{what}");

@@ -5,9 +5,9 @@ use std::rc::{Rc, Weak};
 
 use serde_json::{Value, json};
 
-use super::ending::Ending;
-use super::finish::Finish;
-use super::power_key::KeyTimer;
+use super::exit_reason::ExitReason;
+use super::power_key::PowerKeyTimer;
+use super::shutdown::ShutdownRequest;
 use crate::backends::balloon;
 use crate::control::balloon::no_balloon;
 use crate::control::{ControlError, Controller, model};
@@ -16,30 +16,30 @@ use crate::spec::Spec;
 use crate::tag_storage::BorrowerLease;
 
 /// Everything that a client of the control socket may do.
-pub(super) struct Handle {
+pub(super) struct MachineController {
     /// Weak: the socket outlives the machine, so that its end tells that the machine has gone.
     machine: Weak<RefCell<Machine>>,
-    key: KeyTimer,
-    finish: Finish,
+    key: PowerKeyTimer,
+    shutdown: ShutdownRequest,
     id: String,
     config: Value,
 }
 
-impl Handle {
+impl MachineController {
     /// A handle on a machine.
     pub(super) fn new(
         machine: &Rc<RefCell<Machine>>,
-        key: KeyTimer,
-        finish: Finish,
+        key: PowerKeyTimer,
+        shutdown: ShutdownRequest,
         spec: &Spec,
     ) -> Self {
         // A configuration is plain data: strings, numbers and paths that came from UTF-8.
         let config = serde_json::to_value(spec.to_config()).unwrap_or_else(|_| json!({}));
-        Self { machine: Rc::downgrade(machine), key, finish, id: spec.id.clone(), config }
+        Self { machine: Rc::downgrade(machine), key, shutdown, id: spec.id.clone(), config }
     }
 }
 
-impl Handle {
+impl MachineController {
     fn machine(&self) -> Result<Rc<RefCell<Machine>>, ControlError> {
         self.machine.upgrade().ok_or_else(|| ControlError::refused("the VM is ending"))
     }
@@ -49,7 +49,7 @@ impl Handle {
     }
 }
 
-impl Controller for Handle {
+impl Controller for MachineController {
     fn instance(&self) -> model::InstanceInfo {
         let machine = self.machine();
         let running = machine.as_ref().is_ok_and(|machine| !machine.borrow().is_paused());
@@ -146,7 +146,7 @@ impl Controller for Handle {
     }
 
     fn stop(&mut self) -> Result<(), ControlError> {
-        self.finish.with(Ending::Stopped);
+        self.shutdown.with(ExitReason::Stopped);
         Ok(())
     }
 }

@@ -6,49 +6,49 @@ use std::rc::Rc;
 use event_manager::{EventOps, Events, MutEventSubscriber};
 use rustix::fd::AsRawFd;
 
-use super::ending::Ending;
-use super::finish::Finish;
+use super::exit_reason::ExitReason;
+use super::shutdown::ShutdownRequest;
 use super::watch::watch;
 use crate::console::Lost;
 use crate::machine::Machine;
 use crate::sys::signals::Signals;
 
 /// Watches for each of them.
-pub(super) struct Endings {
+pub(super) struct ExitWatcher {
     machine: Rc<RefCell<Machine>>,
     signals: Signals,
     lost: Lost,
-    finish: Finish,
+    shutdown: ShutdownRequest,
 }
 
-impl Endings {
+impl ExitWatcher {
     pub(super) fn new(
         machine: &Rc<RefCell<Machine>>,
         signals: Signals,
         lost: Lost,
-        finish: Finish,
+        shutdown: ShutdownRequest,
     ) -> Self {
-        Self { machine: Rc::clone(machine), signals, lost, finish }
+        Self { machine: Rc::clone(machine), signals, lost, shutdown }
     }
 
     fn look(&self) {
         if let Some(end) = self.machine.borrow().vcpus().end() {
-            self.finish.with(Ending::Guest(end));
+            self.shutdown.with(ExitReason::Guest(end));
         }
         if let Some(status) = self.signals.take() {
-            self.finish.with(Ending::Signal(status));
+            self.shutdown.with(ExitReason::Signal(status));
         }
         if let Some(error) = self.lost.take() {
-            self.finish.with(Ending::OutputLost(error));
+            self.shutdown.with(ExitReason::OutputLost(error));
         }
     }
 }
 
-impl MutEventSubscriber for Endings {
+impl MutEventSubscriber for ExitWatcher {
     fn init(&mut self, ops: &mut EventOps<'_>) {
         let vcpus = self.machine.borrow().vcpus().end_event().as_raw_fd();
         for fd in [vcpus, self.signals.as_raw_fd(), self.lost.event().as_raw_fd()] {
-            watch(fd, ops, &self.finish);
+            watch(fd, ops, &self.shutdown);
         }
     }
 

@@ -3,21 +3,21 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use super::ending::Ending;
+use super::exit_reason::ExitReason;
 
 /// Where those who may end the VM say so; the first one counts.
 #[derive(Clone, Debug, Default)]
-pub struct Finish(Rc<RefCell<Option<Ending>>>);
+pub struct ShutdownRequest(Rc<RefCell<Option<ExitReason>>>);
 
-impl Finish {
+impl ShutdownRequest {
     /// Ends the VM after the present turn of the event loop.
-    pub fn with(&self, ending: Ending) {
-        self.0.borrow_mut().get_or_insert(ending);
+    pub fn with(&self, reason: ExitReason) {
+        self.0.borrow_mut().get_or_insert(reason);
     }
 
     /// How the VM ends, if somebody has said so.
     #[cfg(any(target_arch = "aarch64", test))]
-    pub(super) fn take(&self) -> Option<Ending> {
+    pub(super) fn take(&self) -> Option<ExitReason> {
         self.0.borrow_mut().take()
     }
 }

@@ -3,13 +3,13 @@
 use std::io;
 
 use crate::exit_status::ExitStatus;
-use crate::vcpu::End;
+use crate::vcpu::VcpuExit;
 
 /// Why the VM ends.
 #[derive(Debug)]
-pub enum Ending {
+pub enum ExitReason {
     /// A vCPU says so.
-    Guest(End),
+    Guest(VcpuExit),
     /// The host says so: the control socket or the escape key.
     Stopped,
     /// A signal.
@@ -24,18 +24,18 @@ pub enum Ending {
     Unreserved(String),
 }
 
-impl Ending {
+impl ExitReason {
     /// How the process ends, and what there is to say about it.
     pub fn report(&self) -> (ExitStatus, Option<String>) {
         match self {
-            Self::Guest(End::PowerOff) => (ExitStatus::Success, None),
-            Self::Guest(End::Reset) => {
+            Self::Guest(VcpuExit::PowerOff) => (ExitStatus::Success, None),
+            Self::Guest(VcpuExit::Reset) => {
                 (ExitStatus::GuestReset, Some("the guest asked for a reset".to_owned()))
             }
-            Self::Guest(End::GuestPanic) => {
+            Self::Guest(VcpuExit::GuestPanic) => {
                 (ExitStatus::GuestPanic, Some("the guest's kernel panicked".to_owned()))
             }
-            Self::Guest(End::Fault(fault)) => {
+            Self::Guest(VcpuExit::Fault(fault)) => {
                 (ExitStatus::VmmFault, Some(format!("the VM cannot go on\n{fault}")))
             }
             Self::Stopped => (ExitStatus::Stopped, None),
