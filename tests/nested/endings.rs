@@ -45,17 +45,19 @@ fn a_panic_of_a_guest_without_init_has_its_status() {
 #[test]
 fn signals_end_the_vm_with_the_shells_statuses() {
     Lab::new().run(|| {
-        for (signal, status) in
-            [(Signal::HUP, 129), (Signal::INT, 130), (Signal::QUIT, 131), (Signal::TERM, 143)]
-        {
-            let mut guest = Plan::workload("idle").start();
-            guest.report("ready");
+        for mode in ["off", "strict", "demand"] {
+            for (signal, status) in
+                [(Signal::HUP, 129), (Signal::INT, 130), (Signal::QUIT, 131), (Signal::TERM, 143)]
+            {
+                let mut guest = Plan::workload("idle").with("--tag-storage", mode).start();
+                guest.report("ready");
 
-            guest.signal(signal);
+                guest.signal(signal);
 
-            let socket = guest.socket().to_owned();
-            assert_eq!(guest.finish().code, Some(status), "{signal:?}");
-            assert!(!socket.exists());
+                let socket = guest.socket().to_owned();
+                assert_eq!(guest.finish().code, Some(status), "{mode}: {signal:?}");
+                assert!(!socket.exists());
+            }
         }
     });
 }
@@ -103,7 +105,10 @@ fn an_interrupt_at_any_moment_leaves_nothing_behind() {
     Lab::new().run(|| {
         let scratch = Scratch::new();
         for step in 0..24 {
-            let mut command = Plan::workload("idle").with("--serial", "none").command();
+            // On demand, a thread runs before the kernel is loaded.
+            let mode = ["off", "demand"][step as usize % 2];
+            let plan = Plan::workload("idle").with("--serial", "none");
+            let mut command = plan.with("--tag-storage", mode).command();
             command.arg("--api-sock").arg(scratch.join("sock"));
             let mut child = command.spawn().unwrap();
             // Not to wait for something: to hit another moment each time.

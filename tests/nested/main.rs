@@ -19,3 +19,4 @@ mod refusals;
 mod reporting;
 mod startup;
 mod tag_storage;
+mod threads;

@@ -4,8 +4,9 @@ use std::io::{self, ErrorKind};
 
 use super::*;
 use crate::exit_status::ExitStatus;
+use crate::sys::unix_socket;
 use crate::vcpu::{self, Fault, Unhandled, VcpuExit};
-use crate::{config, console, spec, unix_socket};
+use crate::{config, console, spec};
 
 fn io_error(kind: ErrorKind) -> io::Error {
     io::Error::from(kind)

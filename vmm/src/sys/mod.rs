@@ -4,6 +4,7 @@ pub(crate) mod numa;
 pub(crate) mod peer;
 pub(crate) mod seqpacket;
 pub mod signals;
+pub mod thread;
 pub mod timer;
 pub(crate) mod uffd;
 pub mod unix_socket;

@@ -19,9 +19,9 @@ const ENDING: [(libc::c_int, ExitStatus); 4] = [
 pub struct Signals(OwnedFd);
 
 impl Signals {
-    /// Blocks the signals in this thread, and so in every thread it starts later, and opens the
-    /// descriptor they come from. Until this is called they end the process, as is right while there is
-    /// nothing to clean up.
+    /// Blocks the signals in this thread, which is to be the main thread, and opens the descriptor they
+    /// come from. All other threads start with them blocked ([`crate::sys::thread`]). Until this is called
+    /// they end the process, as is right while there is nothing to clean up.
     ///
     /// # Errors
     /// When the host gives no descriptor.

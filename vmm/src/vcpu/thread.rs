@@ -8,6 +8,7 @@ use std::time::Instant;
 use vmm_sys_util::signal::{Killable, unblock_signal};
 
 use super::{Fault, Kick, Services, Unhandled, Vcpu, VcpuExit, run};
+use crate::sys::thread;
 
 /// The signal that brings a vCPU thread out of the guest. Its handler does nothing: that the system
 /// call is interrupted is all that is wanted. Not a real-time signal: those are queued, and are refused
@@ -131,8 +132,7 @@ impl VcpuThread {
         let vcpu = Arc::new(Mutex::new(vcpu));
         let (own_mailbox, own_vcpu) = (Arc::clone(&mailbox), Arc::clone(&vcpu));
         let body = move || {
-            // Whoever started this process may have left it blocked. It is a valid signal, so this
-            // cannot fail.
+            // A thread starts with it blocked. It is a valid signal, so this cannot fail.
             let _ = unblock_signal(KICK_SIGNAL);
             while own_mailbox.wait_for_run() {
                 let mut vcpu = own_vcpu.lock().unwrap_or_else(PoisonError::into_inner);
@@ -149,10 +149,7 @@ impl VcpuThread {
             }
             own_mailbox.answer(State::Finished);
         };
-        let thread = std::thread::Builder::new()
-            .name(format!("vcpu{index}"))
-            .stack_size(STACK_SIZE)
-            .spawn(body)?;
+        let thread = thread::spawn(format!("vcpu{index}"), STACK_SIZE, body)?;
         Ok(Self { mailbox, vcpu, thread: Some(thread) })
     }
 

@@ -1,11 +1,11 @@
 //! The way back to a broker that is started again.
 
 use std::sync::Arc;
-use std::thread::Builder;
 use std::time::Duration;
 
 use super::connection::Connection;
 use super::{Books, BrokerEvent, Error, LastError, Shared, lock};
+use crate::sys::thread;
 use crate::tag_storage::broker::protocol::wire::{MAX_SLOTS, Role, Terms};
 use crate::tag_storage::pool::{SlotIndex, tags_of};
 
@@ -24,8 +24,7 @@ impl Shared {
             return;
         }
         let shared = Arc::clone(self);
-        let thread = Builder::new().name("broker".to_owned()).stack_size(STACK_SIZE);
-        match thread.spawn(move || come_back(&shared)) {
+        match thread::spawn("broker", STACK_SIZE, move || come_back(&shared)) {
             Ok(_) => books.returning = true,
             Err(error) => books.because = LastError(Some(error.to_string())),
         }

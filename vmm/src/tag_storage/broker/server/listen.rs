@@ -7,7 +7,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::{Builder, Scope};
+use std::thread::Scope;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -21,6 +21,7 @@ use super::borrowers::BorrowerConnections;
 use super::pressure::{Number, PressureNotifier};
 use super::session::Session;
 use crate::metrics::Counter;
+use crate::sys::thread;
 use crate::sys::unix_socket::{self, Kind, Socket};
 use crate::sys::{peer, seqpacket};
 use crate::tag_storage::broker::protocol::refusal::{Reason, Refusal};
@@ -272,8 +273,7 @@ impl Server {
         desk.connections().insert(number, socket.clone());
         let connected = Connected { desk, number };
         let seat = socket.clone();
-        let thread = Builder::new().name("client".to_owned()).stack_size(STACK_SIZE);
-        let spawned = thread.spawn_scoped(scope, move || {
+        let spawned = thread::spawn_scoped(scope, "client", STACK_SIZE, move || {
             let desk = connected.desk.clone();
             // A panic here, of which none is known, ends this connection alone.
             let _ = catch_unwind(AssertUnwindSafe(|| Session::new(desk, number, seat).run()));

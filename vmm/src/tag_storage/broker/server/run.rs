@@ -72,7 +72,6 @@ impl Error {
 /// # Errors
 /// When there is nothing to serve, or no way to.
 pub fn run(args: &BrokerArgs) -> Result<ExitStatus, Error> {
-    // Before any thread is started, which then does not take a signal either.
     let signals = Signals::block().map_err(Error::Signals)?;
     let stock = stock(args)?;
     let mut server = Server::bind(&args.socket, stock)?;

@@ -30,6 +30,7 @@ use super::backend::PoolClient;
 use super::chunk_table::{ChunkIndex, ChunkTable, Discard, State};
 use crate::memory::{Backing, GuestRam, Vacancy};
 use crate::metrics::Counter;
+use crate::sys::thread;
 use crate::sys::uffd::{self, Uffd, one};
 use crate::tag_storage::pool::error::ReserveError;
 use crate::tag_storage::pool::slots::SlotIndex;
@@ -177,11 +178,7 @@ impl Demand {
             };
             told.failed(&error);
         };
-        let thread = std::thread::Builder::new()
-            .name("faults".to_owned())
-            .stack_size(STACK_SIZE)
-            .spawn(body)
-            .map_err(Error::Thread)?;
+        let thread = thread::spawn("faults", STACK_SIZE, body).map_err(Error::Thread)?;
         Ok(Self { shared, thread: Some(thread) })
     }
 

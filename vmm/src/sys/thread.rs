@@ -1,0 +1,80 @@
+//! Starts the threads of both programs.
+//!
+//! A signal to the process goes to any thread that does not block it (`complete_signal` in Linux
+//! `kernel/signal.c`). A thread that is started with the mask of its parent takes SIGTERM whenever the
+//! parent was early, and the process dies without having cleaned up. So each thread starts with all
+//! asynchronous signals blocked, whatever its parent's mask is: the main thread alone takes them.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::thread::{Builder, JoinHandle, Scope, ScopedJoinHandle};
+
+/// Raised by what the thread itself does. Blocked, each would end the process past its handler
+/// (`force_sig_info_to_task` in Linux `kernel/signal.c`).
+const SYNCHRONOUS: [libc::c_int; 6] =
+    [libc::SIGBUS, libc::SIGFPE, libc::SIGILL, libc::SIGSEGV, libc::SIGSYS, libc::SIGTRAP];
+
+/// Starts a thread that takes no asynchronous signal. `stack` is in bytes.
+///
+/// # Errors
+/// When the host refuses a thread.
+pub fn spawn(
+    name: impl Into<String>,
+    stack: usize,
+    body: impl FnOnce() + Send + 'static,
+) -> io::Result<JoinHandle<()>> {
+    let _blocked = Blocked::new()?;
+    Builder::new().name(name.into()).stack_size(stack).spawn(body)
+}
+
+/// As [`spawn`], in a scope.
+///
+/// # Errors
+/// When the host refuses a thread.
+pub fn spawn_scoped<'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    name: impl Into<String>,
+    stack: usize,
+    body: impl FnOnce() + Send + 'scope,
+) -> io::Result<ScopedJoinHandle<'scope, ()>> {
+    let _blocked = Blocked::new()?;
+    Builder::new().name(name.into()).stack_size(stack).spawn_scoped(scope, body)
+}
+
+/// Blocks the signals in the calling thread, whose mask a new thread inherits, until it is dropped.
+struct Blocked {
+    before: libc::sigset_t,
+}
+
+impl Blocked {
+    fn new() -> io::Result<Self> {
+        let mut set = MaybeUninit::<libc::sigset_t>::uninit();
+        let mut before = MaybeUninit::<libc::sigset_t>::uninit();
+        // SAFETY: `sigfillset` initialises the set before the other calls read it, the signal numbers are
+        // valid, and `before` is large enough for the mask that the last call writes.
+        let result = unsafe {
+            libc::sigfillset(set.as_mut_ptr());
+            for signal in SYNCHRONOUS {
+                libc::sigdelset(set.as_mut_ptr(), signal);
+            }
+            libc::pthread_sigmask(libc::SIG_SETMASK, set.as_ptr(), before.as_mut_ptr())
+        };
+        if result != 0 {
+            return Err(io::Error::from_raw_os_error(result));
+        }
+        // SAFETY: the call succeeded, so it has written the mask.
+        Ok(Self { before: unsafe { before.assume_init() } })
+    }
+}
+
+impl Drop for Blocked {
+    fn drop(&mut self) {
+        // SAFETY: the mask was written by the kernel; no mask is written back. With a valid set and a
+        // valid `how` the call cannot fail.
+        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &self.before, std::ptr::null_mut()) };
+    }
+}
+
+#[cfg(test)]
+mod tests;
