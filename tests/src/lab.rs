@@ -14,6 +14,9 @@ const PREPARED: &str = "/prepared";
 const ARRIVED: &str = "TESSERA_NESTED";
 
 /// The host that a test wants. By default: 2 processors, 4 GiB, MTE.
+///
+/// Tests that want the same host share it, one after the other: a test leaves it as it found it, or fails. See
+/// "Add a nested test" in CONTRIBUTING.md.
 #[derive(Clone, Debug, Default)]
 #[must_use]
 pub struct Lab {
@@ -21,6 +24,7 @@ pub struct Lab {
     kernel_package: Option<&'static str>,
     prepare: Option<fn(&Path)>,
     emulated: bool,
+    alone: bool,
 }
 
 impl Lab {
@@ -34,13 +38,15 @@ impl Lab {
         self
     }
 
-    /// A host of its own even where this machine would do: for tests that look at a whole host.
+    /// A fresh host of its own, even where this machine would do: for tests that look at a whole host. It takes
+    /// a boot.
     pub fn alone(mut self) -> Self {
         self.emulated = true;
+        self.alone = true;
         self
     }
 
-    /// A host on which the test is root: a host of its own, unless the user is root here.
+    /// A host on which the test is root: one of the lab's, unless the user is root here.
     pub fn as_root(mut self) -> Self {
         self.emulated |= !rustix::process::geteuid().is_root();
         self
@@ -82,24 +88,25 @@ impl Lab {
         self
     }
 
-    /// A host with one processor whose clock counts instructions.
+    /// A host of its own with one processor whose clock counts instructions.
     pub fn counting_instructions(mut self) -> Self {
         self.options.push("--icount".to_owned());
-        self
+        self.alone()
     }
 
-    /// A host that may run this long.
+    /// The test may take this long.
     pub fn timeout(self, limit: Duration) -> Self {
         self.option("--timeout", &limit.as_secs().to_string())
     }
 
-    /// A file of this machine's at a path of the host's.
-    pub fn file(self, from: &Path, to: &str) -> Self {
+    /// A file of this machine's at a path of the host's, which is the test's own.
+    pub fn file(mut self, from: &Path, to: &str) -> Self {
+        self.alone = true;
         self.option("--file", &format!("{}:{to}", from.display()))
     }
 
-    /// Has files made on this machine, in a folder that the body of [`Lab::run_with`] finds on its host:
-    /// what takes long under emulation is better done here.
+    /// Has files made on this machine, in a folder that the body of [`Lab::run_with`] finds on its host, which is
+    /// the test's own: what takes long under emulation is better done here.
     pub fn prepare(mut self, files: fn(&Path)) -> Self {
         self.prepare = Some(files);
         self
@@ -144,9 +151,14 @@ impl Lab {
         if let Some(package) = self.kernel_package {
             self = self.kernel(&fetch_kernel(package));
         }
-        let status = Command::new(lab_program())
-            .arg("exec")
-            .arg(products().join("tests").join(program))
+        let mut command = Command::new(lab_program());
+        command.arg("exec").arg(products().join("tests").join(program));
+        if !self.alone {
+            // The host is there for the tests of one run, and ends with the process that runs them.
+            let runner = rustix::process::getppid().map_or(0, |pid| pid.as_raw_nonzero().get());
+            command.args(["--shared-by", &runner.to_string()]);
+        }
+        let status = command
             .args(["--env", &format!("{ARRIVED}=1")])
             .args(self.options)
             .args(["--", "--exact", &test, "--nocapture"])

@@ -1,20 +1,29 @@
 //! The command line and its exit codes.
 
+use std::env;
+use std::ffi::OsString;
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
+use rustix::process::Pid;
 use serde_json::json;
 
 use crate::artifacts::{self, Kernel, SUITE};
+use crate::frames::Request;
 use crate::guest;
 use crate::host::{self, Machine, Outcome, Output, Report};
+use crate::hosts;
 use crate::interrupt::{Interrupt, Interrupted};
+use crate::keeper;
 use crate::places::{self, Places};
 use crate::progress::{Progress, tell};
-use crate::session::{self, Lab, Payload, check_program, command_line, placed, with_variables};
+use crate::session::{
+    self, Lab, Payload, check_program, command_line, one_line, placed, with_variables,
+};
 use crate::size::Mib;
 
 /// The nested host ended without the payload's status.
@@ -38,6 +47,15 @@ pub(crate) enum Error {
     /// The lab's folders.
     #[error(transparent)]
     Places(#[from] places::Error),
+    /// A host cannot be shared.
+    #[error(transparent)]
+    Hosts(#[from] hosts::Error),
+    /// A host cannot be kept.
+    #[error("cannot keep a host: there are no more pipes or threads")]
+    Keep(#[source] io::Error),
+    /// A number that no process has.
+    #[error("{0} is no process: give the number of one that runs")]
+    NoProcess(i32),
     /// Signal handlers.
     #[error("cannot listen for Ctrl-C")]
     Signals(#[source] io::Error),
@@ -100,11 +118,27 @@ enum Task {
     Exec {
         /// The program
         binary: PathBuf,
+        /// Use a host that others have used, and leave it to others, as long as this process runs
+        #[arg(long, value_name = "PID", conflicts_with_all = ["files", "counters", "verbose"])]
+        shared_by: Option<i32>,
         #[command(flatten)]
         options: HostOptions,
         /// Its arguments
         #[arg(last = true)]
         arguments: Vec<String>,
+    },
+    /// Keep a host up for `exec --shared-by`, which starts this
+    #[command(hide = true)]
+    Keep {
+        /// The program that is run on it
+        binary: PathBuf,
+        /// The process whose end is the host's
+        #[arg(long, value_name = "PID")]
+        runner: i32,
+        #[command(flatten)]
+        options: HostOptions,
+        /// The folder of its socket
+        folder: PathBuf,
     },
     /// Show a guest with MTE: directly where this machine can, else in the nested host
     Guest {
@@ -195,6 +229,34 @@ impl HostOptions {
             verbose: self.verbose,
         }
     }
+
+    /// The words that make such a host again.
+    fn words(&self) -> Vec<OsString> {
+        let mut words: Vec<OsString> = Vec::new();
+        let mut option = |name: &str, value: OsString| {
+            let mut word = OsString::from(format!("--{name}="));
+            word.push(value);
+            words.push(word);
+        };
+        option("memory", self.memory.to_string().into());
+        option("append", self.append.clone().into());
+        if let Some(node1) = self.node1 {
+            option("node1", node1.to_string().into());
+        }
+        if let Some(cpus) = self.cpus {
+            option("cpus", cpus.to_string().into());
+        }
+        if let Some(kernel) = &self.kernel {
+            option("kernel", kernel.clone().into());
+        }
+        for argument in &self.qemu {
+            option("qemu", argument.into());
+        }
+        if self.icount {
+            words.push("--icount".into());
+        }
+        words
+    }
 }
 
 /// Does what the command line says; returns the exit code.
@@ -223,12 +285,25 @@ pub(crate) fn run() -> Result<u8, Error> {
                 .map_err(|source| session::Error::Payload { path: script, source })?;
             boot(&lab, &options, &programs, &text, None)
         }
-        Task::Exec { binary, options, arguments } => {
+        Task::Exec { binary, shared_by, options, arguments } => {
             check_program(&binary)?;
-            let name = binary.file_name().unwrap_or_default().to_string_lossy();
-            let path = format!("/test/{name}");
-            let script = command_line(&path, &arguments);
-            boot(&lab, &options, &programs, &script, Some((binary.clone(), path)))
+            let path = in_host(&binary);
+            match shared_by {
+                Some(runner) => share(&lab, &options, &programs, &binary, runner, &arguments),
+                None => {
+                    let script = command_line(&path, &arguments);
+                    boot(&lab, &options, &programs, &script, Some((binary, path)))
+                }
+            }
+        }
+        Task::Keep { binary, runner, options, folder } => {
+            let machine = Machine { timeout: Duration::MAX, ..options.machine() };
+            let files = vec![(binary.clone(), in_host(&binary))];
+            let runner = Pid::from_raw(runner).ok_or(Error::NoProcess(runner))?;
+            let kernel = options.kernel;
+            let host = keeper::Host { machine, kernel, programs, files, folder, runner };
+            keeper::keep(&lab, host).map_err(Error::Keep)?;
+            Ok(0)
         }
         Task::Guest { nested, cpus } => Ok(guest::show(&lab, &programs, nested, cpus)?),
         Task::Shell { host: true, .. } => Ok(guest::host_shell(&lab, &programs)?),
@@ -250,6 +325,36 @@ fn fetch(lab: &Lab, options: &FetchOptions, programs: &Path) -> Result<u8, Error
     Ok(0)
 }
 
+/// Where a program is in the host.
+fn in_host(binary: &Path) -> String {
+    format!("/test/{}", binary.file_name().unwrap_or_default().to_string_lossy())
+}
+
+/// Runs the program on a shared host of this configuration.
+fn share(
+    lab: &Lab,
+    options: &HostOptions,
+    programs: &Path,
+    binary: &Path,
+    runner: i32,
+    arguments: &[String],
+) -> Result<u8, Error> {
+    let mut words = options.words();
+    words.extend(["--runner".into(), runner.to_string().into()]);
+    let files = lab.fingerprint(programs, &[Some(binary), options.kernel.as_deref()])?;
+    let key = hosts::key(&words, &files);
+    let script = command_line(&in_host(binary), arguments);
+    let line = one_line(&with_variables(&options.variables, &script)?)?;
+    let seconds = u32::try_from(options.timeout).unwrap_or(u32::MAX);
+    let keeper = || {
+        let mut command = Command::new(env::current_exe()?);
+        command.arg("--bin-dir").arg(programs).arg("keep").arg(binary).args(&words);
+        Ok(command)
+    };
+    let request = Request::Run(seconds, line);
+    Ok(hosts::run(lab, &key, &request, keeper, &mut io::stdout())?)
+}
+
 fn boot(
     lab: &Lab,
     options: &HostOptions,
@@ -261,8 +366,11 @@ fn boot(
     for text in &options.files {
         files.push(placed(text)?);
     }
-    let payload =
-        Payload { script: with_variables(&options.variables, script)?, files, needs_guest: false };
+    let payload = Payload {
+        script: with_variables(&options.variables, script)?,
+        files,
+        ..Payload::default()
+    };
     let machine = options.machine();
     let output = Output::To(&mut io::stdout());
     let report = lab.run(&machine, options.kernel.as_deref(), programs, payload, output)?;
@@ -353,6 +461,39 @@ mod tests {
         assert_eq!(options.qemu, ["-d"]);
         assert_eq!(options.node1, Some(Mib::new(128)));
         assert!(options.icount && !cli.quiet);
+    }
+
+    #[test]
+    fn the_words_of_a_host_make_the_same_host() {
+        let words = [
+            "lab",
+            "keep",
+            "bin",
+            "--memory=8G",
+            "--node1",
+            "128M",
+            "--cpus=4",
+            "--kernel",
+            "k",
+            "--append=-x y",
+            "--qemu",
+            "-machine",
+            "--qemu",
+            "gic-version=2",
+            "--runner=1",
+            "f",
+        ];
+        let options = |words: &[OsString]| match Cli::try_parse_from(words).unwrap().command {
+            Task::Keep { options, .. } => options,
+            other => panic!("{other:?}"),
+        };
+        let first = options(&words.map(OsString::from));
+        let again =
+            [&words.map(OsString::from)[..3], &first.words(), &["--runner=1".into(), "f".into()]];
+
+        let second = options(&again.concat());
+
+        assert_eq!(format!("{first:?}"), format!("{second:?}"));
     }
 
     #[test]

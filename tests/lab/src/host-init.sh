@@ -26,7 +26,7 @@ ip link set lo up
 # What an administrator of a host for guests would allow.
 echo 1 >/proc/sys/vm/unprivileged_userfaultfd
 
-# Sets token (of this boot), mode (run or shell), rows, columns.
+# Sets token (of this boot), mode (run, shell or serve), rows, columns.
 . /lab/settings
 rm /lab/settings
 
@@ -45,6 +45,87 @@ dmesg -n 1
 exec 3<>/dev/ttyAMA1
 stty raw -echo <&3
 cd /tmp
+
+# ---- serve: one program after another, and what each leaves behind ----
+
+# Sets `found` to the processes of the last program that still run, a line each. Kernel threads and zombies
+# have no command line.
+processes() {
+  found=
+  for path in /proc/[0-9]*; do
+    line=
+    read -r line 2>/dev/null <"$path/cmdline"
+    case $path in /proc/1) ;; *) [ -z "$line" ] || found="${found}process ${path#/proc/}: $line
+" ;; esac
+  done
+}
+# Sets `state` to what programs may change of this host and must set right again, a line each.
+state() {
+  state=
+  while read -r device place rest; do state="${state}mount $place
+"; done </proc/mounts
+  while read -r module rest; do state="${state}module $module
+"; done </proc/modules
+  for path in /* /tmp/* /tmp/.[!.]* /run/* /dev/shm/* /sys/fs/cgroup/*/; do state="${state}file $path
+"; done
+  for path in $settings; do
+    value=
+    read -r value 2>/dev/null <"$path" && state="${state}setting $path = $value
+"
+  done
+}
+# Values that the kernel changes by itself, and files that do something when they are read, are no settings.
+settings() {
+  settings=
+  for path in /proc/sys/vm/* /proc/sys/kernel/numa_balancing /proc/sys/kernel/core_pattern \
+    /sys/module/kvm/parameters/* /sys/kernel/mm/transparent_hugepage/* \
+    /sys/kernel/mm/transparent_hugepage/khugepaged/* /sys/kernel/mm/hugepages/*/nr_*hugepages; do
+    case $path in
+    */stat_refresh | */compact_memory | */drop_caches | */pages_collapsed | */full_scans) ;;
+    *) [ -d "$path" ] || settings="$settings $path" ;;
+    esac
+  done
+}
+# Waits until the host is as it came up. Else sets `whole` to 0, and says what is different.
+whole() {
+  tries=0
+  while :; do
+    processes; state
+    whole=1
+    [ -n "$found" ] || [ "$state" != "$fresh" ] || return
+    tries=$((tries + 1))
+    [ $tries -lt 50 ] || break
+    usleep 100000
+  done
+  whole=0
+  printf '%s' "$fresh" >/lab/fresh
+  printf '%s' "$state" >/lab/state
+  printf '%s\n' "lab: left behind on the host (- as it came up, + now):"
+  diff -U 0 /lab/fresh /lab/state | while read -r line; do
+    case $line in ---* | +++* | @@*) ;; *) printf 'lab:   %s\n' "$line" ;; esac
+  done
+  printf '%s' "$found" | while read -r line; do printf 'lab:   + %s\n' "$line"; done
+}
+# Requests come on the line on which the output goes, a line of shell each. The lab finds the end of a
+# program's output by the token, which no program knows.
+serve() {
+  settings; state; fresh=$state
+  printf '\000%s ready\n' "$token"
+  while read -r request; do
+    setsid sh -c "$request" </dev/null 2>&1
+    status=$?
+    whole
+    printf '\000%s end %s %s\n' "$token" "$status" "$whole"
+  done
+}
+if [ "$mode" = serve ]; then
+  tell start 0
+  serve <&3 >&3 3>&-
+  poweroff -f
+fi
+
+# ---- one program ----
+
 now; start=$now
 tell start $start
 if [ "$mode" = shell ]; then

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
@@ -84,6 +84,13 @@ pub(crate) struct Machine {
 pub(crate) enum Output<'a> {
     /// Bytes as they come.
     To(&'a mut (dyn Write + Send)),
+    /// The same, and the payload has an input.
+    Between {
+        /// The input's end that QEMU reads.
+        input: OwnedFd,
+        /// Takes bytes as they come.
+        target: &'a mut (dyn Write + Send),
+    },
     /// The terminal itself, which is also the payload's input.
     Terminal,
 }
@@ -134,18 +141,25 @@ pub(crate) fn boot(
     let (log, log_end) = pipe_with(PipeFlags::CLOEXEC).map_err(io::Error::from)?;
     // QEMU inherits this end; ours is closed below, so that the log ends with QEMU.
     rustix::io::fcntl_setfd(&log_end, FdFlags::empty()).map_err(io::Error::from)?;
-    let terminal = matches!(output, Output::Terminal);
+    let (input, target) = match output {
+        Output::To(target) => (Stdio::null(), Some(target)),
+        Output::Between { input, target } => (input.into(), Some(target)),
+        Output::Terminal => (Stdio::inherit(), None),
+    };
+    let terminal = target.is_none();
     let mut command = Command::new(QEMU);
     command.args(arguments(machine, kernel, initrd, log_end.as_raw_fd(), terminal)?);
-    command.stderr(Stdio::piped());
+    command.stdin(input).stderr(Stdio::piped());
     if !terminal {
-        command.stdin(Stdio::null()).stdout(Stdio::piped());
+        command.stdout(Stdio::piped());
     }
     let group = if terminal { Group::Shared } else { Group::Own };
     let _settings = terminal.then(TerminalSettings::save);
     interrupt.check()?;
     let started = Instant::now();
     let mut qemu = Qemu(spawn_tied(&mut command, group).map_err(Error::NoQemu)?);
+    // Which also closes our copy of the input's end.
+    drop(command);
     drop(log_end);
     let watch = interrupt.watch(&qemu.0);
     let mut session = Session {
@@ -163,7 +177,7 @@ pub(crate) fn boot(
             let sender = sender.clone();
             scope.spawn(move || forward(stderr, &sender, Event::Error));
         }
-        if let (Some(stdout), Output::To(target)) = (qemu.0.stdout.take(), output) {
+        if let (Some(stdout), Some(target)) = (qemu.0.stdout.take(), target) {
             scope.spawn(move || copy(stdout, target));
         }
         scope.spawn(move || forward(File::from(log), &sender, Event::Log));

@@ -47,7 +47,7 @@ impl Interrupt {
     }
 
     /// What a signal does.
-    fn raise(&self) {
+    pub(crate) fn raise(&self) {
         self.0.raised.store(true, Ordering::SeqCst);
         self.end_child(Signal::TERM);
     }
@@ -71,7 +71,8 @@ impl Interrupt {
         Watch(self)
     }
 
-    fn end_child(&self, signal: Signal) {
+    /// Sends the child of the moment a signal, if there is one.
+    pub(crate) fn end_child(&self, signal: Signal) {
         if let Some(pid) = *self.child() {
             // A child that is gone already is what we want.
             let _ = kill_process(pid, signal);

@@ -107,6 +107,11 @@ impl Places {
         self.products.join("tmp")
     }
 
+    /// One folder for each host that is kept up.
+    pub(crate) fn hosts(&self) -> PathBuf {
+        self.temporary().join("hosts")
+    }
+
     /// Waits until no other process prepares the lab's folders; the lock ends with the returned guard.
     ///
     /// # Errors
@@ -125,7 +130,15 @@ pub(crate) struct Lock {
     _files: [fs::File; 2],
 }
 
-fn lock(folder: &Path, interrupt: &Interrupt, progress: Progress) -> Result<fs::File, Error> {
+/// Waits until no other process has locked the folder, which is made where it is missing.
+///
+/// # Errors
+/// When the lock file cannot be used, and on Ctrl-C.
+pub(crate) fn lock(
+    folder: &Path,
+    interrupt: &Interrupt,
+    progress: Progress,
+) -> Result<fs::File, Error> {
     make_folder(folder)?;
     let path = folder.join("lock");
     let failed = |source: io::Error| Error::Lock { path: path.clone(), source };

@@ -50,6 +50,9 @@ pub(crate) enum Error {
     /// An `--env` that cannot be understood.
     #[error("'{0}' sets no variable: write NAME=value")]
     Variable(String),
+    /// A request to a shared host is one line.
+    #[error("a variable or argument has more than one line, which a shared host does not take")]
+    Lines,
     /// The boot's temporary folder.
     #[error("cannot make a temporary folder: check the space left and the permissions")]
     Temporary(#[source] io::Error),
@@ -75,6 +78,8 @@ pub(crate) struct Payload {
     pub(crate) files: Vec<(PathBuf, String)>,
     /// Needs the guest's initramfs: without the guest's init it cannot run.
     pub(crate) needs_guest: bool,
+    /// The token of the boot, where the caller has to know it.
+    pub(crate) token: Option<String>,
 }
 
 impl Lab {
@@ -138,14 +143,14 @@ impl Lab {
     ) -> Result<Report, Error> {
         let folder = host::temporary(&self.places.temporary()).map_err(Error::Temporary)?;
         let initrd = folder.path().join("host.cpio");
-        let token = host::token().map_err(Error::Temporary)?;
+        let token = payload.token.map_or_else(host::token, Ok).map_err(Error::Temporary)?;
         let lock = self.places.lock(&self.interrupt, self.progress)?;
         let stamp =
             Store::new(&self.places, &lock, &self.interrupt, self.progress).ensure(false)?;
         let base = images::host_base(&self.places, &stamp)?;
         let extra = Extra {
             payload: payload.script,
-            settings: settings(&token, matches!(output, Output::Terminal)),
+            settings: settings(&token, &output),
             files: self.files(payload.files, payload.needs_guest, &stamp, programs)?,
         };
         images::host(&base, &extra, &initrd)?;
@@ -156,6 +161,31 @@ impl Lab {
         let report =
             host::boot(machine, kernel, &initrd, &token, output, &self.interrupt, self.progress)?;
         Ok(report)
+    }
+
+    /// What hosts differ in that are made from other files: their paths, sizes and times.
+    ///
+    /// # Errors
+    /// When this program has no path.
+    pub(crate) fn fingerprint(
+        &self,
+        programs: &Path,
+        more: &[Option<&Path>],
+    ) -> Result<String, Error> {
+        let artifacts = self.places.artifacts();
+        let own = std::env::current_exe().map_err(Error::Temporary)?;
+        let known = [artifacts.join("stamp.json"), artifacts.join("initrd.cpio"), own];
+        let built = PROGRAMS.map(|name| programs.join(name));
+        let mut text = String::new();
+        for path in
+            known.iter().chain(&built).map(PathBuf::as_path).chain(more.iter().flatten().copied())
+        {
+            // What has not been made or built has no file; the host says so itself.
+            let data = fs::metadata(path).ok();
+            let state = data.map(|data| (data.len(), data.modified().ok()));
+            text.push_str(&format!("{} {state:?}\n", path.display()));
+        }
+        Ok(text)
     }
 
     /// The payload's files, and what every host has.
@@ -180,13 +210,17 @@ impl Lab {
 }
 
 /// Shell assignments for the host's init.
-fn settings(token: &str, terminal: bool) -> String {
+fn settings(token: &str, output: &Output<'_>) -> String {
     let size = rustix::termios::tcgetwinsize(std::io::stdin()).ok();
     // A line of unknown size counts as the classic terminal.
     let (rows, columns) = size
         .filter(|size| size.ws_row > 0 && size.ws_col > 0)
         .map_or((24, 80), |size| (size.ws_row, size.ws_col));
-    let mode = if terminal { "shell" } else { "run" };
+    let mode = match output {
+        Output::To(_) => "run",
+        Output::Between { .. } => "serve",
+        Output::Terminal => "shell",
+    };
     format!("token={token}\nmode={mode}\nrows={rows}\ncolumns={columns}\n")
 }
 
@@ -222,6 +256,19 @@ pub(crate) fn with_variables(variables: &[String], script: &str) -> Result<Strin
     }
     text.push_str(script);
     Ok(text)
+}
+
+/// The script as one line.
+///
+/// # Errors
+/// [`Error::Lines`] where a command goes on in the next line.
+pub(crate) fn one_line(script: &str) -> Result<String, Error> {
+    // A quoted quote is no quote.
+    let whole = |line: &str| line.replace("\\'", "").matches('\'').count().is_multiple_of(2);
+    match script.lines().all(whole) {
+        true => Ok(script.lines().collect::<Vec<_>>().join("; ")),
+        false => Err(Error::Lines),
+    }
 }
 
 /// A script that runs the program at `path` with `arguments`.
@@ -288,6 +335,15 @@ mod tests {
         assert!(with_variables(&["1A=x".into()], "").is_err());
         assert!(with_variables(&["A B=x".into()], "").is_err());
         assert!(with_variables(&["A".into()], "").is_err());
+    }
+
+    #[test]
+    fn a_script_of_whole_lines_can_be_one_line() {
+        let script =
+            with_variables(&["A=it's".into()], &command_line("x", &["y z".into()])).unwrap();
+
+        assert_eq!(one_line(&script).unwrap(), "export A='it'\\''s'; exec 'x' 'y z'");
+        assert!(one_line(&command_line("x", &["y\nz".into()])).is_err());
     }
 
     #[test]
