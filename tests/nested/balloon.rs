@@ -8,7 +8,7 @@ use testing::footprint::Footprint;
 use testing::guest::{Guest, Plan};
 use testing::lab::{Lab, program};
 use testing::wait::until;
-use vmm::control::client::{Client, Error};
+use vmm::api::client::{Client, Error};
 
 use crate::reporting::{plan, start};
 

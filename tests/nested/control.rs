@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use testing::guest::{Guest, Plan, parse};
 use testing::lab::{Lab, program};
-use vmm::control::model::State;
+use vmm::api::model::State;
 
 fn tick(guest: &mut Guest) -> (u64, u64) {
     let report = guest.report("tick");
@@ -108,7 +108,7 @@ fn a_vcpu_is_stopped_where_no_signal_can_be_queued() {
         command.args(run.get_args()).arg("--api-sock").arg(&socket);
         let mut child = command.spawn().unwrap();
         let mut client = testing::wait::until("the control socket", || {
-            vmm::control::client::Client::connect(&socket, testing::wait::PATIENCE).ok()
+            vmm::api::client::Client::connect(&socket, testing::wait::PATIENCE).ok()
         });
 
         client.pause().unwrap();

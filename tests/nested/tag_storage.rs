@@ -8,7 +8,7 @@ use testing::guest::{Guest, Plan};
 use testing::lab::{Lab, program};
 use testing::memory::{Pages, pages, tagged_ram};
 use testing::wait::until;
-use vmm::control::client::Client;
+use vmm::api::client::Client;
 
 use crate::reporting::{plan, start};
 

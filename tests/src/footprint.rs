@@ -4,7 +4,7 @@ use std::fmt;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use vmm::control::client::Client;
+use vmm::api::client::Client;
 
 use crate::guest::Guest;
 use crate::wait::PATIENCE;

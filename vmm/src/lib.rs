@@ -3,10 +3,10 @@
 //! The way of the data: [`config`] to [`spec`] to `machine` to [`vcpu`] thread to bus to device. See
 //! ARCHITECTURE.md for the numbered steps of one run.
 
+pub mod api;
 pub mod backends;
 pub mod config;
 pub mod console;
-pub mod control;
 pub mod doctor;
 pub mod error;
 pub mod exit_status;

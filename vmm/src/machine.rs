@@ -24,12 +24,12 @@ use serde_json::{Value, json};
 use thiserror::Error;
 use vm_memory::Bytes as _;
 
+use crate::api::model;
 use crate::backends::balloon;
 use crate::backends::entropy::{self, HostEntropy};
 use crate::backends::queues::Gate;
 use crate::backends::reporting::{self, Setup};
 use crate::console::{Output, Quiesce};
-use crate::control::model;
 use crate::error::{is_denied, say};
 use crate::exit_status::ExitStatus;
 use crate::kvm::{self, KvmVcpu, Vm};

@@ -10,12 +10,12 @@ use arch::units::Bytes;
 use event_manager::{EventManager, SubscriberOps};
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use vmm::control::balloon::{BalloonChange, no_balloon, statistics_off};
-use vmm::control::model::{
+use vmm::api::balloon::{BalloonChange, no_balloon, statistics_off};
+use vmm::api::model::{
     Balloon, BalloonStats, BalloonStatsUpdate, BalloonUpdate, DriverState, Footprint, GuestStats,
     InstanceInfo, Reporting, State, TagStorage,
 };
-use vmm::control::{ControlError, Controller, Server};
+use vmm::api::{ControlError, Controller, Server};
 
 struct FakeVm {
     state: State,

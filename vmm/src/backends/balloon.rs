@@ -18,9 +18,9 @@ use serde_json::{Value, json};
 
 use super::queues::{Gate, Shared};
 use super::reporting::{self, Diagnosis, DriverState, Running, Setup};
-use crate::control::ControlError;
-use crate::control::balloon::{BalloonChange, statistics_off};
-use crate::control::model::{self, BalloonStats, BalloonUpdate, GuestStats};
+use crate::api::ControlError;
+use crate::api::balloon::{BalloonChange, statistics_off};
+use crate::api::model::{self, BalloonStats, BalloonUpdate, GuestStats};
 use crate::error::say;
 use crate::memory::{GuestRam, reclaim};
 use crate::spec::BalloonSpec;

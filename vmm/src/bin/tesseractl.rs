@@ -10,9 +10,9 @@ use arch::units::Bytes;
 use clap::{Parser, Subcommand, ValueEnum};
 use serde::Serialize;
 use serde_json::{Value, json};
-use vmm::control::client::{Client, DEFAULT_TIMEOUT, Error};
-use vmm::control::model::{BalloonStatsUpdate, BalloonUpdate};
-use vmm::control::report;
+use vmm::api::client::{Client, DEFAULT_TIMEOUT, Error};
+use vmm::api::model::{BalloonStatsUpdate, BalloonUpdate};
+use vmm::api::report;
 use vmm::error::chain;
 use vmm::tag_storage::broker;
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use thiserror::Error;
 
 use super::policy::{LendingError, Placement, RamKind};
-use crate::control::model::Borrows;
+use crate::api::model::Borrows;
 use crate::memory::GuestRam;
 use crate::tag_storage::broker::{self, Client};
 use crate::tag_storage::supply::SupplyName;

@@ -22,7 +22,7 @@ use super::placement::policy::LendingError;
 use super::pool::counters::Counters;
 use super::pool::error::ReserveError;
 use super::pool::lease::{chunks_of, tags_of};
-use crate::control::model::{self, TagStorageChunks};
+use crate::api::model::{self, TagStorageChunks};
 use crate::memory::{GuestRam, Reservations, Unreserved};
 use crate::spec::{ReservationMode, TagStorageSpec};
 pub use backend::PoolClient;

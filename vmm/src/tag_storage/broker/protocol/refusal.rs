@@ -4,7 +4,7 @@ use arch::units::Bytes;
 use std::fmt;
 
 use super::wire::{MAX_TEXT, VERSION};
-use crate::control::report::printable;
+use crate::api::report::printable;
 use crate::error::chain;
 use crate::tag_storage::pool::ReserveError;
 use crate::tag_storage::supply::SupplyName;

@@ -3,7 +3,7 @@
 use arch::units::Bytes;
 
 use super::{Align, grouped, printable, size, table, time};
-use crate::control::model::{Balloon, BalloonStats, Footprint};
+use crate::api::model::{Balloon, BalloonStats, Footprint};
 
 /// Characters of a bar that stands for the whole of guest memory.
 const BAR: u64 = 20;
@@ -160,5 +160,4 @@ fn pages(count: u64) -> String {
 }
 
 #[cfg(test)]
-#[path = "balloon_tests.rs"]
 mod tests;

@@ -6,7 +6,7 @@ use std::io;
 use arch::units::Bytes;
 
 use super::*;
-use crate::control::fake::{Call, FakeBalloon, FakeVm};
+use crate::api::fake::{Call, FakeBalloon, FakeVm};
 
 fn ask(vm: &mut FakeVm, method: &str, path: &str, body: &str) -> Response {
     let request = Request {

@@ -15,9 +15,9 @@ use serde_json::json;
 use tempfile::TempDir;
 
 use super::*;
-use crate::control::connection::{MAX_UNSENT, READ_CHUNK};
-use crate::control::fake::{Call, FakeVm};
-use crate::control::model::State;
+use crate::api::connection::{MAX_UNSENT, READ_CHUNK};
+use crate::api::fake::{Call, FakeVm};
+use crate::api::model::State;
 
 const GET: &str = "GET / HTTP/1.1\r\n\r\n";
 

@@ -466,5 +466,4 @@ fn parse_answer(bytes: &[u8]) -> Result<Parsed, Error> {
 }
 
 #[cfg(test)]
-#[path = "client_tests.rs"]
 mod tests;

@@ -61,5 +61,4 @@ pub fn statistics_off() -> ControlError {
 }
 
 #[cfg(test)]
-#[path = "balloon_tests.rs"]
 mod tests;

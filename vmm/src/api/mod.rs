@@ -30,8 +30,6 @@ mod server;
 #[cfg(test)]
 pub(crate) mod contract;
 #[cfg(test)]
-mod contract_tests;
-#[cfg(test)]
 pub(crate) mod fake;
 
 pub use server::Server;

@@ -3,14 +3,15 @@
 
 use serde_json::{Value, json};
 
-use super::contract::Contract;
-use super::fake::{FakeBalloon, FakeVm};
-use super::http::{Request, Response};
-use super::model::{
+use super::Contract;
+use crate::api::fake::{FakeBalloon, FakeVm};
+use crate::api::http::{self, Request, Response};
+use crate::api::model::{
     DriverState, FIRECRACKER_API_VERSION, GuestStats, OnExhausted, ReportingState, TESSERA_VERSION,
     TagStorageMode,
 };
-use super::routes::{ROUTES, answer};
+use crate::api::routes::{ROUTES, answer};
+use crate::api::server;
 
 fn ask(method: &str, path: &str, body: &str) -> (u16, Option<Value>) {
     ask_of(&mut FakeVm::default(), method, path, body)
@@ -57,9 +58,9 @@ fn description_states_the_bounds_of_the_program() {
 
     let text = contract.root()["info"]["description"].as_str().unwrap();
 
-    assert!(text.contains(&format!("{} KiB", super::http::MAX_HEAD >> 10)));
-    assert!(text.contains(&format!("{} bytes", super::http::MAX_BODY)));
-    assert_eq!(super::server::MAX_CONNECTIONS, 10);
+    assert!(text.contains(&format!("{} KiB", http::MAX_HEAD >> 10)));
+    assert!(text.contains(&format!("{} bytes", http::MAX_BODY)));
+    assert_eq!(server::MAX_CONNECTIONS, 10);
     assert!(text.contains("Ten clients"));
 }
 

@@ -4,8 +4,8 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::api::model::{DriverState, GuestStats, Reporting, ReportingState};
 use crate::backends::reporting::Diagnosis;
-use crate::control::model::{DriverState, GuestStats, Reporting, ReportingState};
 
 fn lines(text: &str) -> Vec<&str> {
     text.lines().collect()

@@ -191,5 +191,4 @@ pub fn printable(text: &str) -> String {
 }
 
 #[cfg(test)]
-#[path = "report_tests.rs"]
 mod tests;

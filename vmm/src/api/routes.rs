@@ -181,5 +181,4 @@ fn act(vm: &mut dyn Controller, action: InstanceActionInfo) -> Outcome {
 }
 
 #[cfg(test)]
-#[path = "routes_tests.rs"]
 mod tests;

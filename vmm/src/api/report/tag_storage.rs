@@ -3,7 +3,7 @@
 use arch::layout::CHUNK;
 
 use super::{Align, flatten, grouped, printable, size, table};
-use crate::control::model::TagStorage;
+use crate::api::model::TagStorage;
 
 /// The tag storage of a VM as an aligned table, one fact a line, with its supply beside each size.
 pub fn tag_storage(told: &TagStorage) -> String {
@@ -56,8 +56,8 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
-    use crate::control::Controller;
-    use crate::control::fake::FakeVm;
+    use crate::api::Controller;
+    use crate::api::fake::FakeVm;
 
     #[test]
     fn each_size_has_its_supply_beside_it() {

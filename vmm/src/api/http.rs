@@ -350,5 +350,4 @@ impl Response {
 }
 
 #[cfg(test)]
-#[path = "http_tests.rs"]
 mod tests;

@@ -150,5 +150,4 @@ impl<C: Controller> MutEventSubscriber for Server<C> {
 }
 
 #[cfg(test)]
-#[path = "server_tests.rs"]
 mod tests;

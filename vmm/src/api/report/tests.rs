@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use serde_json::json;
 
 use super::*;
-use crate::control::model::{FIRECRACKER_API_VERSION, State, TESSERA_VERSION};
+use crate::api::model::{FIRECRACKER_API_VERSION, State, TESSERA_VERSION};
 
 #[test]
 fn status_is_an_aligned_table_of_what_is_known() {

@@ -170,3 +170,6 @@ fn json(yaml: &Yaml<'_>) -> Value {
         other => panic!("resources/openapi.yaml uses {other:?}, which this test does not read"),
     }
 }
+
+#[cfg(test)]
+mod tests;
