@@ -50,6 +50,47 @@ impl Timer {
     }
 }
 
+/// An alarm on the wall clock (CLOCK_REALTIME), none at first. Its descriptor is readable once it went
+/// off, until [`WallTimer::take`]. It goes off, too, when the clock is set to a time beyond it.
+pub struct WallTimer(OwnedFd);
+
+impl WallTimer {
+    /// An alarm that is not set.
+    ///
+    /// # Errors
+    /// When the host gives none.
+    pub fn new() -> io::Result<Self> {
+        let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
+        Ok(Self(timerfd_create(TimerfdClockId::Realtime, flags)?))
+    }
+
+    /// Replaces the alarm: in seconds since 1970, or none.
+    ///
+    /// # Errors
+    /// When the host refuses: then it is as before.
+    pub fn set(&self, at: Option<u64>) -> io::Result<()> {
+        // Zero stops a timer. Any other time in the past is as good.
+        let at = at.map_or(0, |at| i64::try_from(at).unwrap_or(i64::MAX).max(1));
+        let when = Itimerspec {
+            it_interval: Timespec { tv_sec: 0, tv_nsec: 0 },
+            it_value: Timespec { tv_sec: at, tv_nsec: 0 },
+        };
+        timerfd_settime(&self.0, TimerfdTimerFlags::ABSTIME, &when)?;
+        Ok(())
+    }
+
+    /// Whether it went off since the last call.
+    pub fn take(&self) -> bool {
+        rustix::io::read(&self.0, &mut [0; 8]).is_ok()
+    }
+}
+
+impl AsRawFd for WallTimer {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
 fn timespec(time: Duration) -> io::Result<Timespec> {
     Timespec::try_from(time).map_err(|_| io::ErrorKind::InvalidInput.into())
 }
@@ -90,6 +131,23 @@ mod tests {
         assert!(goes_off(&timer) && goes_off(&timer));
         timer.once(SHORT).unwrap();
         assert!(goes_off(&timer));
+        assert!(!timer.take());
+    }
+
+    #[test]
+    fn a_wall_timer_takes_any_time_and_goes_off_when_it_has_passed() {
+        let timer = WallTimer::new().unwrap();
+        for far in [u64::MAX, i64::MAX as u64, 1 << 34] {
+            timer.set(Some(far)).unwrap();
+            assert!(!timer.take());
+        }
+
+        for past in [0, 1_000_000] {
+            timer.set(Some(past)).unwrap();
+            poll(&mut [PollFd::new(&timer.0, PollFlags::IN)], None).unwrap();
+            assert!(timer.take());
+        }
+        timer.set(None).unwrap();
         assert!(!timer.take());
     }
 
