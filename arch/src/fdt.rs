@@ -14,7 +14,9 @@ use thiserror::Error;
 use vm_fdt::FdtWriter;
 use vm_memory::Address;
 
-use crate::gic::{Gic, Spi, TIMER_PPIS, TRIGGER_EDGE_RISING, TRIGGER_LEVEL_LOW};
+use crate::gic::{
+    Gic, Spi, TIMER_PPIS, TRIGGER_EDGE_RISING, TRIGGER_LEVEL_HIGH, TRIGGER_LEVEL_LOW,
+};
 use crate::layout::{MAX_FDT, MemoryRange};
 use crate::regs::Mpidr;
 use crate::units::Bytes;
@@ -148,8 +150,7 @@ pub struct Tree<'a> {
     pub gic: &'a Gic,
     /// The serial port, ns16550a.
     pub serial: MmioNode,
-    /// The real-time clock, PL031. Its interrupt is not described: the model has no alarm, and a
-    /// guest that sees no interrupt offers none.
+    /// The real-time clock, PL031, whose interrupt is its alarm.
     pub rtc: MmioNode,
     /// The GPIO controller, PL061, whose line [`POWER_KEY_LINE`] is the power key.
     pub gpio: MmioNode,
@@ -301,6 +302,9 @@ impl Tree<'_> {
         let node = fdt.begin_node(&name("rtc", self.rtc.range))?;
         primecell(fdt, "arm,pl031")?;
         reg(fdt, &[self.rtc.range])?;
+        // The alarm is a level: it stays until the guest clears it.
+        let interrupt = [SHARED, self.rtc.spi.number(), TRIGGER_LEVEL_HIGH];
+        fdt.property_array_u32("interrupts", &interrupt)?;
         Ok(fdt.end_node(node)?)
     }
 

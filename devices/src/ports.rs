@@ -34,6 +34,36 @@ impl<T: IrqLine + ?Sized> IrqLine for Box<T> {
     }
 }
 
+/// An interrupt line that carries a level: it is high for as long as the model wants attention, and the
+/// device tree describes its interrupt as active high.
+///
+/// It cannot be made of an event such as an irqfd, whose level falls before the guest looks at it.
+pub trait LevelLine: Send {
+    /// Sets the level. Setting it to what it is has no effect.
+    ///
+    /// It is called with the model locked, on any thread, and must not block.
+    ///
+    /// # Errors
+    /// What the machine answered. A model counts failures and continues, as with [`IrqLine::trigger`].
+    fn set(&self, high: bool) -> io::Result<()>;
+}
+
+/// The host's wall clock, and one alarm on it.
+///
+/// Times are seconds since 1970, and 0 before. The clock can be set, so the alarm is for a time and not
+/// for a duration: when the clock jumps over it, it goes off.
+pub trait WallClock: Send {
+    /// The time now.
+    fn now(&self) -> u64;
+
+    /// Replaces the alarm: once [`now`](Self::now) is `at` or later, the owner of the model is to call it
+    /// (for a clock, [`Rtc::on_alarm`](crate::rtc::Rtc::on_alarm)) from its own thread, once. `None`: there
+    /// is no alarm. One that fails to be set shows when the guest next reads a register.
+    ///
+    /// It is called with the model locked, on any thread, and must not block nor call the model.
+    fn set_alarm(&self, at: Option<u64>);
+}
+
 /// Has the queues of a virtio device served: soon, on the thread that serves them.
 pub trait Doorbells: Send {
     /// Asks for a turn of a queue; nothing happens for a queue that is not there.

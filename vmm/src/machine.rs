@@ -26,6 +26,7 @@ use vm_memory::Bytes as _;
 
 use crate::api::model;
 use crate::backends::balloon;
+use crate::backends::clock::{HostClock, RtcEvents};
 use crate::backends::entropy::{self, HostEntropy};
 use crate::backends::queues::Gate;
 use crate::backends::reporting::{self, Setup};
@@ -80,8 +81,8 @@ pub enum Error {
     /// It may not live beside the broker's tag storage.
     #[error(transparent)]
     BorrowerLease(#[from] tag_storage::BorrowerLeaseError),
-    /// The balloon's timers cannot be had.
-    #[error("the host gives no timers for the balloon: look at ulimit -n")]
+    /// The devices' timers cannot be had.
+    #[error("the host gives no timers for the guest's devices: look at ulimit -n")]
     Timers(#[source] io::Error),
     /// The vCPUs' threads cannot be started.
     #[error(transparent)]
@@ -158,7 +159,10 @@ impl Machine {
         let gpio = Arc::new(Mutex::new(Gpio::new(irq(layout::GPIO_SPI)?)));
         let mut bus = Bus::new();
         attach(&mut bus, layout::SERIAL, serial.clone())?;
-        attach(&mut bus, layout::RTC, Arc::new(Mutex::new(Rtc::new())))?;
+        let clock = HostClock::new().map_err(Error::Timers)?;
+        let rtc = Rtc::new(Box::new(clock.clone()), Box::new(vm.level_irq(layout::RTC_SPI)));
+        let rtc = Arc::new(Mutex::new(rtc));
+        attach(&mut bus, layout::RTC, rtc.clone())?;
         attach(&mut bus, layout::GPIO, gpio.clone())?;
         let gate = Gate::default();
         let mut slots = Slots::new(&vm, &mut bus, &gate);
@@ -173,7 +177,8 @@ impl Machine {
             .map(|wanted| add_balloon(&mut slots, wanted, spec, reclaimer(), guest_page))
             .transpose()?;
         let rng_counters = spec.rng.then(|| add_rng(&mut slots)).transpose()?;
-        let (virtio, queue_events) = slots.finish();
+        let (virtio, mut queue_events) = slots.finish();
+        queue_events.push(Box::new(RtcEvents::new(rtc, clock)));
         write_fdt(&vm, spec, &vcpus, &gic, &loaded, &virtio)?;
         if let Some(first) = vcpus.first() {
             first.set_boot_state(loaded.entry, loaded.fdt.base)?;

@@ -2,11 +2,13 @@
 #![allow(unsafe_code)]
 
 use std::io;
+use std::sync::{Arc, Weak};
 
 use arch::gic::{Gic, Spi};
-use devices::ports::IrqLine;
+use devices::ports::{IrqLine, LevelLine};
 use kvm_bindings::{
-    KVM_CAP_ARM_MTE, KVM_CAP_ARM_NISV_TO_USER, kvm_enable_cap, kvm_userspace_memory_region,
+    KVM_ARM_IRQ_TYPE_SHIFT, KVM_ARM_IRQ_TYPE_SPI, KVM_CAP_ARM_MTE, KVM_CAP_ARM_NISV_TO_USER,
+    kvm_enable_cap, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{DeviceFd, IoEventAddress, VmFd};
 use vm_memory::GuestAddress;
@@ -26,7 +28,7 @@ const MAX_SLOT: u64 = 4 << 40;
 pub struct Vm {
     // The device's file keeps the interrupt controller.
     gic_device: Option<DeviceFd>,
-    fd: VmFd,
+    fd: Arc<VmFd>,
     ram: GuestRam,
 }
 
@@ -46,7 +48,7 @@ impl Vm {
         // Without it, an access that has no syndrome is an error without an address. An older KVM has none.
         let nisv = kvm_enable_cap { cap: KVM_CAP_ARM_NISV_TO_USER, ..Default::default() };
         let _ = fd.enable_cap(&nisv);
-        let vm = Self { gic_device: None, fd, ram };
+        let vm = Self { gic_device: None, fd: Arc::new(fd), ram };
         vm.set_memory(mte)?;
         Ok(vm)
     }
@@ -113,6 +115,14 @@ impl Vm {
         Ok(Irq(event))
     }
 
+    /// An interrupt line of the guest's that carries a level.
+    pub fn level_irq(&self, spi: Spi) -> LevelIrq {
+        LevelIrq {
+            vm: Arc::downgrade(&self.fd),
+            irq: KVM_ARM_IRQ_TYPE_SPI << KVM_ARM_IRQ_TYPE_SHIFT | spi.intid(),
+        }
+    }
+
     /// An event that KVM writes when the guest stores the 32-bit `value` at `address`; the store ends
     /// there, and other values go to the bus.
     ///
@@ -146,5 +156,18 @@ pub struct Irq(EventFd);
 impl IrqLine for Irq {
     fn trigger(&self) -> io::Result<()> {
         self.0.write(1)
+    }
+}
+
+/// A level-triggered interrupt line (KVM_IRQ_LINE). It does not keep the VM.
+pub struct LevelIrq {
+    vm: Weak<VmFd>,
+    irq: u32,
+}
+
+impl LevelLine for LevelIrq {
+    fn set(&self, high: bool) -> io::Result<()> {
+        let vm = self.vm.upgrade().ok_or(io::ErrorKind::BrokenPipe)?;
+        Ok(vm.set_irq_line(self.irq, high)?)
     }
 }
