@@ -54,10 +54,8 @@ impl BrokerEvents {
         let retry = || machine.tag_storage().into_iter().for_each(|tags| tags.retry());
         match heard {
             BrokerEvent::GiveBack { chunks } => machine.give_back(chunks.into()),
-            BrokerEvent::Relief => {
-                machine.take_back();
-                retry();
-            }
+            BrokerEvent::Retry => retry(),
+            BrokerEvent::StopReclaim => machine.take_back(),
             BrokerEvent::Detached => {
                 machine.take_back();
                 say("the broker is gone: the guest goes on with the tag storage that it has");

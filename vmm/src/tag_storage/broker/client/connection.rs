@@ -99,7 +99,7 @@ impl Connection {
         }
     }
 
-    /// Has the broker take over slots, at most [`MAX_SLOTS`].
+    /// Has the broker take over slots, as many as fit one message.
     pub(crate) fn adopt(
         &self,
         path: &Path,

@@ -121,13 +121,15 @@ impl std::fmt::Display for LastError {
 /// What a VM hears of its broker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BrokerEvent {
-    /// Other VMs lack so many chunks: give back what the guest can do without.
+    /// Other VMs lack tag storage: give back this many chunks that the guest can do without.
     GiveBack {
-        /// Chunks that are lacking.
+        /// Chunks that are asked of this VM.
         chunks: u32,
     },
-    /// Waiting requests may succeed now, and nobody needs to give more.
-    Relief,
+    /// Waiting requests may succeed now.
+    Retry,
+    /// Nothing more is to be given back.
+    StopReclaim,
     /// The broker is gone.
     Detached,
     /// A broker is back.
@@ -272,7 +274,8 @@ impl Client {
             let Some(line) = &line else { break };
             match line.notice() {
                 Ok(Some(Notice::GiveBack { chunks })) => told(BrokerEvent::GiveBack { chunks }),
-                Ok(Some(Notice::Relief)) => told(BrokerEvent::Relief),
+                Ok(Some(Notice::Retry)) => told(BrokerEvent::Retry),
+                Ok(Some(Notice::StopReclaim)) => told(BrokerEvent::StopReclaim),
                 Ok(None) => break,
                 Err(()) => {
                     self.0.detach(line);

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::connection::Connection;
 use super::{Books, BrokerEvent, Error, LastError, Shared, lock};
 use crate::sys::thread;
-use crate::tag_storage::broker::protocol::wire::{MAX_SLOTS, Role, Terms};
+use crate::tag_storage::broker::protocol::wire::{MAX_ADOPT, Role, Terms};
 use crate::tag_storage::pool::{SlotIndex, tags_of};
 
 /// The first pause before the broker is tried again, and the longest: a broker that is restarted is back
@@ -36,7 +36,7 @@ impl Shared {
     /// When the broker does not have all of it, or is gone, as it is when the line is not `present` any more.
     pub(crate) fn settle(&self, line: &Arc<Connection>, present: bool) -> Result<(), Error> {
         let debts = self.books().holdings.debts();
-        for part in debts.chunks(MAX_SLOTS) {
+        for part in debts.chunks(MAX_ADOPT) {
             let slots: Vec<SlotIndex> = part.iter().map(|(_, slot)| *slot).collect();
             let adopted = line.adopt(&self.path, &slots)?;
             let mut books = self.books();

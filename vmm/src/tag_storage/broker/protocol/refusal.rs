@@ -3,7 +3,7 @@
 use arch::units::Bytes;
 use std::fmt;
 
-use super::wire::{MAX_TEXT, VERSION};
+use super::limits::{MAX_TEXT, VERSION};
 use crate::api::report::printable;
 use crate::error::chain;
 use crate::tag_storage::pool::ReserveError;
@@ -36,6 +36,9 @@ pub enum Reason {
     Protocol,
     /// The terms make no lease, or another cause that lasts.
     Other,
+    /// The broker was started again and serves only VMs that come back, for some seconds. A lack that ends by
+    /// itself: wait as for [`Exhausted`](Self::Exhausted) and ask again.
+    Recovering,
 }
 
 impl Reason {
@@ -47,6 +50,7 @@ impl Reason {
             Self::Version(_) => 4,
             Self::Protocol => 5,
             Self::Other => 6,
+            Self::Recovering => 7,
         }
     }
 
@@ -59,6 +63,7 @@ impl Reason {
             4 => Self::Version(u32::try_from(a).ok()?),
             5 => Self::Protocol,
             6 => Self::Other,
+            7 => Self::Recovering,
             _ => return None,
         })
     }
@@ -102,7 +107,7 @@ impl Refusal {
             }
             Reason::OverMax { wanted, max } => [wanted.get(), max.get(), 0],
             Reason::Version(version) => [version.into(), 0, 0],
-            Reason::Full | Reason::Protocol | Reason::Other => [0; 3],
+            Reason::Full | Reason::Protocol | Reason::Other | Reason::Recovering => [0; 3],
         }
     }
 

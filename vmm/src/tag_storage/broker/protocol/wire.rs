@@ -9,30 +9,12 @@ use std::ops::RangeInclusive;
 use arch::units::Bytes;
 use thiserror::Error;
 
+pub(crate) use super::limits::{BUFFER, MAX_ADOPT, MAX_PART, MAX_SLOTS, MAX_TEXT, VERSION};
 use super::refusal::{Reason, Refusal};
 use crate::tag_storage::pool::lease::MAX_NAME;
 use crate::tag_storage::pool::{LeaseTerms, SlotIndex};
 use crate::tag_storage::supply::SupplyName;
 use crate::tag_storage::supply::lend_policy::LendPolicy;
-
-/// The version of this protocol. Both sides must have the same.
-pub(crate) const VERSION: u32 = 1;
-
-/// Slots of one message: a page of them. A guest of 1 TiB has its slots in 512 messages, and a
-/// connection costs the broker a buffer of this size.
-pub(crate) const MAX_SLOTS: usize = 1024;
-
-/// Bytes of a report in one message: as much as of slots.
-pub(crate) const MAX_PART: usize = MAX_SLOTS * 4;
-
-/// Bytes of a refusal's text: room for an error and its sources.
-pub(crate) const MAX_TEXT: usize = 512;
-
-/// The longest message: the fields beside a list need less than 32 bytes.
-pub(crate) const MAX_MESSAGE: usize = MAX_PART + 32;
-
-/// One byte more than the longest message, so that a longer one is noticed.
-pub(crate) const BUFFER: usize = MAX_MESSAGE + 1;
 
 /// Stands for no slot: a pool has less than 2^32.
 const NONE: SlotIndex = SlotIndex(u32::MAX);
@@ -79,7 +61,8 @@ pub(crate) struct Open {
 pub(crate) enum Request {
     /// It wants a lease, or to borrow. Answered by [`Reply::Opened`].
     Open(Open),
-    /// It holds these slots of a broker that is no more. Answered by [`Reply::Adopted`].
+    /// It holds these slots of a broker that has ended, at most [`MAX_ADOPT`] a message. Answered by
+    /// [`Reply::Adopted`].
     Adopt(Vec<SlotIndex>),
     /// It wants tag storage for so many chunks. Answered by as many [`Reply::Reserved`] as it takes.
     Reserve(u32),
@@ -132,13 +115,18 @@ pub struct Terms {
 /// What the broker says unasked, on the descriptor of its own. A client that does not listen misses it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Notice {
-    /// Others lack so much: give back what the guest can do without.
+    /// To a holder: other VMs lack tag storage, and this many chunks are this VM's part of it. Give back what
+    /// the guest can do without. Each request stands beside those before it.
     GiveBack {
-        /// Chunks that are lacking.
+        /// Chunks that are asked of this VM.
         chunks: u32,
     },
-    /// Whoever waits for tag storage may ask again; whoever was asked for some need give no more.
-    Relief,
+    /// To a VM whose request was refused for lack: the same request may succeed now, so send it again. It says
+    /// nothing about what this VM was asked to give.
+    Retry,
+    /// To a VM that was asked to give back: nothing more is needed of it. It says nothing about what this VM
+    /// lacks.
+    StopReclaim,
 }
 
 const OPEN: u32 = 1;
@@ -152,7 +140,8 @@ const ADOPTED: u32 = 103;
 const PART: u32 = 104;
 const REFUSED: u32 = 105;
 const GIVE_BACK: u32 = 201;
-const RELIEF: u32 = 202;
+const RETRY: u32 = 202;
+const STOP_RECLAIM: u32 = 203;
 
 impl Request {
     /// The message. Lists and texts beyond their bounds are cut; senders keep to them.
@@ -201,7 +190,7 @@ impl Request {
                 let name = String::from_utf8(name).map_err(|_| reader.nonsense())?;
                 Self::Open(Open { version, role, terms: LeaseTerms { name, min, max } })
             }
-            ADOPT => Self::Adopt(reader.slots(1..=MAX_SLOTS)?),
+            ADOPT => Self::Adopt(reader.slots(1..=MAX_ADOPT)?),
             RESERVE => Self::Reserve(reader.u32()?),
             FREE => Self::Free(reader.slots(1..=MAX_SLOTS)?),
             REPORT => {
@@ -294,7 +283,8 @@ impl Notice {
     pub(crate) fn encode(&self) -> Vec<u8> {
         match self {
             Self::GiveBack { chunks } => Writer::new(GIVE_BACK).u32(*chunks),
-            Self::Relief => Writer::new(RELIEF),
+            Self::Retry => Writer::new(RETRY),
+            Self::StopReclaim => Writer::new(STOP_RECLAIM),
         }
         .0
     }
@@ -307,7 +297,8 @@ impl Notice {
         let mut reader = Reader::new(message)?;
         let notice = match reader.kind {
             GIVE_BACK => Self::GiveBack { chunks: reader.u32()? },
-            RELIEF => Self::Relief,
+            RETRY => Self::Retry,
+            STOP_RECLAIM => Self::StopReclaim,
             kind => return Err(Malformed::Kind(kind)),
         };
         reader.end(notice)

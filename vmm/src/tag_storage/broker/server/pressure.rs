@@ -129,7 +129,7 @@ impl PressureNotifier {
     fn feed(&self, seats: &mut BTreeMap<Number, ClientEntry>) {
         for seat in seats.values_mut().filter(|seat| seat.starved.is_some() && !seat.notified) {
             seat.notified = true;
-            self.relieve(seat);
+            self.send_retry(seat);
         }
     }
 
@@ -144,14 +144,14 @@ impl PressureNotifier {
         if starved == 0 {
             for seat in seats.values_mut() {
                 if seat.asked.take().is_some() {
-                    self.relieve(seat);
+                    self.tell(seat, Notice::StopReclaim);
                 }
             }
         }
     }
 
-    fn relieve(&self, seat: &ClientEntry) {
-        if self.tell(seat, Notice::Relief) {
+    fn send_retry(&self, seat: &ClientEntry) {
+        if self.tell(seat, Notice::Retry) {
             self.reliefs.add(1);
         }
     }

@@ -8,8 +8,8 @@ use rustix::io::Errno;
 
 use super::*;
 use crate::tag_storage::PoolClient as _;
+use crate::tag_storage::broker::protocol::limits::{MAX_MESSAGE, MAX_SLOTS};
 use crate::tag_storage::broker::protocol::refusal::Reason;
-use crate::tag_storage::broker::protocol::wire::{MAX_MESSAGE, MAX_SLOTS};
 use crate::tag_storage::broker::server::ServerError as Error;
 
 fn reason(reply: Option<Reply>) -> Reason {
@@ -187,7 +187,7 @@ fn a_client_cut_off_at_any_step_leaves_nothing() {
     let slots = |range: std::ops::Range<u32>| range.map(SlotIndex).collect::<Vec<_>>();
     let steps = [
         opening("cut"),
-        Request::Adopt(slots(0..1000)),
+        Request::Adopt(slots(0..100)),
         Request::Reserve(2 * MAX_SLOTS as u32),
         Request::Free(slots(0..500)),
         Request::Reserve(7),

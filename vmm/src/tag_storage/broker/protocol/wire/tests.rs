@@ -3,6 +3,7 @@
 
 use proptest::prelude::*;
 
+use super::super::limits::MAX_MESSAGE;
 use super::*;
 
 fn slots() -> impl Strategy<Value = Vec<SlotIndex>> {
@@ -17,7 +18,10 @@ fn request() -> impl Strategy<Value = Request> {
     });
     prop_oneof![
         open,
-        slots().prop_map(Request::Adopt),
+        slots().prop_map(|mut slots| {
+            slots.truncate(MAX_ADOPT);
+            Request::Adopt(slots)
+        }),
         slots().prop_map(Request::Free),
         any::<u32>().prop_map(Request::Reserve),
         any::<u32>().prop_map(|version| Request::Report { version }),
@@ -33,7 +37,7 @@ fn reply() -> impl Strategy<Value = Reply> {
     let adopted = prop::collection::vec(prop::option::of(0..u32::MAX), 1..=MAX_SLOTS);
     let adopted =
         adopted.prop_map(|slots| slots.into_iter().map(|slot| slot.map(SlotIndex)).collect());
-    let refused = (1..7u32, any::<[u32; 3]>(), ".{0,300}").prop_map(|(code, figures, text)| {
+    let refused = (1..8u32, any::<[u32; 3]>(), ".{0,300}").prop_map(|(code, figures, text)| {
         Reply::Refused(Refusal::new(Reason::of(code, figures.map(u64::from)).unwrap(), text))
     });
     prop_oneof![
@@ -82,7 +86,7 @@ proptest! {
 
     #[test]
     fn any_bytes_are_a_message_or_an_error(
-        kind in prop_oneof![0..7u32, 100..107u32, 200..204u32],
+        kind in prop_oneof![0..7u32, 100..107u32, 200..205u32],
         rest in prop::collection::vec(any::<u8>(), 0..64),
     ) {
         let message = [&kind.to_le_bytes()[..], &rest].concat();
@@ -93,7 +97,7 @@ proptest! {
 
 #[test]
 fn a_notice_arrives_as_it_was_sent() {
-    for notice in [Notice::GiveBack { chunks: 7 }, Notice::Relief] {
+    for notice in [Notice::GiveBack { chunks: 7 }, Notice::Retry, Notice::StopReclaim] {
         assert_eq!(Notice::decode(&notice.encode()), Ok(notice));
     }
 }
