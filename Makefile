@@ -13,7 +13,7 @@ LAB_DIRECTORY := $(or $(TESSERA_LAB),target/lab)
 
 # ---- set-up: checked before every goal that builds, written down once ----
 
-BUILDING := run shell lab test bench lint setup programs nested-tests nested-benches artifacts
+BUILDING := run shell lab test check bench lint setup programs nested-tests nested-benches artifacts
 SETUP_GOALS := $(filter $(BUILDING),$(MAKECMDGOALS))
 ifneq ($(filter lab,$(MAKECMDGOALS)),)
 ifeq ($(wildcard $(SCRIPT)),)
@@ -32,13 +32,14 @@ endif
 $(LAB_DIRECTORY)/setup.mk: FORCE
 	@tests/lab/setup.sh $(SETUP_GOALS)
 
-.PHONY: FORCE help setup run shell lab test bench lint clean programs nested-tests nested-benches artifacts
+.PHONY: FORCE help setup run shell lab test check bench lint clean programs nested-tests nested-benches artifacts
 
 help:
 	@printf '%s\n' \
 	  'make run      boot a Linux guest with MTE, directly where this machine can, else nested' \
 	  'make shell    the same, with an interactive shell in the guest' \
 	  'make test     unit tests on this machine, then the nested tests' \
+  'make check    lints and unit tests: what a change should pass before it is committed' \
   'make bench    figures in instructions of the nested host; takes minutes' \
 	  'make lab SCRIPT=file [FILES="a:/path b"] [ICOUNT=1] [NODE1=128M] [MEMORY=4G] [CPUS=2] [APPEND="..."]' \
 	  '              run a script in the nested host; succeeds if the script does' \
@@ -106,6 +107,11 @@ lab: artifacts
 test: artifacts nested-tests
 	@for package in $(HOST_KERNELS); do $(LAB) fetch --package $$package >/dev/null; done
 	@tests/lab/test.sh
+
+# Unit tests need no lab; those of the integration tests' own parts are as quick.
+check: lint
+	@cargo nextest run --workspace --exclude tessera-tests </dev/null
+	@cargo nextest run --package tessera-tests --lib --test house </dev/null
 
 # Benches are tests that `cargo test` leaves out.
 bench: artifacts nested-benches

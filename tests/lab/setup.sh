@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Sets a machine up for this project, or says what is missing. Usage: setup.sh [GOAL]...
 #
-# GOALs are the Makefile's: `test` and `bench` also need cargo-nextest, `lint` also needs clippy and rustfmt. What is there is
+# GOALs are the Makefile's: `test`, `check` and `bench` also need cargo-nextest, `lint` and `check` clippy and rustfmt. What is there is
 # used; what is missing is installed: packages by apt-get on Debian 12 and 13 (as root or through sudo), Rust by
 # rustup into the user's home, cargo-nextest from its crate into the project's cache. Nothing is done twice.
 # The decisions go to target/lab/setup.mk (TESSERA_LAB names another folder), which the Makefile includes.
@@ -345,6 +345,6 @@ write_settings() {
 need_base
 install_packages
 has_rust || install_rust
-! wants lint || add_lint_tools
-has_nextest || ! { wants test || wants bench; } || install_nextest
+! { wants lint || wants check; } || add_lint_tools
+has_nextest || ! { wants test || wants check || wants bench; } || install_nextest
 write_settings

@@ -277,7 +277,7 @@ fn round(host: &mut Host, test: &str, borrowers: usize) {
 
 #[test]
 fn clients_and_brokers_that_are_killed_leave_a_ledger_whole() {
-    Lab::new().alone().run(|| {
+    Lab::new().emulated().run(|| {
         serve();
         let mut host = Host::new(LEDGER);
         for _ in 0..ROUNDS_ON_LEDGER {

@@ -6,6 +6,7 @@ use testing::footprint::Curve;
 use testing::guest::{Guest, Plan};
 use testing::lab::Lab;
 use testing::memory::{oom_kills, pages_on_node};
+use testing::setting::Setting;
 use testing::wait::until;
 use vmm::tag_storage::broker::BrokerReport;
 
@@ -60,15 +61,12 @@ fn look(broker: &Broker, what: &str) -> BrokerReport {
     report
 }
 
-/// Whether guest memory is in huge pages from now on.
-fn huge_pages(on: bool) {
-    let mode = if on { "always" } else { "never" };
-    std::fs::write("/sys/kernel/mm/transparent_hugepage/enabled", mode).unwrap();
-}
+/// Which memory is in huge pages.
+const HUGE_PAGES_OF: &str = "/sys/kernel/mm/transparent_hugepage/enabled";
 
 /// Has processors keep as few free pages for themselves as they may: such pages are free and cannot be had.
-fn short_lists() {
-    std::fs::write("/proc/sys/vm/percpu_pagelist_high_fraction", "1000000").unwrap();
+fn short_lists() -> Setting {
+    Setting::new("/proc/sys/vm/percpu_pagelist_high_fraction", "1000000")
 }
 
 /// A guest that lives in all that the node has and then takes, checks and gives back memory.
@@ -106,15 +104,15 @@ fn are_intact(broker: &Broker, mut lodger: Guest, mut owner: Guest) {
 fn a_vm_with_mte_evicts_exactly_what_it_needs_while_both_run() {
     const NEED: u64 = 512 * CHUNK_PAGES;
     Lab::new().second_node("128M").run(|| {
-        short_lists();
+        let _lists = short_lists();
         for huge in [false, true] {
-            huge_pages(huge);
+            let huge_pages = Setting::new(HUGE_PAGES_OF, if huge { "always" } else { "never" });
             let broker = broker("eager");
             let lodger = lodger(&broker);
             let before = lent_to(&lodger);
             let free = broker.report().pool.blocks.free;
 
-            huge_pages(true);
+            huge_pages.change("always");
             let mut owner = ready(holder(&broker, 1024, "strict"));
 
             let report = look(&broker, "a guest of 1 GiB, strict");
@@ -227,7 +225,7 @@ fn pinned_pages_of_a_borrower_are_skipped_counted_and_had_later() {
         if serve() {
             return;
         }
-        short_lists();
+        let _lists = short_lists();
         let broker = broker("eager");
         let mut lodger = Borrower::start_with(
             "lent_vms::pinned_pages_of_a_borrower_are_skipped_counted_and_had_later",

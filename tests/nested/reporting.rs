@@ -7,6 +7,7 @@ use serde_json::json;
 use testing::footprint::{Curve, Footprint, mib};
 use testing::guest::{Guest, Plan};
 use testing::lab::Lab;
+use testing::setting::Setting;
 use testing::wait::until;
 
 /// The host's kernel with pages of 16 KiB.
@@ -72,8 +73,8 @@ fn freed_memory_of_a_memfd_and_of_a_small_guest_goes_back() {
         let memfd = plan(1024).with("--memory-backing", "memfd");
         comes_back("1 GiB in a memfd", memfd, 768).stop();
         // It reports in units smaller than a huge page, around which the host would put huge pages together again.
-        std::fs::write("/sys/kernel/mm/transparent_hugepage/khugepaged/max_ptes_none", "0")
-            .unwrap();
+        let path = "/sys/kernel/mm/transparent_hugepage/khugepaged/max_ptes_none";
+        let _none = Setting::new(path, "0");
         comes_back("256 MiB", plan(256), 150).stop();
     });
 }
@@ -88,7 +89,8 @@ fn freed_memory_goes_back_where_the_guest_clears_what_it_frees() {
 
 #[test]
 fn freed_memory_goes_back_to_a_host_with_pages_of_16_kib() {
-    Lab::new().kernel_package(KERNEL_16K).run(|| {
+    // A host such as those of lent_vms have.
+    Lab::new().kernel_package(KERNEL_16K).second_node("128M").run(|| {
         assert_eq!(rustix::param::page_size(), 16 << 10);
         comes_back("1 GiB on pages of 16 KiB", plan(1024), 768).stop();
     });

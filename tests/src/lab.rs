@@ -38,11 +38,17 @@ impl Lab {
         self
     }
 
-    /// A fresh host of its own, even where this machine would do: for tests that look at a whole host. It takes
-    /// a boot.
+    /// A fresh host of its own, even where this machine would do: for tests that need most of its memory. It
+    /// takes a boot.
     pub fn alone(mut self) -> Self {
         self.emulated = true;
         self.alone = true;
+        self
+    }
+
+    /// One of the lab's hosts even where this machine would do: for tests that look at all processes of a host.
+    pub fn emulated(mut self) -> Self {
+        self.emulated = true;
         self
     }
 

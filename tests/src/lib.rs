@@ -16,4 +16,5 @@ pub mod memory;
 pub mod pin;
 mod role;
 pub mod scratch;
+pub mod setting;
 pub mod wait;

@@ -20,9 +20,9 @@ use crate::places;
 use crate::progress::tell;
 use crate::session::Lab;
 
-/// Hosts that are up at a time, as long as some of them are idle: two that run programs, and one for the next
-/// program that wants another. Each takes up to 4 GiB.
-const MOST: usize = 3;
+/// Hosts that are up at a time, as long as some of them are idle: those that run programs, and some more, as the
+/// next program may want such a one again. Each takes a GiB or two of this machine's memory.
+const MOST: usize = 4;
 /// How often a host may go in the moment between finding and using it.
 const TRIES: usize = 3;
 /// How often an interrupt is looked for while a program runs.
