@@ -5,7 +5,10 @@
 //! - Linux `Documentation/devicetree/bindings/`: `arm/cpus.yaml`, `arm/psci.yaml`,
 //!   `timer/arm,arch_timer.yaml`, `interrupt-controller/arm,gic{,-v3}.yaml`, `serial/8250.yaml`,
 //!   `rtc/arm,pl031.yaml`, `gpio/pl061-gpio.yaml`, `input/gpio-keys.yaml`, `virtio/mmio.yaml`
+//! - Linux `drivers/base/cacheinfo.c` and `arch/arm64/kernel/cacheinfo.c` for the nodes of caches
 //! - Linux `Documentation/devicetree/usage-model.rst` (chosen: bootargs, initrd, seeds)
+
+mod caches;
 
 use std::collections::HashSet;
 use std::fmt;
@@ -14,6 +17,7 @@ use thiserror::Error;
 use vm_fdt::FdtWriter;
 use vm_memory::Address;
 
+use crate::caches::CacheTopology;
 use crate::gic::{
     Gic, Spi, TIMER_PPIS, TRIGGER_EDGE_RISING, TRIGGER_LEVEL_HIGH, TRIGGER_LEVEL_LOW,
 };
@@ -146,6 +150,9 @@ pub struct Tree<'a> {
     pub initrd: Option<MemoryRange>,
     /// MPIDR_EL1 of each vCPU, the boot CPU first.
     pub cpus: &'a [Mpidr],
+    /// The caches of each vCPU, if they are known and agree with CLIDR_EL1
+    /// ([`CacheTopology::check`]).
+    pub caches: Option<&'a CacheTopology>,
     /// The interrupt controller.
     pub gic: &'a Gic,
     /// The serial port, ns16550a.
@@ -177,6 +184,7 @@ impl Tree<'_> {
         self.chosen(&mut fdt)?;
         self.memory(&mut fdt)?;
         self.cpus(&mut fdt)?;
+        hypervisor(&mut fdt)?;
         psci(&mut fdt)?;
         self.timer(&mut fdt)?;
         self.gic(&mut fdt)?;
@@ -249,13 +257,19 @@ impl Tree<'_> {
         let cpus = fdt.begin_node("cpus")?;
         fdt.property_u32("#address-cells", 2)?;
         fdt.property_u32("#size-cells", 0)?;
-        for cpu in self.cpus {
+        for (index, cpu) in (0..).zip(self.cpus) {
             let node = fdt.begin_node(&format!("cpu@{:x}", cpu.affinity()))?;
             fdt.property_string("device_type", "cpu")?;
             fdt.property_string("compatible", "arm,armv8")?;
             fdt.property_string("enable-method", "psci")?;
             fdt.property_u64("reg", cpu.affinity())?;
+            if let Some(caches) = self.caches {
+                caches::of_cpu(fdt, index, caches)?;
+            }
             fdt.end_node(node)?;
+        }
+        if let Some(caches) = self.caches {
+            caches::shared(fdt, caches)?;
         }
         Ok(fdt.end_node(cpus)?)
     }
@@ -333,6 +347,14 @@ impl Tree<'_> {
         }
         Ok(())
     }
+}
+
+/// By this systemd and others find that they run under KVM (`detect_vm_device_tree` in systemd's
+/// `src/basic/virt.c`).
+fn hypervisor(fdt: &mut FdtWriter) -> Result<(), Error> {
+    let node = fdt.begin_node("hypervisor")?;
+    fdt.property_string("compatible", "linux,kvm")?;
+    Ok(fdt.end_node(node)?)
 }
 
 fn psci(fdt: &mut FdtWriter) -> Result<(), Error> {

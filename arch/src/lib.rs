@@ -11,11 +11,13 @@
 //! | [`image`] | kernel file forms and the arm64 `Image` header |
 //! | [`gic`] | the interrupt controller: frames, interrupt numbers |
 //! | [`regs`] | register identifiers, [`Mpidr`](regs::Mpidr), exception syndromes |
+//! | [`caches`] | the host's caches, as the guest is told of them |
 //! | [`fdt`] | the device tree blob |
 //! | [`mte`] | Memory Tagging Extension: granules and tags |
 
 #![forbid(unsafe_code)]
 
+pub mod caches;
 pub mod fdt;
 pub mod gic;
 pub mod image;

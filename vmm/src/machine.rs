@@ -465,6 +465,7 @@ fn write_fdt(
         memory: &[vm.ram().range()],
         initrd: loaded.initrd,
         cpus: &cpus,
+        caches: None,
         gic,
         serial: node(layout::SERIAL, layout::SERIAL_SPI),
         rtc: node(layout::RTC, layout::RTC_SPI),

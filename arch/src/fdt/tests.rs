@@ -6,6 +6,7 @@ use proptest::prelude::*;
 use vm_memory::GuestAddress;
 
 use super::*;
+use crate::caches::{Cache, IndexFiles};
 use crate::layout;
 
 const V3: Gic = Gic::V3 { cpus: 2 };
@@ -22,6 +23,7 @@ fn tree<'a>(cpus: &'a [Mpidr], gic: &'a Gic) -> Tree<'a> {
         memory: MEMORY,
         initrd: Some(MemoryRange::new(GuestAddress(0x8224_0000), Bytes::new(12345))),
         cpus,
+        caches: None,
         gic,
         serial: MmioNode { range: layout::SERIAL, spi: layout::SERIAL_SPI },
         rtc: MmioNode { range: layout::RTC, spi: layout::RTC_SPI },
@@ -130,6 +132,91 @@ fn each_cpu_carries_the_affinity_it_was_given() {
         assert_eq!(texts(cpu, "compatible"), ["arm,armv8"]);
         assert_eq!(texts(cpu, "enable-method"), ["psci"]);
     }
+}
+
+/// L1 and L2 of each CPU's own, a shared L3.
+fn server() -> CacheTopology {
+    let cache = |level, kind, size, shared| {
+        Cache::parse(&IndexFiles {
+            level: Some(level),
+            kind: Some(kind),
+            size: Some(size),
+            line_size: Some("64"),
+            sets: Some("256"),
+            shared: Some(shared),
+        })
+        .unwrap()
+    };
+    let caches = vec![
+        cache("1", "Data", "64K", "0"),
+        cache("1", "Instruction", "32K", "0"),
+        cache("2", "Unified", "1024K", "0"),
+        cache("3", "Unified", "8192K", "0-3"),
+    ];
+    CacheTopology::new(&[caches]).unwrap()
+}
+
+#[test]
+fn the_first_level_of_caches_is_in_the_cpu_and_leads_to_the_others() {
+    let (cpus, caches) = (mpidrs(2), server());
+    let blob = Tree { caches: Some(&caches), ..tree(&cpus, &V3) }.build().unwrap();
+    let fdt = Fdt::new(&blob).unwrap();
+
+    for (cpu, l2) in
+        [("/cpus/cpu@0", "/cpus/cpu@0/l2-cache"), ("/cpus/cpu@1", "/cpus/cpu@1/l2-cache")]
+    {
+        let cpu = fdt.find_node(cpu).unwrap();
+        assert_eq!(cells(cpu, "d-cache-size"), [64 << 10]);
+        assert_eq!(cells(cpu, "d-cache-line-size"), [64]);
+        assert_eq!(cells(cpu, "d-cache-sets"), [256]);
+        assert_eq!(cells(cpu, "i-cache-size"), [32 << 10]);
+        assert!(cpu.property("cache-unified").is_none());
+        let own = fdt.find_node(l2).unwrap();
+        assert_eq!(cells(cpu, "next-level-cache"), cells(own, "phandle"));
+        assert_eq!(texts(own, "compatible"), ["cache"]);
+        assert_eq!(cells(own, "cache-level"), [2]);
+        assert_eq!(cells(own, "cache-size"), [1 << 20]);
+        assert!(value(own, "cache-unified").is_empty());
+        let shared = fdt.find_phandle(cells(own, "next-level-cache")[0]).unwrap();
+        assert_eq!((shared.name, cells(shared, "cache-level")), ("l3-cache", vec![3]));
+        assert!(shared.property("next-level-cache").is_none());
+    }
+}
+
+#[test]
+fn every_cpu_has_caches_of_its_own() {
+    let (cpus, caches) = (mpidrs(512), server());
+    let gic = Gic::V3 { cpus: 512 };
+    let blob = Tree { caches: Some(&caches), ..tree(&cpus, &gic) }.build().unwrap();
+    let fdt = Fdt::new(&blob).unwrap();
+
+    let second: HashSet<u32> = fdt
+        .all_nodes()
+        .filter(|node| node.name == "l2-cache")
+        .map(|node| cells(node, "phandle")[0])
+        .collect();
+
+    assert_eq!(second.len(), 512);
+    assert_eq!(fdt.all_nodes().filter(|node| node.name == "l3-cache").count(), 1);
+    assert_eq!(fdt.cpus().count(), 512);
+}
+
+#[test]
+fn without_caches_a_cpu_mentions_none() {
+    let blob = blob(1, Gic::V3 { cpus: 1 });
+    let fdt = Fdt::new(&blob).unwrap();
+
+    let cpu = fdt.find_node("/cpus/cpu@0").unwrap();
+
+    assert!(cpu.properties().all(|property| !property.name.contains("cache")));
+}
+
+#[test]
+fn the_hypervisor_is_kvm() {
+    let blob = blob(1, Gic::V3 { cpus: 1 });
+    let fdt = Fdt::new(&blob).unwrap();
+
+    assert_eq!(texts(fdt.find_node("/hypervisor").unwrap(), "compatible"), ["linux,kvm"]);
 }
 
 #[test]
