@@ -91,6 +91,7 @@ const UNSAFE: [&str; 16] = [
     "vmm/src/kvm/kick.rs",
     "vmm/src/kvm/vcpu.rs",
     "vmm/src/kvm/vm.rs",
+    "vmm/src/memory/footprint/scan.rs",
     "vmm/src/memory/mapping.rs",
     "vmm/src/memory/ram.rs",
     "vmm/src/memory/tag_checks.rs",

@@ -126,6 +126,7 @@ pub struct Machine {
     /// Until the event loop takes them.
     queue_events: Vec<Box<dyn MutEventSubscriber>>,
     vm: Vm,
+    footprint: footprint::Meter,
     counters: Arc<VcpuCounters>,
     quiesce: Quiesce,
     tags: Option<TagReservation>,
@@ -195,6 +196,7 @@ impl Machine {
             balloon,
             rng_counters,
             queue_events,
+            footprint: footprint::Meter::new(vm.ram()),
             vm,
             counters,
             quiesce,
@@ -222,13 +224,14 @@ impl Machine {
     /// When the kernel does not tell.
     pub fn footprint(&self) -> Result<model::Footprint, footprint::Error> {
         let ram = self.vm.ram();
-        let Footprint { resident, huge, tagged } = Footprint::of(ram)?;
+        let measured = self.footprint.footprint()?;
+        let Footprint { resident, huge, tagged } = &*measured;
         let mut footprint = model::Footprint {
             guest_bytes: ram.range().size.get(),
             resident_bytes: resident.get(),
             huge_bytes: huge.get(),
             tagged_bytes: tagged.as_ref().ok().map(|tagged| tagged.get()),
-            tagged_unavailable: tagged.err().map(|error| crate::error::chain(&error)),
+            tagged_unavailable: tagged.as_ref().err().map(|error| crate::error::chain(error)),
             ..model::Footprint::default()
         };
         if let Some(balloon) = &self.balloon {

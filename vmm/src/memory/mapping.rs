@@ -109,6 +109,16 @@ impl Mapping {
         unsafe { madvise(self.as_ptr().cast(), self.length, advice) }
     }
 
+    /// Changes an attribute of a part that no one else looks at, and so makes a VMA of its own of it, or
+    /// merges it with its neighbours again.
+    #[cfg(test)]
+    pub(super) fn set_apart(&self, offset: usize, length: usize, apart: bool) -> Result<(), Errno> {
+        assert!(offset.checked_add(length).is_some_and(|end| end <= self.length));
+        let advice = if apart { Advice::LinuxDoDump } else { Advice::LinuxDontDump };
+        // SAFETY: the part lies in the owned mapping; this advice does not change its contents.
+        unsafe { madvise(self.as_ptr().add(offset).cast(), length, advice) }
+    }
+
     /// Gives the pages of a part back to the host: data and tags read zero from now on, and the mapping
     /// with its attributes stays. Offset and length are multiples of the page size.
     ///

@@ -74,6 +74,13 @@ impl GuestRam {
         start..start + self.range().size.get()
     }
 
+    /// Makes a VMA of its own of a part, or merges it again.
+    #[cfg(test)]
+    pub(super) fn set_apart(&self, part: Range<usize>, apart: bool) {
+        let set = self.region().mapping.set_apart(part.start, part.len(), apart);
+        set.expect("attributes can be set on guest memory");
+    }
+
     /// What it is made of.
     pub fn backing(&self) -> Backing {
         self.backing
