@@ -1,7 +1,8 @@
 //! Slots that a VM had in a pool that is gone: a broker that was started again has a new one, and knows what
 //! its VMs tell it.
 
-use super::{Attempt, LeaseId, Pool, ReserveError, SlotIndex, TakeError};
+use super::requests::Attempt;
+use super::{LeaseId, Pool, ReserveError, SlotIndex, TakeError};
 
 /// What came of slots that a lease was to have again.
 #[derive(Debug)]

@@ -27,7 +27,7 @@ use arch::units::Bytes;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::slots::SlotIndex;
+use super::units::SlotIndex;
 pub(crate) use span::{Mask, Span, runs};
 
 /// The state is the three highest bits of an entry, the references are the others. All bits zero is a free

@@ -3,9 +3,9 @@
 use arch::units::Bytes;
 use thiserror::Error;
 
-use super::lease::{LeaseId, MAX_LEASES, TermsError};
-use super::slots::SlotIndex;
-use super::{MAX_CAPACITY, blocks};
+use super::blocks;
+use super::lease::{MAX_LEASES, TermsError};
+use super::units::{LeaseId, MAX_CAPACITY, SlotIndex};
 use crate::tag_storage::broker;
 use crate::tag_storage::supply::{SupplyName, TakeError};
 

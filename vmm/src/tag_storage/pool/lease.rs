@@ -1,42 +1,16 @@
 //! A VM's hold on the pool: what it may have, what it has, and what is promised to it.
 
-use std::fmt;
-
-use arch::layout::CHUNK;
-use arch::mte::granule::tag_storage_for;
 use arch::units::Bytes;
-use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-/// The tag storage of a chunk.
-pub const TAGS_OF_CHUNK: Bytes = tag_storage_for(CHUNK);
+use super::units::TAGS_OF_CHUNK;
+pub(crate) use super::units::{LeaseId, chunks_of, tags_of};
 
 /// Leases of one pool: far more than VMs fit a host, far less than would exhaust the broker.
 pub const MAX_LEASES: u32 = 4096;
 
 /// Bytes of a lease's name; a VM's is shorter.
 pub const MAX_NAME: usize = 128;
-
-/// A lease of this pool. An id is never used again, so that whoever keeps one too long is told that it is
-/// unknown.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
-pub struct LeaseId {
-    index: u32,
-    generation: u32,
-}
-
-impl LeaseId {
-    /// Its place among the leases. Others had it before, and will.
-    pub(crate) fn index(self) -> u32 {
-        self.index
-    }
-}
-
-impl fmt::Display for LeaseId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "lease {}.{}", self.index, self.generation)
-    }
-}
 
 /// What a VM asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -126,16 +100,6 @@ impl Lease {
             false => self.min.saturating_sub(self.held).max(self.claimed),
         }
     }
-}
-
-/// The chunks of so much memory; one that is begun counts.
-pub(crate) fn chunks_of(memory: Bytes) -> u64 {
-    memory.get().div_ceil(CHUNK.get())
-}
-
-/// The size of as many chunks' tags.
-pub fn tags_of(chunks: impl Into<u64>) -> Bytes {
-    Bytes::new(chunks.into().saturating_mul(TAGS_OF_CHUNK.get()))
 }
 
 /// All leases of a pool.

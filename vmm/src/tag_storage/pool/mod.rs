@@ -16,13 +16,14 @@ pub(crate) mod error;
 pub(crate) mod lease;
 mod lending;
 pub(crate) mod pending;
+mod requests;
 pub(crate) mod slots;
 mod state;
 pub(crate) mod status;
 pub(crate) mod sync;
+pub(crate) mod units;
 
 use std::sync::PoisonError;
-use std::time::{Duration, Instant};
 
 use arch::layout::CHUNK;
 use arch::mte::geometry::Geometry;
@@ -30,32 +31,20 @@ use arch::units::Bytes;
 
 use super::supply::{Supply, SupplyName, TakeError};
 pub use adopt::Adopted;
+use blocks::BlockTable;
 pub use blocks::{BlockState, Error as BlockError};
-use blocks::{BlockTable, Mask};
 pub use counters::Counters;
 pub use error::{FreeError, PoolError, ReserveError};
-pub use lease::{LeaseId, LeaseTerms, MAX_LEASES, MAX_NAME, TAGS_OF_CHUNK, TermsError, tags_of};
+pub use lease::{LeaseTerms, MAX_LEASES, MAX_NAME, TermsError};
 use pending::Release;
-pub use slots::SlotIndex;
-use slots::{Candidate, Slots};
+use slots::Slots;
 use state::State;
 pub use status::{BlocksReport, ChunksReport, LeaseReport, PoolReport};
 use sync::{Condvar, Mutex, MutexGuard};
-
-/// The largest pool: the tags of 16 TiB of memory, more than an arm64 host has. The tables then take half a
-/// GiB of addresses, and memory as they are used.
-pub const MAX_CAPACITY: Bytes = Bytes::gib(512);
+pub use units::{LeaseId, MAX_CAPACITY, SlotIndex, TAGS_OF_CHUNK, tags_of};
 
 /// Pages that can refer to one block, so that the table has room for the count: 2 TiB of the smallest.
 const MAX_REFERENCES: u64 = (1 << 29) - 1;
-
-/// Slots that one request tries with the supply. Each may cost three migrations of up to 64 KiB; the next
-/// request goes on with other slots.
-const ATTEMPTS: u32 = 32;
-
-/// How long one slot is tried for, where trying takes time: others' memory can be hard to search and to
-/// move. Far less than a client of a broker waits for its answer.
-const AT_MOST: Duration = Duration::from_secs(10);
 
 /// How often one request waits for what others have under way. Each time one of them gets on; this
 /// bounds how long a lease that takes and frees without end can keep out another.
@@ -65,22 +54,6 @@ const WAITS: u32 = 256;
 const TURN: u32 = 256;
 
 type Guard<'a> = MutexGuard<'a, State>;
-
-type Reserved = Result<SlotIndex, ReserveError>;
-
-/// A slot that was reserved.
-struct Had {
-    slot: SlotIndex,
-    /// Blocks of it that were lent before.
-    evicted: Mask,
-}
-
-/// What came of trying a slot.
-enum Attempt {
-    Had(Had),
-    /// The supply does not have it. It is at the tail.
-    Failed(TakeError),
-}
 
 /// The tag storage of a host and the slots that have their tags there.
 pub struct Pool {
@@ -152,58 +125,6 @@ impl Pool {
         }
     }
 
-    /// Reserves the tag storage of one chunk.
-    ///
-    /// # Errors
-    /// When the lease is unknown or has its maximum, or no tag storage can be had. Then nothing has changed
-    /// but counters, the order of the tail, and lent blocks that turned out to be pinned.
-    pub fn reserve(&self, lease: LeaseId) -> Result<SlotIndex, ReserveError> {
-        let mut state = self.lock();
-        if self.instant {
-            match state.reserve_at_once(lease, |blocks| self.supply.take(blocks)) {
-                Some(Ok(slot)) => return Ok(slot),
-                Some(Err((slot, error))) => self.fail_at_once(&mut state, slot, error)?,
-                None => {}
-            }
-        }
-        self.reserve_long(state, lease)
-    }
-
-    /// Reserves the tag storage of `chunks` chunks, or of none.
-    ///
-    /// # Errors
-    /// As [`reserve`](Self::reserve). What had been reserved is free again.
-    pub fn reserve_many(
-        &self,
-        lease: LeaseId,
-        chunks: u32,
-    ) -> Result<Vec<SlotIndex>, ReserveError> {
-        let (mut state, promised) = self.promise(self.lock(), lease, chunks);
-        promised?;
-        // The promise is within the pool's size, and so is this.
-        let mut had = Vec::with_capacity(chunks as usize);
-        while had.len() < chunks as usize {
-            let result;
-            (state, result) = self.acquire(state, lease);
-            match result {
-                Ok(more) => had.push(more),
-                Err(error) => {
-                    let unmet = chunks - had.len() as u32;
-                    state = self.roll_back(state, lease, had);
-                    state.retract(lease, unmet);
-                    state.count_failure(&error);
-                    self.wake(&state);
-                    return Err(error);
-                }
-            }
-            if (had.len() as u32).is_multiple_of(TURN) {
-                state = self.let_others(state);
-            }
-        }
-        self.wake(&state);
-        Ok(had.into_iter().map(|had| had.slot).collect())
-    }
-
     /// Frees the tag storage of a chunk. Two threads with the same lease must not free what the other was
     /// not given yet: a [`reserve_many`](Self::reserve_many) may have it already.
     ///
@@ -256,41 +177,6 @@ impl Pool {
         self.lock().report()
     }
 
-    /// The supply does not have the blocks of the slot that was next.
-    ///
-    /// # Errors
-    /// Where other slots would not help.
-    #[cold]
-    fn fail_at_once(
-        &self,
-        state: &mut State,
-        slot: SlotIndex,
-        error: TakeError,
-    ) -> Result<(), ReserveError> {
-        state.defer(slot);
-        if matches!(error, TakeError::Busy | TakeError::Pinned(_)) {
-            return Ok(());
-        }
-        let error = self.refused(error);
-        state.count_failure(&error);
-        Err(error)
-    }
-
-    /// Reserves a slot whatever it takes.
-    #[inline(never)]
-    fn reserve_long(&self, state: Guard<'_>, lease: LeaseId) -> Reserved {
-        let (mut state, promised) = self.promise(state, lease, 1);
-        promised?;
-        let result;
-        (state, result) = self.acquire(state, lease);
-        if let Err(error) = &result {
-            state.retract(lease, 1);
-            state.count_failure(error);
-        }
-        self.wake(&state);
-        result.map(|had| had.slot)
-    }
-
     /// Frees a slot whatever it takes.
     #[inline(never)]
     fn free_long(
@@ -339,131 +225,6 @@ impl Pool {
         drop(state);
         let result = call(&*self.supply);
         (self.lock(), result)
-    }
-
-    fn promise<'a>(
-        &'a self,
-        mut state: Guard<'a>,
-        lease: LeaseId,
-        chunks: u32,
-    ) -> (Guard<'a>, Result<(), ReserveError>) {
-        let mut waits = WAITS;
-        loop {
-            let Err(error) = state.promise(lease, chunks) else { return (state, Ok(())) };
-            let may_settle = match error {
-                ReserveError::Exhausted { .. } => state.may_settle(),
-                ReserveError::OverMax { .. } => state.lease_may_settle(lease),
-                _ => false,
-            };
-            if waits == 0 || !may_settle {
-                state.count_failure(&error);
-                return (state, Err(error));
-            }
-            waits -= 1;
-            state = self.wait(state);
-        }
-    }
-
-    /// Reserves one of the slots that were promised.
-    fn acquire<'a>(
-        &'a self,
-        mut state: Guard<'a>,
-        lease: LeaseId,
-    ) -> (Guard<'a>, Result<Had, ReserveError>) {
-        let (mut attempts, mut waits) = (ATTEMPTS, WAITS);
-        // The tail is a queue: who meets this one again has been through it.
-        let mut first_failed = None;
-        let mut followed = false;
-        let deadline = (!self.instant).then(|| Instant::now() + AT_MOST);
-        loop {
-            let Some(index) = state.leases.find(lease) else {
-                return (state, Err(ReserveError::UnknownLease(lease)));
-            };
-            let next = state.choose().filter(|next| Some(next.slot) != first_failed);
-            let Some(candidate) = next.filter(|_| attempts > 0) else {
-                if attempts == 0 || waits == 0 || state.settling == 0 {
-                    let error = state.exhausted(1);
-                    return (state, Err(error));
-                }
-                (waits, first_failed) = (waits - 1, None);
-                state = self.wait(state);
-                continue;
-            };
-            let result;
-            (state, result) = self.attempt(state, index, &candidate);
-            match result {
-                Ok(Attempt::Had(had)) => return (state, Ok(had)),
-                // Other memory may have come into free blocks unnoticed: those are to be evicted.
-                Ok(Attempt::Failed(TakeError::Busy)) if !std::mem::replace(&mut followed, true) => {
-                    drop(state);
-                    self.follow();
-                    state = self.lock();
-                    (attempts, first_failed) = (attempts - 1, None);
-                    continue;
-                }
-                Ok(Attempt::Failed(TakeError::Busy | TakeError::Pinned(_))) => {}
-                Ok(Attempt::Failed(source)) => return (state, Err(self.refused(source))),
-                Err(error) => return (state, Err(error)),
-            }
-            let is_late = deadline.is_some_and(|deadline| Instant::now() >= deadline);
-            attempts = if is_late { 0 } else { attempts - 1 };
-            first_failed = first_failed.or(Some(candidate.slot));
-        }
-    }
-
-    fn refused(&self, source: TakeError) -> ReserveError {
-        ReserveError::Supply { supply: self.supply.name(), source }
-    }
-
-    /// Tries to reserve a slot. A lease that was closed meanwhile has none.
-    fn attempt<'a>(
-        &'a self,
-        mut state: Guard<'a>,
-        index: u32,
-        candidate: &Candidate,
-    ) -> (Guard<'a>, Result<Attempt, ReserveError>) {
-        let slot = candidate.slot;
-        let pending = match state.begin(index, candidate) {
-            Ok(pending) => pending,
-            Err(error) => return (state, Err(error.into())),
-        };
-        let (mut state, outcome) = self.call(state, |supply| pending.fill(supply));
-        state.count_outcome(&outcome);
-        let release = match &outcome.error {
-            None => state.commit(&pending),
-            Some(_) => state.abort(&pending, outcome.pinned).map(Some),
-        };
-        match release {
-            Ok(None) => {
-                self.wake(&state);
-                (state, Ok(Attempt::Had(Had { slot, evicted: pending.work.evict })))
-            }
-            Ok(Some(release)) => {
-                let (state, result) = self.give_back(state, &release);
-                // Without an error it was reserved too late. The lease is looked up again next.
-                let error = outcome.error.unwrap_or(TakeError::Busy);
-                let failed = result.map(|()| Attempt::Failed(error));
-                (state, failed.map_err(ReserveError::from))
-            }
-            Err(error) => (state, Err(error.into())),
-        }
-    }
-
-    /// Frees what a request had reserved that cannot be met, and lends again what was lent. Its promise for
-    /// the rest stands meanwhile, so that nobody fails for want of these.
-    fn roll_back<'a>(&'a self, mut state: Guard<'a>, lease: LeaseId, had: Vec<Had>) -> Guard<'a> {
-        // The last one first: whoever evicted a block that they share lets go of it last.
-        for (turn, Had { slot, evicted }) in (1..).zip(had.into_iter().rev()) {
-            // Where the lease was closed, the slot is free already.
-            let Ok(index) = state.holder(lease, slot) else { continue };
-            // What fails here are the books, which were right when the slot was reserved.
-            (state, _) = self.release(state, index, slot);
-            state.lend_again(slot, evicted);
-            if u32::is_multiple_of(turn, TURN) {
-                state = self.let_others(state);
-            }
-        }
-        state
     }
 
     /// Frees a slot that the lease at this index holds.

@@ -5,7 +5,7 @@ use std::ops::Range;
 use arch::mte::geometry::BlockIndex;
 
 use super::blocks::{Mask, Span, Work, runs};
-use super::slots::SlotIndex;
+use super::units::SlotIndex;
 use crate::tag_storage::supply::{Supply, TakeError};
 
 /// How often lent blocks are evicted for one reservation before the slot is put at the tail: whoever

@@ -8,28 +8,14 @@
 
 mod at_once;
 
-use std::fmt;
 use std::ops::Range;
 
-use serde::{Deserialize, Serialize};
-
 use super::blocks::{BlockTable, Outlook, SWEEP, Span};
+pub(crate) use super::units::SlotIndex;
 
 /// Slots that one search looks at before it takes what it has. Each costs some 100 instructions and no
 /// system call, so that a search ends within 100 microseconds.
 const LOOKS: u32 = 1024;
-
-/// The number of a slot in its pool, counted from 0 in the order of their tags.
-#[derive(
-    Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize,
-)]
-pub struct SlotIndex(pub u32);
-
-impl fmt::Display for SlotIndex {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "slot {}", self.0)
-    }
-}
 
 /// Where a slot is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

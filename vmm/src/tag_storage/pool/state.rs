@@ -5,10 +5,11 @@ mod at_once;
 use super::blocks::{self, BlockState, BlockTable, Span};
 use super::counters::Counters;
 use super::error::{FreeError, ReserveError};
-use super::lease::{Lease, LeaseId, LeaseTerms, Leases, tags_of};
+use super::lease::{Lease, LeaseTerms, Leases};
 use super::pending::{Outcome, PendingReservation, Release, Why};
-use super::slots::{Candidate, Place, SlotIndex, Slots};
+use super::slots::{Candidate, Place, Slots};
 use super::status::{BlocksReport, ChunksReport, LeaseReport, PoolReport};
+use super::units::{LeaseId, SlotIndex, tags_of};
 use crate::tag_storage::supply::{SupplyName, TakeError};
 
 #[derive(Debug)]

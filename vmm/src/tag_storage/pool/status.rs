@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::counters::Counters;
-use super::lease::LeaseId;
+use super::units::LeaseId;
 
 /// A pool at one moment. Every size is tag storage, of the supply named here.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]

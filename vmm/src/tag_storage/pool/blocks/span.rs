@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use arch::mte::geometry::{BlockIndex, Geometry, PageIndex};
 
-use crate::tag_storage::pool::slots::SlotIndex;
+use crate::tag_storage::pool::units::SlotIndex;
 
 /// A set of a span's blocks: bit 0 is its first.
 ///

@@ -6,8 +6,8 @@ use arch::layout::CHUNK;
 use arch::mte::geometry::{BlockIndex, Geometry};
 
 use super::*;
-use crate::tag_storage::pool::lease::LeaseId;
 use crate::tag_storage::pool::slots::Place;
+use crate::tag_storage::pool::units::LeaseId;
 
 /// A pool's books, for comparing: blocks with state and references, holders of slots, leases.
 #[derive(Clone, Debug, PartialEq)]

@@ -1,5 +1,6 @@
 //! Lent blocks: called back, in the way, pinned.
 
+use super::super::requests::ATTEMPTS;
 use super::*;
 
 #[test]

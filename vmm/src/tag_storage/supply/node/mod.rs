@@ -32,14 +32,15 @@ use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Instant;
 
+use arch::layout::CHUNK;
 use arch::mte::geometry::BlockIndex;
+use arch::mte::granule::tag_storage_for;
 use arch::units::Bytes;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::{Observation, Supply, SupplyName, TakeError};
 use crate::memory::huge_page_size;
-use crate::tag_storage::pool::lease::TAGS_OF_CHUNK;
 use borrower::{Effort, Route, Stop};
 pub use borrowers::{BorrowerError, BorrowerProcesses, MAX_BORROWERS};
 use memory::{HostMemory, Memory};
@@ -423,7 +424,7 @@ impl Plan {
         // itself: 14 of 116 MiB of a node of the lab.
         let all = usage.free.saturating_add(usage.movable);
         let room = all.saturating_sub(usage.spared(page)).saturating_mul(page);
-        let unit = TAGS_OF_CHUNK.get().max(block.get());
+        let unit = tag_storage_for(CHUNK).get().max(block.get());
         let most = Bytes::new(room / unit * unit);
         if most.is_zero() {
             return Err(NodeError::Nothing { node, most: Bytes::new(room) });
