@@ -102,3 +102,28 @@ pub(crate) fn may_catch_faults() -> bool {
         }
     }
 }
+
+/// Whether the threads of this process with this name block the signals that end a VM. Waits until there is
+/// one.
+pub(crate) fn threads_block_signals(name: &str) -> bool {
+    let field = |status: &str, key: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(key)).unwrap_or_default();
+        line.trim().to_owned()
+    };
+    loop {
+        let tasks = std::fs::read_dir("/proc/self/task").unwrap().map(Result::unwrap);
+        // One that ends meanwhile has no status any more.
+        let statuses =
+            tasks.filter_map(|task| std::fs::read_to_string(task.path().join("status")).ok());
+        let masks: Vec<u64> = statuses
+            .filter(|status| field(status, "Name:") == name)
+            .map(|status| u64::from_str_radix(&field(&status, "SigBlk:"), 16).unwrap())
+            .collect();
+        let ending = [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM];
+        let ending = ending.iter().fold(0, |bits, signal| bits | 1 << (signal - 1));
+        if !masks.is_empty() {
+            return masks.iter().all(|mask| mask & ending == ending);
+        }
+        std::thread::yield_now();
+    }
+}

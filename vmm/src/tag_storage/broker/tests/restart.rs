@@ -223,3 +223,14 @@ fn a_broker_that_hangs_up_in_the_middle_is_as_one_that_is_gone() {
     assert!(matches!(refused, ReserveError::Broker(_)), "{refused}");
     assert_eq!(client.status().owed, 3);
 }
+
+#[test]
+fn the_thread_that_looks_for_a_broker_blocks_the_signals_that_end_a_vm() {
+    let (_directory, path) = place();
+    let broker = Broker::start(&path, 64);
+    let client = connect(&path, "vm");
+    drop(broker);
+    hear_of(&client, |heard| heard == BrokerEvent::Detached);
+
+    assert!(crate::tag_storage::reservation::testing::threads_block_signals("broker"));
+}

@@ -13,7 +13,9 @@ use super::*;
 use crate::memory::{Footprint, Reclaimer, huge_page_size};
 use crate::tag_storage::pool::{LeaseTerms, Pool};
 use crate::tag_storage::reservation::Embedded;
-use crate::tag_storage::reservation::testing::{FakeHold, may_catch_faults, ram, ram_of};
+use crate::tag_storage::reservation::testing::{
+    FakeHold, may_catch_faults, ram, ram_of, threads_block_signals,
+};
 use crate::tag_storage::supply::Ledger;
 
 mod exhaustion;
@@ -374,4 +376,14 @@ fn slots_come_from_a_pool_in_this_process() {
 
     drop((demand, reclaimer));
     assert_eq!(pool.snapshot().leases.len(), 0);
+}
+
+#[test]
+fn the_fault_thread_blocks_the_signals_that_end_a_vm() {
+    if !may_catch_faults() {
+        return;
+    }
+    let _guest = Guest::new(ram(4), 2);
+
+    assert!(threads_block_signals("faults"));
 }
