@@ -10,7 +10,7 @@ use testing::guest::Plan;
 use testing::lab::Lab;
 use vmm::tag_storage::broker::Client;
 use vmm::tag_storage::{
-    Bytes, Geometry, LeaseId, LeaseTerms, Ledger, MAX_CAPACITY, Pool, PoolClient, SlotIndex,
+    Bytes, Geometry, LeaseId, LeaseTerms, Ledger, MAX_CAPACITY, Pool, SlotIndex,
 };
 
 /// Instructions for reserving and freeing a chunk, where blocks are no larger than its tags: no hardware is

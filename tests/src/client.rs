@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use arch::units::Bytes;
 use vmm::memory::{Attributes, Backing, GuestRam};
-use vmm::tag_storage::{BorrowerLease, LeaseTerms, PoolClient, ReserveError, broker};
+use vmm::tag_storage::{BorrowerLease, LeaseTerms, broker};
 
 use crate::borrower::{check, fill};
 use crate::dice::Dice;
@@ -101,13 +101,15 @@ fn hold(path: &Path, mut dice: Dice) {
         let wanted = 1 + dice.below(TOGETHER);
         match client.reserve(wanted as u64) {
             Ok(slots) => held.extend(slots),
+            Err(broker::Error::Refused(_)) => {
+                held.drain(held.len() / 2..).for_each(|slot| client.free(slot));
+            }
             // Nothing can be had until it is back, and little is freed.
-            Err(ReserveError::Broker(_)) => {
+            Err(_) => {
                 held.pop().into_iter().for_each(|slot| client.free(slot));
                 std::thread::sleep(LOST);
                 continue;
             }
-            Err(_) => held.drain(held.len() / 2..).for_each(|slot| client.free(slot)),
         }
         for _ in 0..dice.below(FREED).min(held.len()) {
             let slot = held.swap_remove(dice.below(held.len()));

@@ -10,8 +10,8 @@ use arch::units::Bytes;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
+use vmm::tag_storage::LeaseTerms;
 use vmm::tag_storage::broker::{self, BrokerReport, Client};
-use vmm::tag_storage::{LeaseTerms, PoolClient as _};
 
 /// Names the socket to a process that is to hold a lease.
 const SOCKET: &str = "TESSERA_TEST_BROKER";

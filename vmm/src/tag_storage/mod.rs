@@ -38,8 +38,8 @@ pub use pool::{
 };
 pub use reservation::{
     ChunkIndex, Demand, DemandError, DiscardHandler, Embedded, Error as ReservationError,
-    Exhaustion, ExhaustionSnapshot, ExhaustionStatus, FaultCounters, PoolClient, PoolClientReport,
-    SourceError, Strict, TagReservation, pool_client_for,
+    Exhaustion, ExhaustionSnapshot, ExhaustionStatus, FaultCounters, PoolClient, PoolClientError,
+    PoolClientReport, SourceError, Strict, TagReservation, pool_client_for,
 };
 pub use supply::capacity;
 pub use supply::lend_policy::{LendPolicy, UnknownPolicy};

@@ -13,7 +13,7 @@ use tempfile::TempDir;
 
 use super::protocol::wire::{Open, Reply, Request, Role, Terms, VERSION};
 use super::server::{Server, ServerResources};
-use super::{BrokerEvent, BrokerReport, Client};
+use super::{BrokerEvent, BrokerReport, Client, Error};
 use crate::sys::seqpacket;
 use crate::tag_storage::broker::protocol::wire::BUFFER;
 use crate::tag_storage::pool::{LeaseTerms, Pool, SlotIndex};

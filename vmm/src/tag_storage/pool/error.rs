@@ -6,7 +6,6 @@ use thiserror::Error;
 use super::blocks;
 use super::lease::{MAX_LEASES, TermsError};
 use super::units::{LeaseId, MAX_CAPACITY, SlotIndex};
-use crate::tag_storage::broker;
 use crate::tag_storage::supply::{SupplyName, TakeError};
 
 /// Why there is no such pool.
@@ -86,9 +85,6 @@ pub enum ReserveError {
     /// The books are wrong.
     #[error(transparent)]
     Blocks(#[from] blocks::Error),
-    /// The pool is a broker's, and it cannot be asked, or says no for a reason of its own.
-    #[error(transparent)]
-    Broker(#[from] broker::Error),
 }
 
 impl ReserveError {

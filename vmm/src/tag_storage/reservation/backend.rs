@@ -3,13 +3,33 @@
 use std::sync::Arc;
 
 use arch::units::Bytes;
+use thiserror::Error;
 
+use crate::tag_storage::broker::{self, Client};
 use crate::tag_storage::pool::Pool;
 use crate::tag_storage::pool::counters::Counters;
 use crate::tag_storage::pool::error::ReserveError;
-use crate::tag_storage::pool::lease::LeaseId;
+use crate::tag_storage::pool::lease::{LeaseId, tags_of};
 use crate::tag_storage::pool::slots::SlotIndex;
 use crate::tag_storage::supply::SupplyName;
+
+/// Why a VM's tag storage cannot be reserved.
+#[derive(Debug, Error)]
+pub enum PoolClientError {
+    /// The pool refuses, wherever it is.
+    #[error(transparent)]
+    Pool(#[from] ReserveError),
+    /// The pool is a broker's, which cannot be asked or refuses for a reason of its own.
+    #[error(transparent)]
+    Broker(#[from] broker::Error),
+}
+
+impl PoolClientError {
+    /// Whether tag storage itself is lacking, so that freeing some may help.
+    pub fn is_lack(&self) -> bool {
+        matches!(self, Self::Pool(error) if error.is_lack())
+    }
+}
 
 /// One VM's hold on a pool. What is still reserved when the last reference to it goes is freed then.
 pub trait PoolClient: Send + Sync {
@@ -18,7 +38,7 @@ pub trait PoolClient: Send + Sync {
     /// # Errors
     /// When not all of them can be had; then none is reserved. Asking again is no error: others may have
     /// freed meanwhile.
-    fn reserve(&self, chunks: u64) -> Result<Vec<SlotIndex>, ReserveError>;
+    fn reserve(&self, chunks: u64) -> Result<Vec<SlotIndex>, PoolClientError>;
 
     /// Frees the tag storage of one slot that this hold has reserved.
     fn free(&self, slot: SlotIndex);
@@ -54,10 +74,10 @@ impl Embedded {
 }
 
 impl PoolClient for Embedded {
-    fn reserve(&self, chunks: u64) -> Result<Vec<SlotIndex>, ReserveError> {
+    fn reserve(&self, chunks: u64) -> Result<Vec<SlotIndex>, PoolClientError> {
         // No pool has so many: it says what it has.
         let chunks = u32::try_from(chunks).unwrap_or(u32::MAX);
-        self.pool.reserve_many(self.lease, chunks)
+        Ok(self.pool.reserve_many(self.lease, chunks)?)
     }
 
     fn free(&self, slot: SlotIndex) {
@@ -81,6 +101,35 @@ impl Drop for Embedded {
     fn drop(&mut self) {
         // It fails when the lease is closed already, as is wanted.
         let _ = self.pool.close_lease(self.lease);
+    }
+}
+
+impl PoolClient for Client {
+    fn reserve(&self, chunks: u64) -> Result<Vec<SlotIndex>, PoolClientError> {
+        // Inherent methods come first: these are the client's own.
+        Self::reserve(self, chunks).map_err(|error| {
+            let said = match &error {
+                broker::Error::Refused(refusal) => {
+                    refusal.as_reserve_error(self.status().terms.supply)
+                }
+                _ => None,
+            };
+            said.map_or(PoolClientError::Broker(error), PoolClientError::Pool)
+        })
+    }
+
+    fn free(&self, slot: SlotIndex) {
+        Self::free(self, slot);
+    }
+
+    fn report(&self) -> PoolClientReport {
+        let status = self.status();
+        PoolClientReport {
+            supply: status.terms.supply,
+            capacity: status.terms.capacity,
+            reserved: tags_of(status.chunks),
+            counters: None,
+        }
     }
 }
 

@@ -7,10 +7,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::event::{EventfdFlags, eventfd};
 
+use super::backend::PoolClientError;
 use super::chunk_table::ChunkIndex;
 use super::demand::{Error, Exhaustion};
 use crate::error::chain;
-use crate::tag_storage::pool::error::ReserveError;
 
 /// What has changed, for whoever acts on it.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -79,7 +79,7 @@ impl AsFd for ExhaustionStatus {
 }
 
 impl Exhaustion for ExhaustionStatus {
-    fn exhausted(&self, chunk: ChunkIndex, why: &ReserveError) {
+    fn exhausted(&self, chunk: ChunkIndex, why: &PoolClientError) {
         self.change(|news| {
             news.lacking = Some(format!("the guest touches {chunk}: {}", chain(why)))
         });
@@ -107,6 +107,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
+    use crate::tag_storage::pool::error::ReserveError;
     use crate::tag_storage::supply::SupplyName;
     use arch::units::Bytes;
 
@@ -114,7 +115,7 @@ mod tests {
     fn news_are_how_things_stand_now() {
         let notices = ExhaustionStatus::new().unwrap();
         let (wanted, max, supply) = (Bytes::kib(64), Bytes::mib(1), SupplyName::Ledger);
-        let why = ReserveError::OverMax { wanted, max, supply };
+        let why = ReserveError::OverMax { wanted, max, supply }.into();
 
         notices.exhausted(ChunkIndex(7), &why);
         notices.expired(ChunkIndex(7));

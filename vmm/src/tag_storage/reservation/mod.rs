@@ -20,12 +20,11 @@ use super::broker::Client;
 use super::placement::borrower;
 use super::placement::policy::LendingError;
 use super::pool::counters::Counters;
-use super::pool::error::ReserveError;
 use super::pool::lease::{chunks_of, tags_of};
 use crate::api::model::{self, TagStorageChunks};
 use crate::memory::{GuestRam, Reservations, Unreserved};
 use crate::spec::{ReservationMode, TagStorageSpec};
-pub use backend::PoolClient;
+pub use backend::{PoolClient, PoolClientError};
 pub use demand::{Demand, Error as DemandError};
 pub use exhaustion::ExhaustionStatus;
 use source::Source;
@@ -58,7 +57,7 @@ pub enum Error {
         when: &'static str,
         /// Why it cannot have it.
         #[source]
-        source: ReserveError,
+        source: PoolClientError,
     },
     /// Its memory cannot be kept where it may be.
     #[error("the memory of a guest with MTE cannot be kept out of tag storage")]

@@ -82,6 +82,7 @@ mod tests {
 
     use super::*;
     use crate::spec::ReservationMode;
+    use crate::tag_storage::reservation::PoolClientError;
 
     fn spec(min: Bytes, max: Bytes) -> TagStorageSpec {
         TagStorageSpec { when: ReservationMode::Strict, broker: None, min, max }
@@ -93,7 +94,8 @@ mod tests {
 
         assert_eq!(hold.reserve(2).unwrap().len(), 2);
         let over = hold.reserve(1).unwrap_err();
-        assert!(matches!(over, ReserveError::OverMax { .. }), "{over}");
+        let over_max = matches!(over, PoolClientError::Pool(ReserveError::OverMax { .. }));
+        assert!(over_max, "{over}");
         let report = hold.report();
         assert_eq!(report.reserved, Bytes::kib(128));
         assert!(report.capacity >= Bytes::mib(1), "{report:?}");

@@ -4,8 +4,7 @@ use std::sync::Arc;
 
 use arch::units::Bytes;
 
-use super::backend::PoolClient;
-use crate::tag_storage::pool::error::ReserveError;
+use super::backend::{PoolClient, PoolClientError};
 use crate::tag_storage::pool::lease::chunks_of;
 
 /// Tag storage for a whole guest. Discarded memory frees none of it
@@ -21,7 +20,7 @@ impl Strict {
     ///
     /// # Errors
     /// When the pool does not have that much for this VM. Nothing is reserved then.
-    pub fn reserve(hold: Arc<dyn PoolClient>, memory: Bytes) -> Result<Self, ReserveError> {
+    pub fn reserve(hold: Arc<dyn PoolClient>, memory: Bytes) -> Result<Self, PoolClientError> {
         let chunks = chunks_of(memory);
         hold.reserve(chunks)?;
         Ok(Self { _hold: hold, chunks })

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use arch::units::Bytes;
 
-use super::backend::{PoolClient, PoolClientReport};
+use super::backend::{PoolClient, PoolClientError, PoolClientReport};
 use crate::memory::{Attributes, Backing, GuestRam};
 use crate::tag_storage::pool::error::ReserveError;
 use crate::tag_storage::pool::slots::SlotIndex;
@@ -47,16 +47,13 @@ impl FakeHold {
 }
 
 impl PoolClient for FakeHold {
-    fn reserve(&self, chunks: u64) -> Result<Vec<SlotIndex>, ReserveError> {
+    fn reserve(&self, chunks: u64) -> Result<Vec<SlotIndex>, PoolClientError> {
         let mut books = self.books();
         let free = books.capacity - books.live.len() as u64;
         if chunks > free {
-            return Err(ReserveError::Exhausted {
-                wanted: Bytes::kib(64 * chunks),
-                free: Bytes::kib(64 * free),
-                set_aside: Bytes::ZERO,
-                supply: SupplyName::Ledger,
-            });
+            let (wanted, free) = (Bytes::kib(64 * chunks), Bytes::kib(64 * free));
+            let (set_aside, supply) = (Bytes::ZERO, SupplyName::Ledger);
+            return Err(ReserveError::Exhausted { wanted, free, set_aside, supply }.into());
         }
         let first = books.next;
         books.next += chunks as u32;

@@ -20,8 +20,7 @@ use thiserror::Error as ThisError;
 
 use super::protocol::refusal::Refusal;
 use super::protocol::wire::{Notice, Role, Terms};
-use crate::tag_storage::pool::{LeaseTerms, ReserveError, SlotIndex, tags_of};
-use crate::tag_storage::reservation::{PoolClient, PoolClientReport};
+use crate::tag_storage::pool::{LeaseTerms, SlotIndex};
 use crate::tag_storage::supply::SupplyName;
 
 mod connection;
@@ -312,8 +311,14 @@ impl Client {
         self.0.ended.notify_all();
     }
 
-    fn reserve_all(&self, chunks: u32) -> Result<Vec<SlotIndex>, ReserveError> {
+    /// Reserves tag storage for so many chunks: a slot each.
+    ///
+    /// # Errors
+    /// When the broker refuses or cannot be asked; then none is reserved.
+    pub fn reserve(&self, chunks: u64) -> Result<Vec<SlotIndex>, Error> {
         let shared = &self.0;
+        // No pool has so many: the broker says what it has.
+        let chunks = u32::try_from(chunks).unwrap_or(u32::MAX);
         // Without a broker nobody waits for the one who looks for it.
         shared.line().inspect_err(|_| shared.look_for_another(&mut shared.books()))?;
         let _turn = lock(&shared.turn);
@@ -338,38 +343,27 @@ impl Client {
                 // A broker that is gone meanwhile takes along what it has given.
                 if !books.is_present(&line) {
                     let path = shared.path.clone();
-                    return Err(Error::Lost { path, source: None }.into());
+                    return Err(Error::Lost { path, source: None });
                 }
                 Ok(slots.into_iter().map(|slot| books.holdings.add(slot)).collect())
             }
-            Err(error) => Err(shared.failed(&line, error)),
+            Err(error @ (Error::Refused(_) | Error::Owed { .. })) => Err(error),
+            // Whatever else went wrong, the broker and this VM no longer agree on what it holds.
+            Err(error) => {
+                shared.detach(&line);
+                Err(error)
+            }
         }
     }
-}
 
-impl PoolClient for Client {
-    fn reserve(&self, chunks: u64) -> Result<Vec<SlotIndex>, ReserveError> {
-        // No pool has so many: the broker says what it has.
-        self.reserve_all(u32::try_from(chunks).unwrap_or(u32::MAX))
-    }
-
-    fn free(&self, slot: SlotIndex) {
+    /// Frees a slot that was reserved here. Never waits for the broker.
+    pub fn free(&self, slot: SlotIndex) {
         let mut books = self.0.books();
         let Some(slot) = books.holdings.remove(slot) else { return };
         // While the VM comes back there is no line yet, and the broker has the slot already.
         books.freed.push(slot);
         if let Some(line) = books.line.clone() {
             line.free_now(&mut books.freed);
-        }
-    }
-
-    fn report(&self) -> PoolClientReport {
-        let status = self.status();
-        PoolClientReport {
-            supply: status.terms.supply,
-            capacity: status.terms.capacity,
-            reserved: tags_of(status.chunks),
-            counters: None,
         }
     }
 }
@@ -406,22 +400,6 @@ impl Shared {
             path: self.path.clone(),
             because: books.because.clone(),
         })
-    }
-
-    /// What an error on this line is to whoever wanted to reserve.
-    fn failed(self: &Arc<Self>, line: &Arc<Connection>, error: Error) -> ReserveError {
-        match error {
-            Error::Refused(refusal) => {
-                let known = refusal.as_reserve_error(line.terms.supply);
-                known.unwrap_or(ReserveError::Broker(Error::Refused(refusal)))
-            }
-            error @ Error::Owed { .. } => error.into(),
-            // Whatever else went wrong, the broker and this VM no longer agree on what it holds.
-            error => {
-                self.detach(line);
-                error.into()
-            }
-        }
     }
 
     /// The line is of no use any more. Somebody starts to look for another.

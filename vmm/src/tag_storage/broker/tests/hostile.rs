@@ -7,10 +7,9 @@ use std::os::unix::net::UnixListener;
 use rustix::io::Errno;
 
 use super::*;
-use crate::tag_storage::PoolClient as _;
 use crate::tag_storage::broker::protocol::limits::{MAX_MESSAGE, MAX_SLOTS};
 use crate::tag_storage::broker::protocol::refusal::Reason;
-use crate::tag_storage::broker::server::ServerError as Error;
+use crate::tag_storage::broker::server::ServerError;
 
 fn reason(reply: Option<Reply>) -> Reason {
     match reply {
@@ -247,7 +246,7 @@ fn a_live_broker_is_named_and_a_dead_one_replaced() {
 
     let error = Server::bind(&path, stock(64)).err().unwrap();
     let own = std::process::id();
-    assert!(matches!(error, Error::Taken { pid, .. } if pid == own), "{error}");
+    assert!(matches!(error, ServerError::Taken { pid, .. } if pid == own), "{error}");
     connect(&path, "not disturbed").reserve(1).unwrap();
     drop(broker);
     assert!(!path.exists());

@@ -1,8 +1,14 @@
 //! What clients have of each other: totals, refusals, and who gives when another lacks.
 
 use super::*;
-use crate::tag_storage::pool::ReserveError;
-use crate::tag_storage::reservation::PoolClient as _;
+use crate::tag_storage::broker::protocol::refusal::Reason;
+
+fn reason(error: &Error) -> Reason {
+    match error {
+        Error::Refused(refusal) => refusal.reason,
+        other => panic!("{other}"),
+    }
+}
 
 #[test]
 fn what_is_reserved_and_freed_shows_in_the_totals() {
@@ -51,7 +57,7 @@ fn a_large_guest_is_reserved_for_all_at_once_or_not_at_all() {
     assert_eq!(client.reserve(4000).unwrap().len(), 4000);
     let refused = client.reserve(1001).unwrap_err();
 
-    assert!(matches!(refused, ReserveError::Exhausted { .. }), "{refused}");
+    assert!(matches!(reason(&refused), Reason::Exhausted { .. }), "{refused}");
     assert_eq!(broker.report().pool.chunks.reserved, 4000);
 }
 
@@ -78,10 +84,10 @@ fn terms_are_kept() {
 
     let greedy = connect(&path, "greedy");
     let refused = greedy.reserve(55).unwrap_err();
-    assert!(matches!(refused, ReserveError::Exhausted { .. }), "{refused}");
+    assert!(matches!(reason(&refused), Reason::Exhausted { .. }), "{refused}");
     assert_eq!(greedy.reserve(54).unwrap().len(), 54);
     let refused = _client.reserve(17).unwrap_err();
-    assert!(matches!(refused, ReserveError::OverMax { .. }), "{refused}");
+    assert!(matches!(reason(&refused), Reason::OverMax { .. }), "{refused}");
     assert!(refused.to_string().contains("(ledger)"), "{refused}");
 
     let second = Client::connect(&path, wanted).unwrap_err();

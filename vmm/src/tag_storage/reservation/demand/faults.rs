@@ -9,7 +9,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use super::{Error, Exhaustion, Shared};
-use crate::tag_storage::pool::error::ReserveError;
+use crate::tag_storage::reservation::PoolClientError;
 use crate::tag_storage::reservation::chunk_table::{ChunkIndex, Touched};
 
 /// How often a pool that had nothing is asked again by itself: others' tag storage may come free without
@@ -121,7 +121,7 @@ impl Faults {
         Ok(())
     }
 
-    fn lacks(&mut self, chunk: ChunkIndex, why: ReserveError) {
+    fn lacks(&mut self, chunk: ChunkIndex, why: PoolClientError) {
         if self.exhausted {
             return;
         }

@@ -26,13 +26,12 @@ use rustix::event::{EventfdFlags, eventfd};
 use thiserror::Error;
 use vm_memory::GuestAddress;
 
-use super::backend::PoolClient;
+use super::backend::{PoolClient, PoolClientError};
 use super::chunk_table::{ChunkIndex, ChunkTable, Discard, State};
 use crate::memory::{Backing, GuestRam, Vacancy};
 use crate::metrics::Counter;
 use crate::sys::thread;
 use crate::sys::uffd::{self, Uffd, one};
-use crate::tag_storage::pool::error::ReserveError;
 use crate::tag_storage::pool::slots::SlotIndex;
 
 mod discard;
@@ -115,7 +114,7 @@ pub enum Error {
 /// memory that waits for tag storage.
 pub trait Exhaustion: Send + Sync {
     /// A touch of this chunk waits, the first that does.
-    fn exhausted(&self, chunk: ChunkIndex, why: &ReserveError);
+    fn exhausted(&self, chunk: ChunkIndex, why: &PoolClientError);
 
     /// No touch waits any more.
     fn relieved(&self);
@@ -187,7 +186,7 @@ impl Demand {
     ///
     /// # Errors
     /// Why there was none for all of it, once. Nothing is stopped or reserved any more then.
-    pub fn loaded(&self) -> Result<(), ReserveError> {
+    pub fn loaded(&self) -> Result<(), PoolClientError> {
         match std::mem::replace(&mut *self.shared.loading(), Loading::Done) {
             Loading::Refused(why) => Err(why),
             Loading::Now | Loading::Done => Ok(()),
@@ -267,7 +266,7 @@ struct Shared {
 enum Loading {
     Now,
     /// There was no tag storage for it.
-    Refused(ReserveError),
+    Refused(PoolClientError),
     Done,
 }
 
@@ -319,7 +318,7 @@ impl Shared {
     }
 
     /// Writes down why what the guest starts with has no tag storage, if it is still being written.
-    fn refuse(&self, why: ReserveError) -> Result<(), ReserveError> {
+    fn refuse(&self, why: PoolClientError) -> Result<(), PoolClientError> {
         let mut loading = self.loading();
         match *loading {
             Loading::Now => *loading = Loading::Refused(why),

@@ -60,7 +60,7 @@ impl Listener {
 }
 
 impl Exhaustion for Listener {
-    fn exhausted(&self, chunk: ChunkIndex, why: &ReserveError) {
+    fn exhausted(&self, chunk: ChunkIndex, why: &PoolClientError) {
         assert!(why.is_lack(), "{why}");
         self.add(Told::Exhausted(chunk));
     }

@@ -172,7 +172,7 @@ fn after_the_end_nobody_is_stopped_and_nothing_freed() {
 struct Broken;
 
 impl PoolClient for Broken {
-    fn reserve(&self, _: u64) -> Result<Vec<SlotIndex>, ReserveError> {
+    fn reserve(&self, _: u64) -> Result<Vec<SlotIndex>, PoolClientError> {
         panic!("on purpose")
     }
 
