@@ -21,7 +21,7 @@ use crate::caches::CacheTopology;
 use crate::gic::{
     Gic, Spi, TIMER_PPIS, TRIGGER_EDGE_RISING, TRIGGER_LEVEL_HIGH, TRIGGER_LEVEL_LOW,
 };
-use crate::layout::{MAX_FDT, MemoryRange};
+use crate::layout::{self, MAX_FDT, MemoryRange};
 use crate::regs::Mpidr;
 use crate::units::Bytes;
 
@@ -105,6 +105,16 @@ pub enum Error {
         /// Its size.
         size: Bytes,
     },
+    /// The result is larger than the room that was kept for it.
+    #[error(
+        "the device tree has {size}, but only {room} were kept for it; please report this as a defect"
+    )]
+    Room {
+        /// Its size.
+        size: Bytes,
+        /// The room.
+        room: Bytes,
+    },
     /// The writer refused something.
     #[error("the device tree cannot be written; please report this as a defect")]
     Writer(#[from] vm_fdt::Error),
@@ -138,8 +148,7 @@ pub struct MmioNode {
 
 /// Everything that the device tree says.
 ///
-/// The length of the blob does not depend on the position of the initrd nor on the seeds, so that a
-/// first blob tells how much room the final one takes.
+/// The length of the blob does not depend on the position of the initrd nor on the seeds.
 #[derive(Clone, Debug)]
 pub struct Tree<'a> {
     /// The kernel command line: at most [`MAX_COMMAND_LINE`] bytes, without NUL.
@@ -165,6 +174,51 @@ pub struct Tree<'a> {
     pub virtio: &'a [MmioNode],
     /// Randomness.
     pub seeds: Seeds,
+}
+
+/// The most that the tree of a machine with `cpus` vCPUs takes, with any command line and any number of
+/// virtio devices. Files are placed in guest memory before the tree is written, which says where they are.
+///
+/// # Errors
+/// As for [`Tree::build`].
+pub fn room(cpus: u32, caches: Option<&CacheTopology>) -> Result<Bytes, Error> {
+    let mut room = Bytes::ZERO;
+    for gic in [Gic::V3 { cpus }, Gic::V2] {
+        if cpus <= gic.max_cpus() || matches!(gic, Gic::V3 { .. }) {
+            room = room.max(largest(cpus, &gic, caches)?);
+        }
+    }
+    Ok(room)
+}
+
+fn largest(cpus: u32, gic: &Gic, caches: Option<&CacheTopology>) -> Result<Bytes, Error> {
+    // The longest names of nodes: all fields of the affinity are in use.
+    let cpus: Vec<Mpidr> =
+        (0..u64::from(cpus)).map(|index| Mpidr::new(0xff_0000_0000 | index)).collect();
+    let command_line = " ".repeat(MAX_COMMAND_LINE);
+    let node = |range, spi| MmioNode { range, spi };
+    let device = |index| layout::virtio(index).map(|(range, spi)| node(range, spi));
+    let devices: Vec<MmioNode> = (0..2).filter_map(device).collect();
+    let with = |devices: &[MmioNode]| {
+        let tree = Tree {
+            command_line: &command_line,
+            memory: &[MemoryRange::new(layout::RAM_BASE, layout::MIN_MEMORY)],
+            initrd: Some(MemoryRange::new(layout::RAM_BASE, Bytes::ZERO)),
+            cpus: &cpus,
+            caches,
+            gic,
+            serial: node(layout::SERIAL, layout::SERIAL_SPI),
+            rtc: node(layout::RTC, layout::RTC_SPI),
+            gpio: node(layout::GPIO, layout::GPIO_SPI),
+            virtio: devices,
+            seeds: Seeds { rng: [0; 64], kaslr: 0 },
+        };
+        tree.build().map(|blob| blob.len() as u64)
+    };
+    // Each device but the first, which brings the names of properties, takes the same.
+    let (one, two) = (with(devices.get(..1).unwrap_or_default())?, with(&devices)?);
+    let others = u64::from(layout::MAX_VIRTIO_DEVICES - 1);
+    Ok(Bytes::new(one + others * two.saturating_sub(one)))
 }
 
 impl Tree<'_> {

@@ -360,6 +360,39 @@ fn the_length_depends_on_neither_initrd_position_nor_seeds() {
     assert_eq!(other.build().unwrap().len(), blob(2, V3).len());
 }
 
+fn virtio_nodes(count: u32) -> Vec<MmioNode> {
+    (0..count)
+        .map(|index| layout::virtio(index).map(|(range, spi)| MmioNode { range, spi }).unwrap())
+        .collect()
+}
+
+#[test]
+fn the_room_holds_every_device_and_the_longest_command_line() {
+    let (line, nodes) = ("x".repeat(MAX_COMMAND_LINE), virtio_nodes(layout::MAX_VIRTIO_DEVICES));
+    let caches = server();
+    for (count, gic) in
+        [(1, Gic::V2), (8, Gic::V2), (1, Gic::V3 { cpus: 1 }), (512, Gic::V3 { cpus: 512 })]
+    {
+        for caches in [None, Some(&caches)] {
+            let cpus: Vec<_> = (0..count).map(|n| Mpidr::new(0xff_00ff_0000 | n)).collect();
+            let all = Tree { command_line: &line, virtio: &nodes, caches, ..tree(&cpus, &gic) };
+            let size = all.build().unwrap().len() as u64;
+
+            let room = room(count as u32, caches).unwrap().get();
+
+            assert!(size <= room, "{size} bytes in {room}");
+            assert!(room - size < 4096, "{room} bytes for {size}");
+        }
+    }
+}
+
+#[test]
+fn there_is_room_for_as_many_vcpus_as_there_can_be() {
+    assert!(room(512, Some(&server())).unwrap() < MAX_FDT);
+    assert_eq!(room(0, None), Err(Error::NoCpus));
+    assert!(matches!(room(513, None), Err(Error::TooManyCpus { .. })));
+}
+
 #[test]
 fn seeds_are_not_printed() {
     let cpus = mpidrs(2);
@@ -423,6 +456,23 @@ proptest! {
             }
             Err(error) => prop_assert_eq!(error, Error::CommandLineTooLong { length: line.len() }),
         }
+    }
+
+    #[test]
+    fn every_tree_fits_its_room(
+        count in 1_u32..40,
+        devices in 0..=layout::MAX_VIRTIO_DEVICES,
+        line in "[a-z=. ]{0,2047}",
+        described: bool,
+    ) {
+        let (cpus, nodes, caches) = (mpidrs(count.into()), virtio_nodes(devices), server());
+        let caches = described.then_some(&caches);
+        let gic = Gic::V3 { cpus: count };
+        let tree = Tree { command_line: &line, virtio: &nodes, caches, ..tree(&cpus, &gic) };
+
+        let size = tree.build().unwrap().len() as u64;
+
+        prop_assert!(size <= room(count, caches).unwrap().get());
     }
 
     #[test]
