@@ -50,6 +50,8 @@ impl RegId {
     pub const ID_AA64ISAR1_EL1: RegId = system(3, 0, 0, 6, 1);
     /// Memory model 0: physical address range, translation granules.
     pub const ID_AA64MMFR0_EL1: RegId = system(3, 0, 0, 7, 0);
+    /// The kinds of cache at each level; see [`Clidr`](crate::caches::Clidr).
+    pub const CLIDR_EL1: RegId = system(3, 1, 0, 0, 1);
     /// System control: MMU, caches, tag checking.
     pub const SCTLR_EL1: RegId = system(3, 0, 1, 0, 0);
     /// Translation table of the lower addresses.

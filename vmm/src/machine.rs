@@ -7,6 +7,7 @@ use std::io;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use arch::caches::CacheTopology;
 use arch::fdt::{MmioNode, Seeds, Tree};
 use arch::gic::{Gic, Spi};
 use arch::layout::{self, MemoryRange};
@@ -151,7 +152,7 @@ impl Machine {
         console: Output,
         quiesce: Quiesce,
     ) -> Result<Self, Error> {
-        let Board { vm, vcpus, gic, loaded, tags, tenancy, .. } = board;
+        let Board { vm, vcpus, gic, caches, loaded, tags, tenancy, .. } = board;
         let irq = |spi| vm.irq(spi).map(Box::new);
         let brake = console.brake();
         let serial = Serial::new(irq(layout::SERIAL_SPI)?, Box::new(console));
@@ -180,7 +181,7 @@ impl Machine {
         let rng_counters = spec.rng.then(|| add_rng(&mut slots)).transpose()?;
         let (virtio, mut queue_events) = slots.finish();
         queue_events.push(Box::new(RtcEvents::new(rtc, clock)));
-        write_fdt(&vm, spec, &vcpus, &gic, &loaded, &virtio)?;
+        write_fdt(&vm, spec, &vcpus, caches.as_ref(), &gic, &loaded, &virtio)?;
         if let Some(first) = vcpus.first() {
             first.set_boot_state(loaded.entry, loaded.fdt.base)?;
         }
@@ -457,6 +458,7 @@ fn write_fdt(
     vm: &Vm,
     spec: &Spec,
     vcpus: &[KvmVcpu],
+    caches: Option<&CacheTopology>,
     gic: &Gic,
     loaded: &Loaded,
     virtio: &[MmioNode],
@@ -468,7 +470,7 @@ fn write_fdt(
         memory: &[vm.ram().range()],
         initrd: loaded.initrd,
         cpus: &cpus,
-        caches: None,
+        caches,
         gic,
         serial: node(layout::SERIAL, layout::SERIAL_SPI),
         rtc: node(layout::RTC, layout::RTC_SPI),
@@ -478,8 +480,9 @@ fn write_fdt(
     };
     let blob = tree.build()?;
     let room = loaded.fdt.size;
-    if blob.len() as u64 > room.get() {
-        return Err(arch::fdt::Error::TooLarge { size: Bytes::new(blob.len() as u64) }.into());
+    let size = Bytes::new(blob.len() as u64);
+    if size > room {
+        return Err(arch::fdt::Error::Room { size, room }.into());
     }
     vm.ram().write_slice(&blob, loaded.fdt.base).map_err(Error::WriteFdt)
 }

@@ -8,6 +8,7 @@ use rustix::param::page_size;
 
 use super::Check;
 use crate::memory::huge_page_size;
+use crate::sys::caches;
 
 const THP: &str = "/sys/kernel/mm/transparent_hugepage/enabled";
 const NODES: &str = "/sys/devices/system/node";
@@ -33,7 +34,7 @@ pub(super) fn no_kvm() -> Check {
 }
 
 pub(super) fn checks() -> Vec<Check> {
-    vec![pages(), huge_pages(), userfaultfd(), numa(), descriptors()]
+    vec![pages(), huge_pages(), userfaultfd(), numa(), caches(), descriptors()]
 }
 
 fn pages() -> Check {
@@ -109,6 +110,15 @@ fn numa() -> Check {
         found += &format!(", without CPUs: {}", without_cpus.join(", "));
     }
     Check::ok(NAME, found)
+}
+
+/// What a guest is told of them. KVM may show it other caches in CLIDR_EL1, and then it is told of none.
+fn caches() -> Check {
+    const NAME: &str = "caches";
+    match caches::read() {
+        Ok(topology) => Check::ok(NAME, format!("{} levels", topology.levels().len())),
+        Err(unknown) => Check::ok(NAME, format!("not described to guests, as {unknown}")),
+    }
 }
 
 fn descriptors() -> Check {

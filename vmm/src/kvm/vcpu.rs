@@ -3,6 +3,7 @@
 
 use std::io;
 
+use arch::caches::Clidr;
 use arch::regs::{Mpidr, RegId, Syndrome};
 use kvm_bindings::{
     KVM_ARM_VCPU_POWER_OFF, KVM_ARM_VCPU_PSCI_0_2, KVM_ARM_VCPU_PTRAUTH_ADDRESS,
@@ -70,6 +71,16 @@ impl KvmVcpu {
         self.get(RegId::MPIDR_EL1)
             .map(Mpidr::new)
             .map_err(Error::vcpu("read the affinity", self.index))
+    }
+
+    /// The caches that the vCPU shows.
+    ///
+    /// # Errors
+    /// When KVM does not give them.
+    pub fn clidr(&self) -> Result<Clidr, Error> {
+        self.get(RegId::CLIDR_EL1)
+            .map(Clidr::new)
+            .map_err(Error::vcpu("read the kinds of caches", self.index))
     }
 
     fn get(&self, register: RegId) -> Result<u64, kvm_ioctls::Error> {

@@ -1,5 +1,6 @@
 //! The machine before its devices: what KVM, memory and kernel are made of.
 
+use arch::caches::CacheTopology;
 use arch::gic::Gic;
 use arch::layout::{self, MemoryRange};
 use arch::units::Bytes;
@@ -12,12 +13,9 @@ use crate::error::say;
 use crate::kvm::{self, Host, KvmVcpu, Vm};
 use crate::memory::{self, Attributes, Backing, GuestRam, Loaded, tag_checks};
 use crate::spec::Spec;
+use crate::sys::caches;
 use crate::tag_storage::{BorrowerLease, TagReservation};
 
-/// Room for the device tree beyond what each vCPU adds; the command line is its largest part.
-const FDT_BASE: u64 = 8 << 10;
-/// Room in the device tree for one vCPU's node.
-const FDT_PER_CPU: u64 = 160;
 /// The pages of hugetlbfs: as large as a chunk, whatever the host's own.
 const HUGE_PAGE: Bytes = layout::CHUNK;
 
@@ -28,6 +26,8 @@ pub struct Board {
     pub(super) vcpus: Vec<KvmVcpu>,
     pub(super) vm: Vm,
     pub(super) gic: Gic,
+    /// The host's caches, if its kernel lists them and the guest's CPUs show the same.
+    pub(super) caches: Option<CacheTopology>,
     pub(super) loaded: Loaded,
     pub(super) mte: Mte,
     pub(super) tags: Option<TagReservation>,
@@ -75,7 +75,8 @@ impl Board {
         let tenancy = lender
             .map(|broker| BorrowerLease::new(broker, &spec.id, vm.ram(), spec.lock_memory))
             .transpose()?;
-        let fdt_room = Bytes::new(FDT_BASE + FDT_PER_CPU * u64::from(spec.cpus));
+        let caches = caches::read().ok();
+        let fdt_room = arch::fdt::room(spec.cpus, caches.as_ref())?;
         let loaded = memory::load(vm.ram(), &spec.kernel, spec.initrd.as_deref(), fdt_room)?;
         if let Some(tags) = &tags {
             touch(vm.ram(), loaded.fdt)?;
@@ -85,7 +86,9 @@ impl Board {
             vm.ram().lock()?;
         }
         let (vcpus, gic) = vm.create_cpus(&host, spec.cpus)?;
-        Ok(Self { vm, vcpus, gic, loaded, mte, tags, tenancy })
+        let clidr = vcpus.first().and_then(|vcpu| vcpu.clidr().ok());
+        let caches = caches.filter(|caches| clidr.is_some_and(|clidr| caches.check(clidr).is_ok()));
+        Ok(Self { vm, vcpus, gic, caches, loaded, mte, tags, tenancy })
     }
 
     /// The description's command line, with the order in which the guest reports free memory if its

@@ -1,5 +1,6 @@
 //! System calls, wrapped; nobody's policy.
 
+pub(crate) mod caches;
 pub(crate) mod numa;
 pub(crate) mod peer;
 pub(crate) mod seqpacket;
