@@ -22,6 +22,7 @@ mod pe;
 pub mod zstd;
 
 pub use foreign::Foreign;
+use pe::Extent;
 
 /// How many bytes of a file [`Form::detect`] and [`Header::parse`] can make use of. With fewer they
 /// still work, but notice less.
@@ -144,13 +145,13 @@ pub enum Error {
         /// Length of the (decompressed) kernel.
         file: Bytes,
     },
-    /// The file ends before the last section that its PE header lists.
+    /// The file ends before its PE headers, or before the last section that they list.
     #[error(
-        "the kernel has {file}, but its section table needs {expected}: it was cut off; copy or \
-         download it again"
+        "the kernel has {file}, but by its section table it has {expected} or more: it was cut off; \
+         copy or download it again"
     )]
     Truncated {
-        /// Where the last section ends.
+        /// Where headers and sections end, as far as it is known.
         expected: Bytes,
         /// Length of the (decompressed) kernel.
         file: Bytes,
@@ -293,6 +294,18 @@ impl PageSize {
     }
 }
 
+/// What a header leaves open about its file, although it is one that can be booted.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub enum Doubt {
+    /// There is no section table, as in kernels without an EFI stub: only the kernel could tell where its
+    /// data end and its BSS begins.
+    #[error(
+        "the kernel has no section table that says how long the file is, so it is not known whether \
+         it is whole: if it does not start, copy it again"
+    )]
+    Length,
+}
+
 /// The header of an arm64 `Image`, checked.
 ///
 /// The entry point is the first byte of the image.
@@ -302,7 +315,7 @@ pub struct Header {
     image_size: Option<Bytes>,
     page_size: PageSize,
     anywhere: bool,
-    sections_end: Option<Bytes>,
+    extent: Extent,
 }
 
 impl Header {
@@ -339,7 +352,7 @@ impl Header {
             image_size,
             page_size: page_size(flags),
             anywhere: flags & (1 << 3) != 0,
-            sections_end: pe::sections_end(bytes).map(Bytes::new),
+            extent: pe::extent(bytes),
         })
     }
 
@@ -365,6 +378,14 @@ impl Header {
         self.anywhere
     }
 
+    /// What the header leaves open. With fewer than [`HEAD_LEN`] bytes of a longer file it may be more.
+    pub fn doubt(&self) -> Option<Doubt> {
+        match self.extent {
+            Extent::Sections(_) => None,
+            Extent::Unknown | Extent::Headers(_) => Some(Doubt::Length),
+        }
+    }
+
     /// Compares the header with the length of the (decompressed) kernel, and returns the memory to
     /// set aside: `image_size`, or the length for kernels before 3.17.
     ///
@@ -376,8 +397,10 @@ impl Header {
         if file_len < Bytes::new(HEADER_LEN as u64) {
             return Err(Error::TooShort { length: file_len });
         }
-        if let Some(expected) = self.sections_end.filter(|end| *end > file_len) {
-            return Err(Error::Truncated { expected, file: file_len });
+        if let Extent::Headers(end) | Extent::Sections(end) = self.extent
+            && end > file_len.get()
+        {
+            return Err(Error::Truncated { expected: Bytes::new(end), file: file_len });
         }
         match self.image_size {
             Some(size) if size < file_len => Err(Error::ImageSizeTooSmall { size, file: file_len }),

@@ -17,7 +17,11 @@ const PE_MAGIC: &[u8] = b"PE\0\0";
 const COFF_LEN: usize = 20;
 const SECTION_LEN: usize = 40;
 /// Linux writes two; more than this is not a kernel's table.
-const MAX_SECTIONS: u16 = 16;
+const MAX_SECTIONS: usize = 16;
+/// Linux puts its PE header at 64; one behind this is not a kernel's.
+const MAX_PE_OFFSET: u32 = 64 << 10;
+/// The longest optional header: PE32+ with its 16 data directories.
+const MAX_OPTIONAL: usize = 240;
 
 /// The bytes after the PE magic number.
 fn coff(bytes: &[u8]) -> Option<&[u8]> {
@@ -33,22 +37,46 @@ pub(super) fn machine(bytes: &[u8]) -> Option<u16> {
     u16_at(coff(bytes)?, 0)
 }
 
-/// Where the raw data of the last section ends, in bytes from the start of the file; `None` if the
-/// bytes hold no whole section table. At most 2^33 - 2.
-pub(super) fn sections_end(bytes: &[u8]) -> Option<u64> {
-    let coff = coff(bytes)?;
-    let count = u16_at(coff, 2)?;
-    if count == 0 || count > MAX_SECTIONS {
-        return None;
+/// How long a file must be by its PE headers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Extent {
+    /// It has none, or they make no sense.
+    Unknown,
+    /// The headers themselves end here, or later: the bytes end before. At most 66 KiB.
+    Headers(u64),
+    /// Headers and sections end here, at most 2^33 - 2.
+    Sections(u64),
+}
+
+/// How long the file must be that starts with these bytes.
+pub(super) fn extent(bytes: &[u8]) -> Extent {
+    let Some(offset) = u32_at(bytes, PE_OFFSET).filter(|_| bytes.starts_with(MZ)) else {
+        return Extent::Unknown;
+    };
+    if offset > MAX_PE_OFFSET {
+        return Extent::Unknown;
     }
-    let optional = usize::from(u16_at(coff, 16)?);
-    let table = coff.get(COFF_LEN + optional..)?;
-    let table = table.get(..usize::from(count) * SECTION_LEN)?;
-    table
-        .chunks_exact(SECTION_LEN)
-        .filter_map(|section| {
-            let (size, start) = (u32_at(section, 16)?, u32_at(section, 20)?);
-            Some(u64::from(start) + u64::from(size))
-        })
-        .max()
+    let start = offset as usize;
+    let coff_end = start + PE_MAGIC.len() + COFF_LEN;
+    // A magic number that is cut off is as good as one.
+    let magic = bytes.get(start..).unwrap_or_default();
+    if !magic.iter().zip(PE_MAGIC).all(|(found, expected)| found == expected) {
+        return Extent::Unknown;
+    }
+    if bytes.len() < coff_end {
+        return Extent::Headers(coff_end as u64);
+    }
+    let field = |at| coff(bytes).and_then(|coff| u16_at(coff, at)).map(usize::from);
+    let (Some(count), Some(optional)) = (field(2), field(16)) else { return Extent::Unknown };
+    if count == 0 || count > MAX_SECTIONS || optional > MAX_OPTIONAL {
+        return Extent::Unknown;
+    }
+    let table = coff_end + optional;
+    let end = table + count * SECTION_LEN;
+    let Some(sections) = bytes.get(table..end) else { return Extent::Headers(end as u64) };
+    let data = sections.chunks_exact(SECTION_LEN).filter_map(|section| {
+        let (size, start) = (u32_at(section, 16)?, u32_at(section, 20)?);
+        (size > 0).then_some(u64::from(start) + u64::from(size))
+    });
+    Extent::Sections(data.max().unwrap_or_default().max(end as u64))
 }

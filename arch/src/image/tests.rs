@@ -169,6 +169,44 @@ fn a_kernel_that_ends_before_its_last_section_is_truncated() {
     );
 }
 
+/// What a loader makes of the first `length` bytes of a file.
+fn cut(file: &[u8], length: usize) -> Result<Header, Error> {
+    let file = &file[..length];
+    if Form::detect(file)? != Form::Raw {
+        return Err(Error::NotAnImage);
+    }
+    let header = Header::parse(&file[..length.min(HEAD_LEN)])?;
+    header.footprint(Bytes::new(length as u64)).map(|_| header)
+}
+
+#[test]
+fn a_kernel_that_is_cut_anywhere_is_refused() {
+    let mut file = Builder::new().section(1, 0x1000, 0x1000).section(0, 0x400, 0xc00).0;
+    file.resize(0x2000, 0x5a);
+    assert_eq!(cut(&file, 0x2000).map(|header| header.doubt()), Ok(None));
+
+    for length in 0..0x2000 {
+        let result = cut(&file, length);
+        let cut = matches!(result, Err(Error::TooShort { .. } | Error::Truncated { .. }));
+        assert!(cut, "{length} bytes: {result:?}");
+    }
+}
+
+#[test]
+fn a_kernel_without_a_section_table_is_doubted_wherever_it_is_cut() {
+    // A kernel without an EFI stub begins with an instruction, and the PE offset is zero.
+    let plain = || Builder::new().put(0, &[0; 8]).u32(0x3c, 0);
+    let (plain, old) = (plain(), plain().u64(16, 0).u64(24, 0));
+    for mut file in [plain.0, old.0] {
+        file.resize(0x2000, 0x5a);
+
+        for length in 64..=0x2000 {
+            let header = cut(&file, length).unwrap();
+            assert_eq!(header.doubt(), Some(Doubt::Length), "{length} bytes");
+        }
+    }
+}
+
 #[test]
 fn a_damaged_section_table_says_nothing_about_the_length() {
     let damaged = [
@@ -181,6 +219,7 @@ fn a_damaged_section_table_says_nothing_about_the_length() {
     for bytes in damaged {
         let header = bytes.parse().unwrap();
         assert_eq!(header.footprint(Bytes::kib(4)), Ok(Bytes::mib(2)));
+        assert_eq!(header.doubt(), Some(Doubt::Length));
     }
 }
 
@@ -317,6 +356,42 @@ fn what_nothing_identifies_is_not_an_image() {
 }
 
 proptest! {
+    #[test]
+    fn a_kernel_of_any_layout_that_is_cut_is_refused_or_doubted(
+        pe in 0x40_u32..0x200,
+        optional in 0_u16..300,
+        sections in prop::collection::vec((0_u32..0x2000, 0_u32..0x2000), 0..4),
+        length in 64_usize..0x4000,
+        stub: bool,
+    ) {
+        let mut builder = Builder(vec![0x5a; 0x4000])
+            .put(0, if stub { b"MZ" } else { b"\0\0" })
+            .put(56, MAGIC)
+            .u64(8, 0)
+            .u64(16, 0x20_0000)
+            .u64(24, 0)
+            .u32(0x3c, pe)
+            .u32(pe as usize, 0x4550)
+            .u16(pe as usize + 6, sections.len() as u16)
+            .u16(pe as usize + 20, optional);
+        let table = pe as usize + 24 + usize::from(optional);
+        let mut end = table + 40 * sections.len();
+        for (index, (start, size)) in sections.iter().enumerate() {
+            builder = builder
+                .u32(table + 40 * index + 16, *size)
+                .u32(table + 40 * index + 20, *start);
+            if *size > 0 {
+                end = end.max(*start as usize + *size as usize);
+            }
+        }
+
+        match cut(&builder.0, length) {
+            Err(Error::Truncated { .. }) => prop_assert!(length < end),
+            Err(error) => prop_assert!(false, "{}", error),
+            Ok(header) => prop_assert!(header.doubt().is_some() || length >= end),
+        }
+    }
+
     #[test]
     fn hostile_bytes_never_panic(
         mut bytes in prop::collection::vec(any::<u8>(), 0..512),

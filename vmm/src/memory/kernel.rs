@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use arch::image::{self, Compression, Form, HEAD_LEN, Header, zstd};
+use arch::image::{self, Compression, Doubt, Form, HEAD_LEN, Header, zstd};
 use arch::units::Bytes;
 use rustix::fs::OFlags;
 use thiserror::Error;
@@ -161,6 +161,14 @@ impl Kernel {
             Body::Compressed(..) => {
                 self.header.image_size().ok_or_else(|| Error::NoImageSize(self.path.clone()))
             }
+        }
+    }
+
+    /// What may be wrong with the Image unnoticed. Compressed data say themselves where they end.
+    pub(super) fn doubt(&self) -> Option<Doubt> {
+        match self.body {
+            Body::Raw(..) => self.header.doubt(),
+            Body::Compressed(..) => None,
         }
     }
 

@@ -11,6 +11,7 @@ use vm_memory::{Bytes as _, GuestAddress, GuestMemoryError};
 
 use super::kernel::{self, ImageSink, Kernel};
 use super::ram::GuestRam;
+use crate::error::say;
 use crate::exit_status::ExitStatus;
 
 /// Why a kernel or an initrd could not be loaded.
@@ -91,6 +92,9 @@ pub fn load(
     fdt: Bytes,
 ) -> Result<Loaded, Error> {
     let kernel = Kernel::open(kernel_path)?;
+    if let Some(doubt) = kernel.doubt() {
+        say(&format!("{}: {doubt}", kernel_path.display()));
+    }
     let guest_page = kernel.header().page_size().bytes().unwrap_or(Bytes::kib(4));
     let initrd = initrd_path.map(|path| kernel::open(path).map(|file| (file, path))).transpose()?;
     let initrd_length = initrd.as_ref().map(|((_, length), _)| *length);
