@@ -3,15 +3,19 @@
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::{Error, Footprint, Probe};
 use crate::memory::GuestRam;
+use crate::sys::thread;
 
 /// How long a caller waits. It is the main thread: the guest waits for the devices that it serves, and a vCPU
 /// without tag storage for it to act. Some hundred GiB are counted in less.
 const PATIENCE: Duration = Duration::from_secs(1);
+
+/// The thread's stack: what it reads is elsewhere.
+const STACK_SIZE: usize = 128 << 10;
 
 /// Measures footprints.
 ///
@@ -123,8 +127,7 @@ impl Shared {
     fn ask(self: &Arc<Self>, state: &mut State) -> io::Result<()> {
         if !state.is_alive() {
             let shared = Arc::clone(self);
-            let thread = thread::Builder::new().name("footprint".to_owned());
-            state.thread = Some(thread.spawn(move || shared.run())?);
+            state.thread = Some(thread::spawn("footprint", STACK_SIZE, move || shared.run())?);
         }
         state.asked = true;
         self.changed.notify_all();

@@ -105,7 +105,7 @@ fn a_count_that_panics_fails_alone() {
     let deadline = Instant::now() + DEADLINE;
     while meter.footprint().is_err() {
         assert!(Instant::now() < deadline, "it does not count again");
-        thread::yield_now();
+        std::thread::yield_now();
     }
 }
 
@@ -115,7 +115,7 @@ fn a_meter_that_goes_stops_its_count() {
     let count = move |stop: &AtomicBool| {
         begin.send(()).unwrap();
         while !stop.load(Ordering::Relaxed) {
-            thread::yield_now();
+            std::thread::yield_now();
         }
         Err(Error::Stopped)
     };
