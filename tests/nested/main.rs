@@ -8,6 +8,7 @@ mod consoles;
 mod control;
 mod endings;
 mod footprint;
+mod hosts;
 mod hwrng;
 mod kernels;
 mod kills;

@@ -212,7 +212,7 @@ fn workspace() -> PathBuf {
 }
 
 /// The lab program stands beside the folder of this test program.
-fn lab_program() -> PathBuf {
+pub fn lab_program() -> PathBuf {
     let own = env::current_exe().unwrap();
     own.ancestors()
         .skip(1)

@@ -68,11 +68,9 @@ state() {
 "; done </proc/modules
   for path in /* /tmp/* /tmp/.[!.]* /run/* /dev/shm/* /sys/fs/cgroup/*/; do state="${state}file $path
 "; done
-  for path in $settings; do
-    value=
-    read -r value 2>/dev/null <"$path" && state="${state}setting $path = $value
+  # The shell reads byte by byte, which a file below /proc/sys does not take.
+  state="$state$(grep -s . $settings)
 "
-  done
 }
 # Values that the kernel changes by itself, and files that do something when they are read, are no settings.
 settings() {
