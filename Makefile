@@ -106,12 +106,10 @@ lab: artifacts
 # The kernels of the tests' hosts come first: a slow download is no slow test.
 test: artifacts nested-tests
 	@for package in $(HOST_KERNELS); do $(LAB) fetch --package $$package >/dev/null; done
-	@tests/lab/test.sh
+	@tests/lab/test.sh all
 
-# Unit tests need no lab; those of the integration tests' own parts are as quick.
 check: lint
-	@cargo nextest run --workspace --exclude tessera-tests </dev/null
-	@cargo nextest run --package tessera-tests --lib --test house </dev/null
+	@tests/lab/test.sh
 
 # Benches are tests that `cargo test` leaves out.
 bench: artifacts nested-benches

@@ -21,4 +21,6 @@ pub mod run;
 pub mod spec;
 pub mod sys;
 pub mod tag_storage;
+#[cfg(test)]
+mod testing;
 pub mod vcpu;

@@ -1,6 +1,9 @@
 //! `tessera broker` as a process, with clients that are processes, too.
 #![allow(clippy::unwrap_used)]
 
+#[path = "../src/testing.rs"]
+mod testing;
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, Output, Stdio};
@@ -248,7 +251,7 @@ fn thousands_of_connections_are_served_and_more_are_told_so() {
     let room = rustix::process::getrlimit(rustix::process::Resource::Nofile);
     let wanted = (most + 100) as u64 * 4;
     if room.maximum.is_some_and(|maximum| maximum < wanted) {
-        return eprintln!("not tested on this host: {wanted} descriptors are not allowed");
+        return testing::skip(testing::Means::Descriptors, format!("{wanted} are not allowed"));
     }
     let more = rustix::process::Rlimit { current: Some(wanted), maximum: room.maximum };
     rustix::process::setrlimit(rustix::process::Resource::Nofile, more).unwrap();

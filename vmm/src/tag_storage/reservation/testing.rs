@@ -11,6 +11,7 @@ use crate::memory::{Attributes, Backing, GuestRam};
 use crate::tag_storage::pool::error::ReserveError;
 use crate::tag_storage::pool::slots::SlotIndex;
 use crate::tag_storage::supply::SupplyName;
+use crate::testing::{Means, skip};
 
 /// A pool that only counts, and notices what is freed without having been reserved.
 pub(crate) struct FakeHold(Mutex<Books>);
@@ -86,18 +87,13 @@ pub(crate) fn ram_of(mib: u64, backing: Backing, huge_pages: bool) -> GuestRam {
     GuestRam::new(Bytes::mib(mib), attributes).unwrap()
 }
 
-/// Whether this process may catch page faults. Where it may not, tests of them only see to it that it is
-/// told what to do.
+/// Whether this process may catch page faults. Where it may not, the test is skipped, once it has seen that the
+/// message says what to do.
 pub(crate) fn may_catch_faults() -> bool {
-    match crate::sys::uffd::Uffd::new(ram(2)) {
-        Ok(_) => true,
-        Err(error) => {
-            assert!(!rustix::process::geteuid().is_root(), "{error}");
-            assert!(error.to_string().contains("reserve strictly"), "{error}");
-            eprintln!("not tested on this host: {error}");
-            false
-        }
-    }
+    let Err(error) = crate::sys::uffd::Uffd::new(ram(2)) else { return true };
+    assert!(error.to_string().contains("reserve strictly"), "{error}");
+    skip(Means::Userfaultfd, error);
+    false
 }
 
 /// Whether the threads of this process with this name block the signals that end a VM. Waits until there is

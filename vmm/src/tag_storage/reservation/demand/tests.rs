@@ -17,6 +17,7 @@ use crate::tag_storage::reservation::testing::{
     FakeHold, may_catch_faults, ram, ram_of, threads_block_signals,
 };
 use crate::tag_storage::supply::Ledger;
+use crate::testing::{Means, skip};
 
 mod exhaustion;
 mod stress;
@@ -183,12 +184,13 @@ fn the_kernel_touches_memory_like_the_guest() {
 
 #[test]
 fn a_touched_chunk_is_one_huge_page_where_the_host_has_them() {
-    if !may_catch_faults() || huge_page_size() != Some(CHUNK) {
+    if !may_catch_faults() {
         return;
     }
-    let enabled = fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled").unwrap();
-    if enabled.contains("[never]") {
-        return;
+    let enabled = fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled");
+    let never = enabled.map_or(true, |modes| modes.contains("[never]"));
+    if never || huge_page_size() != Some(CHUNK) {
+        return skip(Means::HugePages, "no huge pages of 2 MiB for anonymous memory");
     }
     let guest = Guest::new(ram_of(16, Backing::Anonymous, true), 8);
     let mut reclaimer = guest.reclaimer();
