@@ -103,7 +103,7 @@ else
 fi
 [[ -z $missing ]] || printf '\ntest: not counted, as they did not run: %s\n' "${missing%; }"
 printf '\ntest: the %d slowest tests:\n' "$SLOWEST"
-sort -rn "$folder/tests" | head -n "$SLOWEST" | while read -r seconds name; do printf '%7.1f s  %s\n' "$seconds" "$name"; done
+sort -rn "$folder/tests" | sed -n "1,${SLOWEST}p" | while read -r seconds name; do printf '%7.1f s  %s\n' "$seconds" "$name"; done
 printf '\ntest: the parts, with what cargo built for them:\n'
 printf '%s\n' "${times[@]}"
 count_skipped
