@@ -4,11 +4,11 @@ use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use tesseractl::client::{Client, Error};
 use testing::footprint::Footprint;
 use testing::guest::{Guest, Plan};
 use testing::lab::{Lab, program};
 use testing::wait::until;
-use vmm::api::client::{Client, Error};
 
 use crate::reporting::{plan, start};
 

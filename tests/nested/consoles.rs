@@ -59,7 +59,7 @@ fn a_file_as_standard_input_is_read_to_its_end_and_the_guest_goes_on() {
 }
 
 fn stop(socket: &Path) {
-    vmm::api::client::Client::connect(socket, PATIENCE).unwrap().stop().unwrap();
+    tesseractl::client::Client::connect(socket, PATIENCE).unwrap().stop().unwrap();
 }
 
 #[test]
@@ -136,7 +136,7 @@ fn a_reader_that_stops_reading_neither_loses_bytes_nor_keeps_the_vm_from_pausing
         // Two pages, of which poll wants one free: full after some sixty lines. Twice as many are read below.
         rustix::pipe::fcntl_setpipe_size(&stdout, 8192).unwrap();
         let mut client = until("the control socket", || {
-            vmm::api::client::Client::connect(&socket, PATIENCE).ok()
+            tesseractl::client::Client::connect(&socket, PATIENCE).ok()
         });
         let mut written = 0;
         until("a full pipe", || {

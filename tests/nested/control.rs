@@ -108,7 +108,7 @@ fn a_vcpu_is_stopped_where_no_signal_can_be_queued() {
         command.args(run.get_args()).arg("--api-sock").arg(&socket);
         let mut child = command.spawn().unwrap();
         let mut client = testing::wait::until("the control socket", || {
-            vmm::api::client::Client::connect(&socket, testing::wait::PATIENCE).ok()
+            tesseractl::client::Client::connect(&socket, testing::wait::PATIENCE).ok()
         });
 
         client.pause().unwrap();

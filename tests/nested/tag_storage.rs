@@ -3,12 +3,12 @@
 use std::process::{Command, Stdio};
 
 use serde_json::Value;
+use tesseractl::client::Client;
 use testing::footprint::{Curve, mib};
 use testing::guest::{Guest, Plan};
 use testing::lab::{Lab, program};
 use testing::memory::{Pages, pages, tagged_ram};
 use testing::wait::until;
-use vmm::api::client::Client;
 
 use crate::reporting::{plan, start};
 

@@ -4,7 +4,7 @@ use std::fmt;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use vmm::api::client::Client;
+use tesseractl::client::Client;
 
 use crate::guest::Guest;
 use crate::wait::PATIENCE;

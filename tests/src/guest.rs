@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use serde_json::Value;
-use vmm::api::client::{Client, DEFAULT_TIMEOUT};
+use tesseractl::client::{Client, DEFAULT_TIMEOUT};
 
 use crate::lab::{artifact, program};
 use crate::scratch::Scratch;

@@ -22,7 +22,26 @@ pub fn is_denied(error: &(dyn Error + 'static)) -> bool {
         || error.source().is_some_and(is_denied)
 }
 
+/// Text from outside of this process, without control characters, on which a terminal would act.
+pub fn printable(text: &str) -> String {
+    let visible = |letter: char| match letter.is_control() {
+        true => char::REPLACEMENT_CHARACTER,
+        false => letter,
+    };
+    text.chars().map(visible).collect()
+}
+
 /// Says something on standard error. That nobody can hear it changes nothing else.
 pub fn say(message: &str) {
     let _ = writeln!(io::stderr(), "tessera: {message}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn printable_text_cannot_command_the_terminal() {
+        assert_eq!(printable("a\u{1b}[2Jb\n"), "a\u{fffd}[2Jb\u{fffd}");
+    }
 }

@@ -6,12 +6,11 @@ mod testing;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStderr, Command, Output, Stdio};
+use std::process::{Child, ChildStderr, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use arch::units::Bytes;
 use rustix::process::{Pid, Signal, kill_process};
-use serde_json::Value;
 use tempfile::TempDir;
 use vmm::tag_storage::LeaseTerms;
 use vmm::tag_storage::broker::{self, BrokerReport, Client};
@@ -66,10 +65,6 @@ fn command(path: &Path, options: &[&str]) -> Command {
 fn refused(path: &Path, options: &[&str]) -> (i32, String) {
     let output = command(path, options).output().unwrap();
     (output.status.code().unwrap(), String::from_utf8(output.stderr).unwrap())
-}
-
-fn tesseractl(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_tesseractl")).args(arguments).output().unwrap()
 }
 
 fn place() -> (TempDir, PathBuf) {
@@ -274,45 +269,4 @@ fn thousands_of_connections_are_served_and_more_are_told_so() {
     drop(clients);
     wait(&path, "an empty pool", |report| report.pool.leases.is_empty());
     drop(broker);
-}
-
-#[test]
-fn tesseractl_shows_blocks_and_leases() {
-    let (_directory, path) = place();
-    let _broker = Broker::start(&path, &["--capacity", "4M"]);
-    let client = connect(&path, "shown");
-    client.reserve(3).unwrap();
-    let socket = path.to_str().unwrap();
-
-    let table = tesseractl(&["pool", "--broker", socket]);
-    let text = String::from_utf8(table.stdout).unwrap();
-    assert_eq!(table.status.code(), Some(0));
-    assert!(text.contains("4 MiB of tag storage (ledger, as given), lending never"), "{text}");
-    let pid = std::process::id().to_string();
-    let line = text.lines().find(|line| line.starts_with("shown")).unwrap();
-    let columns: Vec<_> = line.split_whitespace().collect();
-    assert_eq!(columns, ["shown", &pid, "3", "192", "KiB", "0", "B", "all"]);
-
-    let json = tesseractl(&["pool", "--broker", socket, "--json"]);
-    let report: Value = serde_json::from_slice(&json.stdout).unwrap();
-    assert_eq!(report["pool"]["supply"], "ledger");
-    assert_eq!(report["pool"]["leases"][0]["chunks"], 3);
-
-    let prometheus = tesseractl(&["pool", "--broker", socket, "--prometheus"]);
-    let text = String::from_utf8(prometheus.stdout).unwrap();
-    let line = text.lines().find(|line| line.starts_with("tessera_lease_reserved_bytes")).unwrap();
-    assert!(line.contains("supply=\"ledger\"") && line.ends_with(" 196608"), "{line}");
-}
-
-#[test]
-fn tesseractl_says_when_there_is_no_broker() {
-    let (_directory, path) = place();
-    let socket = path.to_str().unwrap();
-
-    let missing = tesseractl(&["pool", "--broker", socket]);
-    assert_eq!(missing.status.code(), Some(69));
-    assert!(String::from_utf8_lossy(&missing.stderr).contains("tessera broker"));
-
-    assert_eq!(tesseractl(&["status"]).status.code(), Some(64));
-    assert_eq!(tesseractl(&["vm.sock", "pool", "--broker", socket]).status.code(), Some(64));
 }

@@ -7,7 +7,7 @@
 //! ```text
 //! socket (the file)  ->  server (event loop)  ->  connection (bytes in, bytes out)
 //!                                                    http (framing)  ->  routes  ->  Controller
-//! client, report: the other end, used by `tesseractl` and by tests
+//! the other end: the package `tesseractl`, in vmm/ctl
 //! ```
 //!
 //! # Adding a resource
@@ -19,11 +19,9 @@
 //! blocks: a peer that is slow, silent or hostile costs a bounded amount of memory and no time.
 
 pub mod balloon;
-pub mod client;
 mod connection;
 mod http;
 pub mod model;
-pub mod report;
 mod routes;
 mod server;
 

@@ -4,8 +4,7 @@ use arch::units::Bytes;
 use std::fmt;
 
 use super::limits::{MAX_TEXT, VERSION};
-use crate::api::report::printable;
-use crate::error::chain;
+use crate::error::{chain, printable};
 use crate::tag_storage::pool::ReserveError;
 use crate::tag_storage::supply::SupplyName;
 

@@ -13,8 +13,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-
-use super::model::{
+use vmm::api::model::{
     ActionType, Balloon, BalloonStats, BalloonStatsUpdate, BalloonUpdate, Fault, Footprint,
     InstanceActionInfo, InstanceInfo, TagStorage, Version, Vm, VmState,
 };

@@ -3,8 +3,8 @@
 use std::fmt::Write;
 
 use serde_json::Value;
-
-use super::model::{InstanceInfo, Version};
+use vmm::api::model::{InstanceInfo, Version};
+use vmm::error::printable;
 
 mod balloon;
 mod pool;
@@ -179,15 +179,6 @@ fn grouped(count: u64) -> String {
         text.push(digit);
     }
     text
-}
-
-/// Text of the other side, without anything a terminal would act on.
-pub fn printable(text: &str) -> String {
-    let visible = |letter: char| match letter.is_control() {
-        true => char::REPLACEMENT_CHARACTER,
-        false => letter,
-    };
-    text.chars().map(visible).collect()
 }
 
 #[cfg(test)]

@@ -1,9 +1,10 @@
 //! The balloon and the footprint as tables.
 
 use arch::units::Bytes;
+use vmm::api::model::{Balloon, BalloonStats, Footprint};
+use vmm::error::printable;
 
-use super::{Align, grouped, printable, size, table, time};
-use crate::api::model::{Balloon, BalloonStats, Footprint};
+use super::{Align, grouped, size, table, time};
 
 /// Characters of a bar that stands for the whole of guest memory.
 const BAR: u64 = 20;

@@ -1,9 +1,10 @@
 //! Tag storage as a table.
 
 use arch::layout::CHUNK;
+use vmm::api::model::TagStorage;
+use vmm::error::printable;
 
-use super::{Align, flatten, grouped, printable, size, table};
-use crate::api::model::TagStorage;
+use super::{Align, flatten, grouped, size, table};
 
 /// The tag storage of a VM as an aligned table, one fact a line, with its supply beside each size.
 pub fn tag_storage(told: &TagStorage) -> String {
@@ -53,17 +54,36 @@ pub fn tag_storage(told: &TagStorage) -> String {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
+    use serde_json::json;
+    use vmm::api::model::{OnExhausted, TagStorageChunks, TagStorageMode};
 
     use super::*;
-    use crate::api::Controller;
-    use crate::api::fake::FakeVm;
 
     #[test]
     fn each_size_has_its_supply_beside_it() {
-        let told = FakeVm::default().tag_storage().unwrap();
+        let waiting = TagStorage {
+            borrows: None,
+            mode: TagStorageMode::Demand,
+            supply: Some("ledger".to_owned()),
+            capacity_bytes: 128 << 20,
+            reserved_bytes: 40 << 16,
+            min_bytes: 0,
+            max_bytes: Some(40 << 16),
+            chunks: TagStorageChunks {
+                total: 256,
+                populated: Some(40),
+                absent: Some(216),
+                waiting: 1,
+            },
+            on_exhausted: Some(OnExhausted::Pause),
+            deadline_s: Some(5),
+            exhausted: true,
+            expired: true,
+            reason: Some("the guest touches chunk 41: give a larger --tag-max".to_owned()),
+            counters: json!({ "populated_total": 40, "touches_total": 41 }),
+        };
 
-        let text = tag_storage(&told);
+        let text = tag_storage(&waiting);
 
         for line in [
             "Mode            demand",

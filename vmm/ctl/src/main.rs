@@ -10,10 +10,10 @@ use arch::units::Bytes;
 use clap::{Parser, Subcommand, ValueEnum};
 use serde::Serialize;
 use serde_json::{Value, json};
-use vmm::api::client::{Client, DEFAULT_TIMEOUT, Error};
+use tesseractl::client::{Client, DEFAULT_TIMEOUT, Error};
+use tesseractl::report;
 use vmm::api::model::{BalloonStatsUpdate, BalloonUpdate};
-use vmm::api::report;
-use vmm::error::chain;
+use vmm::error::{chain, printable};
 use vmm::tag_storage::broker;
 
 /// The VM refused, or did not do what it was asked.
@@ -265,7 +265,7 @@ fn exit_code(error: &Error) -> u8 {
 }
 
 fn describe(error: &Error) -> String {
-    let mut message = report::printable(&error.to_string());
+    let mut message = printable(&error.to_string());
     if let Some(source) = error.source() {
         message.push_str(&format!(" ({source})"));
     }

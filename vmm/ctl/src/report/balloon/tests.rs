@@ -2,10 +2,10 @@
 #![allow(clippy::unwrap_used)]
 
 use proptest::prelude::*;
+use vmm::api::model::{DriverState, GuestStats, Reporting, ReportingState};
+use vmm::backends::reporting::Diagnosis;
 
 use super::*;
-use crate::api::model::{DriverState, GuestStats, Reporting, ReportingState};
-use crate::backends::reporting::Diagnosis;
 
 fn lines(text: &str) -> Vec<&str> {
     text.lines().collect()

@@ -3,11 +3,10 @@
 use std::fmt::Write;
 
 use arch::units::Bytes;
-
-use super::printable;
-use crate::prometheus::Text;
-use crate::tag_storage::broker::BrokerReport;
-use crate::tag_storage::{BlocksReport, LeaseReport, tags_of};
+use vmm::error::printable;
+use vmm::prometheus::Text;
+use vmm::tag_storage::broker::BrokerReport;
+use vmm::tag_storage::{BlocksReport, LeaseReport, tags_of};
 
 /// A figure of a lease.
 type Figure = fn(&LeaseReport) -> u64;
@@ -171,10 +170,11 @@ pub fn pool_prometheus(report: &BrokerReport) -> String {
 
 #[cfg(test)]
 mod tests {
+    use vmm::tag_storage::broker::Traffic;
+    use vmm::tag_storage::supply::node::NodeReport;
+    use vmm::tag_storage::{ChunksReport, Counters, PoolReport};
+
     use super::*;
-    use crate::tag_storage::broker::Traffic;
-    use crate::tag_storage::supply::node::NodeReport;
-    use crate::tag_storage::{ChunksReport, Counters, PoolReport};
 
     fn report(supply: &str) -> BrokerReport {
         let blocks = BlocksReport {

@@ -3,9 +3,9 @@
 
 use proptest::prelude::*;
 use serde_json::json;
+use vmm::api::model::{FIRECRACKER_API_VERSION, State, TESSERA_VERSION};
 
 use super::*;
-use crate::api::model::{FIRECRACKER_API_VERSION, State, TESSERA_VERSION};
 
 #[test]
 fn status_is_an_aligned_table_of_what_is_known() {
@@ -73,7 +73,11 @@ fn numbers_are_shown_in_the_unit_of_their_name() {
 
 #[test]
 fn text_of_the_server_cannot_command_the_terminal() {
-    assert_eq!(printable("a\u{1b}[2Jb\n"), "a\u{fffd}[2Jb\u{fffd}");
+    let instance = InstanceInfo::new("a\u{1b}[2Jb\n", State::Running);
+
+    let text = status(&instance, &Version::current(), &json!({}));
+
+    assert!(text.starts_with("Name   a\u{fffd}[2Jb\u{fffd}\n"), "{text}");
 }
 
 proptest! {
