@@ -1,7 +1,9 @@
 //! Slots that a VM had in a pool that is gone: a broker that was started again has a new one, and knows what
 //! its VMs tell it.
 
-use super::requests::Attempt;
+use std::time::Instant;
+
+use super::requests::{Attempt, Order, is_late};
 use super::{LeaseId, Pool, ReserveError, SlotIndex, TakeError};
 
 /// What came of slots that a lease was to have again.
@@ -24,15 +26,40 @@ impl Pool {
     /// # Errors
     /// When the lease is unknown. It then has none of them.
     pub fn adopt(&self, lease: LeaseId, slots: &[SlotIndex]) -> Result<Adopted, ReserveError> {
+        self.adopt_by(lease, slots, self.deadline(slots.len() as u32))
+    }
+
+    /// As [`adopt`](Self::adopt), and tries no further slot after this time: those are lacking.
+    ///
+    /// # Errors
+    /// As [`adopt`](Self::adopt).
+    pub(crate) fn adopt_by(
+        &self,
+        lease: LeaseId,
+        slots: &[SlotIndex],
+        deadline: Option<Instant>,
+    ) -> Result<Adopted, ReserveError> {
         let mut adopted = Adopted { slots: vec![None; slots.len()], shortfall: None };
         // The same ones first, so that none is taken in place of another.
-        let same = |slot| self.reserve_same(lease, slot);
-        let other = |_| self.reserve(lease).map(Some);
+        let in_time = || match is_late(deadline) {
+            true => Err(self.lock().exhausted(1)),
+            false => Ok(()),
+        };
+        let same = |slot| in_time().and_then(|()| self.reserve_same(lease, slot));
+        let first = (lease, Order::First);
+        let other = |_| {
+            in_time()?;
+            self.reserve_long(self.lock(), first, deadline).map(Some)
+        };
         let result = adopted.fill(slots, same).and_then(|()| adopted.fill(slots, other));
         match result {
             Err(error @ ReserveError::UnknownLease(_)) => return Err(error),
             Err(error) => adopted.shortfall = Some(error),
-            Ok(()) => {}
+            Ok(()) => {
+                let mut state = self.lock();
+                state.end_wait(lease);
+                self.count_waiters(&state);
+            }
         }
         Ok(adopted)
     }
@@ -43,7 +70,7 @@ impl Pool {
         lease: LeaseId,
         slot: SlotIndex,
     ) -> Result<Option<SlotIndex>, ReserveError> {
-        let (mut state, promised) = self.promise(self.lock(), lease, 1);
+        let (mut state, promised) = self.promise(self.lock(), (lease, Order::First), 1);
         promised?;
         let index = state.leases.find(lease).ok_or(ReserveError::UnknownLease(lease))?;
         let Some(candidate) = state.slots.choose_this(slot, &state.blocks) else {

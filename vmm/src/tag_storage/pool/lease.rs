@@ -3,6 +3,7 @@
 use arch::units::Bytes;
 use thiserror::Error;
 
+use super::share::Limits;
 use super::units::TAGS_OF_CHUNK;
 pub(crate) use super::units::{LeaseId, chunks_of, tags_of};
 
@@ -92,13 +93,33 @@ impl Lease {
         Ok(Self { id, name, min, max, held: 0, claimed: 0, moving: 0, closing: false })
     }
 
-    /// Slots beyond those held that nobody else may have.
+    /// Slots beyond those held that no other lease may have.
     #[inline]
     pub(crate) fn aside(&self) -> u32 {
+        self.aside_with(0)
+    }
+
+    /// The same if requests under way were to take so many more.
+    #[inline]
+    fn aside_with(&self, more: u32) -> u32 {
         match self.closing {
             true => 0,
-            false => self.min.saturating_sub(self.held).max(self.claimed),
+            false => self.min.saturating_sub(self.held).max(self.claimed.saturating_add(more)),
         }
+    }
+
+    /// Slots that a request for so many chunks needs beside those that are set aside for this lease.
+    pub(crate) fn growth(&self, chunks: u32) -> u32 {
+        self.aside_with(chunks) - self.aside()
+    }
+
+    /// Slots above its minimum.
+    pub(crate) fn above_min(&self) -> u32 {
+        self.held.saturating_sub(self.min)
+    }
+
+    pub(crate) fn limits(&self) -> Limits {
+        Limits { min: self.min, max: self.max }
     }
 }
 
@@ -143,6 +164,11 @@ impl Leases {
     pub(crate) fn open(&mut self, id: LeaseId) -> Option<&mut Lease> {
         let entry = self.entries.get_mut(id.index as usize)?;
         entry.lease.as_mut().filter(|_| entry.generation == id.generation)
+    }
+
+    /// The lease at an index, open or closing.
+    pub(crate) fn get(&self, index: u32) -> Option<&Lease> {
+        self.entries.get(index as usize)?.lease.as_ref()
     }
 
     /// The lease at an index, open or closing.

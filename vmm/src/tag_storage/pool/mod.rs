@@ -16,14 +16,19 @@ pub(crate) mod error;
 pub(crate) mod lease;
 mod lending;
 pub(crate) mod pending;
+mod pressure;
 mod requests;
+pub(crate) mod share;
 pub(crate) mod slots;
 mod state;
 pub(crate) mod status;
 pub(crate) mod sync;
 pub(crate) mod units;
+mod waiters;
 
 use std::sync::PoisonError;
+use std::sync::atomic::AtomicUsize;
+use std::time::Duration;
 
 use arch::layout::CHUNK;
 use arch::mte::geometry::Geometry;
@@ -50,6 +55,10 @@ const MAX_REFERENCES: u64 = (1 << 29) - 1;
 /// bounds how long a lease that takes and frees without end can keep out another.
 const WAITS: u32 = 256;
 
+/// How long one wait for what others have under way may last: longer than a call of the supply takes. It ends
+/// then without result, so that no fault in the pool's figures stops all requests for ever.
+const SETTLE_WITHIN: Duration = Duration::from_secs(15);
+
 /// Slots of one request that are reserved or freed before others get their turn.
 const TURN: u32 = 256;
 
@@ -62,6 +71,8 @@ pub struct Pool {
     settled: Condvar,
     supply: Box<dyn Supply>,
     instant: bool,
+    /// How many leases wait, for a look without the lock.
+    waiting_leases: AtomicUsize,
     /// Held while the pool follows what other memory does.
     following: Mutex<()>,
 }
@@ -99,6 +110,7 @@ impl Pool {
             settled: Condvar::new(),
             supply,
             instant,
+            waiting_leases: AtomicUsize::new(0),
             following: Mutex::new(()),
         })
     }
@@ -120,8 +132,9 @@ impl Pool {
                 state.counters.denied += 1;
                 return Err(error);
             }
-            waits -= 1;
-            state = self.wait(state);
+            let settled;
+            (state, settled) = self.wait(state);
+            waits = if settled { waits - 1 } else { 0 };
         }
     }
 
@@ -149,13 +162,16 @@ impl Pool {
     pub fn close_lease(&self, lease: LeaseId) -> Result<(), FreeError> {
         let mut state = self.lock();
         let index = state.begin_close(lease)?;
+        self.count_waiters(&state);
+        let mut result = Ok(());
         let (mut from, mut turn) = (0, 0);
         while let Some((next, after)) = state.slots.held_by(index, from) {
             (from, turn) = (after, turn + 1);
             if let Some(slot) = next {
-                let result;
-                (state, result) = self.release(state, index, slot);
-                result?;
+                let freed;
+                (state, freed) = self.release(state, index, slot);
+                // The others are freed all the same.
+                result = result.and(freed);
             }
             if next.is_none() || turn == TURN {
                 turn = 0;
@@ -164,7 +180,7 @@ impl Pool {
         }
         state.end_close(index);
         self.wake(&state);
-        Ok(())
+        result
     }
 
     /// What is behind the blocks.
@@ -194,11 +210,13 @@ impl Pool {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn wait<'a>(&'a self, mut state: Guard<'a>) -> Guard<'a> {
+    /// Waits for something under way to end. Returns whether that happened in time.
+    fn wait<'a>(&'a self, mut state: Guard<'a>) -> (Guard<'a>, bool) {
         state.waiting += 1;
-        let mut state = self.settled.wait(state).unwrap_or_else(PoisonError::into_inner);
+        let waited = self.settled.wait_timeout(state, SETTLE_WITHIN);
+        let (mut state, waited) = waited.unwrap_or_else(PoisonError::into_inner);
         state.waiting -= 1;
-        state
+        (state, !waited.timed_out())
     }
 
     fn wake(&self, state: &State) {

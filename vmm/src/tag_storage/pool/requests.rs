@@ -10,9 +10,21 @@ use super::{Guard, LeaseId, Pool, ReserveError, SlotIndex, State, TURN, TakeErro
 /// request goes on with other slots.
 pub(super) const ATTEMPTS: u32 = 32;
 
-/// How long one slot is tried for, where trying takes time: others' memory can be hard to search and to
+/// How long one request may take, where trying takes time: others' memory can be hard to search and to
 /// move. Far less than a client of a broker waits for its answer.
 const AT_MOST: Duration = Duration::from_secs(10);
+
+/// How much longer for each of its chunks.
+const A_CHUNK: Duration = Duration::from_millis(10);
+
+/// Whose turn it is when several leases want the same slots.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Order {
+    /// Leases that wait and rank before this one come first.
+    Fair,
+    /// This request comes first: it is for memory that is in use already.
+    First,
+}
 
 type Reserved = Result<SlotIndex, ReserveError>;
 
@@ -30,6 +42,11 @@ pub(super) enum Attempt {
     Failed(TakeError),
 }
 
+/// Whether the time for a request is over.
+pub(super) fn is_late(deadline: Option<Instant>) -> bool {
+    deadline.is_some_and(|deadline| Instant::now() >= deadline)
+}
+
 impl Pool {
     /// Reserves the tag storage of one chunk.
     ///
@@ -37,15 +54,24 @@ impl Pool {
     /// When the lease is unknown or has its maximum, or no tag storage can be had. Then nothing has changed
     /// but counters, the order of the tail, and lent blocks that turned out to be pinned.
     pub fn reserve(&self, lease: LeaseId) -> Result<SlotIndex, ReserveError> {
+        self.reserve_one(lease, self.deadline(1))
+    }
+
+    /// The time by which a request for so many chunks is to be answered; none where none takes long.
+    pub(crate) fn deadline(&self, chunks: u32) -> Option<Instant> {
+        (!self.instant).then(|| Instant::now() + AT_MOST + A_CHUNK * chunks)
+    }
+
+    fn reserve_one(&self, lease: LeaseId, deadline: Option<Instant>) -> Reserved {
         let mut state = self.lock();
-        if self.instant {
+        if self.instant && state.waiters.len() == 0 {
             match state.reserve_at_once(lease, |blocks| self.supply.take(blocks)) {
                 Some(Ok(slot)) => return Ok(slot),
                 Some(Err((slot, error))) => self.fail_at_once(&mut state, slot, error)?,
                 None => {}
             }
         }
-        self.reserve_long(state, lease)
+        self.reserve_long(state, (lease, Order::Fair), deadline)
     }
 
     /// Reserves the tag storage of `chunks` chunks, or of none.
@@ -57,17 +83,40 @@ impl Pool {
         lease: LeaseId,
         chunks: u32,
     ) -> Result<Vec<SlotIndex>, ReserveError> {
-        let (mut state, promised) = self.promise(self.lock(), lease, chunks);
+        self.reserve_by(lease, chunks, self.deadline(chunks))
+    }
+
+    /// As [`reserve_many`](Self::reserve_many), and starts nothing that may take long after this time.
+    ///
+    /// # Errors
+    /// As [`reserve_many`](Self::reserve_many); being late is a lack.
+    pub(crate) fn reserve_by(
+        &self,
+        lease: LeaseId,
+        chunks: u32,
+        deadline: Option<Instant>,
+    ) -> Result<Vec<SlotIndex>, ReserveError> {
+        if chunks == 1 {
+            return self.reserve_one(lease, deadline).map(|slot| vec![slot]);
+        }
+        let (mut state, promised) = self.promise(self.lock(), (lease, Order::Fair), chunks);
         promised?;
         // The promise is within the pool's size, and so is this.
         let mut had = Vec::with_capacity(chunks as usize);
         while had.len() < chunks as usize {
             let result;
-            (state, result) = self.acquire(state, lease);
+            (state, result) = match is_late(deadline) && !had.is_empty() {
+                true => (state, Err(None)),
+                false => {
+                    let (state, result) = self.acquire(state, lease, deadline);
+                    (state, result.map_err(Some))
+                }
+            };
             match result {
                 Ok(more) => had.push(more),
                 Err(error) => {
                     let unmet = chunks - had.len() as u32;
+                    let error = error.unwrap_or_else(|| state.exhausted(unmet));
                     state = self.roll_back(state, lease, had);
                     state.retract(lease, unmet);
                     state.count_failure(&error);
@@ -79,6 +128,8 @@ impl Pool {
                 state = self.let_others(state);
             }
         }
+        state.end_wait(lease);
+        self.count_waiters(&state);
         self.wake(&state);
         Ok(had.into_iter().map(|had| had.slot).collect())
     }
@@ -105,14 +156,26 @@ impl Pool {
 
     /// Reserves a slot whatever it takes.
     #[inline(never)]
-    fn reserve_long(&self, state: Guard<'_>, lease: LeaseId) -> Reserved {
-        let (mut state, promised) = self.promise(state, lease, 1);
+    pub(super) fn reserve_long(
+        &self,
+        state: Guard<'_>,
+        (lease, order): (LeaseId, Order),
+        deadline: Option<Instant>,
+    ) -> Reserved {
+        let (mut state, promised) = self.promise(state, (lease, order), 1);
         promised?;
         let result;
-        (state, result) = self.acquire(state, lease);
-        if let Err(error) = &result {
-            state.retract(lease, 1);
-            state.count_failure(error);
+        (state, result) = self.acquire(state, lease, deadline);
+        match &result {
+            Err(error) => {
+                state.retract(lease, 1);
+                state.count_failure(error);
+            }
+            Ok(_) if order == Order::Fair => {
+                state.end_wait(lease);
+                self.count_waiters(&state);
+            }
+            Ok(_) => {}
         }
         self.wake(&state);
         result.map(|had| had.slot)
@@ -121,12 +184,12 @@ impl Pool {
     pub(super) fn promise<'a>(
         &'a self,
         mut state: Guard<'a>,
-        lease: LeaseId,
+        (lease, order): (LeaseId, Order),
         chunks: u32,
     ) -> (Guard<'a>, Result<(), ReserveError>) {
         let mut waits = WAITS;
         loop {
-            let Err(error) = state.promise(lease, chunks) else { return (state, Ok(())) };
+            let Err(error) = state.promise(lease, chunks, order) else { return (state, Ok(())) };
             let may_settle = match error {
                 ReserveError::Exhausted { .. } => state.may_settle(),
                 ReserveError::OverMax { .. } => state.lease_may_settle(lease),
@@ -136,8 +199,9 @@ impl Pool {
                 state.count_failure(&error);
                 return (state, Err(error));
             }
-            waits -= 1;
-            state = self.wait(state);
+            let settled;
+            (state, settled) = self.wait(state);
+            waits = if settled { waits - 1 } else { 0 };
         }
     }
 
@@ -146,12 +210,12 @@ impl Pool {
         &'a self,
         mut state: Guard<'a>,
         lease: LeaseId,
+        deadline: Option<Instant>,
     ) -> (Guard<'a>, Result<Had, ReserveError>) {
         let (mut attempts, mut waits) = (ATTEMPTS, WAITS);
         // The tail is a queue: who meets this one again has been through it.
         let mut first_failed = None;
         let mut followed = false;
-        let deadline = (!self.instant).then(|| Instant::now() + AT_MOST);
         loop {
             let Some(index) = state.leases.find(lease) else {
                 return (state, Err(ReserveError::UnknownLease(lease)));
@@ -162,8 +226,9 @@ impl Pool {
                     let error = state.exhausted(1);
                     return (state, Err(error));
                 }
-                (waits, first_failed) = (waits - 1, None);
-                state = self.wait(state);
+                let settled;
+                (state, settled) = self.wait(state);
+                (waits, first_failed) = (if settled { waits - 1 } else { 0 }, None);
                 continue;
             };
             let result;
@@ -182,8 +247,7 @@ impl Pool {
                 Ok(Attempt::Failed(source)) => return (state, Err(self.refused(source))),
                 Err(error) => return (state, Err(error)),
             }
-            let is_late = deadline.is_some_and(|deadline| Instant::now() >= deadline);
-            attempts = if is_late { 0 } else { attempts - 1 };
+            attempts = if is_late(deadline) { 0 } else { attempts - 1 };
             first_failed = first_failed.or(Some(candidate.slot));
         }
     }

@@ -1,15 +1,18 @@
 //! The books of a pool, all under its lock. Nothing here calls the supply.
 
 mod at_once;
+mod fairness;
 
 use super::blocks::{self, BlockState, BlockTable, Span};
 use super::counters::Counters;
 use super::error::{FreeError, ReserveError};
 use super::lease::{Lease, LeaseTerms, Leases};
 use super::pending::{Outcome, PendingReservation, Release, Why};
+use super::requests::Order;
 use super::slots::{Candidate, Place, Slots};
 use super::status::{BlocksReport, ChunksReport, LeaseReport, PoolReport};
 use super::units::{LeaseId, SlotIndex, tags_of};
+use super::waiters::Waiters;
 use crate::tag_storage::supply::{SupplyName, TakeError};
 
 #[derive(Debug)]
@@ -29,6 +32,10 @@ pub(crate) struct State {
     pub settling: u32,
     /// Threads that wait for one of those to end.
     pub waiting: u32,
+    /// Leases that wait for chunks.
+    pub waiters: Waiters,
+    /// The share of each open lease.
+    share: u32,
 }
 
 impl State {
@@ -44,6 +51,8 @@ impl State {
             claimed: 0,
             settling: 0,
             waiting: 0,
+            waiters: Waiters::default(),
+            share: u32::MAX,
         }
     }
 
@@ -71,29 +80,36 @@ impl State {
         }
         let id = self.leases.add(lease).ok_or(ReserveError::TooManyLeases)?;
         self.set_aside += min;
+        self.divide();
         Ok(id)
     }
 
-    /// Promises `chunks` more slots to a lease: nobody else can have them until they are reserved, or
-    /// the promise is [taken back](Self::retract).
-    pub(crate) fn promise(&mut self, id: LeaseId, chunks: u32) -> Result<(), ReserveError> {
-        let available = self.available();
+    /// Promises `chunks` more slots to a lease: no other lease can have them until they are reserved, or
+    /// the promise is [taken back](Self::retract). In [`Order::Fair`] what leases wait for that rank before this
+    /// one is left for them.
+    pub(crate) fn promise(
+        &mut self,
+        id: LeaseId,
+        chunks: u32,
+        order: Order,
+    ) -> Result<(), ReserveError> {
         let index = self.leases.find(id).ok_or(ReserveError::UnknownLease(id))?;
-        let lease = self.leases.get_mut(index).ok_or(ReserveError::UnknownLease(id))?;
+        let lease = self.leases.get(index).ok_or(ReserveError::UnknownLease(id))?;
         let room = lease.max.saturating_sub(lease.held).saturating_sub(lease.claimed);
         if chunks > room {
             let (wanted, max, supply) = (tags_of(chunks), tags_of(lease.max), self.supply);
             return Err(ReserveError::OverMax { wanted, max, supply });
         }
-        let before = lease.aside();
-        lease.claimed += chunks;
-        let growth = lease.aside() - before;
-        if growth > available {
-            lease.claimed -= chunks;
+        let growth = lease.growth(chunks);
+        let ahead = match order {
+            Order::Fair if growth > 0 => self.ahead_of(index),
+            Order::Fair | Order::First => 0,
+        };
+        if growth.saturating_add(ahead) > self.available() {
             return Err(self.exhausted(chunks));
         }
-        self.set_aside += growth;
-        self.claimed += chunks;
+        self.change(index, |lease| lease.claimed += chunks);
+        self.waiters.promised(index);
         Ok(())
     }
 
@@ -178,9 +194,11 @@ impl State {
         pending: &PendingReservation,
     ) -> Result<Option<Release>, blocks::Error> {
         let PendingReservation { index, slot, span, work } = *pending;
-        self.blocks.complete(&span, work)?;
+        let completed = self.blocks.complete(&span, work);
+        self.end_on_error(index, completed)?;
         if self.leases.get_mut(index).is_none_or(|lease| lease.closing) {
-            let blocks = self.blocks.release(&span)?;
+            let released = self.blocks.release(&span);
+            let blocks = self.end_on_error(index, released)?;
             return Ok(Some(Release { index, slot, span, blocks, why: Why::Late }));
         }
         self.settling -= 1;
@@ -196,8 +214,24 @@ impl State {
         pinned: u32,
     ) -> Result<Release, blocks::Error> {
         let PendingReservation { index, slot, span, work } = *pending;
-        let blocks = self.blocks.abort(&span, work, pinned)?;
+        let aborted = self.blocks.abort(&span, work, pinned);
+        let blocks = self.end_on_error(index, aborted)?;
         Ok(Release { index, slot, span, blocks, why: Why::Failed })
+    }
+
+    /// Ends what is under way for a lease if the blocks are not as they should be. The slot stays out of use; no
+    /// other request waits for it.
+    fn end_on_error<T>(
+        &mut self,
+        index: u32,
+        result: Result<T, blocks::Error>,
+    ) -> Result<T, blocks::Error> {
+        if result.is_err() {
+            self.settling -= 1;
+            self.change(index, |lease| lease.moving -= 1);
+            self.remove_if_closed(index);
+        }
+        result
     }
 
     /// Counts what the supply did.
@@ -223,7 +257,8 @@ impl State {
     /// The supply has the blocks again: the slot is free.
     pub(crate) fn finish(&mut self, release: &Release) -> Result<(), blocks::Error> {
         let Release { index, slot, span, blocks, why } = *release;
-        self.blocks.settle(&span, blocks)?;
+        let settled = self.blocks.settle(&span, blocks);
+        self.end_on_error(index, settled)?;
         match why {
             Why::Failed => self.defer(slot),
             Why::Freed | Why::Late => self.slots.recycle(slot, &self.blocks),
@@ -254,12 +289,14 @@ impl State {
     pub(crate) fn begin_close(&mut self, id: LeaseId) -> Result<u32, FreeError> {
         let index = self.leases.find(id).ok_or(FreeError::UnknownLease(id))?;
         self.leases.forget_id(index);
+        self.waiters.leave(index);
         self.settling += 1;
         self.change(index, |lease| {
             lease.closing = true;
             lease.claimed = 0;
             lease.moving += 1;
         });
+        self.divide();
         Ok(index)
     }
 

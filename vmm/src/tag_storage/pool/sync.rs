@@ -12,6 +12,7 @@ mod switch {
     use std::cell::Cell;
     use std::ops::{Deref, DerefMut};
     use std::sync::{LockResult, PoisonError, TryLockError, TryLockResult};
+    use std::time::Duration;
 
     thread_local! {
         static INTERLEAVED: Cell<bool> = const { Cell::new(false) };
@@ -79,6 +80,15 @@ mod switch {
         }
     }
 
+    /// How a wait has ended.
+    pub(crate) struct Waited(bool);
+
+    impl Waited {
+        pub(crate) fn timed_out(&self) -> bool {
+            self.0
+        }
+    }
+
     pub(crate) enum Condvar {
         Std(std::sync::Condvar),
         Shuttle(shuttle::sync::Condvar),
@@ -92,16 +102,21 @@ mod switch {
             }
         }
 
-        pub(crate) fn wait<'a, T>(
+        pub(crate) fn wait_timeout<'a, T>(
             &self,
             guard: MutexGuard<'a, T>,
-        ) -> LockResult<MutexGuard<'a, T>> {
+            limit: Duration,
+        ) -> LockResult<(MutexGuard<'a, T>, Waited)> {
             match (self, guard) {
                 (Self::Std(condvar), MutexGuard::Std(guard)) => {
-                    map(condvar.wait(guard), MutexGuard::Std)
+                    let wrap = |(guard, waited): (_, std::sync::WaitTimeoutResult)| {
+                        (MutexGuard::Std(guard), Waited(waited.timed_out()))
+                    };
+                    map(condvar.wait_timeout(guard, limit), wrap)
                 }
+                // There is no time: a wait that nothing ends is a deadlock, which shuttle finds.
                 (Self::Shuttle(condvar), MutexGuard::Shuttle(guard)) => {
-                    map(condvar.wait(guard), MutexGuard::Shuttle)
+                    map(condvar.wait(guard), |guard| (MutexGuard::Shuttle(guard), Waited(false)))
                 }
                 _ => panic!("a lock and a condition of different kinds"),
             }

@@ -2,6 +2,7 @@
 
 mod adopting;
 mod examine;
+mod fairness;
 mod fake;
 mod histories;
 mod interleavings;

@@ -1,12 +1,10 @@
 //! The broker's socket, and a thread for each of its connections.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicUsize;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::thread::Scope;
 use std::time::{Duration, Instant};
 
@@ -17,18 +15,16 @@ use rustix::net::{Shutdown, SocketType, shutdown};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use thiserror::Error;
 
-use super::borrowers::BorrowerConnections;
-use super::pressure::{Number, PressureNotifier};
+use super::pressure::Number;
 use super::session::Session;
-use crate::metrics::Counter;
+use super::state::{ServerResources, ServerState};
 use crate::sys::thread;
 use crate::sys::unix_socket::{self, Kind, Socket};
 use crate::sys::{peer, seqpacket};
 use crate::tag_storage::broker::protocol::refusal::{Reason, Refusal};
-use crate::tag_storage::broker::protocol::report::{BrokerReport, Traffic};
-use crate::tag_storage::broker::protocol::wire::{Reply, Terms};
-use crate::tag_storage::pool::{MAX_LEASES, Pool};
-use crate::tag_storage::supply::Node;
+use crate::tag_storage::broker::protocol::report::BrokerReport;
+use crate::tag_storage::broker::protocol::wire::Reply;
+use crate::tag_storage::pool::MAX_LEASES;
 
 /// Connections at once: a lease each, and some for people who look.
 pub const MAX_CONNECTIONS: usize = MAX_LEASES as usize + 64;
@@ -46,10 +42,6 @@ const FDS_OF_BROKER: u64 = 64;
 /// How often an idle broker looks what other memory does to its supply: who reserves and meets it unawares
 /// looks then, and who asks for figures does, too.
 const FOLLOWING: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
-
-/// How long pages that would not move are left alone, and tried again when somebody lacks them: direct I/O has
-/// ended by then, as a rule.
-const RETRY_PINNED: Duration = Duration::from_secs(10);
 
 /// A connection's thread does not recurse, but for a report; only what is touched of it is ever backed.
 const STACK_SIZE: usize = 256 << 10;
@@ -76,99 +68,23 @@ pub enum Error {
     Events(#[source] io::Error),
 }
 
-/// What all connections of a broker share.
-pub(crate) struct ServerState {
-    pub pool: Pool,
-    pub terms: Terms,
-    pub capacity_source: String,
-    pub borrowers: BorrowerConnections,
-    node: Option<Arc<Node>>,
-    pub notices: PressureNotifier,
-    pub violations: Counter,
-    pub foreign_frees: Counter,
-    pub adopted: Counter,
-    /// Connections that a report is being sent to.
-    pub readers: AtomicUsize,
-    turned_away: Counter,
-    places: usize,
-    /// When pages that would not move were last to be tried again.
-    retried: Mutex<Option<Instant>>,
-    /// So that they can be ended.
-    connections: Mutex<BTreeMap<Number, Arc<OwnedFd>>>,
-}
-
-impl ServerState {
-    pub(crate) fn report(&self) -> BrokerReport {
-        self.pool.follow_at_once();
-        // In this order a lease is never without its process because it came between.
-        let pool = self.pool.snapshot();
-        BrokerReport {
-            pid: std::process::id(),
-            capacity_source: self.capacity_source.clone(),
-            lend: self.terms.lend.to_string(),
-            pool,
-            node: self.node.as_ref().map(|node| node.report()),
-            holders: self.notices.holders(),
-            borrowers: self.borrowers.pids(),
-            traffic: Traffic {
-                connections: self.connections().len() as u64,
-                connections_max: self.places as u64,
-                turned_away: self.turned_away.get(),
-                violations: self.violations.get(),
-                foreign_frees: self.foreign_frees.get(),
-                adopted: self.adopted.get(),
-                give_backs: self.notices.give_backs.get(),
-                reliefs: self.notices.reliefs.get(),
-                notices_lost: self.notices.lost.get(),
-            },
-        }
-    }
-
-    /// Has pages that would not move tried again by whoever reserves next, unless that was so a moment ago.
-    /// Returns whether there are any.
-    pub(crate) fn retry_pinned(&self) -> bool {
-        let mut retried = self.retried.lock().unwrap_or_else(PoisonError::into_inner);
-        if retried.is_some_and(|at| at.elapsed() < RETRY_PINNED) {
-            return false;
-        }
-        *retried = Some(Instant::now());
-        self.pool.retry_pinned() > 0
-    }
-
-    fn connections(&self) -> MutexGuard<'_, BTreeMap<Number, Arc<OwnedFd>>> {
-        self.connections.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 /// A connection's place among the others, given up on drop.
 struct Connected {
-    desk: Arc<ServerState>,
+    state: Arc<ServerState>,
     number: Number,
 }
 
 impl Drop for Connected {
     fn drop(&mut self) {
-        self.desk.connections().remove(&self.number);
+        self.state.connections().remove(&self.number);
     }
 }
 
 /// A broker that listens.
 pub struct Server {
     socket: Socket,
-    desk: Arc<ServerState>,
+    state: Arc<ServerState>,
     next: Number,
-}
-
-/// What a broker serves.
-pub struct ServerResources {
-    /// The pool.
-    pub pool: Pool,
-    /// What its clients are told of it.
-    pub terms: Terms,
-    /// Who says that it has this capacity.
-    pub capacity_source: String,
-    /// The node that its supply is, if it is one.
-    pub node: Option<Arc<Node>>,
 }
 
 impl Server {
@@ -177,14 +93,14 @@ impl Server {
     ///
     /// # Errors
     /// When the path is taken or too long, or the kernel refuses.
-    pub fn bind(path: &Path, stock: ServerResources) -> Result<Self, Error> {
-        Self::with_places(path, stock, places())
+    pub fn bind(path: &Path, resources: ServerResources) -> Result<Self, Error> {
+        Self::with_places(path, resources, places())
     }
 
     /// As [`bind`](Self::bind), for so many connections at once.
     pub(crate) fn with_places(
         path: &Path,
-        stock: ServerResources,
+        resources: ServerResources,
         places: usize,
     ) -> Result<Self, Error> {
         let mode = Mode::RUSR | Mode::WUSR | Mode::RGRP | Mode::WGRP;
@@ -193,30 +109,13 @@ impl Server {
             (unix_socket::Error::InUse(path), Some(pid)) => Error::Taken { path, pid },
             (error, _) => Error::Socket(error),
         })?;
-        let ServerResources { pool, terms, capacity_source, node } = stock;
-        let borrowers = node.as_ref().map(|node| BorrowerConnections::of(node.borrowers()));
-        let desk = ServerState {
-            pool,
-            terms,
-            capacity_source,
-            borrowers: borrowers.unwrap_or_default(),
-            node,
-            notices: PressureNotifier::default(),
-            violations: Counter::default(),
-            foreign_frees: Counter::default(),
-            adopted: Counter::default(),
-            readers: AtomicUsize::new(0),
-            turned_away: Counter::default(),
-            places,
-            retried: Mutex::default(),
-            connections: Mutex::default(),
-        };
-        Ok(Self { socket, desk: Arc::new(desk), next: 0 })
+        let state = Arc::new(ServerState::new(resources, places));
+        Ok(Self { socket, state, next: 0 })
     }
 
     /// The broker at this moment.
     pub fn report(&self) -> BrokerReport {
-        self.desk.report()
+        self.state.report()
     }
 
     /// Serves until `stop` has something to read. Then all connections end, and with them all leases.
@@ -227,7 +126,7 @@ impl Server {
         std::thread::scope(|scope| {
             let result = self.accept_until(&stop, scope);
             // What comes now finds no lease to be had.
-            for socket in self.desk.connections().values() {
+            for socket in self.state.connections().values() {
                 // It fails where the client is gone already.
                 let _ = shutdown(socket, Shutdown::Both);
             }
@@ -244,17 +143,18 @@ impl Server {
             let listener = self.socket.listener();
             let mut fds = [PollFd::new(stop, PollFlags::IN), PollFd::new(listener, PollFlags::IN)];
             match poll(&mut fds, Some(&FOLLOWING)) {
-                Ok(0) => self.desk.pool.follow_at_once(),
+                Ok(0) => self.state.pool.follow_at_once(),
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(errno) => return Err(Error::Events(errno.into())),
             }
             if !fds[0].revents().is_empty() {
                 return Ok(());
             }
+            self.state.tick(Instant::now());
             match self.socket.listener().accept() {
                 Ok((stream, _)) => self.welcome(OwnedFd::from(stream), scope),
                 Err(error) if Socket::is_out_of_descriptors(&error) => {
-                    self.desk.turned_away.add(1);
+                    self.state.turned_away.add(1);
                     self.socket.turn_away();
                 }
                 // The client went away while it waited, or the kernel is short of memory.
@@ -264,19 +164,19 @@ impl Server {
     }
 
     fn welcome<'scope>(&mut self, socket: OwnedFd, scope: &'scope Scope<'scope, '_>) {
-        let (desk, number) = (self.desk.clone(), self.next);
+        let (state, number) = (self.state.clone(), self.next);
         self.next += 1;
         let socket = Arc::new(socket);
-        if desk.connections().len() >= desk.places {
+        if state.connections().len() >= state.places {
             return self.turn_away(&socket, "raise its limit of open files");
         }
-        desk.connections().insert(number, socket.clone());
-        let connected = Connected { desk, number };
-        let seat = socket.clone();
+        state.connections().insert(number, socket.clone());
+        let connected = Connected { state, number };
+        let own = socket.clone();
         let spawned = thread::spawn_scoped(scope, "client", STACK_SIZE, move || {
-            let desk = connected.desk.clone();
+            let state = connected.state.clone();
             // A panic here, of which none is known, ends this connection alone.
-            let _ = catch_unwind(AssertUnwindSafe(|| Session::new(desk, number, seat).run()));
+            let _ = catch_unwind(AssertUnwindSafe(|| Session::new(state, number, own).run()));
         });
         if spawned.is_err() {
             self.turn_away(&socket, "raise its limit of processes");
@@ -284,8 +184,8 @@ impl Server {
     }
 
     fn turn_away(&self, socket: &OwnedFd, remedy: &str) {
-        self.desk.turned_away.add(1);
-        let open = self.desk.connections().len();
+        self.state.turned_away.add(1);
+        let open = self.state.connections().len();
         let text =
             format!("it cannot serve more than its {open} connections: end a VM, or {remedy}");
         let refusal = Reply::Refused(Refusal::new(Reason::Full, text));

@@ -1,13 +1,17 @@
-//! Who lacks tag storage and who could give some, and what both are told.
+//! VMs that wait for tag storage, VMs that are asked to give some back, and the notices to both.
 //!
-//! A holder whose request failed for lack is *starved* until one succeeds. Every other holder that has
-//! something is then asked to give back, and is told when nobody is starved any more; the starved are
-//! told when something was freed. Nothing here waits for a client: a notice that finds no room is lost,
-//! and whoever is starved asks again by itself.
+//! The pool knows which leases wait and in which order they come (`pool/share.rs`). A VM that waits is sent
+//! `Retry` when there is something for it. Meanwhile VMs that do not wait and hold more than their minimum are
+//! asked to give back what is lacking in all, each in proportion to what it holds above its minimum: every
+//! [`ASK_EVERY`], as long as something is lacking. One that has given nothing since it was last asked is left out
+//! until all others were asked as well: it may have no balloon. All are sent `StopReclaim` when no VM waits any
+//! more, and one of them when it has nothing more to give, or has to wait itself.
+//!
+//! Nothing here waits for a client: a notice that finds no room is lost, and a VM that waits asks again by itself.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -15,17 +19,18 @@ use crate::metrics::Counter;
 use crate::sys::seqpacket;
 use crate::tag_storage::broker::protocol::report::Holder;
 use crate::tag_storage::broker::protocol::wire::Notice;
+use crate::tag_storage::pool::{LeaseId, Pool, share};
 
-/// How often one holder is asked to give back. A balloon needs about as long to do something, and a guest
-/// that exhausts the pool again and again keeps nobody busy.
+/// How often holders are asked to give back. A balloon needs about as long to do something. It bounds as well
+/// what requests that fail cost, which a guest can cause without end: a round looks at all leases.
 pub(crate) const ASK_EVERY: Duration = Duration::from_millis(250);
 
-/// The most that holders are asked for at once. Who wants more in one request is a VM that reserves all of
-/// its memory before it starts: it is refused and waits for nobody, and others would give in vain.
+/// The most that holders are asked for at once. A VM that wants more in one request reserves all of its memory
+/// before it starts: it is refused and does not wait, and others would give in vain.
 pub(crate) const ASK_MOST: u32 = 64;
 
-/// After this time without a request nobody is starved any more: a fault thread asks ten times a second.
-const FORGET_AFTER: Duration = Duration::from_secs(2);
+/// The most VMs that are sent `Retry` at once; those behind them ask again by themselves.
+const WAKE_MOST: usize = 64;
 
 /// A connection, for as long as the broker runs.
 pub(crate) type Number = u64;
@@ -34,23 +39,27 @@ pub(crate) type Number = u64;
 struct ClientEntry {
     holder: Holder,
     notices: OwnedFd,
-    /// Whether it has any slot.
-    has: bool,
-    /// Since its last request, which failed.
-    starved: Option<Instant>,
-    /// It was told to ask again, and has not.
+    /// It was sent `Retry`, and has not asked since.
     notified: bool,
-    /// Since it was asked to give, and not told that it may stop.
-    asked: Option<Instant>,
-    asked_last: Option<Instant>,
+    /// It was asked to give back, and not sent `StopReclaim` since: what it held above its minimum then.
+    asked: Option<u32>,
+    /// It had given nothing when the last round looked.
+    unresponsive: bool,
+}
+
+#[derive(Default)]
+struct Clients {
+    entries: BTreeMap<Number, ClientEntry>,
+    /// When holders were last asked.
+    last_round: Option<Instant>,
 }
 
 /// All holders of a broker.
 #[derive(Default)]
 pub(crate) struct PressureNotifier {
-    seats: Mutex<BTreeMap<Number, ClientEntry>>,
-    /// How many are starved: the usual path takes no lock.
-    starved: AtomicUsize,
+    clients: Mutex<Clients>,
+    /// Whether a holder is being asked: the usual path takes no lock.
+    asking: AtomicBool,
     pub give_backs: Counter,
     pub reliefs: Counter,
     pub lost: Counter,
@@ -59,112 +68,139 @@ pub(crate) struct PressureNotifier {
 impl PressureNotifier {
     /// Adds a holder; `notices` is the broker's end.
     pub(crate) fn add(&self, number: Number, holder: Holder, notices: OwnedFd) {
-        let seat = ClientEntry {
-            holder,
-            notices,
-            has: false,
-            starved: None,
-            notified: false,
-            asked: None,
-            asked_last: None,
-        };
-        self.lock().insert(number, seat);
+        let entry =
+            ClientEntry { holder, notices, notified: false, asked: None, unresponsive: false };
+        self.lock().entries.insert(number, entry);
     }
 
     /// A holder is gone, and what it had is free.
-    pub(crate) fn remove(&self, number: Number) {
-        let mut seats = self.lock();
-        seats.remove(&number);
-        self.count(&mut seats, Instant::now());
-        self.feed(&mut seats);
+    pub(crate) fn remove(&self, pool: &Pool, number: Number) {
+        self.lock().entries.remove(&number);
+        self.freed(pool);
+        self.served(pool);
     }
 
     /// All holders.
     pub(crate) fn holders(&self) -> Vec<Holder> {
-        self.lock().values().map(|seat| seat.holder).collect()
+        self.lock().entries.values().map(|entry| entry.holder).collect()
     }
 
-    /// A request for so many chunks failed for lack.
-    pub(crate) fn lacking(&self, number: Number, chunks: u32) {
-        let chunks = chunks.min(ASK_MOST);
-        let now = Instant::now();
-        let mut seats = self.lock();
-        if let Some(seat) = seats.get_mut(&number) {
-            (seat.starved, seat.notified) = (Some(now), false);
-        }
-        self.count(&mut seats, now);
-        let others = seats.iter_mut().filter(|(other, seat)| **other != number && seat.has);
-        for (_, seat) in others {
-            let recently = |last: &Instant| now.duration_since(*last) < ASK_EVERY;
-            if seat.asked_last.as_ref().is_some_and(recently) {
-                continue;
-            }
-            (seat.asked, seat.asked_last) = (Some(now), Some(now));
-            if self.tell(seat, Notice::GiveBack { chunks }) {
-                self.give_backs.add(1);
-            }
+    /// A request for so many chunks failed for lack: the lease waits, and others are asked to give.
+    pub(crate) fn lacking(&self, pool: &Pool, number: Number, chunks: u32, now: Instant) {
+        let mut clients = self.lock();
+        self.start_wait(pool, &mut clients, number, chunks, now);
+        let is_soon = |last: &Instant| now.saturating_duration_since(*last) < ASK_EVERY;
+        if !clients.last_round.as_ref().is_some_and(is_soon) {
+            clients.last_round = Some(now);
+            self.ask(pool, &mut clients);
         }
     }
 
     /// A request succeeded.
-    pub(crate) fn served(&self, number: Number, first: bool) {
-        if !first && self.starved.load(Ordering::Relaxed) == 0 {
-            return;
+    pub(crate) fn served(&self, pool: &Pool) {
+        if self.asking.load(Ordering::Relaxed) && !pool.has_waiters() {
+            self.stop_all(&mut self.lock());
         }
-        let mut seats = self.lock();
-        if let Some(seat) = seats.get_mut(&number) {
-            (seat.has, seat.starved) = (true, None);
-        }
-        self.count(&mut seats, Instant::now());
     }
 
     /// Something was freed.
-    pub(crate) fn freed(&self) {
-        if self.starved.load(Ordering::Relaxed) > 0 {
-            self.feed(&mut self.lock());
+    pub(crate) fn freed(&self, pool: &Pool) {
+        if pool.has_waiters() {
+            self.wake(pool, &mut self.lock());
         }
     }
 
-    /// Tells the starved to ask again.
-    fn feed(&self, seats: &mut BTreeMap<Number, ClientEntry>) {
-        for seat in seats.values_mut().filter(|seat| seat.starved.is_some() && !seat.notified) {
-            seat.notified = true;
-            self.send_retry(seat);
-        }
+    /// Time has passed: leases that do not ask any more do not wait any more. To be called from time to time.
+    pub(crate) fn tick(&self, pool: &Pool, now: Instant) {
+        pool.expire_waiters(now);
+        self.freed(pool);
+        self.served(pool);
     }
 
-    /// Counts the starved. When there are none any more, those that were asked to give may stop.
-    fn count(&self, seats: &mut BTreeMap<Number, ClientEntry>, now: Instant) {
-        let mut starved = 0;
-        for seat in seats.values_mut() {
-            seat.starved = seat.starved.filter(|since| now.duration_since(*since) < FORGET_AFTER);
-            starved += usize::from(seat.starved.is_some());
+    fn start_wait(
+        &self,
+        pool: &Pool,
+        clients: &mut Clients,
+        number: Number,
+        chunks: u32,
+        now: Instant,
+    ) {
+        let Some(entry) = clients.entries.get_mut(&number) else { return };
+        entry.notified = false;
+        self.stop(entry);
+        pool.wait_for(entry.holder.lease, chunks.min(ASK_MOST), now);
+    }
+
+    /// Sends `Retry` to those for which there is enough.
+    fn wake(&self, pool: &Pool, clients: &mut Clients) {
+        let next: BTreeSet<LeaseId> = pool.next_waiters(WAKE_MOST).into_iter().collect();
+        if next.is_empty() {
+            return;
         }
-        self.starved.store(starved, Ordering::Relaxed);
-        if starved == 0 {
-            for seat in seats.values_mut() {
-                if seat.asked.take().is_some() {
-                    self.tell(seat, Notice::StopReclaim);
+        for entry in clients.entries.values_mut() {
+            if !entry.notified && next.contains(&entry.holder.lease) {
+                entry.notified = true;
+                if self.send(entry, Notice::Retry) {
+                    self.reliefs.add(1);
                 }
             }
         }
     }
 
-    fn send_retry(&self, seat: &ClientEntry) {
-        if self.tell(seat, Notice::Retry) {
-            self.reliefs.add(1);
+    /// Asks those that can give for what is lacking.
+    fn ask(&self, pool: &Pool, clients: &mut Clients) {
+        let pressure = pool.pressure();
+        let above: BTreeMap<LeaseId, u32> = pressure.can_give.into_iter().collect();
+        let mut can_give = Vec::new();
+        for entry in clients.entries.values_mut() {
+            match above.get(&entry.holder.lease) {
+                Some(above) => {
+                    entry.unresponsive = entry.asked.is_some_and(|before| *above >= before);
+                    can_give.push((entry, *above));
+                }
+                None => self.stop(entry),
+            }
+        }
+        if can_give.iter().any(|(entry, _)| !entry.unresponsive) {
+            can_give.retain(|(entry, _)| !entry.unresponsive);
+        }
+        let figures: Vec<u32> = can_give.iter().map(|(_, above)| *above).collect();
+        let asks = share::asks(pressure.lacking.min(ASK_MOST), &figures);
+        for ((entry, above), chunks) in can_give.into_iter().zip(asks).filter(|(_, ask)| *ask > 0) {
+            entry.asked = Some(above);
+            self.asking.store(true, Ordering::Relaxed);
+            if self.send(entry, Notice::GiveBack { chunks }) {
+                self.give_backs.add(1);
+            }
         }
     }
 
-    fn tell(&self, seat: &ClientEntry, notice: Notice) -> bool {
-        let told = seqpacket::send_now(&seat.notices, &notice.encode()).is_ok();
-        if !told {
+    fn stop_all(&self, clients: &mut Clients) {
+        self.asking.store(false, Ordering::Relaxed);
+        clients.last_round = None;
+        clients.entries.values_mut().for_each(|entry| self.stop(entry));
+    }
+
+    /// One that was asked to give back need give no more.
+    fn stop(&self, entry: &mut ClientEntry) {
+        entry.unresponsive = false;
+        if entry.asked.take().is_some() {
+            self.send(entry, Notice::StopReclaim);
+        }
+    }
+
+    fn send(&self, entry: &ClientEntry, notice: Notice) -> bool {
+        let sent = seqpacket::send_now(&entry.notices, &notice.encode()).is_ok();
+        if !sent {
             self.lost.add(1);
         }
-        told
+        sent
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<Number, ClientEntry>> {
-        self.seats.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Clients> {
+        self.clients.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use arch::units::Bytes;
 use thiserror::Error;
 
-use super::listen::{self, Server, ServerResources};
+use super::listen::{self, Server};
+use super::state::ServerResources;
 use crate::error::{is_denied, say};
 use crate::exit_status::ExitStatus;
 use crate::sys::signals::Signals;
@@ -73,14 +74,14 @@ impl Error {
 /// When there is nothing to serve, or no way to.
 pub fn run(args: &BrokerArgs) -> Result<ExitStatus, Error> {
     let signals = Signals::block().map_err(Error::Signals)?;
-    let stock = stock(args)?;
-    let mut server = Server::bind(&args.socket, stock)?;
+    let resources = resources(args)?;
+    let mut server = Server::bind(&args.socket, resources)?;
     say(&greeting(args, &server));
     server.serve_until(&signals)?;
     Ok(signals.take().unwrap_or(ExitStatus::Terminated))
 }
 
-fn stock(args: &BrokerArgs) -> Result<ServerResources, Error> {
+fn resources(args: &BrokerArgs) -> Result<ServerResources, Error> {
     let Opened { supply, capacity, node } = supply::open(args.supply, args.capacity, args.lend)?;
     let pool = Pool::new(capacity.geometry, capacity.size, supply)?;
     let size = Bytes::new(pool.snapshot().capacity_bytes);

@@ -3,14 +3,14 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 
 use super::borrowers::Borrowing;
-use super::listen::ServerState;
 use super::pressure::{ASK_MOST, Number};
+use super::state::ServerState;
 use crate::error::chain;
 use crate::sys::{peer, seqpacket};
 use crate::tag_storage::broker::protocol::refusal::{Reason, Refusal};
@@ -49,48 +49,46 @@ impl From<Errno> for End {
 /// What a connection is.
 enum SessionState {
     /// It has said nothing yet, or only looks.
-    Stranger,
+    New,
     /// It has a lease.
     Holder(Lease),
     /// It may live in tag storage.
     Borrower(#[expect(dead_code, reason = "its end is what it is for")] Borrowing),
 }
 
-/// A lease and the seat beside it; both go when this does, whatever the reason.
+/// A lease and its entry among those that get notices; both go when this does, whatever the reason.
 struct Lease {
-    desk: Arc<ServerState>,
+    state: Arc<ServerState>,
     number: Number,
     id: LeaseId,
-    /// Whether the others know that it has something.
-    known: bool,
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
         // It is open: nobody else closes it.
-        let _ = self.desk.pool.close_lease(self.id);
-        self.desk.notices.remove(self.number);
+        let _ = self.state.pool.close_lease(self.id);
+        self.state.notices.remove(&self.state.pool, self.number);
     }
 }
 
 /// One connection of a broker.
 pub(crate) struct Session {
-    desk: Arc<ServerState>,
+    state: Arc<ServerState>,
     number: Number,
     socket: Arc<OwnedFd>,
-    standing: SessionState,
+    session: SessionState,
 }
 
 impl Session {
-    pub(crate) fn new(desk: Arc<ServerState>, number: Number, socket: Arc<OwnedFd>) -> Self {
-        Self { desk, number, socket, standing: SessionState::Stranger }
+    pub(crate) fn new(state: Arc<ServerState>, number: Number, socket: Arc<OwnedFd>) -> Self {
+        Self { state, number, socket, session: SessionState::New }
     }
 
     /// Serves until the client is gone or is told to go.
     pub(crate) fn run(&mut self) {
         let Err(End::Refused(refusal)) = self.serve() else { return };
         if refusal.reason == Reason::Protocol {
-            self.desk.violations.add(1);
+            self.state.violations.add(1);
         }
         // It may not be listening any more.
         let _ = seqpacket::send_now(&self.socket, &Reply::Refused(refusal).encode());
@@ -108,8 +106,8 @@ impl Session {
     }
 
     fn answer(&mut self, request: Request) -> Result<(), End> {
-        match (request, &mut self.standing) {
-            (Request::Open(open), SessionState::Stranger) => self.open(open),
+        match (request, &self.session) {
+            (Request::Open(open), SessionState::New) => self.open(open),
             (Request::Open(_), _) => Err(protocol("the connection is open already")),
             (Request::Report { version }, _) => self.report(version),
             (Request::Reserve(chunks), SessionState::Holder(lease)) => {
@@ -133,28 +131,28 @@ impl Session {
             return Err(End::Refused(Refusal::version(open.version)));
         }
         let pid = peer::pid(&self.socket).unwrap_or(0);
-        let reply = Reply::Opened(self.desk.terms).encode();
+        let opened = Reply::Opened(self.state.terms).encode();
         match open.role {
             Role::Borrower => {
                 let borrowing =
-                    self.desk.borrowers.add(pid).map_err(|error| {
+                    self.state.borrowers.add(pid).map_err(|error| {
                         End::Refused(Refusal::new(Reason::Other, chain(&error)))
                     })?;
-                self.standing = SessionState::Borrower(borrowing);
-                seqpacket::send(&self.socket, &reply)?;
+                self.session = SessionState::Borrower(borrowing);
+                seqpacket::send(&self.socket, &opened)?;
             }
             Role::Holder => {
                 let refused = |error: ReserveError| End::Refused(Refusal::from(&error));
-                let id = self.desk.pool.open_lease(open.terms).map_err(refused)?;
-                let (number, desk) = (self.number, self.desk.clone());
-                let lease = Lease { desk, number, id, known: false };
+                let id = self.state.pool.open_lease(open.terms).map_err(refused)?;
+                let (number, state) = (self.number, self.state.clone());
+                let lease = Lease { state, number, id };
                 let (ours, theirs) = seqpacket::pair().map_err(|errno| {
                     let text = format!("it has no descriptor left for another VM: {errno}");
                     End::Refused(Refusal::new(Reason::Full, text))
                 })?;
-                self.desk.notices.add(number, Holder { lease: id, pid }, ours);
-                self.standing = SessionState::Holder(lease);
-                seqpacket::send_fd(&self.socket, &reply, theirs.as_fd())?;
+                self.state.notices.add(number, Holder { lease: id, pid }, ours);
+                self.session = SessionState::Holder(lease);
+                seqpacket::send_fd(&self.socket, &opened, theirs.as_fd())?;
             }
         }
         // From now on it may be silent for as long as it likes.
@@ -167,23 +165,23 @@ impl Session {
             return Err(End::Refused(Refusal::version(version)));
         }
         // Each has the whole text for as long as it is read.
-        let Some(_reading) = Reading::of(&self.desk) else {
+        let Some(_reading) = Reading::of(&self.state) else {
             let text = format!("{MOST_READERS} others read its report: ask again later");
             return Err(End::Refused(Refusal::new(Reason::Full, text)));
         };
-        let text = serde_json::to_vec(&self.desk.report()).unwrap_or_default();
+        let text = serde_json::to_vec(&self.state.report()).unwrap_or_default();
         let mut parts = text.chunks(MAX_PART).peekable();
         while let Some(part) = parts.next() {
             let last = parts.peek().is_none();
-            tell(&self.socket, &Reply::Part { last, bytes: part.to_vec() })?;
+            reply(&self.socket, &Reply::Part { last, bytes: part.to_vec() })?;
         }
         Ok(())
     }
 }
 
-/// Sends an answer. A client that does not listen any more may still be using what it has: whether it is
-/// gone tells the next look for a request.
-fn tell(socket: &OwnedFd, reply: &Reply) -> Result<(), End> {
+/// Sends an answer. A client that does not listen any more may still be using what it has: the next receive
+/// finds out whether it is gone.
+fn reply(socket: &OwnedFd, reply: &Reply) -> Result<(), End> {
     match seqpacket::send(socket, &reply.encode()) {
         Err(Errno::PIPE) => Ok(()),
         sent => Ok(sent?),
@@ -194,9 +192,9 @@ fn tell(socket: &OwnedFd, reply: &Reply) -> Result<(), End> {
 struct Reading<'a>(&'a ServerState);
 
 impl<'a> Reading<'a> {
-    fn of(desk: &'a ServerState) -> Option<Self> {
-        let this = Self(desk);
-        (desk.readers.fetch_add(1, Ordering::Relaxed) < MOST_READERS).then_some(this)
+    fn of(state: &'a ServerState) -> Option<Self> {
+        let this = Self(state);
+        (state.readers.fetch_add(1, Ordering::Relaxed) < MOST_READERS).then_some(this)
     }
 }
 
@@ -210,60 +208,58 @@ fn protocol(what: &str) -> End {
     End::Refused(Refusal::new(Reason::Protocol, what))
 }
 
-fn reserve(lease: &mut Lease, socket: &OwnedFd, chunks: u32) -> Result<(), End> {
+fn reserve(lease: &Lease, socket: &OwnedFd, chunks: u32) -> Result<(), End> {
     if chunks == 0 {
         return Err(protocol("no chunks to reserve for"));
     }
-    let mut result = lease.desk.pool.reserve_many(lease.id, chunks);
-    if result.as_ref().is_err_and(ReserveError::is_lack) && lease.desk.retry_pinned() {
-        // Whoever pinned what is in the way may have let go of it.
-        result = lease.desk.pool.reserve_many(lease.id, chunks);
+    let pool = &lease.state.pool;
+    pool.expire_waiters_now();
+    // One for both attempts: the client waits for an answer.
+    let deadline = pool.deadline(chunks);
+    let mut result = pool.reserve_by(lease.id, chunks, deadline);
+    if result.as_ref().is_err_and(ReserveError::is_lack) && lease.state.retry_pinned() {
+        // What is in the way may not be pinned any more.
+        result = pool.reserve_by(lease.id, chunks, deadline);
     }
     let slots = match result {
         Ok(slots) => slots,
         Err(error) => {
             if error.is_lack() && chunks <= ASK_MOST {
-                lease.desk.notices.lacking(lease.number, chunks);
+                lease.state.notices.lacking(pool, lease.number, chunks, Instant::now());
             }
-            tell(socket, &Reply::Refused(Refusal::from(&error)))?;
+            reply(socket, &Reply::Refused(Refusal::from(&error)))?;
             return Ok(());
         }
     };
-    served(lease);
+    lease.state.notices.served(pool);
     let mut left = slots.len();
     for part in slots.chunks(MAX_SLOTS) {
         left -= part.len();
-        let reply = Reply::Reserved { left: left as u32, slots: part.to_vec() };
-        tell(socket, &reply)?;
+        reply(socket, &Reply::Reserved { left: left as u32, slots: part.to_vec() })?;
     }
     Ok(())
 }
 
-fn adopt(lease: &mut Lease, socket: &OwnedFd, slots: &[SlotIndex]) -> Result<(), End> {
-    let adopted = lease.desk.pool.adopt(lease.id, slots);
+fn adopt(lease: &Lease, socket: &OwnedFd, slots: &[SlotIndex]) -> Result<(), End> {
+    let pool = &lease.state.pool;
+    let adopted = pool.adopt(lease.id, slots);
     let adopted = adopted.map_err(|error| End::Refused(Refusal::from(&error)))?;
     let count = adopted.slots.iter().flatten().count() as u64;
-    lease.desk.adopted.add(count);
-    if count > 0 {
-        served(lease);
-    }
+    lease.state.adopted.add(count);
+    lease.state.notices.served(pool);
     if adopted.shortfall.as_ref().is_some_and(ReserveError::is_lack) {
-        lease.desk.notices.lacking(lease.number, slots.len() as u32 - count as u32);
+        let lacking = slots.len() as u32 - count as u32;
+        lease.state.notices.lacking(pool, lease.number, lacking, Instant::now());
     }
-    tell(socket, &Reply::Adopted(adopted.slots))?;
+    reply(socket, &Reply::Adopted(adopted.slots))?;
     Ok(())
-}
-
-fn served(lease: &mut Lease) {
-    lease.desk.notices.served(lease.number, !lease.known);
-    lease.known = true;
 }
 
 fn free(lease: &Lease, slots: &[SlotIndex]) {
-    let freed = slots.iter().filter(|slot| lease.desk.pool.free(lease.id, **slot).is_ok());
+    let freed = slots.iter().filter(|slot| lease.state.pool.free(lease.id, **slot).is_ok());
     let freed = freed.count();
-    lease.desk.foreign_frees.add((slots.len() - freed) as u64);
+    lease.state.foreign_frees.add((slots.len() - freed) as u64);
     if freed > 0 {
-        lease.desk.notices.freed();
+        lease.state.notices.freed(&lease.state.pool);
     }
 }

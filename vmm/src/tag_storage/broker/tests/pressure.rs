@@ -245,3 +245,93 @@ fn threads_of_one_client_share_its_connection() {
     let counters = report.pool.counters;
     assert_eq!(counters.metadata_reserve_success, counters.metadata_reserve_free);
 }
+
+/// What a client has been sent so far. Notices to others are sent before a refusal.
+fn heard(client: &Client) -> Vec<BrokerEvent> {
+    let mut heard = Vec::new();
+    client.hear(|event| heard.push(event));
+    heard
+}
+
+#[test]
+fn a_vm_at_its_minimum_is_not_asked_to_give_back() {
+    let (_directory, path) = place();
+    let _broker = Broker::start(&path, 16);
+    let guaranteed = LeaseTerms { min: Bytes::kib(256), ..terms("guaranteed") };
+    let guaranteed = Client::connect(&path, guaranteed).unwrap();
+    let (rich, poor) = (connect(&path, "rich"), connect(&path, "poor"));
+    guaranteed.reserve(3).unwrap();
+    rich.reserve(12).unwrap();
+
+    poor.reserve(1).unwrap_err();
+
+    assert_eq!(heard(&rich), [BrokerEvent::GiveBack { chunks: 1 }]);
+    assert_eq!(heard(&guaranteed), []);
+}
+
+#[test]
+fn a_starved_vm_is_not_asked_to_give_back() {
+    let (_directory, path) = place();
+    let _broker = Broker::start(&path, 16);
+    let (first, second) = (connect(&path, "first"), connect(&path, "second"));
+    first.reserve(8).unwrap();
+    second.reserve(8).unwrap();
+
+    first.reserve(1).unwrap_err();
+    assert_eq!(heard(&second), [BrokerEvent::GiveBack { chunks: 1 }]);
+    second.reserve(1).unwrap_err();
+
+    assert_eq!(heard(&first), []);
+    assert_eq!(heard(&second), [BrokerEvent::StopReclaim]);
+}
+
+#[test]
+fn what_is_lacking_is_asked_for_once_and_in_proportion() {
+    let (_directory, path) = place();
+    let _broker = Broker::start(&path, 16);
+    let (large, small) = (connect(&path, "large"), connect(&path, "small"));
+    let poor = connect(&path, "poor");
+    large.reserve(12).unwrap();
+    small.reserve(4).unwrap();
+
+    poor.reserve(4).unwrap_err();
+
+    assert_eq!(heard(&large), [BrokerEvent::GiveBack { chunks: 3 }]);
+    assert_eq!(heard(&small), [BrokerEvent::GiveBack { chunks: 1 }]);
+}
+
+#[test]
+fn a_freed_chunk_goes_to_the_vm_furthest_below_its_share() {
+    let (_directory, path) = place();
+    let broker = Broker::start(&path, 16);
+    let (leaking, other) = (connect(&path, "leaking"), connect(&path, "other"));
+    let poor = connect(&path, "poor");
+    leaking.reserve(12).unwrap();
+    let slots = other.reserve(4).unwrap();
+    leaking.reserve(1).unwrap_err();
+    poor.reserve(1).unwrap_err();
+
+    other.free(slots[0]);
+    broker.wait_reserved(15);
+
+    let refused = leaking.reserve(1).unwrap_err();
+    assert!(matches!(refused, ReserveError::Exhausted { .. }), "{refused}");
+    poor.reserve(1).unwrap();
+}
+
+#[test]
+fn a_waiting_vm_that_has_gone_keeps_nothing_from_others() {
+    let (_directory, path) = place();
+    let broker = Broker::start(&path, 16);
+    let (leaking, other) = (connect(&path, "leaking"), connect(&path, "other"));
+    let poor = connect(&path, "poor");
+    leaking.reserve(12).unwrap();
+    let slots = other.reserve(4).unwrap();
+    poor.reserve(1).unwrap_err();
+
+    drop(poor);
+    other.free(slots[0]);
+
+    broker.wait("the end of the waiting VM", |report| report.pool.leases.len() == 2);
+    until("the slot", || leaking.reserve(1).is_ok());
+}

@@ -1,0 +1,64 @@
+//! Leases that wait for chunks: which of them come next, what they lack together, and who could give it.
+
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use super::{Guard, LeaseId, Pool};
+
+/// What the leases that wait lack, and who could give it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Pressure {
+    /// Chunks that are lacking beside those that are free.
+    pub lacking: u32,
+    /// Leases that do not wait and hold more than their minimum, and how many chunks more.
+    pub can_give: Vec<(LeaseId, u32)>,
+}
+
+impl Pool {
+    /// Whether any lease waits.
+    pub(crate) fn has_waiters(&self) -> bool {
+        self.waiting_leases.load(Ordering::Relaxed) > 0
+    }
+
+    /// A lease whose request for so many chunks failed for lack waits for them: until it has them, is closed, or
+    /// has not asked again for a while.
+    pub(crate) fn wait_for(&self, lease: LeaseId, chunks: u32, now: Instant) {
+        let mut state = self.lock();
+        state.start_wait(lease, chunks, now);
+        self.count_waiters(&state);
+    }
+
+    /// Forgets leases that wait and have not asked again for too long.
+    pub(crate) fn expire_waiters(&self, now: Instant) {
+        if self.has_waiters() {
+            let mut state = self.lock();
+            state.waiters.expire(now);
+            self.count_waiters(&state);
+        }
+    }
+
+    /// As [`expire_waiters`](Self::expire_waiters) at this moment, without a look at the clock where no lease
+    /// waits.
+    pub(crate) fn expire_waiters_now(&self) {
+        if self.has_waiters() {
+            self.expire_waiters(Instant::now());
+        }
+    }
+
+    /// Leases that wait and for which there is enough now, the first first, at most `most`.
+    pub(crate) fn next_waiters(&self, most: usize) -> Vec<LeaseId> {
+        match self.has_waiters() {
+            true => self.lock().next_waiters(most),
+            false => Vec::new(),
+        }
+    }
+
+    /// What is lacking and who could give it.
+    pub(crate) fn pressure(&self) -> Pressure {
+        self.lock().pressure()
+    }
+
+    pub(super) fn count_waiters(&self, state: &Guard<'_>) {
+        self.waiting_leases.store(state.waiters.len(), Ordering::Relaxed);
+    }
+}

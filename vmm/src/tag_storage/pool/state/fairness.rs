@@ -1,0 +1,89 @@
+//! Which leases come first when there is not enough for all.
+
+use std::time::Instant;
+
+use super::super::pressure::Pressure;
+use super::super::share;
+use super::super::waiters::Standing;
+use super::{BlockState, LeaseId, State};
+
+impl State {
+    /// Divides the pool among its open leases.
+    pub(super) fn divide(&mut self) {
+        let open = self.leases.iter().filter(|lease| !lease.closing);
+        self.share = share::share(self.slots.len(), open.map(super::Lease::limits));
+    }
+
+    /// How far the lease at an index is below its entitlement.
+    fn distance(&self, index: u32) -> i64 {
+        let lease = self.leases.get(index);
+        lease.map_or(i64::MIN, |lease| {
+            let has = lease.held.saturating_add(lease.claimed);
+            lease.limits().distance(self.share, has)
+        })
+    }
+
+    /// Slots beside those set aside that a lease needs for what it waits for.
+    fn needs(&self, standing: &Standing) -> u32 {
+        self.leases.get(standing.index).map_or(0, |lease| lease.growth(standing.chunks))
+    }
+
+    /// Slots that leases wait for that rank before the one at this index.
+    pub(super) fn ahead_of(&self, index: u32) -> u32 {
+        if self.waiters.len() == 0 {
+            return 0;
+        }
+        let own = self.waiters.rank(index, self.distance(index));
+        let waiting = self.waiters.standings(|index| self.distance(index));
+        let ahead = waiting.filter(|other| other.index != index && other.rank < own);
+        ahead.fold(0, |sum, other| sum.saturating_add(self.needs(&other)))
+    }
+
+    /// A lease waits for so many chunks.
+    pub(crate) fn start_wait(&mut self, id: LeaseId, chunks: u32, now: Instant) {
+        if let Some(index) = self.leases.find(id) {
+            self.waiters.join(index, chunks, now);
+        }
+    }
+
+    /// A lease has what it waited for.
+    pub(crate) fn end_wait(&mut self, id: LeaseId) {
+        if let Some(index) = self.leases.find(id) {
+            self.waiters.leave(index);
+        }
+    }
+
+    /// The first of the leases that wait for which there is enough.
+    pub(crate) fn next_waiters(&self, most: usize) -> Vec<LeaseId> {
+        let mut waiting: Vec<_> = self.waiters.standings(|index| self.distance(index)).collect();
+        waiting.sort_unstable_by_key(|standing| standing.rank);
+        let mut left = self.available();
+        let mut next = Vec::new();
+        for standing in waiting.iter().filter(|standing| standing.chunks > 0).take(most) {
+            let Some(rest) = left.checked_sub(self.needs(standing)) else { break };
+            left = rest;
+            next.extend(self.leases.get(standing.index).map(|lease| lease.id));
+        }
+        next
+    }
+
+    /// What the leases that wait lack together, and who could give it.
+    pub(crate) fn pressure(&self) -> Pressure {
+        let waiting = || self.waiters.standings(|index| self.distance(index));
+        let wanted = waiting().fold(0u32, |sum, other| sum.saturating_add(self.needs(&other)));
+        let lacking = match wanted.saturating_sub(self.available()) {
+            // There is enough, and it cannot be had: what is in its blocks does not move.
+            0 if self.blocks.total(BlockState::Lent) + self.blocks.total(BlockState::Pinned)
+                > 0 =>
+            {
+                waiting().fold(0u32, |sum, other| sum.saturating_add(other.chunks))
+            }
+            lacking => lacking,
+        };
+        let others = self.leases.iter().filter(|lease| {
+            !lease.closing && lease.above_min() > 0 && !self.waiters.contains(lease.id.index())
+        });
+        let can_give = others.map(|lease| (lease.id, lease.above_min())).collect();
+        Pressure { lacking, can_give }
+    }
+}
