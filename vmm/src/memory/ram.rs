@@ -114,7 +114,7 @@ impl GuestRam {
     ///
     /// # Errors
     /// What the host answers. Some of the pages may be gone even so.
-    pub(super) fn discard(&self, range: MemoryRange) -> io::Result<()> {
+    pub(crate) fn discard(&self, range: MemoryRange) -> io::Result<()> {
         let region = self.region();
         match range.base.0.checked_sub(region.base.0) {
             Some(offset) => region.mapping.discard(offset, range.size.get()),

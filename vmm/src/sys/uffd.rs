@@ -1,5 +1,4 @@
-//! Touches of guest memory that is not there, caught before the kernel provides it (userfaultfd, missing
-//! mode).
+//! Page faults of this process, caught before the kernel resolves them (userfaultfd, missing mode).
 //!
 //! # References
 //! Linux Documentation/admin-guide/mm/userfaultfd.rst, include/uapi/linux/userfaultfd.h,
@@ -11,15 +10,12 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 
-use arch::layout::CHUNK;
 use rustix::ffi::c_void;
 use rustix::io::Errno;
 use rustix::ioctl::{Ioctl, IoctlOutput, Opcode, Setter, Updater, ioctl, opcode};
 use rustix::mm::{Advice, UserfaultfdFlags, madvise, userfaultfd};
+use rustix::process::Pid;
 use thiserror::Error;
-
-use crate::memory::GuestRam;
-use crate::tag_storage::reservation::chunk_table::ChunkIndex;
 
 /// The descriptors' maker, since Linux 6.1: whoever may open it may catch faults.
 const DEVICE: &str = "/dev/userfaultfd";
@@ -33,14 +29,17 @@ const WAKE: Opcode = opcode::read::<Addresses>(GROUP, 0x02);
 const COPY: Opcode = opcode::read_write::<CopyCall>(GROUP, 0x03);
 const API: Opcode = opcode::read_write::<ApiCall>(GROUP, 0x3f);
 
-/// `UFFD_API`, `UFFDIO_REGISTER_MODE_MISSING`, `UFFD_EVENT_PAGEFAULT`.
+/// `UFFD_API`, `UFFD_FEATURE_THREAD_ID` (since Linux 4.14), `UFFDIO_REGISTER_MODE_MISSING`,
+/// `UFFD_EVENT_PAGEFAULT`.
 const VERSION: u64 = 0xaa;
+const THREAD_ID: u64 = 1 << 8;
 const MISSING: u64 = 1;
 const PAGE_FAULT: u8 = 0x12;
 
-/// `struct uffd_msg`: its size, and where a page fault's address stands in it.
+/// `struct uffd_msg`: its size, and where a page fault's address and thread stand in it.
 const MESSAGE: usize = 32;
 const ADDRESS: usize = 16;
+const THREAD: usize = 24;
 /// How many events are taken at once: one for each thread that may wait is more than enough, and more
 /// are taken the next time.
 const EVENTS: usize = 32;
@@ -81,7 +80,6 @@ pub enum Error {
 
 /// `struct uffdio_api`.
 #[repr(C)]
-#[derive(Default)]
 struct ApiCall {
     version: u64,
     features: u64,
@@ -93,6 +91,12 @@ struct ApiCall {
 struct Addresses {
     start: u64,
     length: u64,
+}
+
+impl From<&Range<u64>> for Addresses {
+    fn from(range: &Range<u64>) -> Self {
+        Self { start: range.start, length: range.end.saturating_sub(range.start) }
+    }
 }
 
 /// `struct uffdio_register`.
@@ -138,97 +142,93 @@ unsafe impl Ioctl for New {
     }
 }
 
-/// Catches touches of guest memory, chunk by chunk.
-///
-/// Whoever touches a missing page of a chunk that is armed waits, in the kernel or outside, until the
-/// chunk is disarmed, filled, or woken. When this is dropped all are.
-#[derive(Debug)]
-pub(crate) struct Uffd {
-    descriptor: OwnedFd,
-    ram: GuestRam,
+/// A page fault that waits to be resolved.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct Fault {
+    /// The address that was touched, rounded down to its page.
+    pub address: u64,
+    /// The thread that waits. A fault in a system call or in KVM_RUN is that of the calling thread.
+    pub thread: Option<Pid>,
 }
 
+/// Catches page faults of this process, for ranges of its addresses.
+///
+/// A thread that touches a missing page of an armed range waits, in the kernel or outside, until the range
+/// is disarmed, filled, or woken. When this is dropped all are.
+///
+/// No call changes the contents of memory, so that all of them are safe: what they provide reads zero, as
+/// it would have without them. The kernel checks the addresses.
+#[derive(Debug)]
+pub(crate) struct Uffd(OwnedFd);
+
 impl Uffd {
-    /// Catches touches of this memory; none of its chunks is armed yet.
+    /// Catches faults; no range is armed yet.
     ///
     /// # Errors
     /// When the host's kernel cannot, or does not let this user.
-    pub(crate) fn new(ram: GuestRam) -> Result<Self, Error> {
+    pub(crate) fn new() -> Result<Self, Error> {
         let descriptor = open()?;
-        let mut call = ApiCall { version: VERSION, ..ApiCall::default() };
+        let mut call = ApiCall { version: VERSION, features: THREAD_ID, ioctls: 0 };
         // SAFETY: the structure is the one that the call takes, and it writes nothing else.
         unsafe { ioctl(&descriptor, Updater::<API, _>::new(&mut call)) }
             .map_err(|errno| Error::Version(errno.into()))?;
-        Ok(Self { descriptor, ram })
+        Ok(Self(descriptor))
     }
 
-    /// From now on touches of missing pages of these chunks are caught. Those on their way have their
+    /// From now on touches of missing pages of these addresses are caught. Those on their way have their
     /// page when this returns.
     ///
     /// # Errors
     /// What the host answers: ENOMEM when the process would have too many mappings (vm.max_map_count).
-    /// Some of the chunks may be armed even so.
-    pub(crate) fn arm(&self, chunks: &Range<ChunkIndex>) -> io::Result<()> {
-        let mut call =
-            RegisterCall { addresses: self.addresses(chunks)?, mode: MISSING, ioctls: 0 };
-        // SAFETY: the structure is the one that the call takes. It changes who provides missing pages of
-        // memory that this value keeps, and no contents.
-        Ok(unsafe { ioctl(&self.descriptor, Updater::<REGISTER, _>::new(&mut call)) }?)
+    /// A part of the range may be armed even so.
+    pub(crate) fn arm(&self, range: &Range<u64>) -> io::Result<()> {
+        let mut call = RegisterCall { addresses: range.into(), mode: MISSING, ioctls: 0 };
+        // SAFETY: the structure is the one that the call takes. It changes who provides missing pages, and
+        // no contents.
+        Ok(unsafe { ioctl(&self.0, Updater::<REGISTER, _>::new(&mut call)) }?)
     }
 
-    /// Touches of these chunks are the kernel's again, and whoever waits for one of them goes on.
+    /// The kernel resolves faults of these addresses again, and wakes the threads that wait for them.
     ///
     /// # Errors
-    /// As for [`arm`](Self::arm); then some of the chunks may be armed as before.
-    pub(crate) fn disarm(&self, chunks: &Range<ChunkIndex>) -> io::Result<()> {
-        let call = self.addresses(chunks)?;
+    /// As for [`arm`](Self::arm); then a part of the range may be armed as before.
+    pub(crate) fn disarm(&self, range: &Range<u64>) -> io::Result<()> {
         // SAFETY: as for registering.
-        unsafe { ioctl(&self.descriptor, Setter::<UNREGISTER, _>::new(call)) }?;
-        // The kernel wakes those that wait before it looks away, so that one who came in between would
-        // wait for good.
-        self.wake(chunks)
+        unsafe { ioctl(&self.0, Setter::<UNREGISTER, _>::new(Addresses::from(range))) }?;
+        // The kernel wakes before it clears the registration (mm/userfaultfd.c, userfaultfd_unregister), so
+        // that a thread that faults in between would wait for good.
+        self.wake(range)
     }
 
-    /// Whoever waits for these chunks tries again.
+    /// Threads that wait for these addresses try again.
     ///
     /// # Errors
     /// What the host answers; there is no known reason.
-    pub(crate) fn wake(&self, chunks: &Range<ChunkIndex>) -> io::Result<()> {
-        let call = self.addresses(chunks)?;
+    pub(crate) fn wake(&self, range: &Range<u64>) -> io::Result<()> {
         // SAFETY: the structure is the one that the call takes; waking changes no memory.
-        Ok(unsafe { ioctl(&self.descriptor, Setter::<WAKE, _>::new(call)) }?)
+        Ok(unsafe { ioctl(&self.0, Setter::<WAKE, _>::new(Addresses::from(range))) }?)
     }
 
-    /// Populates a chunk that is not armed: one huge page where the host gives it, else all small ones.
+    /// Populates a range that is not armed: with huge pages where the host gives them, else all small ones.
     ///
     /// # Errors
-    /// When the host has no memory, or is older than Linux 5.14. The chunk's pages then come as they are
-    /// touched.
-    pub(crate) fn populate(&self, chunk: ChunkIndex) -> io::Result<()> {
-        self.advise(chunk, Advice::LinuxPopulateWrite)
+    /// When the host has no memory, or is older than Linux 5.14. The pages then come as they are touched.
+    pub(crate) fn populate(&self, range: &Range<u64>) -> io::Result<()> {
+        let Addresses { start, length } = range.into();
+        let start = std::ptr::with_exposed_provenance_mut(start as usize);
+        // SAFETY: populating changes no contents.
+        Ok(unsafe { madvise(start, length as usize, Advice::LinuxPopulateWrite) }?)
     }
 
-    /// Makes what is mapped to one structure in the kernel before it is armed in pieces, as only pieces
-    /// of one can merge again: those of anonymous memory that get their pages while apart get structures
-    /// (`anon_vma`) of their own, and a guest that touches its chunks in no order would run into the
-    /// limit on mappings. The first chunk, which must have no page, has none afterwards.
-    pub(crate) fn prepare(&self) {
-        let first = ChunkIndex(0);
-        // Without it the guest runs as well; at the limit its chunks are filled instead.
-        if self.advise(first, Advice::LinuxPopulateWrite).is_ok() {
-            let _ = self.advise(first, Advice::LinuxDontNeed);
-        }
-    }
-
-    /// Gives an armed chunk small pages of zeroes wherever it has none. It stays armed, so this works
-    /// where the process has as many mappings as it can have.
+    /// Gives an armed range pages of zeroes wherever it has none, `page` bytes each. It stays armed, so this
+    /// works where the process has as many mappings as it can have.
     ///
     /// # Errors
     /// When the host has no memory.
-    pub(crate) fn fill(&self, chunk: ChunkIndex) -> io::Result<()> {
-        let Addresses { start, length } = self.addresses(&one(chunk))?;
-        let zeroes = vec![0u8; CHUNK.get() as usize];
-        let page = self.ram.backing().page_size().get();
+    pub(crate) fn fill(&self, range: &Range<u64>, page: u64) -> io::Result<()> {
+        let Addresses { start, length } = range.into();
+        let size = usize::try_from(length).map_err(|_| io::ErrorKind::InvalidInput)?;
+        let zeroes = vec![0u8; size];
         let (mut done, mut tries) = (0, 0);
         while done < length {
             let mut call = CopyCall {
@@ -239,9 +239,8 @@ impl Uffd {
                 copied: 0,
             };
             // SAFETY: the structure is the one that the call takes. It reads `zeroes` inside its bounds,
-            // and writes pages of memory that this value keeps only where there are none: they read zero
-            // before and after.
-            let copied = unsafe { ioctl(&self.descriptor, Updater::<COPY, _>::new(&mut call)) };
+            // and writes pages only where there are none: they read zero before and after.
+            let copied = unsafe { ioctl(&self.0, Updater::<COPY, _>::new(&mut call)) };
             match copied {
                 Ok(()) => done = length,
                 // A part was copied, up to a page that is there.
@@ -253,65 +252,38 @@ impl Uffd {
                 Err(errno) => return Err(errno.into()),
             }
         }
-        self.wake(&one(chunk))
+        self.wake(range)
     }
 
-    /// Takes the touches that wait to be read, a number of them at most, in the order in which they came.
+    /// Appends the faults that wait to be read, a number of them at most, in the order in which they came.
     ///
     /// # Errors
     /// What the host answers; there is no known reason.
-    pub(crate) fn touches(&self) -> Result<Vec<ChunkIndex>, Error> {
+    pub(crate) fn read(&self, faults: &mut Vec<Fault>) -> Result<(), Error> {
         let mut bytes = [0; EVENTS * MESSAGE];
-        let read =
-            match rustix::io::retry_on_intr(|| rustix::io::read(&self.descriptor, &mut bytes)) {
-                Ok(read) => read,
-                Err(Errno::AGAIN) => 0,
-                Err(errno) => return Err(Error::Read(errno.into())),
-            };
-        let (messages, _) = bytes[..read].as_chunks::<MESSAGE>();
-        Ok(messages.iter().filter_map(|message| self.touched(message)).collect())
-    }
-
-    fn touched(&self, message: &[u8; MESSAGE]) -> Option<ChunkIndex> {
-        let (_, rest) = message.split_at(ADDRESS);
-        let address = u64::from_ne_bytes(*rest.first_chunk()?);
-        let offset = address.checked_sub(self.ram.host_address())?;
-        let inside = offset < self.ram.range().size.get();
-        // Only what is registered is told of, and no other event was asked for.
-        (message[0] == PAGE_FAULT && inside).then_some(ChunkIndex(offset / CHUNK.get()))
-    }
-
-    fn advise(&self, chunk: ChunkIndex, advice: Advice) -> io::Result<()> {
-        let Addresses { start, length } = self.addresses(&one(chunk))?;
-        let start = std::ptr::with_exposed_provenance_mut(start as usize);
-        // SAFETY: the chunk is memory that this value keeps. Populating changes no contents; discarding
-        // does, which those who use memory shared with a guest expect.
-        Ok(unsafe { madvise(start, length as usize, advice) }?)
-    }
-
-    /// The addresses of chunks in this process, all of them inside of guest memory.
-    fn addresses(&self, chunks: &Range<ChunkIndex>) -> io::Result<Addresses> {
-        let at = |chunk: ChunkIndex| chunk.0.checked_mul(CHUNK.get());
-        let (Some(start), Some(end)) = (at(chunks.start), at(chunks.end)) else {
-            return Err(io::ErrorKind::InvalidInput.into());
+        let read = match rustix::io::retry_on_intr(|| rustix::io::read(&self.0, &mut bytes)) {
+            Ok(read) => read,
+            Err(Errno::AGAIN) => 0,
+            Err(errno) => return Err(Error::Read(errno.into())),
         };
-        if start >= end || end > self.ram.range().size.get() {
-            return Err(io::ErrorKind::InvalidInput.into());
-        }
-        Ok(Addresses { start: self.ram.host_address() + start, length: end - start })
+        let (messages, _) = bytes[..read].as_chunks::<MESSAGE>();
+        faults.extend(messages.iter().filter_map(fault));
+        Ok(())
     }
+}
+
+/// The fault that a message is about. No other event was asked for.
+fn fault(message: &[u8; MESSAGE]) -> Option<Fault> {
+    let address = u64::from_ne_bytes(*message.get(ADDRESS..)?.first_chunk()?);
+    let thread = i32::from_ne_bytes(*message.get(THREAD..)?.first_chunk()?);
+    (message[0] == PAGE_FAULT).then_some(Fault { address, thread: Pid::from_raw(thread) })
 }
 
 impl AsFd for Uffd {
-    /// Readable when there are touches to take.
+    /// Readable when there are faults to read.
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.descriptor.as_fd()
+        self.0.as_fd()
     }
-}
-
-/// The range of one chunk.
-pub(crate) fn one(chunk: ChunkIndex) -> Range<ChunkIndex> {
-    chunk..ChunkIndex(chunk.0.saturating_add(1))
 }
 
 /// A descriptor that catches faults in the kernel too: KVM and reads from files touch memory there.

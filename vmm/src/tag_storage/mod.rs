@@ -23,6 +23,7 @@
 //! | `placement` | where guest memory lies beside tag storage that is a node |
 
 pub mod broker;
+pub(crate) mod chunk;
 pub(crate) mod placement;
 pub(crate) mod pool;
 pub(crate) mod reservation;
@@ -30,6 +31,7 @@ pub mod supply;
 
 pub use arch::mte::geometry::Geometry;
 pub use arch::units::Bytes;
+pub use chunk::ChunkIndex;
 pub use placement::{BorrowerLease, BorrowerLeaseError, LendingError, Placement, RamKind};
 pub use pool::{
     Adopted, BlockError, BlockState, BlocksReport, ChunksReport, Counters, FreeError, LeaseId,
@@ -37,8 +39,8 @@ pub use pool::{
     ReserveError, SlotIndex, TAGS_OF_CHUNK, TermsError, tags_of,
 };
 pub use reservation::{
-    ChunkIndex, Demand, DemandError, DiscardHandler, Embedded, Error as ReservationError,
-    Exhaustion, ExhaustionSnapshot, ExhaustionStatus, FaultCounters, PoolClient, PoolClientError,
+    Demand, DemandError, DiscardHandler, Embedded, Error as ReservationError, Exhaustion,
+    ExhaustionSnapshot, ExhaustionStatus, FaultCounters, PoolClient, PoolClientError,
     PoolClientReport, SourceError, Strict, TagReservation, pool_client_for,
 };
 pub use supply::capacity;

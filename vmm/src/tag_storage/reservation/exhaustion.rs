@@ -8,9 +8,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use rustix::event::{EventfdFlags, eventfd};
 
 use super::backend::PoolClientError;
-use super::chunk_table::ChunkIndex;
 use super::demand::{Error, Exhaustion};
 use crate::error::chain;
+use crate::tag_storage::chunk::ChunkIndex;
 
 /// What has changed, for whoever acts on it.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]

@@ -13,6 +13,7 @@ use std::io;
 use std::sync::Arc;
 
 use arch::units::Bytes;
+use rustix::process::Pid;
 use serde_json::{Value, json};
 use thiserror::Error;
 
@@ -32,7 +33,6 @@ pub use source::{Error as SourceError, pool_client_for};
 pub use strict::Strict;
 
 pub use backend::{Embedded, PoolClientReport};
-pub use chunk_table::ChunkIndex;
 pub use demand::{DiscardHandler, Exhaustion, FaultCounters};
 pub use exhaustion::ExhaustionSnapshot;
 
@@ -161,6 +161,15 @@ impl TagReservation {
         match &self.kind {
             Kind::Strict(_) => 0,
             Kind::Demand(demand) => demand.waiting(),
+        }
+    }
+
+    /// Whether this thread waits for tag storage, and cannot leave the guest or a system call before it has
+    /// some.
+    pub fn is_waiting(&self, thread: Pid) -> bool {
+        match &self.kind {
+            Kind::Strict(_) => false,
+            Kind::Demand(demand) => demand.is_waiting(thread),
         }
     }
 

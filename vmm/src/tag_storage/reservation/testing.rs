@@ -90,7 +90,7 @@ pub(crate) fn ram_of(mib: u64, backing: Backing, huge_pages: bool) -> GuestRam {
 /// Whether this process may catch page faults. Where it may not, the test is skipped, once it has seen that the
 /// message says what to do.
 pub(crate) fn may_catch_faults() -> bool {
-    let Err(error) = crate::sys::uffd::Uffd::new(ram(2)) else { return true };
+    let Err(error) = crate::sys::uffd::Uffd::new() else { return true };
     assert!(error.to_string().contains("reserve strictly"), "{error}");
     skip(Means::Userfaultfd, error);
     false

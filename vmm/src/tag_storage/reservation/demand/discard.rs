@@ -8,9 +8,8 @@ use arch::layout::MemoryRange;
 
 use super::Shared;
 use crate::memory::{Outcome, Reservations};
-use crate::sys::uffd::one;
-use crate::tag_storage::pool::slots::SlotIndex;
-use crate::tag_storage::reservation::chunk_table::{ChunkIndex, Covered, each};
+use crate::tag_storage::chunk::{ChunkIndex, Covered, each, one};
+use crate::tag_storage::pool::SlotIndex;
 
 /// A chunk that is Discarding in this releaser's hands, with its slot.
 type Begun = (ChunkIndex, SlotIndex);
@@ -84,7 +83,7 @@ impl Shared {
         self.counters.freed.add(run.len() as u64);
         if self.end_discard(run, true) {
             // Waking cannot fail for chunks that there are.
-            let _ = self.uffd.wake(&span(run));
+            let _ = self.faults.wake(&span(run));
         }
         if self.waiting.load(Ordering::SeqCst) > 0 {
             self.ring();
@@ -94,9 +93,9 @@ impl Shared {
     /// Leaves chunks as they were before.
     fn keep(&self, run: &[Begun]) {
         // Who touches a chunk that cannot be disarmed is let go by the fault thread.
-        let _ = self.uffd.disarm(&span(run));
+        let _ = self.faults.disarm(&span(run));
         if self.end_discard(run, false) {
-            let _ = self.uffd.wake(&span(run));
+            let _ = self.faults.wake(&span(run));
         }
     }
 

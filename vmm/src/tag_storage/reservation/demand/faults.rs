@@ -9,8 +9,10 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use super::{Error, Exhaustion, Shared};
+use crate::sys::uffd::Fault;
+use crate::tag_storage::chunk::ChunkIndex;
 use crate::tag_storage::reservation::PoolClientError;
-use crate::tag_storage::reservation::chunk_table::{ChunkIndex, Touched};
+use crate::tag_storage::reservation::chunk_table::Touched;
 
 /// How often a pool that had nothing is asked again by itself: others' tag storage may come free without
 /// anyone to say so, and ten questions a second are no load.
@@ -33,6 +35,8 @@ pub(crate) struct Faults {
     told: Arc<dyn Exhaustion>,
     /// First come, first served. No longer than there are threads that can wait.
     wishes: VecDeque<PendingFault>,
+    /// Read at once; empty in between.
+    found: Vec<Fault>,
     exhausted: bool,
     /// Since when one has waited for too long.
     expired: Option<Instant>,
@@ -41,7 +45,8 @@ pub(crate) struct Faults {
 impl Faults {
     pub(crate) fn new(shared: Arc<Shared>, deadline: Duration, told: Arc<dyn Exhaustion>) -> Self {
         let wishes = VecDeque::new();
-        Self { shared, deadline, told, wishes, exhausted: false, expired: None }
+        let found = Vec::new();
+        Self { shared, deadline, told, wishes, found, exhausted: false, expired: None }
     }
 
     /// Serves until all is closed.
@@ -50,9 +55,12 @@ impl Faults {
             self.wait()?;
             // Before anything is tried, so that no ring is lost.
             self.shared.hear();
-            for chunk in self.shared.uffd.touches()? {
-                self.touched(chunk)?;
+            let mut found = std::mem::take(&mut self.found);
+            self.shared.faults.read(&mut found)?;
+            for fault in found.drain(..) {
+                self.touched(fault)?;
             }
+            self.found = found;
             self.serve()?;
             self.look_at_the_clock()?;
         }
@@ -62,7 +70,7 @@ impl Faults {
     /// Waits for touches, the bell, or the next thing to do for those that wait.
     fn wait(&self) -> Result<(), Error> {
         let mut fds = [
-            PollFd::new(&self.shared.uffd, PollFlags::IN),
+            PollFd::new(&self.shared.faults, PollFlags::IN),
             PollFd::new(&self.shared.bell, PollFlags::IN),
         ];
         let timeout = self.wishes.front().map(|oldest| {
@@ -77,9 +85,12 @@ impl Faults {
         }
     }
 
-    fn touched(&mut self, chunk: ChunkIndex) -> Result<(), Error> {
+    fn touched(&mut self, fault: Fault) -> Result<(), Error> {
+        let Some(chunk) = self.shared.faults.chunk_of(&fault) else { return Ok(()) };
         self.shared.counters.touches.add(1);
         let touched = self.shared.table().touch(chunk);
+        let waits = (touched == Touched::Absent).then_some(chunk);
+        self.shared.threads.set(fault.thread, waits);
         match touched {
             Touched::Absent => {
                 if self.wishes.iter().all(|wish| wish.chunk != chunk) {
@@ -106,6 +117,7 @@ impl Faults {
                         self.shared.provide(chunk, slot)?;
                     }
                     self.wishes.pop_front();
+                    self.shared.threads.remove(chunk);
                     self.count_wishes();
                 }
                 Err(why) => {

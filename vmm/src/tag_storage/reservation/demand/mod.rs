@@ -23,22 +23,27 @@ use std::time::Duration;
 use arch::layout::{CHUNK, MemoryRange};
 use arch::units::Bytes;
 use rustix::event::{EventfdFlags, eventfd};
+use rustix::process::Pid;
 use thiserror::Error;
-use vm_memory::GuestAddress;
 
 use super::backend::{PoolClient, PoolClientError};
-use super::chunk_table::{ChunkIndex, ChunkTable, Discard, State};
+use super::chunk_table::{ChunkTable, Discard, State};
 use crate::memory::{Backing, GuestRam, Vacancy};
 use crate::metrics::Counter;
 use crate::sys::thread;
-use crate::sys::uffd::{self, Uffd, one};
-use crate::tag_storage::pool::slots::SlotIndex;
+use crate::sys::uffd;
+use crate::tag_storage::chunk::{ChunkIndex, one};
+use crate::tag_storage::pool::SlotIndex;
 
+mod chunk_faults;
 mod discard;
 mod faults;
+mod waiting;
 
+use chunk_faults::ChunkFaults;
 pub use discard::DiscardHandler;
 use faults::Faults;
+use waiting::WaitingThreads;
 
 /// The fault thread does not recurse; only what is touched of it is ever backed by memory.
 const STACK_SIZE: usize = 256 << 10;
@@ -167,7 +172,7 @@ impl Demand {
         told: Arc<dyn Exhaustion>,
     ) -> Result<Self, Error> {
         let shared = Arc::new(Shared::new(ram, hold)?);
-        shared.uffd.arm(&shared.all()).map_err(uffd::Error::Register)?;
+        shared.faults.arm(&shared.all()).map_err(uffd::Error::Register)?;
         let mut faults = Faults::new(Arc::clone(&shared), deadline, Arc::clone(&told));
         let body = move || {
             let error = match catch_unwind(AssertUnwindSafe(|| faults.run())) {
@@ -219,6 +224,12 @@ impl Demand {
         self.shared.waiting.load(Ordering::Relaxed)
     }
 
+    /// Whether this thread waits for a chunk that has no slot: the kernel has reported its fault, and it has
+    /// not been resolved.
+    pub fn is_waiting(&self, thread: Pid) -> bool {
+        self.shared.threads.contains(thread)
+    }
+
     /// Its counters.
     pub fn counters(&self) -> Arc<FaultCounters> {
         Arc::clone(&self.shared.counters)
@@ -247,7 +258,7 @@ impl Drop for Demand {
 /// The table's lock is held for changes of state only, never for a call to the host or the pool.
 struct Shared {
     ram: MemoryRange,
-    uffd: Uffd,
+    faults: ChunkFaults,
     vacancy: Vacancy,
     hold: Arc<dyn PoolClient>,
     table: Mutex<ChunkTable>,
@@ -257,6 +268,8 @@ struct Shared {
     bell: OwnedFd,
     /// How many chunks the fault thread has no slots for.
     waiting: AtomicU64,
+    /// The threads that touch one of these.
+    threads: WaitingThreads,
     closed: AtomicBool,
     loading: Mutex<Loading>,
     counters: Arc<FaultCounters>,
@@ -290,19 +303,20 @@ impl Shared {
             return Err(Error::InUse);
         }
         let anonymous = ram.backing() == Backing::Anonymous;
-        let uffd = Uffd::new(ram)?;
+        let faults = ChunkFaults::new(ram)?;
         if anonymous {
-            uffd.prepare();
+            faults.prepare();
         }
         Ok(Self {
             ram: range,
-            uffd,
+            faults,
             vacancy,
             hold,
             table: Mutex::new(ChunkTable::new(range.size.get() / CHUNK.get())),
             settled: Condvar::new(),
             bell: bell().map_err(Error::Thread)?,
             waiting: AtomicU64::new(0),
+            threads: WaitingThreads::default(),
             closed: AtomicBool::new(false),
             loading: Mutex::new(Loading::Now),
             counters: Arc::default(),
@@ -352,7 +366,8 @@ impl Shared {
         self.closed.store(true, Ordering::SeqCst);
         self.ring();
         // Ranges that are armed as a whole are disarmed as a whole: there is no new mapping to fail for.
-        let _ = self.uffd.disarm(&self.all());
+        let _ = self.faults.disarm(&self.all());
+        self.threads.clear();
         // Under the lock, so that nobody who has just looked goes to sleep.
         let _table = self.table();
         self.settled.notify_all();
@@ -370,15 +385,15 @@ impl Shared {
 
     /// Lets go of a chunk that is Populating, with its memory if it has none yet.
     fn let_go(&self, chunk: ChunkIndex, fresh: bool) -> Result<(), Error> {
-        let done = match self.uffd.disarm(&one(chunk)) {
+        let done = match self.faults.disarm(&one(chunk)) {
             Ok(()) => {
                 // Without it the pages come as they are touched.
-                let _ = if fresh { self.uffd.populate(chunk) } else { Ok(()) };
+                let _ = if fresh { self.faults.populate(chunk) } else { Ok(()) };
                 Ok(())
             }
             Err(_) => {
                 self.counters.filled.add(1);
-                self.uffd.fill(chunk)
+                self.faults.fill(chunk)
             }
         };
         self.table().end_populate(chunk);
@@ -389,11 +404,11 @@ impl Shared {
     /// Arms chunks, unless all is closed. `false`: they are not armed, or those that are stop nobody for
     /// long, as the fault thread lets go of populated chunks.
     fn arm(&self, chunks: &Range<ChunkIndex>) -> bool {
-        let armed = self.uffd.arm(chunks).is_ok();
+        let armed = self.faults.arm(chunks).is_ok();
         if armed && !self.is_closed() {
             return true;
         }
-        let _ = self.uffd.disarm(chunks);
+        let _ = self.faults.disarm(chunks);
         false
     }
 
@@ -423,9 +438,7 @@ impl Shared {
 
     /// Whether a chunk certainly has no page.
     fn is_vacant(&self, chunk: ChunkIndex) -> bool {
-        let base = self.ram.base.0.saturating_add(chunk.0.saturating_mul(CHUNK.get()));
-        let range = MemoryRange::new(GuestAddress(base), CHUNK);
-        self.vacancy.of(range).is_ok_and(|vacant| vacant == Some(true))
+        self.vacancy.of(self.faults.range_of(chunk)).is_ok_and(|vacant| vacant == Some(true))
     }
 }
 

@@ -310,7 +310,7 @@ fn a_populated_chunk_that_is_still_armed_is_let_go() {
     let done = reclaimer.discard(pages(1, 0, 1));
     assert_eq!((done.discarded, done.failed), (PAGE, 0));
     // As when the host has refused to disarm it.
-    guest.demand.shared.uffd.arm(&one(ChunkIndex(1))).unwrap();
+    guest.demand.shared.faults.arm(&one(ChunkIndex(1))).unwrap();
 
     guest.ram.write_obj(2u8, at(1, 0)).unwrap();
 

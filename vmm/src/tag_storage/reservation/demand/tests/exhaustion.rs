@@ -58,6 +58,34 @@ fn tag_storage_that_others_free_reaches_those_that_wait() {
 }
 
 #[test]
+fn the_threads_that_wait_are_known() {
+    if !may_catch_faults() {
+        return;
+    }
+    let guest = Guest::new(ram(8), 0);
+    let own = rustix::thread::gettid();
+
+    thread::scope(|scope| {
+        let (sender, tids) = std::sync::mpsc::channel();
+        for chunk in [1, 2, 2] {
+            let (guest, sender) = (&guest, sender.clone());
+            scope.spawn(move || {
+                sender.send(rustix::thread::gettid()).unwrap();
+                guest.ram.write_obj(1u8, at(chunk, 0)).unwrap();
+            });
+        }
+        let tids: Vec<_> = tids.iter().take(3).collect();
+        while !tids.iter().all(|tid| guest.demand.is_waiting(*tid)) {
+            thread::yield_now();
+        }
+        assert!(!guest.demand.is_waiting(own));
+        guest.hold.grow(2);
+        guest.listener.wait_for(Told::Relieved);
+        assert!(!tids.iter().any(|tid| guest.demand.is_waiting(*tid)));
+    });
+}
+
+#[test]
 fn who_waits_for_too_long_is_told_of_once() {
     if !may_catch_faults() {
         return;
