@@ -315,7 +315,7 @@ fn a_freed_chunk_goes_to_the_vm_furthest_below_its_share() {
     broker.wait_reserved(15);
 
     let refused = leaking.reserve(1).unwrap_err();
-    assert!(matches!(refused, ReserveError::Exhausted { .. }), "{refused}");
+    assert!(matches!(reason(&refused), Reason::Exhausted { .. }), "{refused}");
     poor.reserve(1).unwrap();
 }
 
