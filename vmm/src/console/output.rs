@@ -2,24 +2,29 @@
 //! slow holds up the guest, but neither the event loop nor a pause.
 
 use std::collections::VecDeque;
-use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::Timespec;
 use rustix::fs::{Mode, OFlags};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::Error;
 use super::socket::Client;
+use crate::sys::nonblocking::NonBlocking;
 use crate::vcpu::Brake;
 
 /// How often a vCPU that waits for a slow reader looks whether it must give way. Only a pause or the end
 /// of the VM waits for it, and only if the signal that comes with them was missed by a hair.
 const LOOK_EVERY: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
+
+/// How long it waits where the output can be written to and takes nothing: a terminal that has room for one
+/// byte has none for a newline, which becomes two.
+const PAUSE: Duration = Duration::from_millis(10);
 
 /// Bytes kept for a reader that is behind. A vCPU that has left one here does not go on before it is
 /// gone, so there is at most one a vCPU, and another for each pause; what is over is dropped and counted.
@@ -109,7 +114,8 @@ impl Output {
     /// When standard output is closed.
     pub fn stdout(quiesce: Quiesce, lost: Lost) -> Result<Self, Error> {
         let fd = io::stdout().as_fd().try_clone_to_owned().map_err(Error::Stdio)?;
-        Ok(Self(Target::Stream(Arc::new(Stream::new(fd, quiesce, lost)))))
+        let stream = Stream::new(NonBlocking::shared(fd), quiesce, lost);
+        Ok(Self(Target::Stream(Arc::new(stream))))
     }
 
     /// Output to a file, which is created or emptied; readable by its owner only.
@@ -137,7 +143,8 @@ impl Output {
             };
             Error::Open { path: path.to_owned(), hint, source: errno.into() }
         })?;
-        Ok(Self(Target::Stream(Arc::new(Stream::new(fd, quiesce, lost)))))
+        let stream = Stream::new(NonBlocking::own(fd), quiesce, lost);
+        Ok(Self(Target::Stream(Arc::new(stream))))
     }
 }
 
@@ -169,15 +176,15 @@ struct Stream {
 }
 
 struct Pending {
-    file: Arc<File>,
+    output: Arc<NonBlocking>,
     kept: VecDeque<u8>,
     broken: bool,
 }
 
 impl Stream {
-    fn new(fd: OwnedFd, quiesce: Quiesce, lost: Lost) -> Self {
-        let file = Arc::new(File::from(fd));
-        let pending = Mutex::new(Pending { file, kept: VecDeque::new(), broken: false });
+    fn new(output: NonBlocking, quiesce: Quiesce, lost: Lost) -> Self {
+        let output = Arc::new(output);
+        let pending = Mutex::new(Pending { output, kept: VecDeque::new(), broken: false });
         Self { pending, behind: AtomicBool::new(false), quiesce, lost }
     }
 
@@ -197,52 +204,45 @@ impl Stream {
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Writes what is kept as far as the reader takes it now.
-    fn write_out(&self, pending: &mut Pending) {
+    /// Writes what is kept as far as the reader takes it now, and says whether it took any.
+    fn write_out(&self, pending: &mut Pending) -> bool {
+        let before = pending.kept.len();
         if let Err(error) = pending.write_out() {
             pending.broken = true;
             pending.kept = VecDeque::new();
             self.lost.report(error);
         }
         self.behind.store(!pending.kept.is_empty(), Ordering::SeqCst);
+        pending.kept.len() < before
     }
 }
 
 impl Brake for Stream {
     fn hold(&self) {
         while self.behind.load(Ordering::SeqCst) && !self.quiesce.is_set() {
-            let file = Arc::clone(&self.lock().file);
-            // A file that cannot be waited for fails when it is written to, and says so there.
-            let _ = writable(file.as_fd(), &LOOK_EVERY);
-            self.write_out(&mut self.lock());
+            let output = Arc::clone(&self.lock().output);
+            // What cannot be waited for fails when it is written to, and says so there.
+            let ready = output.wait(&LOOK_EVERY).unwrap_or(true);
+            let taken = self.write_out(&mut self.lock());
+            if ready && !taken {
+                std::thread::sleep(PAUSE);
+            }
         }
     }
 }
 
 impl Pending {
     fn write_out(&mut self) -> io::Result<()> {
-        const NOW: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
-        while !self.kept.is_empty() && writable(self.file.as_fd(), &NOW)? {
+        while !self.kept.is_empty() {
             let (front, _) = self.kept.as_slices();
-            match (&*self.file).write(front) {
+            match self.output.write(front) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(n) => drop(self.kept.drain(..n)),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) => return Err(error),
             }
         }
         Ok(())
-    }
-}
-
-/// Waits at most so long until a write would not block. Standard output may be shared with other
-/// processes, so it cannot be made non-blocking: asking first is what is left.
-fn writable(fd: BorrowedFd<'_>, timeout: &Timespec) -> io::Result<bool> {
-    match poll(&mut [PollFd::from_borrowed_fd(fd, PollFlags::OUT)], Some(timeout)) {
-        Ok(ready) => Ok(ready > 0),
-        Err(rustix::io::Errno::INTR) => Ok(false),
-        Err(errno) => Err(errno.into()),
     }
 }
 

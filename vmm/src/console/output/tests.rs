@@ -1,6 +1,7 @@
 #![allow(clippy::unwrap_used)]
 
-use std::fs;
+use std::fs::{self, File};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::sync::mpsc;
 use std::time::Duration;
@@ -27,7 +28,7 @@ impl Ends {
 
     fn stream(&self, fd: impl Into<OwnedFd>) -> Output {
         Output(Target::Stream(Arc::new(Stream::new(
-            fd.into(),
+            NonBlocking::shared(fd.into()),
             self.quiesce.clone(),
             self.lost.clone(),
         ))))
@@ -199,6 +200,27 @@ fn a_write_itself_never_waits() {
     let (_reader, writer) = full_pipe();
     let mut output = ends.stream(writer);
     assert_eq!(output.write(b"x").unwrap(), 1, "kept for the brake to wait for");
+}
+
+/// A terminal whose user has stopped it with Ctrl-S, or does not read, says that it takes a byte, and would
+/// make a writer wait with all others.
+#[test]
+fn a_write_to_a_terminal_never_waits_either() {
+    let ends = Ends::new();
+    ends.quiesce.set(true);
+    // How much room there is at the end depends on how fast the kernel moves it on: many are tried.
+    for _ in 0..50 {
+        let (_user, terminal) = crate::console::fake::terminal();
+        let mut output = ends.stream(terminal);
+        let (done, when_done) = mpsc::channel();
+        std::thread::spawn(move || {
+            while output.write(&[b'x'; MAX_KEPT]).is_ok() {}
+            done.send(()).unwrap();
+        });
+
+        when_done.recv_timeout(DEADLINE).expect("a vCPU waits with the serial port locked");
+    }
+    assert!(ends.lost.take().is_none(), "nothing is wrong with the output");
 }
 
 #[test]
