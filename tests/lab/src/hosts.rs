@@ -19,10 +19,11 @@ use crate::keeper::socket;
 use crate::places;
 use crate::progress::tell;
 use crate::session::Lab;
+use crate::size::Mib;
 
-/// Hosts that are up at a time, as long as some of them are idle: those that run programs, and some more, as the
-/// next program may want such a one again. Each takes a GiB or two of this machine's memory.
-const MOST: usize = 4;
+/// Memory that this machine is to have left for a host that is started, and for what the others still take: a
+/// host takes a GiB or two. Where there is less, hosts that are idle end.
+const SPARE: Mib = Mib::new(6 << 10);
 /// How often a host may go in the moment between finding and using it.
 const TRIES: usize = 3;
 /// How often an interrupt is looked for while a program runs.
@@ -161,12 +162,11 @@ fn take(
 ) -> Result<Taken, Error> {
     let root = lab.places.hosts();
     let _lock = places::lock(&root, &lab.interrupt, lab.progress)?;
-    let mut busy = 0;
     let mut idle = Vec::new();
     let entries = fs::read_dir(&root).map_err(failed(&root))?;
     for folder in entries.flatten().map(|entry| entry.path()).filter(|path| path.is_dir()) {
         match look(&folder) {
-            Found::Busy => busy += 1,
+            Found::Busy => {}
             Found::Idle(host) if is_like(&folder, key) => {
                 let _ = host.busy.set_modified(SystemTime::now());
                 return Ok(host);
@@ -180,13 +180,21 @@ fn take(
     idle.sort_by_key(|host| {
         fs::metadata(host.folder.join("busy")).and_then(|data| data.modified()).ok()
     });
-    let room = MOST.saturating_sub(busy + 1);
-    let surplus = idle.len().saturating_sub(room);
-    for host in idle.drain(..surplus) {
+    // Idle hosts cost memory and hardly anything else. Two for each that is started make room in the long run.
+    let surplus = if available().is_none_or(|memory| memory < SPARE) { 2 } else { 0 };
+    for host in idle.into_iter().take(surplus) {
         // One that is gone already is what is wanted.
         let _ = Request::End.write(&host.stream);
     }
     start(&root, key, keeper().map_err(Error::Start)?)
+}
+
+/// What this machine has available (proc_meminfo(5)).
+fn available() -> Option<Mib> {
+    let text = fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kib: u64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
+    Some(Mib::new(u32::try_from(kib >> 10).unwrap_or(u32::MAX)))
 }
 
 enum Found {

@@ -23,8 +23,8 @@ use crate::interrupt::Interrupt;
 use crate::session::{Lab, Payload};
 use crate::trailer::{Piece, Trailers};
 
-/// How long a host waits for the next program.
-const IDLE: Duration = Duration::from_secs(60);
+/// How long a host waits for the next program. It ends with the run, and where memory is short, before that.
+const IDLE: Duration = Duration::from_secs(600);
 /// How long a host may take to come up, on a machine with much else to do.
 const BOOT: Duration = Duration::from_secs(300);
 /// How long a client may take to say what it wants.
