@@ -37,6 +37,12 @@ impl Contract {
         operations
     }
 
+    /// The statuses with which an operation may be answered.
+    pub(crate) fn statuses(&self, method: &str, path: &str) -> Vec<u16> {
+        let responses = &self.root["paths"][path][method.to_lowercase()]["responses"];
+        responses.as_object().unwrap().keys().map(|status| status.parse().unwrap()).collect()
+    }
+
     /// The schema of a request body.
     pub(crate) fn request_schema(&self, method: &str, path: &str) -> Option<&Value> {
         let operation = &self.root["paths"][path][method.to_lowercase()];

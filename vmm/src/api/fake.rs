@@ -20,6 +20,14 @@ pub(crate) enum Call {
     Stop,
 }
 
+/// A reason of the VMM's own for which the fake does nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Failure {
+    /// Asking again may help.
+    ForNow,
+    Lasting,
+}
+
 /// The memory of the fake's guest.
 const MEMORY: Bytes = Bytes::mib(512);
 
@@ -50,6 +58,8 @@ pub(crate) struct FakeVm {
     pub(crate) balloon: Option<FakeBalloon>,
     /// Whether tag storage is reserved, on demand.
     pub(crate) tags: bool,
+    /// Every method that can fail does, for a reason of the VMM's own.
+    pub(crate) failure: Option<Failure>,
     pub(crate) calls: Vec<Call>,
 }
 
@@ -64,13 +74,24 @@ impl Default for FakeVm {
             }),
             balloon: Some(FakeBalloon::default()),
             tags: true,
+            failure: None,
             calls: Vec::new(),
         }
     }
 }
 
 impl FakeVm {
+    fn check(&self) -> Result<(), ControlError> {
+        let source = std::io::Error::other("the host has none left");
+        match self.failure {
+            None => Ok(()),
+            Some(Failure::ForNow) => Err(ControlError::unavailable("do that now", source)),
+            Some(Failure::Lasting) => Err(ControlError::failed("do that", source)),
+        }
+    }
+
     fn balloon_mut(&mut self) -> Result<&mut FakeBalloon, ControlError> {
+        self.check()?;
         self.balloon.as_mut().ok_or_else(no_balloon)
     }
 }
@@ -114,6 +135,7 @@ impl Controller for FakeVm {
     }
 
     fn balloon(&self) -> Result<Balloon, ControlError> {
+        self.check()?;
         let balloon = self.balloon.ok_or_else(no_balloon)?;
         let diagnosis = match balloon.reporting {
             Some(true) => None,
@@ -142,6 +164,7 @@ impl Controller for FakeVm {
     }
 
     fn balloon_statistics(&self) -> Result<BalloonStats, ControlError> {
+        self.check()?;
         let balloon = self.balloon.ok_or_else(no_balloon)?;
         match balloon.interval {
             0 => Err(statistics_off()),
@@ -155,6 +178,7 @@ impl Controller for FakeVm {
     }
 
     fn footprint(&self) -> Result<Footprint, ControlError> {
+        self.check()?;
         Ok(Footprint {
             guest_bytes: MEMORY.get(),
             resident_bytes: 64 << 20,
@@ -166,6 +190,7 @@ impl Controller for FakeVm {
     }
 
     fn tag_storage(&self) -> Result<TagStorage, ControlError> {
+        self.check()?;
         if !self.tags {
             return Ok(TagStorage::off());
         }
@@ -190,18 +215,21 @@ impl Controller for FakeVm {
     }
 
     fn pause(&mut self) -> Result<(), ControlError> {
+        self.check()?;
         self.calls.push(Call::Pause);
         self.state = State::Paused;
         Ok(())
     }
 
     fn resume(&mut self) -> Result<(), ControlError> {
+        self.check()?;
         self.calls.push(Call::Resume);
         self.state = State::Running;
         Ok(())
     }
 
     fn press_power_key(&mut self) -> Result<(), ControlError> {
+        self.check()?;
         self.calls.push(Call::PressPowerKey);
         match self.listens {
             true => Ok(()),
@@ -210,6 +238,7 @@ impl Controller for FakeVm {
     }
 
     fn stop(&mut self) -> Result<(), ControlError> {
+        self.check()?;
         self.calls.push(Call::Stop);
         Ok(())
     }

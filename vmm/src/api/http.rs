@@ -286,6 +286,8 @@ pub(crate) enum Status {
     NoContent,
     BadRequest,
     PayloadTooLarge,
+    InternalServerError,
+    ServiceUnavailable,
 }
 
 impl Status {
@@ -300,6 +302,8 @@ impl Status {
             Self::NoContent => "204 No Content",
             Self::BadRequest => "400 Bad Request",
             Self::PayloadTooLarge => "413 Payload Too Large",
+            Self::InternalServerError => "500 Internal Server Error",
+            Self::ServiceUnavailable => "503 Service Unavailable",
         }
     }
 }

@@ -20,6 +20,7 @@
 
 pub mod balloon;
 mod connection;
+mod convert;
 mod http;
 pub mod model;
 mod routes;
@@ -130,12 +131,21 @@ pub enum ControlError {
     /// The request makes no sense in the state the VM is in. The text says what to do instead.
     #[error("{0}")]
     Refused(String),
-    /// The VM tried and did not succeed.
+    /// The VMM tried and did not succeed: the request was right.
     #[error("cannot {action}")]
     Failed {
         /// What was tried, as a verb phrase: "pause the VM".
         action: &'static str,
         /// What went wrong.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The VMM cannot do it now, and may be able to when it is asked again.
+    #[error("cannot {action}")]
+    Unavailable {
+        /// What was tried, as a verb phrase.
+        action: &'static str,
+        /// Why it is not possible now.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
@@ -153,5 +163,13 @@ impl ControlError {
         source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
     ) -> Self {
         Self::Failed { action, source: source.into() }
+    }
+
+    /// A failure of `action` that may not be there when the client asks again.
+    pub fn unavailable(
+        action: &'static str,
+        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> Self {
+        Self::Unavailable { action, source: source.into() }
     }
 }

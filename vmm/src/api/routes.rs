@@ -10,7 +10,7 @@ use super::{ControlError, Controller};
 use crate::config::Object;
 use crate::prometheus::Text;
 
-/// A body (200), or none (204), or a fault (400).
+/// A body (200), or none (204), or a fault (400 and above).
 type Outcome = Result<Option<Value>, Fault>;
 
 /// One method of one path.
@@ -60,7 +60,7 @@ const fn patch(path: &'static str, handler: fn(&mut dyn Controller, &[u8]) -> Ou
     Route { method: "PATCH", path, handler: Handler::Write(handler) }
 }
 
-/// Why a well-framed request is not served. Each is a 400, as in Firecracker.
+/// Why a well-framed request is not served.
 #[derive(Debug, thiserror::Error)]
 enum Fault {
     #[error("nothing is served at {path:?}; the paths are {known}")]
@@ -81,6 +81,25 @@ enum Fault {
     Control(ControlError),
 }
 
+impl Fault {
+    /// 400, as in Firecracker, for what the client can mend; 500 or 503 for what it cannot.
+    fn status(&self) -> Status {
+        match self {
+            Self::Answer(_) | Self::Control(ControlError::Failed { .. }) => {
+                Status::InternalServerError
+            }
+            Self::Control(ControlError::Unavailable { .. }) => Status::ServiceUnavailable,
+            Self::Path { .. }
+            | Self::Method { .. }
+            | Self::UnwantedBody
+            | Self::MissingBody
+            | Self::Body(_)
+            | Self::Unsupported(_)
+            | Self::Control(ControlError::Refused(_)) => Status::BadRequest,
+        }
+    }
+}
+
 impl From<ControlError> for Fault {
     fn from(error: ControlError) -> Self {
         Self::Control(error)
@@ -96,7 +115,7 @@ pub(crate) fn answer(vm: &mut dyn Controller, request: &Request) -> Response {
             Response::success(Some(Value::String(text.finish())))
         }
         Ok(body) => Response::success(body),
-        Err(fault) => Response::fault(Status::BadRequest, fault.to_string()),
+        Err(fault) => Response::fault(fault.status(), fault.to_string()),
     }
 }
 

@@ -41,7 +41,8 @@ impl MachineController {
 
 impl MachineController {
     fn machine(&self) -> Result<Rc<RefCell<Machine>>, ControlError> {
-        self.machine.upgrade().ok_or_else(|| ControlError::refused("the VM is ending"))
+        let machine = self.machine.upgrade();
+        machine.ok_or_else(|| ControlError::unavailable("control the VM", "it is ending"))
     }
 
     fn balloon_control(&self) -> Result<balloon::Control, ControlError> {
@@ -94,7 +95,7 @@ impl Controller for MachineController {
 
     fn footprint(&self) -> Result<model::Footprint, ControlError> {
         let footprint = self.machine()?.borrow().footprint();
-        footprint.map_err(|error| ControlError::failed("measure the footprint", error))
+        footprint.map_err(ControlError::from)
     }
 
     fn tag_storage(&self) -> Result<model::TagStorage, ControlError> {

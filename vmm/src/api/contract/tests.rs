@@ -4,7 +4,7 @@
 use serde_json::{Value, json};
 
 use super::Contract;
-use crate::api::fake::{FakeBalloon, FakeVm};
+use crate::api::fake::{Failure, FakeBalloon, FakeVm};
 use crate::api::http::{self, Request, Response};
 use crate::api::model::{
     DriverState, FIRECRACKER_API_VERSION, GuestStats, OnExhausted, ReportingState, TESSERA_VERSION,
@@ -74,6 +74,37 @@ fn every_read_answers_200_with_the_body_described() {
             assert_eq!(status, 200, "{path}");
             contract.check(&method, &path, status, body.as_ref()).unwrap();
         }
+    }
+}
+
+/// A body that a request takes; reads have none.
+fn body_for(contract: &Contract, method: &str, path: &str) -> String {
+    let Some(schema) = contract.request_schema(method, path) else { return String::new() };
+    let (field, rule) = schema["properties"].as_object().unwrap().iter().next_back().unwrap();
+    json!({ field: named(contract.resolve(rule)).last() }).to_string()
+}
+
+#[test]
+fn what_fails_in_the_vmm_is_answered_with_a_status_of_its_own_where_described_and_only_there() {
+    let contract = Contract::load();
+
+    for (failure, status) in [(Failure::Lasting, 500), (Failure::ForNow, 503)] {
+        let answering = contract.operations().into_iter().filter(|(method, path)| {
+            let mut vm = FakeVm { failure: Some(failure), ..FakeVm::default() };
+            let body = body_for(&contract, method, path);
+            let (answered, answer) = ask_of(&mut vm, method, path, &body);
+            contract.check(method, path, answered, answer.as_ref()).unwrap();
+            assert!(answered < 300 || answered == status, "{method} {path}: {answered}");
+            answered == status
+        });
+        let answering: Vec<_> = answering.collect();
+
+        let described = contract
+            .operations()
+            .into_iter()
+            .filter(|(method, path)| contract.statuses(method, path).contains(&status));
+        assert_eq!(answering, described.collect::<Vec<_>>(), "{status}");
+        assert!(answering.contains(&("GET".to_owned(), "/footprint".to_owned())));
     }
 }
 

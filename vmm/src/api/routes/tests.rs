@@ -1,12 +1,10 @@
 //! What each request makes the VM do.
 #![allow(clippy::unwrap_used)]
 
-use std::io;
-
 use arch::units::Bytes;
 
 use super::*;
-use crate::api::fake::{Call, FakeBalloon, FakeVm};
+use crate::api::fake::{Call, Failure, FakeBalloon, FakeVm};
 
 fn ask(vm: &mut FakeVm, method: &str, path: &str, body: &str) -> Response {
     let request = Request {
@@ -77,12 +75,18 @@ fn refusal_of_the_vm_becomes_the_fault_message() {
 }
 
 #[test]
-fn failure_of_the_vm_is_told_with_its_cause() {
-    let cause = io::Error::other("vCPU 1 is stuck");
+fn failure_of_the_vmm_is_500_or_503_with_its_cause() {
+    for (failure, status, text) in [
+        (Failure::Lasting, Status::InternalServerError, "cannot do that: the host has none left"),
+        (Failure::ForNow, Status::ServiceUnavailable, "cannot do that now: the host has none left"),
+    ] {
+        let mut vm = FakeVm { failure: Some(failure), ..FakeVm::default() };
 
-    let message = Fault::from(ControlError::failed("pause the VM", cause)).to_string();
+        let response = ask(&mut vm, "GET", "/footprint", "");
 
-    assert_eq!(message, "cannot pause the VM: vCPU 1 is stuck");
+        assert_eq!(response.status, status);
+        assert_eq!(response.body.unwrap()["fault_message"], text);
+    }
 }
 
 #[test]
