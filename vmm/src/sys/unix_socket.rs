@@ -102,6 +102,7 @@ pub struct Socket {
     spare: Option<OwnedFd>,
     /// `None` when the path's identity could not be read: then nothing is removed.
     file: Option<File>,
+    has_replaced: bool,
 }
 
 impl Socket {
@@ -129,9 +130,11 @@ impl Socket {
         if length == 0 {
             return Err(failed(io::ErrorKind::InvalidInput.into()));
         }
+        let mut has_replaced = false;
         let socket = match listen(path, kind) {
             Err(Errno::ADDRINUSE) => {
                 remove_stale(path, kind.socket_type)?;
+                has_replaced = true;
                 listen(path, kind)
             }
             other => other,
@@ -143,7 +146,7 @@ impl Socket {
         };
         let listener = UnixListener::from(socket);
         let spare = listener.try_clone().ok().map(OwnedFd::from);
-        Ok(Self { listener, spare, file: File::at(path) })
+        Ok(Self { listener, spare, file: File::at(path), has_replaced })
     }
 
     /// Turns the waiting client away after `accept` has failed for want of a descriptor: otherwise the
@@ -158,6 +161,11 @@ impl Socket {
     /// Whether `accept` failed for want of a descriptor.
     pub fn is_out_of_descriptors(error: &io::Error) -> bool {
         matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
+    }
+
+    /// Whether it took the place of a socket that a dead process left.
+    pub fn has_replaced(&self) -> bool {
+        self.has_replaced
     }
 
     /// The listener: non-blocking, close-on-exec.

@@ -22,6 +22,7 @@ use crate::tag_storage::supply::{Ledger, SupplyName};
 
 mod hostile;
 mod pressure;
+mod recovery;
 mod restart;
 
 /// Longer than anything here takes on a machine that is not stuck.

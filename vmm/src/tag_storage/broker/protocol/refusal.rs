@@ -94,6 +94,13 @@ impl Refusal {
         Self::new(Reason::Version(VERSION), text)
     }
 
+    /// The answer to requests that wait until the VMs of a broker before this one have come back.
+    pub(crate) fn recovering() -> Self {
+        let text = "it was started again and waits some seconds for VMs to come back with the tag \
+                    storage that they use: try again after that";
+        Self::new(Reason::Recovering, text)
+    }
+
     /// The text for people.
     pub fn text(&self) -> &str {
         &self.text

@@ -15,6 +15,7 @@ use rustix::net::{Shutdown, SocketType, shutdown};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use thiserror::Error;
 
+use super::grace::{Grace, GraceTimes, RestartMark};
 use super::pressure::Number;
 use super::session::Session;
 use super::state::{ServerResources, ServerState};
@@ -84,6 +85,7 @@ impl Drop for Connected {
 pub struct Server {
     socket: Socket,
     state: Arc<ServerState>,
+    mark: RestartMark,
     next: Number,
 }
 
@@ -94,14 +96,16 @@ impl Server {
     /// # Errors
     /// When the path is taken or too long, or the kernel refuses.
     pub fn bind(path: &Path, resources: ServerResources) -> Result<Self, Error> {
-        Self::with_places(path, resources, places())
+        Self::with(path, resources, places(), GraceTimes::USUAL)
     }
 
-    /// As [`bind`](Self::bind), for so many connections at once.
-    pub(crate) fn with_places(
+    /// As [`bind`](Self::bind), for so many connections at once, and with a grace period of this length where
+    /// another broker was here before.
+    pub(crate) fn with(
         path: &Path,
         resources: ServerResources,
         places: usize,
+        times: GraceTimes,
     ) -> Result<Self, Error> {
         let mode = Mode::RUSR | Mode::WUSR | Mode::RGRP | Mode::WGRP;
         let kind = Kind { socket_type: SocketType::SEQPACKET, mode, backlog: BACKLOG };
@@ -109,8 +113,22 @@ impl Server {
             (unix_socket::Error::InUse(path), Some(pid)) => Error::Taken { path, pid },
             (error, _) => Error::Socket(error),
         })?;
-        let state = Arc::new(ServerState::new(resources, places));
-        Ok(Self { socket, state, next: 0 })
+        let mark = RestartMark::beside(path);
+        // In this order: the mark goes in any case.
+        let is_restart = mark.take() || socket.has_replaced();
+        let grace = is_restart.then(|| Grace::new(times, Instant::now()));
+        let state = Arc::new(ServerState::new(resources, places, grace));
+        Ok(Self { socket, state, mark, next: 0 })
+    }
+
+    /// As [`bind`](Self::bind), for so many connections at once and without a grace period.
+    #[cfg(test)]
+    pub(crate) fn with_places(
+        path: &Path,
+        resources: ServerResources,
+        places: usize,
+    ) -> Result<Self, Error> {
+        Self::with(path, resources, places, GraceTimes::NONE)
     }
 
     /// The broker at this moment.
@@ -125,6 +143,9 @@ impl Server {
     pub fn serve_until(&mut self, stop: impl AsFd) -> Result<(), Error> {
         std::thread::scope(|scope| {
             let result = self.accept_until(&stop, scope);
+            if !self.state.notices.holders().is_empty() {
+                self.mark.leave();
+            }
             // What comes now finds no lease to be had.
             for socket in self.state.connections().values() {
                 // It fails where the client is gone already.

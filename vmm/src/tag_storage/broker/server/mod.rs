@@ -1,6 +1,7 @@
 //! The broker's side of the protocol.
 
 mod borrowers;
+mod grace;
 mod listen;
 mod pressure;
 mod run;
@@ -8,6 +9,8 @@ mod session;
 mod state;
 
 pub use borrowers::{BorrowerConnections, Borrowing};
+#[cfg(test)]
+pub(crate) use grace::GraceTimes;
 pub use listen::{Error as ServerError, MAX_CONNECTIONS, Server};
 pub use run::{BrokerArgs, Error as RunError, run};
 pub use state::ServerResources;

@@ -85,6 +85,11 @@ impl PressureNotifier {
         self.lock().entries.values().map(|entry| entry.holder).collect()
     }
 
+    /// The lease of a connection.
+    pub(crate) fn lease_of(&self, number: Number) -> Option<LeaseId> {
+        self.lock().entries.get(&number).map(|entry| entry.holder.lease)
+    }
+
     /// A request for so many chunks failed for lack: the lease waits, and others are asked to give.
     pub(crate) fn lacking(&self, pool: &Pool, number: Number, chunks: u32, now: Instant) {
         let mut clients = self.lock();
@@ -94,6 +99,11 @@ impl PressureNotifier {
             clients.last_round = Some(now);
             self.ask(pool, &mut clients);
         }
+    }
+
+    /// A request for so many chunks has to wait, and others need not give for it.
+    pub(crate) fn deferred(&self, pool: &Pool, number: Number, chunks: u32, now: Instant) {
+        self.start_wait(pool, &mut self.lock(), number, chunks, now);
     }
 
     /// A request succeeded.

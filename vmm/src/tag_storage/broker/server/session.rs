@@ -142,6 +142,7 @@ impl Session {
                 seqpacket::send(&self.socket, &opened)?;
             }
             Role::Holder => {
+                self.state.close_gone();
                 let refused = |error: ReserveError| End::Refused(Refusal::from(&error));
                 let id = self.state.pool.open_lease(open.terms).map_err(refused)?;
                 let (number, state) = (self.number, self.state.clone());
@@ -212,7 +213,13 @@ fn reserve(lease: &Lease, socket: &OwnedFd, chunks: u32) -> Result<(), End> {
     if chunks == 0 {
         return Err(protocol("no chunks to reserve for"));
     }
-    let pool = &lease.state.pool;
+    let (state, pool) = (&lease.state, &lease.state.pool);
+    if state.is_recovering(Instant::now()) {
+        if chunks <= ASK_MOST {
+            state.notices.deferred(pool, lease.number, chunks, Instant::now());
+        }
+        return reply(socket, &Reply::Refused(Refusal::recovering()));
+    }
     pool.expire_waiters_now();
     // One for both attempts: the client waits for an answer.
     let deadline = pool.deadline(chunks);
@@ -242,6 +249,7 @@ fn reserve(lease: &Lease, socket: &OwnedFd, chunks: u32) -> Result<(), End> {
 
 fn adopt(lease: &Lease, socket: &OwnedFd, slots: &[SlotIndex]) -> Result<(), End> {
     let pool = &lease.state.pool;
+    lease.state.has_adopted(Instant::now());
     let adopted = pool.adopt(lease.id, slots);
     let adopted = adopted.map_err(|error| End::Refused(Refusal::from(&error)))?;
     let count = adopted.slots.iter().flatten().count() as u64;

@@ -2,11 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
 use super::borrowers::BorrowerConnections;
+use super::grace::Grace;
 use super::pressure::{Number, PressureNotifier};
 use crate::metrics::Counter;
 use crate::tag_storage::broker::protocol::report::{BrokerReport, Traffic};
@@ -48,12 +51,15 @@ pub(crate) struct ServerState {
     pub places: usize,
     /// When pages that would not move were last to be tried again.
     retried: Mutex<Option<Instant>>,
+    /// Whether there is a grace period: the usual path takes no lock.
+    is_recovering: AtomicBool,
+    grace: Mutex<Option<Grace>>,
     /// So that they can be ended.
     connections: Mutex<BTreeMap<Number, Arc<OwnedFd>>>,
 }
 
 impl ServerState {
-    pub(crate) fn new(resources: ServerResources, places: usize) -> Self {
+    pub(crate) fn new(resources: ServerResources, places: usize, grace: Option<Grace>) -> Self {
         let ServerResources { pool, terms, capacity_source, node } = resources;
         let borrowers = node.as_ref().map(|node| BorrowerConnections::of(node.borrowers()));
         Self {
@@ -70,13 +76,67 @@ impl ServerState {
             turned_away: Counter::default(),
             places,
             retried: Mutex::default(),
+            is_recovering: AtomicBool::new(grace.is_some()),
+            grace: Mutex::new(grace),
             connections: Mutex::default(),
         }
     }
 
     /// Time has passed.
     pub(crate) fn tick(&self, now: Instant) {
+        self.is_recovering(now);
         self.notices.tick(&self.pool, now);
+    }
+
+    /// Whether only VMs that come back are served.
+    pub(crate) fn is_recovering(&self, now: Instant) -> bool {
+        if !self.is_recovering.load(Ordering::Relaxed) {
+            return false;
+        }
+        let mut grace = self.grace();
+        if grace.is_some_and(|grace| !grace.is_over(now)) {
+            return true;
+        }
+        *grace = None;
+        self.is_recovering.store(false, Ordering::Relaxed);
+        drop(grace);
+        self.notices.freed(&self.pool);
+        false
+    }
+
+    /// A VM has come back with something.
+    pub(crate) fn has_adopted(&self, now: Instant) {
+        if self.is_recovering.load(Ordering::Relaxed) {
+            self.grace().iter_mut().for_each(|grace| grace.adopted(now));
+        }
+    }
+
+    fn grace(&self) -> MutexGuard<'_, Option<Grace>> {
+        self.grace.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Closes the leases of connections whose client has hung up and whose session is still at work for it. A
+    /// client that gave up waiting and comes back finds what it holds free for it to adopt.
+    pub(crate) fn close_gone(&self) {
+        let connections: Vec<(Number, Arc<OwnedFd>)> =
+            self.connections().iter().map(|(number, socket)| (*number, socket.clone())).collect();
+        // A hang-up is reported whatever is asked for.
+        let mut fds: Vec<PollFd<'_>> = connections
+            .iter()
+            .map(|(_, socket)| PollFd::new(socket.as_ref(), PollFlags::empty()))
+            .collect();
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        if !poll(&mut fds, Some(&now)).is_ok_and(|ready| ready > 0) {
+            return;
+        }
+        for ((number, _), fd) in connections.iter().zip(&fds) {
+            let lease =
+                fd.revents().contains(PollFlags::HUP).then(|| self.notices.lease_of(*number));
+            if let Some(lease) = lease.flatten() {
+                // It fails where the session was faster.
+                let _ = self.pool.close_lease(lease);
+            }
+        }
     }
 
     pub(crate) fn report(&self) -> BrokerReport {
