@@ -18,10 +18,10 @@ use vm_fdt::FdtWriter;
 use vm_memory::Address;
 
 use crate::caches::CacheTopology;
-use crate::gic::{
-    Gic, Spi, TIMER_PPIS, TRIGGER_EDGE_RISING, TRIGGER_LEVEL_HIGH, TRIGGER_LEVEL_LOW,
-};
-use crate::layout::{self, MAX_FDT, MemoryRange};
+use crate::gic::Gic;
+use crate::irq::{Spi, TIMER_PPIS, TRIGGER_EDGE_RISING, TRIGGER_LEVEL_HIGH, TRIGGER_LEVEL_LOW};
+use crate::layout::{self, MAX_FDT};
+use crate::range::MemoryRange;
 use crate::regs::Mpidr;
 use crate::units::Bytes;
 

@@ -17,13 +17,12 @@
 //! # References
 //! Linux `Documentation/arch/arm64/booting.rst`
 
-use std::fmt;
-
 use thiserror::Error;
 use vm_memory::{Address, GuestAddress};
 
-use crate::gic::Spi;
 use crate::image;
+use crate::irq::Spi;
+use crate::range::MemoryRange;
 use crate::units::Bytes;
 
 /// Where RAM starts: 2 GiB, above every device.
@@ -84,54 +83,8 @@ pub fn virtio(index: u32) -> Option<(MemoryRange, Spi)> {
     (index < MAX_VIRTIO_DEVICES).then_some((range(base, VIRTIO_DEVICE), spi))
 }
 
-/// A range of guest-physical addresses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct MemoryRange {
-    /// The first address.
-    pub base: GuestAddress,
-    /// The length; `base + size` at most 2^64 - 1 in every range that this crate makes.
-    pub size: Bytes,
-}
-
 const fn range(base: u64, size: Bytes) -> MemoryRange {
     MemoryRange { base: GuestAddress(base), size }
-}
-
-impl MemoryRange {
-    /// The range of `size` from `base`.
-    pub const fn new(base: GuestAddress, size: Bytes) -> Self {
-        MemoryRange { base, size }
-    }
-
-    /// The first address after the range; saturates at 2^64 - 1.
-    pub fn end(&self) -> GuestAddress {
-        GuestAddress(self.base.raw_value().saturating_add(self.size.get()))
-    }
-
-    /// Whether `address` lies in the range.
-    pub fn contains(&self, address: GuestAddress) -> bool {
-        self.base <= address && address < self.end()
-    }
-
-    /// Whether all of `other` lies in this range. An empty range does if its base is in it or at
-    /// its end.
-    pub fn encloses(&self, other: &MemoryRange) -> bool {
-        self.base <= other.base && other.end() <= self.end()
-    }
-
-    /// Whether the two share an address. An empty range shares none.
-    pub fn overlaps(&self, other: &MemoryRange) -> bool {
-        let start = self.base.max(other.base);
-        start < self.end() && start < other.end()
-    }
-}
-
-impl fmt::Display for MemoryRange {
-    /// First address, first address after it, and length.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (base, end) = (self.base.raw_value(), self.end().raw_value());
-        write!(f, "{base:#x}..{end:#x} ({})", self.size)
-    }
 }
 
 /// Why a guest does not fit its memory, or its memory the host.

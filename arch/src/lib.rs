@@ -9,7 +9,9 @@
 //! | [`units`] | [`Bytes`](units::Bytes), the unit of every size |
 //! | [`layout`] | the guest-physical map, and where kernel, initrd and device tree go |
 //! | [`image`] | kernel file forms and the arm64 `Image` header |
-//! | [`gic`] | the interrupt controller: frames, interrupt numbers |
+//! | [`range`] | [`MemoryRange`](range::MemoryRange), a range of addresses |
+//! | [`irq`] | interrupt numbers |
+//! | [`gic`] | the interrupt controller and its frames |
 //! | [`regs`] | register identifiers, [`Mpidr`](regs::Mpidr), exception syndromes |
 //! | [`caches`] | the host's caches, as the guest is told of them |
 //! | [`fdt`] | the device tree blob |
@@ -21,7 +23,9 @@ pub mod caches;
 pub mod fdt;
 pub mod gic;
 pub mod image;
+pub mod irq;
 pub mod layout;
 pub mod mte;
+pub mod range;
 pub mod regs;
 pub mod units;

@@ -5,7 +5,8 @@
 use std::env;
 use std::path::Path;
 
-use arch::layout::{MemoryRange, RAM_BASE};
+use arch::layout::RAM_BASE;
+use arch::range::MemoryRange;
 use arch::units::Bytes;
 use vm_memory::{Bytes as _, GuestAddress};
 use vmm::memory::{Attributes, Backing, GuestRam};

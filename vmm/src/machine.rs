@@ -9,8 +9,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use arch::caches::CacheTopology;
 use arch::fdt::{MmioNode, Seeds, Tree};
-use arch::gic::{Gic, Spi};
-use arch::layout::{self, MemoryRange};
+use arch::gic::Gic;
+use arch::irq::Spi;
+use arch::layout;
+use arch::range::MemoryRange;
 use arch::regs::Mpidr;
 use arch::units::Bytes;
 use devices::bus::{Bus, SharedDevice};

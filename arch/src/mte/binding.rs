@@ -26,7 +26,7 @@ use vm_memory::{Address, GuestAddress};
 
 use super::geometry::{self, Geometry};
 use super::granule::MEMORY_PER_TAG_STORAGE;
-use crate::layout::MemoryRange;
+use crate::range::MemoryRange;
 use crate::units::Bytes;
 
 /// The value of `compatible`.

@@ -1,7 +1,8 @@
 //! The guest's interrupt controller, emulated by KVM: GICv3 where the host has one, GICv2 elsewhere.
 
-use arch::gic::{Gic, Spi, interrupt_count};
-use arch::layout::MemoryRange;
+use arch::gic::{Gic, interrupt_count};
+use arch::irq::Spi;
+use arch::range::MemoryRange;
 use kvm_bindings::{
     KVM_CREATE_DEVICE_TEST, KVM_DEV_ARM_VGIC_CTRL_INIT, KVM_DEV_ARM_VGIC_GRP_ADDR,
     KVM_DEV_ARM_VGIC_GRP_CTRL, KVM_DEV_ARM_VGIC_GRP_NR_IRQS, KVM_VGIC_V2_ADDR_TYPE_CPU,

@@ -4,7 +4,8 @@
 use std::io;
 use std::sync::{Arc, Weak};
 
-use arch::gic::{Gic, Spi};
+use arch::gic::Gic;
+use arch::irq::Spi;
 use devices::ports::{IrqLine, LevelLine};
 use kvm_bindings::{
     KVM_ARM_IRQ_TYPE_SHIFT, KVM_ARM_IRQ_TYPE_SPI, KVM_CAP_ARM_MTE, KVM_CAP_ARM_NISV_TO_USER,

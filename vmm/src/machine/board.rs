@@ -2,7 +2,8 @@
 
 use arch::caches::CacheTopology;
 use arch::gic::Gic;
-use arch::layout::{self, MemoryRange};
+use arch::layout;
+use arch::range::MemoryRange;
 use arch::units::Bytes;
 use vm_memory::{Bytes as _, GuestAddress};
 

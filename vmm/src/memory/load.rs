@@ -4,7 +4,8 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use arch::layout::{self, MemoryRange, Placement};
+use arch::layout::{self, Placement};
+use arch::range::MemoryRange;
 use arch::units::Bytes;
 use thiserror::Error;
 use vm_memory::{Bytes as _, GuestAddress, GuestMemoryError};

@@ -5,7 +5,8 @@ use std::io;
 use std::ops::{Deref, Range};
 use std::sync::Arc;
 
-use arch::layout::{MemoryRange, RAM_BASE};
+use arch::layout::RAM_BASE;
+use arch::range::MemoryRange;
 use arch::units::Bytes;
 use vm_memory::bitmap::BS;
 use vm_memory::guest_memory::Result as MemoryResult;

@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 
-use arch::layout::MemoryRange;
+use arch::range::MemoryRange;
 use arch::units::Bytes;
 use devices::ports::{Discarded, GuestRange, Reclaim};
 use vm_memory::GuestAddress;

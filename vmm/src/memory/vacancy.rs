@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-use arch::layout::MemoryRange;
+use arch::range::MemoryRange;
 
 use super::backing::Backing;
 use super::ram::GuestRam;

@@ -3,7 +3,8 @@
 use std::fmt;
 use std::ops::Range;
 
-use arch::layout::{CHUNK, MemoryRange};
+use arch::layout::CHUNK;
+use arch::range::MemoryRange;
 
 /// A chunk of guest memory, counted from the start of its RAM.
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]

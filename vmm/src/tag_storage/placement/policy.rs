@@ -13,7 +13,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use arch::layout::MemoryRange;
+use arch::range::MemoryRange;
 use thiserror::Error;
 
 use crate::memory::GuestRam;

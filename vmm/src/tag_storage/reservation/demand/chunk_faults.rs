@@ -4,7 +4,8 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use arch::layout::{CHUNK, MemoryRange};
+use arch::layout::CHUNK;
+use arch::range::MemoryRange;
 use vm_memory::GuestAddress;
 
 use crate::memory::GuestRam;

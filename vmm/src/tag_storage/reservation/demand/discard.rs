@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use arch::layout::MemoryRange;
+use arch::range::MemoryRange;
 
 use super::Shared;
 use crate::memory::{Outcome, Reservations};

@@ -20,7 +20,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use arch::layout::{CHUNK, MemoryRange};
+use arch::layout::CHUNK;
+use arch::range::MemoryRange;
 use arch::units::Bytes;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::process::Pid;
