@@ -7,7 +7,6 @@ use arch::mte::geometry::BlockIndex;
 
 use super::super::server::GraceTimes;
 use super::*;
-use crate::tag_storage::PoolClient as _;
 use crate::tag_storage::supply::{Supply, TakeError};
 
 /// Longer than any test.
