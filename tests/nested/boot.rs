@@ -95,6 +95,8 @@ fn the_guest_has_the_host_cpus_features_and_a_complete_device_tree() {
             tree["psci_method"].as_str().map(|text| text.trim_end_matches('\0')),
             Some("hvc")
         );
+        let hypervisor = tree["hypervisor"].as_str().map(|text| text.trim_end_matches('\0'));
+        assert_eq!(hypervisor, Some("linux,kvm"));
         let bootargs = tree["bootargs"].as_str().unwrap();
         assert!(
             bootargs.starts_with("panic=-1 reboot=panic_warm quiet workload=cpuinfo"),

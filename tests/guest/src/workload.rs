@@ -1,5 +1,6 @@
 //! The workloads by name.
 
+mod alarm;
 mod count;
 mod cpuinfo;
 mod echo;
@@ -41,6 +42,7 @@ const fn workload(
 
 /// All there are.
 const ALL: &[Workload] = &[
+    workload(alarm::NAME, alarm::run),
     workload(count::NAME, count::run),
     workload(cpuinfo::NAME, cpuinfo::run),
     workload(echo::NAME, echo::run),

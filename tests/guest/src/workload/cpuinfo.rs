@@ -68,6 +68,7 @@ fn device_tree(root: &Path) -> Value {
         "initrd_end": numbers("chosen/linux,initrd-end"),
         "memory": memory,
         "psci_method": text("psci/method"),
+        "hypervisor": text("hypervisor/compatible"),
         "nodes": nodes,
     })
 }
