@@ -314,7 +314,6 @@ pub struct Header {
     text_offset: Bytes,
     image_size: Option<Bytes>,
     page_size: PageSize,
-    anywhere: bool,
     extent: Extent,
 }
 
@@ -351,7 +350,6 @@ impl Header {
             text_offset,
             image_size,
             page_size: page_size(flags),
-            anywhere: flags & (1 << 3) != 0,
             extent: pe::extent(bytes),
         })
     }
@@ -370,12 +368,6 @@ impl Header {
     /// The page size that the kernel was built for.
     pub fn page_size(&self) -> PageSize {
         self.page_size
-    }
-
-    /// Whether the kernel may be anywhere in memory. If not, memory below it is lost to the guest
-    /// (`flags`, bit 3).
-    pub fn placed_anywhere(&self) -> bool {
-        self.anywhere
     }
 
     /// What the header leaves open. With fewer than [`HEAD_LEN`] bytes of a longer file it may be more.

@@ -13,11 +13,11 @@ const FIRST_SPI_INTID: u32 = 32;
 
 /// The second cell of an interrupt's trigger in the device tree: rising edge
 /// (IRQ_TYPE_EDGE_RISING).
-pub const TRIGGER_EDGE_RISING: u32 = 1;
+pub(crate) const TRIGGER_EDGE_RISING: u32 = 1;
 /// Level, active high (IRQ_TYPE_LEVEL_HIGH).
-pub const TRIGGER_LEVEL_HIGH: u32 = 4;
+pub(crate) const TRIGGER_LEVEL_HIGH: u32 = 4;
 /// Level, active low (IRQ_TYPE_LEVEL_LOW).
-pub const TRIGGER_LEVEL_LOW: u32 = 8;
+pub(crate) const TRIGGER_LEVEL_LOW: u32 = 8;
 
 /// A shared peripheral interrupt, counted from 0 as the device tree and KVM's irqfd count it:
 /// 0 to [`Spi::MAX`].
@@ -83,7 +83,7 @@ impl Ppi {
 
 /// The timer interrupts in the order of the `arm,armv8-timer` binding: secure physical, physical,
 /// virtual, hypervisor.
-pub const TIMER_PPIS: [Ppi; 4] =
+pub(crate) const TIMER_PPIS: [Ppi; 4] =
     [Ppi::TIMER_SECURE, Ppi::TIMER_PHYSICAL, Ppi::TIMER_VIRTUAL, Ppi::TIMER_HYPERVISOR];
 
 #[cfg(test)]

@@ -23,6 +23,9 @@ const CORE: u64 = 0x0010 << 16;
 const SYSREG: u64 = 0x0013 << 16;
 
 /// The identifier of a 64-bit register.
+///
+/// Those of the system registers name what a saved vCPU is made of, in reports and in checks of a saved
+/// state; a list of all that there are comes from KVM (KVM_GET_REG_LIST).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RegId(u64);
 
@@ -31,7 +34,7 @@ impl RegId {
     pub const SP_EL0: RegId = core(31);
     /// Program counter.
     pub const PC: RegId = core(32);
-    /// Processor state, in the layout of SPSR; see [`PSTATE_BOOT`].
+    /// Processor state, in the layout of SPSR.
     pub const PSTATE: RegId = core(33);
     /// Stack pointer of EL1.
     pub const SP_EL1: RegId = core(34);
@@ -44,7 +47,7 @@ impl RegId {
     pub const MPIDR_EL1: RegId = system(3, 0, 0, 0, 5);
     /// Processor features 0: SVE in bits 32 to 35.
     pub const ID_AA64PFR0_EL1: RegId = system(3, 0, 0, 4, 0);
-    /// Processor features 1: MTE in bits 8 to 11; see [`mte::Level`](crate::mte::Level).
+    /// Processor features 1: MTE in bits 8 to 11.
     pub const ID_AA64PFR1_EL1: RegId = system(3, 0, 0, 4, 1);
     /// Instruction set 1: pointer authentication in bits 4 to 11 and 24 to 31.
     pub const ID_AA64ISAR1_EL1: RegId = system(3, 0, 0, 6, 1);
@@ -110,10 +113,6 @@ impl fmt::Debug for RegId {
         write!(f, "RegId({self})")
     }
 }
-
-/// [`RegId::PSTATE`] at the kernel's entry: EL1 with its own stack pointer, and debug exceptions,
-/// SErrors, interrupts and fast interrupts masked (booting.rst, "CPU mode").
-pub const PSTATE_BOOT: u64 = 0x3c5;
 
 /// The value of [`RegId::MPIDR_EL1`]: which CPU this is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -69,7 +69,6 @@ fn a_header_is_read_field_by_field() {
     assert_eq!(header.text_offset(), Bytes::kib(512));
     assert_eq!(header.image_size(), Some(Bytes::mib(2)));
     assert_eq!(header.page_size(), PageSize::Size4K);
-    assert!(header.placed_anywhere());
     assert_eq!(header.footprint(Bytes::mib(1)), Ok(Bytes::mib(2)));
 }
 

@@ -3,6 +3,8 @@
 //! KVM hands tags out one to a byte (KVM_ARM_MTE_COPY_TAGS). Packed they have the form that tag storage
 //! has, 128 bytes for 4 KiB of memory; as runs, memory that was tagged in large pieces takes a few bytes.
 //!
+//! It is for saving a guest's tags with its memory.
+//!
 //! # Runs
 //! Each run is one number, `(length - 1) << 4 | tag`, as a little-endian base-128 varint: seven bits a
 //! byte, the top bit set in all bytes but the last. Runs of one tag may follow each other.
