@@ -1,4 +1,4 @@
-//! The caches of the host's CPUs, as the guest is told of them.
+//! The caches of the host's CPUs, and whether they can be described to the guest.
 //!
 //! The host's kernel lists the caches of each CPU in sysfs; the guest finds the kinds of its own in
 //! CLIDR_EL1 and everything else in the device tree. KVM makes CLIDR_EL1 up from CTR_EL0 (`reset_clidr`
@@ -20,7 +20,7 @@ use crate::units::Bytes;
 /// The levels that CLIDR_EL1 has fields for.
 pub const MAX_LEVEL: usize = 7;
 
-/// Why the guest is not told of caches.
+/// Why no caches are described to the guest.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Unknown {
@@ -250,7 +250,7 @@ impl CacheTopology {
     /// The caches of the host, by those of each of its CPUs.
     ///
     /// # Errors
-    /// When there are none, or they are none that a guest could be told of.
+    /// When there are none, or the device tree cannot describe them.
     pub fn new(cpus: &[Vec<Cache>]) -> Result<CacheTopology, Unknown> {
         let mut topologies =
             cpus.iter().filter(|caches| !caches.is_empty()).map(|caches| levels(caches));
@@ -269,7 +269,7 @@ impl CacheTopology {
     }
 
     /// Compares it with what the guest's CPUs show. Levels behind the last of CLIDR_EL1 are caches
-    /// outside the CPU, which the device tree alone tells of.
+    /// outside the CPU, which only the device tree describes.
     ///
     /// # Errors
     /// When CLIDR_EL1 shows something else.

@@ -62,7 +62,7 @@ pub enum Error {
         /// How many bytes there were.
         length: Bytes,
     },
-    /// The file is something else, and we know what.
+    /// The file is of another known kind.
     #[error("the kernel file is {0}, not an arm64 Image: {advice}", advice = .0.advice())]
     Foreign(Foreign),
     /// Nothing identifies the file.
@@ -80,7 +80,7 @@ pub enum Error {
         /// Where, as the end of a phrase; empty for the file itself.
         layer: &'static str,
     },
-    /// An EFI zboot image with a payload that nobody here can read.
+    /// An EFI zboot image with a payload in an unsupported compression.
     #[error(
         "the EFI zboot kernel is compressed with {compression:?}: only gzip and zstd are \
          supported; rebuild it with CONFIG_KERNEL_GZIP or CONFIG_KERNEL_ZSTD, or use its Image"

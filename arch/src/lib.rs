@@ -4,7 +4,7 @@
 //! issues an ioctl or needs an arm64 host, so all of it is tested on any machine. The crate knows
 //! neither the device models nor KVM; the VMM joins them.
 //!
-//! | module | the noun |
+//! | module | content |
 //! |---|---|
 //! | [`units`] | [`Bytes`](units::Bytes), the unit of every size |
 //! | [`layout`] | the guest-physical map, and where kernel, initrd and device tree go |
@@ -13,7 +13,7 @@
 //! | [`irq`] | interrupt numbers |
 //! | [`gic`] | the interrupt controller and its frames |
 //! | [`regs`] | register identifiers, [`Mpidr`](regs::Mpidr), exception syndromes |
-//! | [`caches`] | the host's caches, as the guest is told of them |
+//! | [`caches`] | the host's caches, and whether they can be described |
 //! | [`fdt`] | the device tree blob |
 //! | [`mte`] | Memory Tagging Extension: granules and tags |
 

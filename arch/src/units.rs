@@ -45,7 +45,7 @@ impl Bytes {
         Bytes(count.saturating_mul(1 << 20))
     }
 
-    /// `count` MiB, or `None` beyond [`Bytes::MAX`]: for a count that somebody chose.
+    /// `count` MiB, or `None` beyond [`Bytes::MAX`]: for a count from user input.
     pub const fn checked_mib(count: u64) -> Option<Self> {
         match count.checked_mul(1 << 20) {
             Some(bytes) => Some(Bytes(bytes)),

@@ -1,7 +1,7 @@
 //! The GPIO controller: a PL061 with eight lines, of which one is the power key.
 //!
 //! The host presses the key to ask the guest to power off. Lines are inputs from the host's side;
-//! what the guest drives as output reaches nobody but reads back.
+//! what the guest drives as output has no effect but reads back.
 //!
 //! # References
 //! - Arm DDI 0190, *PrimeCell General Purpose Input/Output (PL061) Technical Reference Manual*
@@ -76,8 +76,8 @@ impl Gpio {
         Gpio { irq, state: State::default(), irq_failures: 0 }
     }
 
-    /// Presses or releases the power key, and returns whether the guest listens to it: its line is
-    /// an input with its interrupt enabled. A guest that does not listen yet has missed nothing but
+    /// Presses or releases the power key, and returns whether the guest takes its interrupt: its line is
+    /// an input with its interrupt enabled. A guest that does not yet has missed nothing but
     /// the interrupt: the key's level stays readable.
     ///
     /// A press must last: the guest debounces the key and reads its level some milliseconds after

@@ -7,7 +7,7 @@
 //! What a guest reads or writes is untrusted: no access, of any width at any offset, panics or
 //! reaches beyond the model.
 //!
-//! | module | the noun |
+//! | module | content |
 //! |---|---|
 //! | [`ports`] | what a model needs of the machine |
 //! | [`bus`] | which model an address belongs to |

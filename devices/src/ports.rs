@@ -17,8 +17,8 @@ pub trait IrqLine: Send {
     /// It is called with the model locked, on any thread, and must not block.
     ///
     /// # Errors
-    /// What the machine answered. A model counts failures and goes on: a guest cannot be told that
-    /// its interrupt controller is gone.
+    /// What the machine answered. A model counts failures and continues, as there is no way to report
+    /// them to a guest.
     fn trigger(&self) -> io::Result<()>;
 }
 
@@ -64,9 +64,9 @@ pub trait WallClock: Send {
     fn set_alarm(&self, at: Option<u64>);
 }
 
-/// Has the queues of a virtio device served: soon, on the thread that serves them.
+/// The notifications of a virtio device's queues, for the thread that serves them.
 pub trait Doorbells: Send {
-    /// Asks for a turn of a queue; nothing happens for a queue that is not there.
+    /// Has a queue served soon; nothing happens for a queue that does not exist.
     ///
     /// It is called with the model locked, on any thread, and must not block.
     fn ring(&self, queue: usize);
@@ -97,7 +97,8 @@ pub trait Reclaim: Send {
     fn page_size(&self) -> u64;
 
     /// Gives back the whole pages of guest memory that lie in `range`, and what was reserved for
-    /// them. The guest must not be told before this returns: it may use them again at once then.
+    /// them. The request must not be completed before this returns: the guest may use them again at once
+    /// then.
     ///
     /// The range is the guest's: parts of it outside guest memory, and parts of pages, are left out.
     fn discard(&mut self, range: GuestRange) -> Discarded;

@@ -46,7 +46,7 @@ const BIT: u32 = 1;
 const ID: u16 = 0xfe0;
 const ID_BYTES: [u8; 8] = [0x31, 0x10, 0x04, 0x00, 0x0d, 0xf0, 0x05, 0xb1];
 
-/// The state of a clock. It goes on with the time of the host on which it is restored.
+/// The state of a clock. A restored clock counts with the time of its host.
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct State {
@@ -180,7 +180,7 @@ impl Stateful for Rtc {
         self.state.clone()
     }
 
-    /// An alarm that was due meanwhile goes off now.
+    /// An alarm that was due since the save goes off now.
     fn restore(&mut self, state: State) -> Result<(), RestoreError> {
         // The counter reaches the match value at that time, in this turn of its 2^32 s or the next.
         let possible = |at: u64| {

@@ -1,7 +1,7 @@
 //! The serial port: an ns16550a with 64 bytes of receive FIFO.
 //!
 //! The register model is [`vm_superio::Serial`]; this module gives it a register window, counts,
-//! and tells the event loop when the guest has room for more input.
+//! and notifies the event loop when the guest has room for more input.
 //!
 //! # References
 //! - National Semiconductor, *PC16550D Universal Asynchronous Receiver/Transmitter with FIFOs*
@@ -56,7 +56,7 @@ pub struct Serial {
     model: vm_superio::Serial<Line, Events, Box<dyn Write + Send>>,
     counters: Arc<Counters>,
     drained: Option<Box<dyn Fn() + Send>>,
-    /// While the guest tests its port, the receiver hears the transmitter and nothing else.
+    /// While the guest tests its port, the receiver gets what the transmitter sends and nothing else.
     loopback: bool,
 }
 
@@ -80,7 +80,7 @@ impl Serial {
 
     /// Calls `hook` whenever the guest has emptied the FIFO, or has room again after loopback.
     ///
-    /// The hook runs on the guest's vCPU thread with the port locked: it should only wake somebody,
+    /// The hook runs on the guest's vCPU thread with the port locked: it should only wake a thread,
     /// and must not call the port. It replaces an earlier one.
     pub fn on_drained(&mut self, hook: Box<dyn Fn() + Send>) {
         self.drained = Some(hook);

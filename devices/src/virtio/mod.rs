@@ -48,7 +48,7 @@ pub struct Features(pub u64);
 impl Features {
     /// Descriptors may point at tables of descriptors (VIRTIO_F_INDIRECT_DESC).
     pub const INDIRECT_DESC: Self = Self(1 << 28);
-    /// Both sides say when they want to hear from the other (VIRTIO_F_EVENT_IDX).
+    /// Each side says which chain it wants a notification for (VIRTIO_F_EVENT_IDX).
     pub const EVENT_IDX: Self = Self(1 << 29);
     /// Not a legacy device (VIRTIO_F_VERSION_1).
     pub const VERSION_1: Self = Self(1 << 32);

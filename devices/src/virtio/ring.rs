@@ -163,19 +163,19 @@ impl<'a, M: GuestMemory> Ring<'a, M> {
         self.found_none
     }
 
-    /// Tells the driver that notifications are not needed for now (2.7.10).
+    /// Asks the driver not to notify for now (2.7.10).
     pub(super) fn disable_notifications(&mut self) -> Result<(), Broken> {
         self.found_none = false;
         self.queue.disable_notification(self.memory).map_err(|_| Broken::Used)
     }
 
-    /// Asks for a notification of the next chain (2.7.10). Whether there is one already, of which no
-    /// notification will tell.
+    /// Asks for a notification of the next chain (2.7.10). Whether there is one already, for which no
+    /// notification comes.
     pub(super) fn enable_notifications(&mut self) -> Result<bool, Broken> {
         self.queue.enable_notification(self.memory).map_err(|_| Broken::Used)
     }
 
-    /// Whether the driver wants to hear of the chains that have been completed (2.7.7.2).
+    /// Whether the driver wants an interrupt for the chains that have been completed (2.7.7.2).
     pub(super) fn needs_interrupt(&mut self) -> Result<bool, Broken> {
         if !self.completed {
             return Ok(false);

@@ -200,7 +200,7 @@ impl Rings {
     }
 }
 
-/// A source of bytes that count up from 0, which ends after some. Clones go on together.
+/// A source of bytes that count up from 0, which ends after some. Clones share the count.
 #[derive(Clone)]
 pub(crate) struct CountingEntropy {
     given: Arc<AtomicU64>,
@@ -233,7 +233,7 @@ impl Entropy for CountingEntropy {
     }
 }
 
-/// Doorbells that remember who rang. Clones remember together.
+/// Doorbells that record the queues. Clones share the record.
 #[derive(Clone, Default)]
 pub(crate) struct Bells(Arc<Mutex<Vec<usize>>>);
 

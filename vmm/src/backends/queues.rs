@@ -1,8 +1,7 @@
 //! Virtio devices on the main thread: their queues as events of its loop.
 
-use std::cell::{Cell, RefCell};
-use std::rc::Rc;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use devices::ports::Doorbells;
 use devices::virtio::Device;
@@ -39,55 +38,62 @@ impl Doorbells for QueueBells {
     }
 }
 
-/// Whether devices serve the guest: not while the VM is paused, so that its memory stands still. Clones
-/// are one gate, closed at first.
+/// Whether devices serve the guest: not while the VM is paused, so that its memory does not change.
+/// Clones are one gate, closed at first.
+///
+/// A thread that serves queues looks at it before each turn. Closing it ends no turn: on the main thread
+/// none is under way then, and a device with a thread of its own is quiesced besides.
 #[derive(Clone, Default)]
-pub struct Gate(Rc<Doors>);
+pub struct Gate(Arc<GateState>);
 
 #[derive(Default)]
-struct Doors {
-    open: Cell<bool>,
-    bells: RefCell<Vec<QueueBells>>,
+struct GateState {
+    open: AtomicBool,
+    bells: Mutex<Vec<QueueBells>>,
 }
 
 impl Gate {
     /// Whether devices serve the guest.
     pub fn is_open(&self) -> bool {
-        self.0.open.get()
+        self.0.open.load(Ordering::Acquire)
     }
 
-    /// Keeps all that comes waiting.
+    /// Drops notifications until it is opened.
     pub fn close(&self) {
-        self.0.open.set(false);
+        self.0.open.store(false, Ordering::Release);
     }
 
-    /// Lets go on, and rings for every queue: what came meanwhile has been forgotten.
+    /// Opens the gate and signals every queue, because notifications are dropped while it is closed.
     pub fn open(&self) {
-        self.0.open.set(true);
-        for bells in self.0.bells.borrow().iter() {
+        self.0.open.store(true, Ordering::Release);
+        for bells in self.bells().iter() {
             (0..bells.0.len()).for_each(|queue| bells.ring(queue));
         }
     }
+
+    fn bells(&self) -> MutexGuard<'_, Vec<QueueBells>> {
+        self.0.bells.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
-/// Serves a device's queues when they are rung for.
+/// Serves a device's queues when they are signalled.
 ///
-/// KVM rings itself when the guest notifies (KVM_IOEVENTFD), so that costs the guest no exit to this
-/// process. The transport rings for what the driver did before it was ready, and the balloon for the
+/// KVM itself signals when the guest notifies (KVM_IOEVENTFD), so that costs the guest no exit to this
+/// process. The transport signals for what the driver did before it was ready, and the balloon for the
 /// guest's statistics.
 pub struct QueueEvents<D: Device> {
     name: &'static str,
     transport: Shared<D>,
     bells: QueueBells,
     gate: Gate,
-    /// The guest is told of by name once, not each time it breaks the device.
+    /// That the guest broke the device is printed once, not each time.
     told: bool,
 }
 
 impl<D: Device> QueueEvents<D> {
     /// The queues of the device called `name`, served while `gate` is open.
     pub fn new(name: &'static str, transport: Shared<D>, bells: QueueBells, gate: Gate) -> Self {
-        gate.0.bells.borrow_mut().push(bells.clone());
+        gate.bells().push(bells.clone());
         Self { name, transport, bells, gate, told: false }
     }
 

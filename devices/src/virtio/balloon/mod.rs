@@ -171,7 +171,8 @@ impl Balloon {
     }
 
     /// Changes [`Balloon::target`]: down to a multiple of 4 KiB, and to the size of guest memory.
-    /// Whether configuration space has changed, which the driver must be told.
+    /// Whether configuration space has changed: then call
+    /// [`Transport::config_changed`](super::mmio::Transport::config_changed).
     pub fn set_target(&mut self, bytes: u64) -> bool {
         let num_pages = u32::try_from(bytes.min(self.ram.length) / PAGE).unwrap_or(u32::MAX);
         let old = std::mem::replace(&mut self.space.num_pages, num_pages);
@@ -387,7 +388,7 @@ impl Device for Balloon {
             Some(Role::Deflate) => self.deflate(ring),
             Some(Role::Statistics) => self.update_statistics(ring),
             Some(Role::Reporting) => self.report(ring),
-            // One more than the driver's features have: nobody knows what it is for.
+            // One more than the driver's features have: it has no role.
             None => Ok(()),
         }
     }

@@ -52,7 +52,7 @@ pub struct Statistics {
 }
 
 impl Statistics {
-    /// Entries in any order. Tags that nobody knows are ignored, as 5.5.6.3 demands; of two entries
+    /// Entries in any order. Unknown tags are ignored, as 5.5.6.3 demands; of two entries
     /// with one tag the later counts; bytes behind the last whole entry are ignored.
     pub(super) fn parse(bytes: &[u8]) -> Self {
         let mut statistics = Self::default();

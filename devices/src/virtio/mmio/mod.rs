@@ -2,8 +2,8 @@
 //!
 //! A [`Transport`] is a window of registers, and a configuration space from 0x100 on, before a device.
 //! It leads the driver through its initialisation (3.1.1), keeps the queues, and interrupts. An access to
-//! a register serves no queue: it rings that queue's doorbell, and [`Transport::serve`] comes from the
-//! thread that listens to it. So no vCPU does a device's work, and nobody waits for more than one turn.
+//! a register serves no queue: it rings that queue's doorbell, and the thread that waits for it calls
+//! [`Transport::serve`]. So no vCPU does a device's work, and an access waits for one turn at most.
 //!
 //! # What is not as the specification wants it
 //! What a driver must not do has no effect: registers that are not there, accesses of a register that
@@ -69,9 +69,9 @@ fn count(counter: &AtomicU64) {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[must_use]
 pub enum Served {
-    /// Nothing: the driver will notify of what comes.
+    /// Nothing: the driver notifies of the next chain.
     Done,
-    /// More chains, whose turn it is when others had theirs: nobody will notify of them.
+    /// There are more chains, and no notification comes for them: serve the queue again after others.
     More,
 }
 
@@ -134,7 +134,7 @@ impl Negotiation {
 
 impl<D: Device, S: Deref<Target: GuestMemory + Sized> + Send> Transport<D, S> {
     /// Registers before `device`, whose queues and buffers lie in `memory`. Interrupts are edges
-    /// of `irq`; who listens to `doorbells` serves the queues.
+    /// of `irq`; the thread that waits for `doorbells` serves the queues.
     pub fn new(device: D, memory: S, irq: Box<dyn IrqLine>, doorbells: Box<dyn Doorbells>) -> Self {
         let slots = device.queue_sizes().iter().copied().map(Slot::new).collect();
         Self {
@@ -198,7 +198,8 @@ impl<D: Device, S: Deref<Target: GuestMemory + Sized> + Send> Transport<D, S> {
     /// Gives a queue one turn: the device takes at most as many chains as it is long, and the driver
     /// is interrupted if it wants to be.
     ///
-    /// It is for whoever hears the doorbells, spurious rings too. It does nothing for a queue or a device that is not ready (2.1.2, 4.2.2.1).
+    /// The thread that waits for the doorbells calls it, after spurious notifications as well. It does
+    /// nothing for a queue or a device that is not ready (2.1.2, 4.2.2.1).
     pub fn serve(&mut self, queue: usize) -> Served {
         if !self.is_active() {
             return Served::Done;
@@ -232,7 +233,7 @@ impl<D: Device, S: Deref<Target: GuestMemory + Sized> + Send> Transport<D, S> {
         }
     }
 
-    /// Whether there is a driver that listens.
+    /// Whether there is a driver that takes interrupts.
     fn is_driven(&self) -> bool {
         self.status & (DRIVER_OK | FAILED) == DRIVER_OK
     }
@@ -250,7 +251,7 @@ impl<D: Device, S: Deref<Target: GuestMemory + Sized> + Send> Transport<D, S> {
         count(raised);
     }
 
-    /// Sets DEVICE_NEEDS_RESET, and tells a driver that has got so far (2.1.2).
+    /// Sets DEVICE_NEEDS_RESET, and interrupts a driver that has set DRIVER_OK (2.1.2).
     fn break_down(&mut self, broken: Broken) {
         if self.broken.is_some() {
             return;
@@ -263,7 +264,7 @@ impl<D: Device, S: Deref<Target: GuestMemory + Sized> + Send> Transport<D, S> {
     }
 
     /// The status is 0 again, no interrupt is pending and no queue ready (2.4.1, 4.2.2.1). Only the
-    /// generation of configuration space goes on: it says what has changed, reset or not.
+    /// generation of configuration space is kept: it counts changes across resets.
     fn reset(&mut self) {
         count(&self.counters.resets);
         self.clear();
@@ -315,7 +316,7 @@ impl<D: Device, S: Deref<Target: GuestMemory + Sized> + Send> Transport<D, S> {
     /// The driver is ready.
     fn start(&mut self) {
         if self.broken.is_some() {
-            // A queue was none. The notification that 2.1.2 wants can be sent from now on.
+            // A queue was invalid. 2.1.2 demands a notification, which can be sent from DRIVER_OK on.
             return self.interrupt(CONFIGURATION_CHANGE);
         }
         let event_idx = self.acked().contains(Features::EVENT_IDX);
@@ -356,7 +357,7 @@ impl<D: Device, S: Deref<Target: GuestMemory + Sized> + Send> Transport<D, S> {
             && slot.start(&*self.memory).is_none()
         {
             self.break_down(Broken::Queue { queue });
-            // Nothing is served, but whoever listens finds the device broken.
+            // Nothing is served, but the thread that serves the queue finds the device broken.
             self.notify(queue);
         }
     }

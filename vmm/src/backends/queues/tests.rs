@@ -171,6 +171,14 @@ fn a_paused_vm_serves_nothing_and_what_rang_is_served_later() {
 }
 
 #[test]
+fn a_device_may_be_served_by_a_thread_of_its_own() {
+    fn is_send<T: Send>() {}
+
+    is_send::<QueueEvents<Probe>>();
+    is_send::<Gate>();
+}
+
+#[test]
 fn a_broken_device_gets_no_turn() {
     let mut bench = Bench::new();
     bench.gate.open();
