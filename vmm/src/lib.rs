@@ -10,9 +10,9 @@ pub mod console;
 pub mod doctor;
 pub mod error;
 pub mod exit_status;
+pub mod hypervisor;
 #[cfg(target_arch = "aarch64")]
 pub mod kvm;
-#[cfg(target_arch = "aarch64")]
 pub mod machine;
 pub mod memory;
 pub mod metrics;

@@ -12,7 +12,7 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{DeviceFd, VmFd};
 
-use super::Error;
+use super::{Error, call};
 
 /// Interrupts in all, for SPIs 0 to 223: far more than there are devices.
 const INTERRUPTS: u32 = interrupt_count(Spi::fixed::<223>());
@@ -44,7 +44,7 @@ pub(super) fn create(vm: &VmFd, gic: &Gic) -> Result<DeviceFd, Error> {
     };
     let device = vm
         .create_device(&mut kvm_create_device { type_, fd: 0, flags: 0 })
-        .map_err(Error::call("create the interrupt controller"))?;
+        .map_err(call("create the interrupt controller"))?;
     set_addresses(&device, gic)?;
     set(&device, KVM_DEV_ARM_VGIC_GRP_NR_IRQS, 0, &INTERRUPTS)?;
     set(&device, KVM_DEV_ARM_VGIC_GRP_CTRL, KVM_DEV_ARM_VGIC_CTRL_INIT, &0u64)?;
@@ -78,5 +78,5 @@ fn set<T>(device: &DeviceFd, group: u32, attribute: u32, value: &T) -> Result<()
         attr: attribute.into(),
         addr: std::ptr::from_ref(value) as u64,
     };
-    device.set_device_attr(&attribute).map_err(Error::call("set up the interrupt controller"))
+    device.set_device_attr(&attribute).map_err(call("set up the interrupt controller"))
 }

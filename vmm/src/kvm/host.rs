@@ -11,7 +11,10 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{Cap, Kvm};
 
-use super::{Error, gic};
+use super::vm::Vm;
+use super::{Error, call, gic};
+use crate::hypervisor::{self, Hypervisor};
+use crate::memory::GuestRam;
 
 /// KVM creates no VM with fewer guest-physical address bits (Documentation/virt/kvm/api.rst,
 /// KVM_CREATE_VM).
@@ -19,6 +22,13 @@ const MIN_IPA_BITS: u8 = 32;
 
 /// The limit of a KVM that does not tell its own.
 const DEFAULT_IPA_BITS: u8 = 40;
+
+/// What the CPUs of the host have and guests get.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct CpuFeatures {
+    pub(super) sve: bool,
+    pub(super) pointer_authentication: bool,
+}
 
 /// An open /dev/kvm.
 pub struct Host {
@@ -54,6 +64,13 @@ impl Host {
         &self.kvm
     }
 
+    pub(super) fn cpu_features(&self) -> CpuFeatures {
+        CpuFeatures {
+            sve: self.has_sve(),
+            pointer_authentication: self.has_pointer_authentication(),
+        }
+    }
+
     fn has(&self, capability: u32) -> bool {
         self.kvm.check_extension_raw(capability.into()) > 0
     }
@@ -77,24 +94,12 @@ impl Host {
         }
     }
 
-    /// Checks a number of vCPUs against KVM's limit.
-    ///
-    /// # Errors
-    /// When there are too many.
-    pub fn check_cpus(&self, asked: u32) -> Result<(), Error> {
-        let max = self.max_cpus();
-        if asked > max {
-            return Err(Error::TooManyCpus { asked, max, limit: "this host's KVM" });
-        }
-        Ok(())
-    }
-
     /// The interrupt controller that guests get.
     ///
     /// # Errors
     /// When there is none, or KVM creates no VM to ask.
     pub fn gic(&self) -> Result<Gic, Error> {
-        let vm = self.kvm.create_vm().map_err(Error::call("create a VM"))?;
+        let vm = self.kvm.create_vm().map_err(call("create a VM"))?;
         gic::probe(&vm, 1)
     }
 
@@ -120,16 +125,34 @@ impl Host {
             bits => u8::try_from(bits).unwrap_or(DEFAULT_IPA_BITS),
         }
     }
+}
 
-    /// The fewest address bits that reach the end of guest memory: a smaller guest-physical address
-    /// space has fewer levels of translation.
-    ///
-    /// # Errors
-    /// When this host's addresses do not reach that far.
-    pub fn ipa_bits_for(&self, memory: Bytes) -> Result<u8, Error> {
+impl Hypervisor for Host {
+    fn mte(&self) -> Result<(), &'static str> {
+        Self::mte(self)
+    }
+
+    fn check_cpus(&self, asked: u32) -> Result<(), Error> {
+        let max = self.max_cpus();
+        if asked > max {
+            return Err(Error::TooManyCpus { asked, max, limit: "this host's KVM" });
+        }
+        Ok(())
+    }
+
+    fn ipa_bits_for(&self, memory: Bytes) -> Result<u8, Error> {
         let limit = self.ipa_bits();
         let end = layout::ram(memory, limit)?.end();
         let needed = u64::BITS - (end.0 - 1).leading_zeros();
         Ok(u8::try_from(needed).unwrap_or(limit).max(MIN_IPA_BITS).min(limit))
+    }
+
+    fn create_vm(
+        &self,
+        ipa_bits: u8,
+        ram: GuestRam,
+        mte: bool,
+    ) -> Result<Box<dyn hypervisor::Vm>, Error> {
+        Ok(Box::new(Vm::new(self, ipa_bits, ram, mte)?))
     }
 }

@@ -13,12 +13,13 @@ use kvm_bindings::{
 use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
 use vm_memory::GuestAddress;
 
+use super::host::CpuFeatures;
 use super::kick::ImmediateExit;
-use super::{Error, Host};
+use super::{Error, vcpu_call};
 use crate::vcpu::{Entry, Exit, Kick, Registers, Unhandled, Vcpu};
 
 /// A vCPU.
-pub struct KvmVcpu {
+pub(super) struct KvmVcpu {
     index: u32,
     fd: VcpuFd,
 }
@@ -26,61 +27,44 @@ pub struct KvmVcpu {
 impl KvmVcpu {
     /// Creates a vCPU with all that the host's CPUs have: SVE and pointer authentication where present.
     /// All but the first wait for PSCI CPU_ON.
-    pub(super) fn new(vm: &VmFd, host: &Host, index: u32) -> Result<Self, Error> {
-        let fd = vm.create_vcpu(index.into()).map_err(Error::vcpu("create the state", index))?;
+    pub(super) fn new(vm: &VmFd, features: CpuFeatures, index: u32) -> Result<Self, Error> {
+        let fd = vm.create_vcpu(index.into()).map_err(vcpu_call("create the state", index))?;
         let mut init = kvm_vcpu_init::default();
-        vm.get_preferred_target(&mut init).map_err(Error::vcpu("choose the model", index))?;
+        vm.get_preferred_target(&mut init).map_err(vcpu_call("choose the model", index))?;
         let mut feature = |bit: u32| init.features[0] |= 1 << bit;
         feature(KVM_ARM_VCPU_PSCI_0_2);
         if index > 0 {
             feature(KVM_ARM_VCPU_POWER_OFF);
         }
-        if host.has_pointer_authentication() {
+        if features.pointer_authentication {
             feature(KVM_ARM_VCPU_PTRAUTH_ADDRESS);
             feature(KVM_ARM_VCPU_PTRAUTH_GENERIC);
         }
-        if host.has_sve() {
+        if features.sve {
             feature(KVM_ARM_VCPU_SVE);
         }
-        fd.vcpu_init(&init).map_err(Error::vcpu("initialise the registers", index))?;
-        if host.has_sve() {
+        fd.vcpu_init(&init).map_err(vcpu_call("initialise the registers", index))?;
+        if features.sve {
             // The vector lengths stay as KVM offers them, the host's own.
             let sve = i32::try_from(KVM_ARM_VCPU_SVE).unwrap_or(i32::MAX);
-            fd.vcpu_finalize(&sve).map_err(Error::vcpu("finalise SVE", index))?;
+            fd.vcpu_finalize(&sve).map_err(vcpu_call("finalise SVE", index))?;
         }
         Ok(Self { index, fd })
-    }
-
-    /// Sets where the first vCPU starts and what it finds: the device tree's address in x0
-    /// (Documentation/arch/arm64/booting.rst). Everything else is as KVM resets it: EL1, MMU off,
-    /// interrupts masked.
-    ///
-    /// # Errors
-    /// When KVM refuses.
-    pub fn set_boot_state(&self, entry: GuestAddress, fdt: GuestAddress) -> Result<(), Error> {
-        self.set(RegId::PC, entry.0)
-            .and_then(|()| RegId::x(0).map_or(Ok(()), |x0| self.set(x0, fdt.0)))
-            .map_err(Error::vcpu("set the boot registers", self.index))
     }
 
     /// The vCPU's affinity, as KVM chose it.
     ///
     /// # Errors
     /// When KVM does not tell.
-    pub fn mpidr(&self) -> Result<Mpidr, Error> {
+    pub(super) fn mpidr(&self) -> Result<Mpidr, Error> {
         self.get(RegId::MPIDR_EL1)
             .map(Mpidr::new)
-            .map_err(Error::vcpu("read the affinity", self.index))
+            .map_err(vcpu_call("read the affinity", self.index))
     }
 
-    /// The caches that the vCPU shows.
-    ///
-    /// # Errors
-    /// When KVM does not give them.
-    pub fn clidr(&self) -> Result<Clidr, Error> {
-        self.get(RegId::CLIDR_EL1)
-            .map(Clidr::new)
-            .map_err(Error::vcpu("read the kinds of caches", self.index))
+    /// The caches that the vCPU shows, if KVM gives them.
+    pub(super) fn clidr(&self) -> Option<Clidr> {
+        self.get(RegId::CLIDR_EL1).map(Clidr::new).ok()
     }
 
     fn get(&self, register: RegId) -> Result<u64, kvm_ioctls::Error> {
@@ -145,6 +129,12 @@ impl Vcpu for KvmVcpu {
 
     fn set_counter(&mut self, value: u64) -> io::Result<()> {
         Ok(self.set(RegId::TIMER_CNT, value)?)
+    }
+
+    fn set_boot_state(&mut self, entry: GuestAddress, fdt: GuestAddress) -> io::Result<()> {
+        self.set(RegId::PC, entry.0)?;
+        let x0 = RegId::x(0).map_or(Ok(()), |x0| self.set(x0, fdt.0));
+        Ok(x0?)
     }
 
     fn kicker(&self) -> io::Result<Box<dyn Kick>> {

@@ -4,7 +4,6 @@
 use std::io;
 use std::sync::{Arc, Weak};
 
-use arch::gic::Gic;
 use arch::irq::Spi;
 use devices::ports::{IrqLine, LevelLine};
 use kvm_bindings::{
@@ -15,9 +14,12 @@ use kvm_ioctls::{DeviceFd, IoEventAddress, VmFd};
 use vm_memory::GuestAddress;
 use vmm_sys_util::eventfd::EventFd;
 
+use super::host::CpuFeatures;
 use super::vcpu::KvmVcpu;
-use super::{Error, Host, gic};
+use super::{Error, Host, call, gic};
+use crate::hypervisor::{self, Vcpus};
 use crate::memory::{Backing, GuestRam};
+use crate::vcpu::Vcpu;
 
 /// The most memory in one slot: KVM counts a slot's pages in 31 bits (KVM_MEM_MAX_NR_PAGES), which is
 /// 8 TiB of 4 KiB pages; a power of two below keeps huge pages aligned.
@@ -26,30 +28,32 @@ const MAX_SLOT: u64 = 4 << 40;
 /// A VM in KVM.
 ///
 /// Field order is drop order: the VM goes before the memory that its slots refer to.
-pub struct Vm {
+pub(super) struct Vm {
     // The device's file keeps the interrupt controller.
     gic_device: Option<DeviceFd>,
     fd: Arc<VmFd>,
     ram: GuestRam,
+    features: CpuFeatures,
 }
 
 impl Vm {
     /// Creates a VM around its memory, with guest-physical addresses of so many bits
-    /// ([`Host::ipa_bits_for`]). With `mte`, KVM is told so now: it must be before the first vCPU.
+    /// . With `mte`, KVM is told so now: it must be before the first vCPU.
     ///
     /// # Errors
     /// When KVM refuses.
-    pub fn new(host: &Host, ipa_bits: u8, ram: GuestRam, mte: bool) -> Result<Self, Error> {
+    pub(super) fn new(host: &Host, ipa_bits: u8, ram: GuestRam, mte: bool) -> Result<Self, Error> {
         let created = host.kvm().create_vm_with_ipa_size(ipa_bits.into());
-        let fd = created.map_err(Error::call("create a VM"))?;
+        let fd = created.map_err(call("create a VM"))?;
         if mte {
             let capability = kvm_enable_cap { cap: KVM_CAP_ARM_MTE, ..Default::default() };
-            fd.enable_cap(&capability).map_err(Error::call("enable MTE"))?;
+            fd.enable_cap(&capability).map_err(call("enable MTE"))?;
         }
         // Without it, an access that has no syndrome is an error without an address. An older KVM has none.
         let nisv = kvm_enable_cap { cap: KVM_CAP_ARM_NISV_TO_USER, ..Default::default() };
         let _ = fd.enable_cap(&nisv);
-        let vm = Self { gic_device: None, fd: Arc::new(fd), ram };
+        let fd = Arc::new(fd);
+        let vm = Self { gic_device: None, fd, ram, features: host.cpu_features() };
         vm.set_memory(mte)?;
         Ok(vm)
     }
@@ -77,7 +81,7 @@ impl Vm {
                         let (since, source) = (backing.mte_since(), errno.into());
                         Error::TaggedBacking { backing, since, source }
                     }
-                    false => Error::call("register guest memory")(errno),
+                    false => call("register guest memory")(errno),
                 }
             })?;
             done += size;
@@ -85,60 +89,50 @@ impl Vm {
         }
         Ok(())
     }
+}
 
-    /// Creates the vCPUs, the first ready to run and the others waiting for PSCI CPU_ON, and after them
-    /// the interrupt controller, which is told how many there are.
-    ///
-    /// # Errors
-    /// When KVM refuses, or there are more vCPUs than it, or the interrupt controller, takes.
-    pub fn create_cpus(&mut self, host: &Host, count: u32) -> Result<(Vec<KvmVcpu>, Gic), Error> {
+impl hypervisor::Vm for Vm {
+    /// KVM wants the vCPUs before the interrupt controller, which is told how many there are.
+    fn create_vcpus(&mut self, count: u32) -> Result<Vcpus, Error> {
         let kind = gic::probe(&self.fd, count)?;
         if count > kind.max_cpus() {
             let limit = "the guest's interrupt controller";
             return Err(Error::TooManyCpus { asked: count, max: kind.max_cpus(), limit });
         }
         let vcpus = (0..count)
-            .map(|index| KvmVcpu::new(&self.fd, host, index))
+            .map(|index| KvmVcpu::new(&self.fd, self.features, index))
             .collect::<Result<Vec<_>, _>>()?;
         self.gic_device = Some(gic::create(&self.fd, &kind)?);
-        Ok((vcpus, kind))
+        let affinities = vcpus.iter().map(KvmVcpu::mpidr).collect::<Result<_, _>>()?;
+        let clidr = vcpus.first().and_then(KvmVcpu::clidr);
+        let vcpus = vcpus.into_iter().map(|vcpu| Box::new(vcpu) as Box<dyn Vcpu>).collect();
+        Ok(Vcpus { vcpus, affinities, clidr, gic: kind })
     }
 
-    /// An interrupt line of the guest's: an event that KVM turns into the interrupt by itself.
-    ///
-    /// # Errors
-    /// When the host gives no event, or KVM does not take it.
-    pub fn irq(&self, spi: Spi) -> Result<Irq, Error> {
+    /// An event that KVM turns into the interrupt by itself (KVM_IRQFD).
+    fn irq(&self, spi: Spi) -> Result<Box<dyn IrqLine>, Error> {
         let event = event("create the event of an interrupt")?;
-        self.fd
-            .register_irqfd(&event, spi.number())
-            .map_err(Error::call("connect an interrupt"))?;
-        Ok(Irq(event))
+        self.fd.register_irqfd(&event, spi.number()).map_err(call("connect an interrupt"))?;
+        Ok(Box::new(Irq(event)))
     }
 
-    /// An interrupt line of the guest's that carries a level.
-    pub fn level_irq(&self, spi: Spi) -> LevelIrq {
-        LevelIrq {
+    fn level_irq(&self, spi: Spi) -> Box<dyn LevelLine> {
+        Box::new(LevelIrq {
             vm: Arc::downgrade(&self.fd),
             irq: KVM_ARM_IRQ_TYPE_SPI << KVM_ARM_IRQ_TYPE_SHIFT | spi.intid(),
-        }
+        })
     }
 
-    /// An event that KVM writes when the guest stores the 32-bit `value` at `address`; the store ends
-    /// there, and other values go to the bus.
-    ///
-    /// # Errors
-    /// When the host gives no event, or KVM does not take it.
-    pub fn doorbell(&self, address: GuestAddress, value: u32) -> Result<EventFd, Error> {
+    /// An event that KVM writes by itself (KVM_IOEVENTFD).
+    fn doorbell(&self, address: GuestAddress, value: u32) -> Result<EventFd, Error> {
         let event = event("create the event of a device's queue")?;
         self.fd
             .register_ioevent(&event, &IoEventAddress::Mmio(address.0), value)
-            .map_err(Error::call("connect a device's queue"))?;
+            .map_err(call("connect a device's queue"))?;
         Ok(event)
     }
 
-    /// Guest memory.
-    pub fn ram(&self) -> &GuestRam {
+    fn ram(&self) -> &GuestRam {
         &self.ram
     }
 }
@@ -152,7 +146,7 @@ fn event(what: &'static str) -> Result<EventFd, Error> {
 }
 
 /// An edge-triggered interrupt line.
-pub struct Irq(EventFd);
+struct Irq(EventFd);
 
 impl IrqLine for Irq {
     fn trigger(&self) -> io::Result<()> {
@@ -161,7 +155,7 @@ impl IrqLine for Irq {
 }
 
 /// A level-triggered interrupt line (KVM_IRQ_LINE). It does not keep the VM.
-pub struct LevelIrq {
+struct LevelIrq {
     vm: Weak<VmFd>,
     irq: u32,
 }

@@ -1,7 +1,6 @@
 //! The machine before its devices: what KVM, memory and kernel are made of.
 
 use arch::caches::CacheTopology;
-use arch::gic::Gic;
 use arch::layout;
 use arch::range::MemoryRange;
 use arch::units::Bytes;
@@ -11,8 +10,8 @@ use super::Error;
 use crate::backends::reporting;
 use crate::config::{HugePages, MemoryBacking, MteMode};
 use crate::error::say;
-use crate::kvm::{self, Host, KvmVcpu, Vm};
-use crate::memory::{self, Attributes, Backing, GuestRam, Loaded, tag_checks};
+use crate::hypervisor::{self, Hypervisor, Vcpus, Vm};
+use crate::memory::{self, Attributes, Backing, GuestRam, Loaded};
 use crate::spec::Spec;
 use crate::sys::caches;
 use crate::tag_storage::{BorrowerLease, TagReservation};
@@ -20,19 +19,18 @@ use crate::tag_storage::{BorrowerLease, TagReservation};
 /// The pages of hugetlbfs: as large as a chunk, whatever the host's own.
 const HUGE_PAGE: Bytes = layout::CHUNK;
 
-/// A VM that exists in KVM with its kernel loaded, and that nothing outside this process shows yet:
+/// A VM that exists in the hypervisor with its kernel loaded, and that nothing outside this process shows yet:
 /// killed now, it leaves nothing behind.
 pub struct Board {
     // Field order is drop order: vCPUs, VM, and with it the memory.
-    pub(super) vcpus: Vec<KvmVcpu>,
-    pub(super) vm: Vm,
-    pub(super) gic: Gic,
+    pub(super) cpus: Vcpus,
+    pub(super) vm: Box<dyn Vm>,
     /// The host's caches, if its kernel lists them and the guest's CPUs show the same.
     pub(super) caches: Option<CacheTopology>,
     pub(super) loaded: Loaded,
     pub(super) mte: Mte,
     pub(super) tags: Option<TagReservation>,
-    pub(super) tenancy: Option<BorrowerLease>,
+    pub(super) placement: Option<BorrowerLease>,
 }
 
 /// Whether the guest has MTE, and why not.
@@ -51,10 +49,8 @@ impl Board {
     ///
     /// # Errors
     /// When the host cannot give what the description asks for, or a file cannot be loaded.
-    pub fn new(spec: &Spec) -> Result<Self, Error> {
-        tag_checks::disable();
-        let host = Host::open()?;
-        let mte = choose_mte(&host, spec.mte)?;
+    pub fn new(spec: &Spec, host: &dyn Hypervisor) -> Result<Self, Error> {
+        let mte = choose_mte(host, spec.mte)?;
         host.check_cpus(spec.cpus)?;
         let ipa_bits = host.ipa_bits_for(spec.memory)?;
         let attributes = Attributes {
@@ -67,13 +63,13 @@ impl Board {
             },
         };
         let ram = GuestRam::new(spec.memory, attributes)?;
-        let mut vm = Vm::new(&host, ipa_bits, ram, mte == Mte::On)?;
+        let mut vm = host.create_vm(ipa_bits, ram, mte == Mte::On)?;
         // Before the first touch of guest memory.
         let tags = spec.tag_storage.as_ref().filter(|_| mte == Mte::On);
         let tags =
             tags.map(|wanted| TagReservation::new(wanted, &spec.id, vm.ram())).transpose()?;
         let lender = spec.lender.as_ref().filter(|_| mte != Mte::On);
-        let tenancy = lender
+        let placement = lender
             .map(|broker| BorrowerLease::new(broker, &spec.id, vm.ram(), spec.lock_memory))
             .transpose()?;
         let caches = caches::read().ok();
@@ -86,10 +82,10 @@ impl Board {
         if spec.lock_memory {
             vm.ram().lock()?;
         }
-        let (vcpus, gic) = vm.create_cpus(&host, spec.cpus)?;
-        let clidr = vcpus.first().and_then(|vcpu| vcpu.clidr().ok());
-        let caches = caches.filter(|caches| clidr.is_some_and(|clidr| caches.check(clidr).is_ok()));
-        Ok(Self { vm, vcpus, gic, caches, loaded, mte, tags, tenancy })
+        let cpus = vm.create_vcpus(spec.cpus)?;
+        let caches =
+            caches.filter(|caches| cpus.clidr.is_some_and(|clidr| caches.check(clidr).is_ok()));
+        Ok(Self { vm, cpus, caches, loaded, mte, tags, placement })
     }
 
     /// The description's command line, with the order in which the guest reports free memory if its
@@ -114,12 +110,12 @@ impl Board {
     }
 }
 
-fn choose_mte(host: &Host, mode: MteMode) -> Result<Mte, kvm::Error> {
+fn choose_mte(host: &dyn Hypervisor, mode: MteMode) -> Result<Mte, hypervisor::Error> {
     match (mode, host.mte()) {
         (MteMode::Off, _) => Ok(Mte::Off),
         (_, Ok(())) => Ok(Mte::On),
         (MteMode::Auto, Err(_)) => Ok(Mte::Unavailable),
-        (MteMode::Require, Err(missing)) => Err(kvm::Error::MteMissing(missing)),
+        (MteMode::Require, Err(missing)) => Err(hypervisor::Error::MteMissing(missing)),
     }
 }
 

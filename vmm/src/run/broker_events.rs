@@ -41,7 +41,7 @@ impl BrokerEvents {
         let (broker, balanced) = {
             let machine = machine.borrow();
             let Some(broker) = machine.broker() else { return Ok(None) };
-            (broker.clone(), machine.tenancy().is_some_and(BorrowerLease::is_balanced))
+            (broker.clone(), machine.placement().is_some_and(BorrowerLease::is_balanced))
         };
         let balance = balanced.then(Timer::new).transpose()?;
         balance.iter().try_for_each(|timer| timer.every(REBALANCE_EVERY))?;
@@ -53,11 +53,11 @@ impl BrokerEvents {
         let machine = self.machine.borrow();
         let retry = || machine.tag_storage().into_iter().for_each(|tags| tags.retry());
         match heard {
-            BrokerEvent::GiveBack { chunks } => machine.give_back(chunks.into()),
+            BrokerEvent::GiveBack { chunks } => machine.request_reclaim(chunks.into()),
             BrokerEvent::Retry => retry(),
-            BrokerEvent::StopReclaim => machine.take_back(),
+            BrokerEvent::StopReclaim => machine.cancel_reclaim(),
             BrokerEvent::Detached => {
-                machine.take_back();
+                machine.cancel_reclaim();
                 say("the broker is gone: the guest goes on with the tag storage that it has");
             }
             BrokerEvent::Attached { owed: 0 } => {
@@ -76,8 +76,8 @@ impl BrokerEvents {
 
     fn rebalance(&mut self) {
         let machine = self.machine.borrow();
-        let Some(tenancy) = machine.tenancy() else { return };
-        if let (Err(error), false) = (tenancy.rebalance(), self.complained) {
+        let Some(placement) = machine.placement() else { return };
+        if let (Err(error), false) = (placement.rebalance(), self.complained) {
             self.complained = true;
             say(&format!("guest memory is not balanced any more: {}", chain(&error)));
         }

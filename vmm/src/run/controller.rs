@@ -11,7 +11,9 @@ use super::shutdown::ShutdownRequest;
 use crate::api::balloon::no_balloon;
 use crate::api::{ControlError, Controller, model};
 use crate::backends::balloon;
-use crate::machine::Machine;
+use crate::error::chain;
+use crate::machine::{Machine, PauseReason};
+use crate::memory::Footprint;
 use crate::spec::Spec;
 use crate::tag_storage::BorrowerLease;
 
@@ -57,7 +59,7 @@ impl Controller for MachineController {
         let state = if running { model::State::Running } else { model::State::Paused };
         let mut instance = model::InstanceInfo::new(self.id.clone(), state);
         instance.pause_reason =
-            machine.ok().and_then(|machine| machine.borrow().held().map(str::to_owned));
+            machine.ok().and_then(|machine| held(&machine.borrow()).map(str::to_owned));
         instance
     }
 
@@ -94,8 +96,23 @@ impl Controller for MachineController {
     }
 
     fn footprint(&self) -> Result<model::Footprint, ControlError> {
-        let footprint = self.machine()?.borrow().footprint();
-        footprint.map_err(ControlError::from)
+        let machine = self.machine()?;
+        let machine = machine.borrow();
+        let measured = machine.footprint().footprint();
+        let measured = measured.map_err(ControlError::from)?;
+        let Footprint { resident, huge, tagged } = &*measured;
+        let mut footprint = model::Footprint {
+            guest_bytes: machine.ram().range().size.get(),
+            resident_bytes: resident.get(),
+            huge_bytes: huge.get(),
+            tagged_bytes: tagged.as_ref().ok().map(|tagged| tagged.get()),
+            tagged_unavailable: tagged.as_ref().err().map(|error| chain(error)),
+            ..model::Footprint::default()
+        };
+        if let Some(balloon) = machine.balloon() {
+            balloon.count_into(&mut footprint);
+        }
+        Ok(footprint)
     }
 
     fn tag_storage(&self) -> Result<model::TagStorage, ControlError> {
@@ -104,7 +121,7 @@ impl Controller for MachineController {
         Ok(match machine.tag_storage() {
             Some(tags) => tags.describe(),
             None => model::TagStorage {
-                borrows: machine.tenancy().map(BorrowerLease::describe),
+                borrows: machine.placement().map(BorrowerLease::describe),
                 ..model::TagStorage::off()
             },
         })
@@ -119,7 +136,7 @@ impl Controller for MachineController {
         let machine = self.machine()?;
         let mut machine = machine.borrow_mut();
         machine.resume().map_err(|error| ControlError::failed("resume the VM", error))?;
-        match machine.held() {
+        match held(&machine) {
             None => Ok(()),
             Some(reason) => Err(ControlError::refused(format!(
                 "the VM goes on by itself as soon as it can, and not before: {reason}"
@@ -150,4 +167,9 @@ impl Controller for MachineController {
         self.shutdown.with(ExitReason::Stopped);
         Ok(())
     }
+}
+
+/// Why the guest does not run although no client has paused it.
+fn held(machine: &Machine) -> Option<&str> {
+    machine.pause_reason(PauseReason::TagStorage).filter(|_| machine.is_paused())
 }

@@ -7,7 +7,6 @@ use thiserror::Error;
 use crate::config;
 use crate::console;
 use crate::exit_status::ExitStatus;
-#[cfg(target_arch = "aarch64")]
 use crate::machine;
 use crate::spec;
 use crate::sys::unix_socket;
@@ -28,7 +27,6 @@ pub enum Error {
     )]
     NotArm64,
     /// The machine cannot be made.
-    #[cfg(target_arch = "aarch64")]
     #[error(transparent)]
     Machine(#[from] machine::Error),
     /// The console cannot be had.
@@ -58,7 +56,6 @@ impl Error {
             Self::Config(error) => error.status(),
             Self::Spec(_) => ExitStatus::Config,
             Self::NotArm64 => ExitStatus::Unavailable,
-            #[cfg(target_arch = "aarch64")]
             Self::Machine(error) => error.status(),
             Self::Console(error) => error.status(),
             Self::Control(error) => error.status(),

@@ -1,30 +1,25 @@
 //! `tessera run`: from a configuration to a guest that has ended.
 
-#[cfg(target_arch = "aarch64")]
 mod broker_events;
-#[cfg(target_arch = "aarch64")]
 mod controller;
 mod error;
-#[cfg(target_arch = "aarch64")]
 mod event_loop;
 mod exit_reason;
-#[cfg(target_arch = "aarch64")]
 mod exit_watcher;
-#[cfg(target_arch = "aarch64")]
 mod power_key;
 mod shutdown;
-#[cfg(target_arch = "aarch64")]
 mod start;
-#[cfg(target_arch = "aarch64")]
 mod tag_events;
-#[cfg(target_arch = "aarch64")]
 mod watch;
 
 pub use error::Error;
 pub use exit_reason::ExitReason;
 pub use shutdown::ShutdownRequest;
 
+use std::path::Path;
+
 use crate::config::RunArgs;
+use crate::hypervisor::Hypervisor;
 use crate::spec::Spec;
 
 /// Runs a guest to its end.
@@ -34,12 +29,27 @@ use crate::spec::Spec;
 pub fn run(args: &RunArgs) -> Result<ExitReason, Error> {
     let spec = Spec::new(args.merge()?, args.command_line_only())?;
     #[cfg(target_arch = "aarch64")]
-    return start::start(&spec, args.api_sock.as_deref());
+    {
+        let host = crate::kvm::Host::open().map_err(crate::machine::Error::from)?;
+        run_on(&host, &spec, args.api_sock.as_deref())
+    }
     #[cfg(not(target_arch = "aarch64"))]
     {
         drop(spec);
         Err(Error::NotArm64)
     }
+}
+
+/// Runs the guest of a description on this hypervisor to its end.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_on(
+    hypervisor: &dyn Hypervisor,
+    spec: &Spec,
+    api_sock: Option<&Path>,
+) -> Result<ExitReason, Error> {
+    start::start(hypervisor, spec, api_sock)
 }
 
 #[cfg(test)]

@@ -16,7 +16,6 @@ impl ShutdownRequest {
     }
 
     /// How the VM ends, if somebody has said so.
-    #[cfg(any(target_arch = "aarch64", test))]
     pub(super) fn take(&self) -> Option<ExitReason> {
         self.0.borrow_mut().take()
     }

@@ -17,13 +17,20 @@ use super::tag_events::TagEvents;
 use crate::api::Server;
 use crate::console::{self, Input, Keys, Listener, Lost, Output, Quiesce, RawTerminal, Verb};
 use crate::error::say;
+use crate::hypervisor::Hypervisor;
 use crate::machine::{Board, Machine, Mte};
+use crate::memory::tag_checks;
 use crate::spec::{SerialTarget, Spec};
 use crate::sys::signals::Signals;
 
 /// Makes the machine, runs the guest to its end, and cleans up.
-pub(super) fn start(spec: &Spec, api_sock: Option<&Path>) -> Result<ExitReason, Error> {
-    let board = Board::new(spec)?;
+pub(super) fn start(
+    hypervisor: &dyn Hypervisor,
+    spec: &Spec,
+    api_sock: Option<&Path>,
+) -> Result<ExitReason, Error> {
+    tag_checks::disable();
+    let board = Board::new(spec, hypervisor)?;
     announce_mte(board.mte(), spec);
     let spec = &Spec { command_line: board.command_line(spec), ..spec.clone() };
     // From here on there are things to clean up, so signals no longer end the process by themselves.
@@ -33,7 +40,7 @@ pub(super) fn start(spec: &Spec, api_sock: Option<&Path>) -> Result<ExitReason, 
     let (output, listener) = open_console(&spec.serial, &quiesce, &lost)?;
     let mut machine = Machine::new(board, spec, output, quiesce)?;
     let serial = machine.serial();
-    let queue_events = machine.take_queue_events();
+    let device_events = machine.take_device_events();
     let balloon = machine.balloon().cloned();
     let machine = Rc::new(RefCell::new(machine));
     let shutdown = ShutdownRequest::default();
@@ -53,13 +60,13 @@ pub(super) fn start(spec: &Spec, api_sock: Option<&Path>) -> Result<ExitReason, 
     }
     events.add(Box::new(ExitWatcher::new(&machine, signals, lost, shutdown.clone())));
     events.add(Box::new(key));
-    if let Some(tags) = TagEvents::of(&machine, shutdown.clone()) {
+    if let Some(tags) = TagEvents::of(&machine, shutdown.clone()).map_err(Error::Events)? {
         events.add(Box::new(tags));
     }
     if let Some(broker) = BrokerEvents::of(&machine, shutdown.clone()).map_err(Error::Events)? {
         events.add(Box::new(broker));
     }
-    queue_events.into_iter().for_each(|queues| events.add(queues));
+    device_events.into_iter().for_each(|device| events.add(device));
     if let Some(balloon) = balloon {
         events.add(Box::new(balloon));
     }
@@ -119,3 +126,6 @@ fn open_console(
         SerialTarget::None => (Output::nowhere(), None),
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,11 +1,12 @@
 //! What the main thread does about tag storage that runs out.
 
 use std::cell::RefCell;
+use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use event_manager::{EventOps, Events, MutEventSubscriber};
+use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use rustix::fd::{AsFd, AsRawFd};
 
 use super::exit_reason::ExitReason;
@@ -13,15 +14,19 @@ use super::shutdown::ShutdownRequest;
 use super::watch::watch;
 use crate::config::OnExhausted;
 use crate::error::{chain, say};
-use crate::machine::Machine;
+use crate::machine::{Machine, PauseReason};
 use crate::spec::ReservationMode;
+use crate::sys::timer::Timer;
 use crate::tag_storage::{ExhaustionSnapshot, ExhaustionStatus};
 
 /// A guest at the edge of its tag storage can run out of it a thousand times a second. What happened in
 /// between is in the counters.
 const SAY_EVERY: Duration = Duration::from_secs(10);
 
-/// Hears of exhaustion, says so, and does what `--on-exhausted` says.
+/// A pause or its end that failed is tried again this much later.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// Reports exhaustion, and does what `--on-exhausted` says.
 pub(super) struct TagEvents {
     machine: Rc<RefCell<Machine>>,
     notices: Arc<ExhaustionStatus>,
@@ -32,19 +37,35 @@ pub(super) struct TagEvents {
     /// What was said last is not true any more once the guest is relieved.
     open: bool,
     acted: bool,
+    retry: Timer,
 }
 
 impl TagEvents {
     /// The events of a machine whose tag storage can run out.
-    pub(super) fn of(machine: &Rc<RefCell<Machine>>, shutdown: ShutdownRequest) -> Option<Self> {
-        let (when, notices) = {
-            let machine = machine.borrow();
-            let tags = machine.tag_storage()?;
-            (tags.spec().when, tags.notices())
+    ///
+    /// # Errors
+    /// When the host gives no timer.
+    pub(super) fn of(
+        machine: &Rc<RefCell<Machine>>,
+        shutdown: ShutdownRequest,
+    ) -> io::Result<Option<Self>> {
+        let (when, notices) = match machine.borrow().tag_storage() {
+            Some(tags) => (tags.spec().when, tags.notices()),
+            None => return Ok(None),
         };
-        let ReservationMode::Demand { on_exhausted: action, .. } = when else { return None };
-        let machine = Rc::clone(machine);
-        Some(Self { machine, notices, action, shutdown, spoken: None, open: false, acted: false })
+        let ReservationMode::Demand { on_exhausted: action, .. } = when else { return Ok(None) };
+        Self::new(Rc::clone(machine), notices, action, shutdown).map(Some)
+    }
+
+    fn new(
+        machine: Rc<RefCell<Machine>>,
+        notices: Arc<ExhaustionStatus>,
+        action: OnExhausted,
+        shutdown: ShutdownRequest,
+    ) -> io::Result<Self> {
+        let (spoken, open, acted) = (None, false, false);
+        let retry = Timer::new()?;
+        Ok(Self { machine, notices, action, shutdown, spoken, open, acted, retry })
     }
 
     fn act_on(&mut self, news: ExhaustionSnapshot) {
@@ -77,11 +98,14 @@ impl TagEvents {
             }
             OnExhausted::Wait => {}
             OnExhausted::Pause => {
-                let held = self.machine.borrow_mut().hold(&why);
-                match held {
+                let paused = self.machine.borrow_mut().pause_for(PauseReason::TagStorage, &why);
+                match paused {
                     Ok(()) if self.open => say("the VM is paused until there is tag storage"),
                     Ok(()) => {}
-                    Err(error) => say(&format!("the VM cannot be paused: {}", chain(&error))),
+                    Err(error) => self.try_again(&format!(
+                        "the VM cannot be paused, and is asked again: {}",
+                        chain(&error)
+                    )),
                 }
             }
             OnExhausted::Kill => self.shutdown.with(ExitReason::Exhausted(why)),
@@ -90,8 +114,12 @@ impl TagEvents {
 
     fn relieved(&mut self) {
         self.acted = false;
-        if let Err(error) = self.machine.borrow_mut().let_go() {
-            say(&format!("the VM cannot go on, and stays paused: {}", chain(&error)));
+        let released = self.machine.borrow_mut().release_pause(PauseReason::TagStorage);
+        if let Err(error) = released {
+            self.try_again(&format!(
+                "the VM cannot be resumed yet, and stays paused: {}",
+                chain(&error)
+            ));
         }
         if std::mem::take(&mut self.open) {
             say("the guest has its tag storage, and goes on");
@@ -99,13 +127,44 @@ impl TagEvents {
     }
 }
 
+impl TagEvents {
+    fn try_again(&self, message: &str) {
+        say(message);
+        self.wind();
+    }
+
+    fn wind(&self) {
+        // It cannot fail with such a time; if it does, the next event tries again.
+        let _ = self.retry.once(RETRY_AFTER);
+    }
+
+    /// Tries again what failed: a pause, or its end.
+    fn settle(&mut self) {
+        let settled = self.machine.borrow_mut().settle();
+        if settled.is_err() {
+            self.wind();
+        }
+    }
+}
+
 impl MutEventSubscriber for TagEvents {
     fn init(&mut self, ops: &mut EventOps<'_>) {
+        // Without its event the next change of tag storage tries again.
+        let _ = ops.add(Events::new_raw(self.retry.as_raw_fd(), EventSet::IN));
         watch(self.notices.as_fd().as_raw_fd(), ops, &self.shutdown);
     }
 
-    fn process(&mut self, _: Events, _: &mut EventOps<'_>) {
+    fn process(&mut self, events: Events, _: &mut EventOps<'_>) {
+        if events.fd() == self.retry.as_raw_fd() {
+            if self.retry.take() {
+                self.settle();
+            }
+            return;
+        }
         let news = self.notices.take();
         self.act_on(news);
     }
 }
+
+#[cfg(test)]
+mod tests;

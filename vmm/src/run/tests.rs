@@ -112,23 +112,22 @@ fn a_machine_that_is_not_arm64_is_named_once_the_rest_makes_sense() {
     assert!(matches!(run(&args), Err(Error::NotArm64)));
 }
 
-#[cfg(target_arch = "aarch64")]
 #[test]
 fn what_keeps_a_machine_from_being_made_has_its_documented_status() {
     use crate::memory::LoadError;
-    use crate::{kvm, machine};
+    use crate::{hypervisor, machine};
     use arch::layout;
     use arch::units::Bytes;
-    let kvm_open = |kind| kvm::Error::Open { hint: "", source: io_error(kind) };
+    let kvm_open = |kind| hypervisor::Error::Open { hint: "", source: io_error(kind) };
     let place = LoadError::Place { path: "Image".into(), source: layout::Error::InitrdEmpty };
     let longer = LoadError::Longer { path: "Image".into(), said: Bytes::mib(1) };
     let fdt = arch::fdt::Error::TooLarge { size: Bytes::mib(3) };
-    let too_many = kvm::Error::TooManyCpus { asked: 9, max: 8, limit: "GICv2" };
+    let too_many = hypervisor::Error::TooManyCpus { asked: 9, max: 8, limit: "GICv2" };
     let table: Vec<(machine::Error, ExitStatus)> = vec![
         (kvm_open(ErrorKind::PermissionDenied).into(), ExitStatus::NoPermission),
         (kvm_open(ErrorKind::NotFound).into(), ExitStatus::Unavailable),
-        (kvm::Error::MteMissing("KVM_CAP_ARM_MTE").into(), ExitStatus::Unavailable),
-        (kvm::Error::NoGic.into(), ExitStatus::Unavailable),
+        (hypervisor::Error::MteMissing("KVM_CAP_ARM_MTE").into(), ExitStatus::Unavailable),
+        (hypervisor::Error::NoGic.into(), ExitStatus::Unavailable),
         (too_many.into(), ExitStatus::Unavailable),
         (place.into(), ExitStatus::BadImage),
         (longer.into(), ExitStatus::BadImage),

@@ -3,9 +3,11 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
+
+use vm_memory::GuestAddress;
 
 use super::{Entry, Exit, Kick, Registers, Vcpu};
 
@@ -13,7 +15,7 @@ use super::{Entry, Exit, Kick, Registers, Vcpu};
 const DEADLINE: Duration = Duration::from_secs(30);
 
 /// What a fake guest does once it has been entered.
-pub(super) enum Step {
+pub(crate) enum Step {
     /// Leaves with this exit.
     Exit(Exit),
     /// Leaves with this exit now and ever after.
@@ -32,23 +34,30 @@ pub(super) enum Step {
 
 /// One thing that happened to a vCPU.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Event {
+pub(crate) enum Event {
     Entered(usize, Entry),
     Left(usize),
     CounterRead(u64),
     CounterSet(u64),
     Dropped(usize),
+    BootState {
+        index: usize,
+        entry: GuestAddress,
+        fdt: GuestAddress,
+    },
+    /// Something else of the fake machine.
+    Note(&'static str),
 }
 
 /// A latch that stays open or shut until it is changed.
 #[derive(Default)]
-pub(super) struct Gate {
+pub(crate) struct Gate {
     open: Mutex<bool>,
     changed: Condvar,
 }
 
 impl Gate {
-    pub(super) fn set(&self, open: bool) {
+    pub(crate) fn set(&self, open: bool) {
         *self.open.lock().unwrap() = open;
         self.changed.notify_all();
     }
@@ -57,7 +66,7 @@ impl Gate {
         *self.open.lock().unwrap()
     }
 
-    pub(super) fn wait(&self) {
+    pub(crate) fn wait(&self) {
         let open = self.open.lock().unwrap();
         let (open, _) = self.changed.wait_timeout_while(open, DEADLINE, |open| !*open).unwrap();
         assert!(*open, "nobody opened the gate");
@@ -77,34 +86,34 @@ impl Kick for Arc<Gate> {
 
 /// What all vCPUs of one fake guest share.
 #[derive(Clone, Default)]
-pub(super) struct Guest {
+pub(crate) struct Guest {
     record: Arc<(Mutex<Vec<Event>>, Condvar)>,
     counter: Arc<AtomicU64>,
 }
 
 impl Guest {
-    pub(super) fn vcpu(&self, index: usize, script: impl IntoIterator<Item = Step>) -> FakeVcpu {
+    pub(crate) fn vcpu(&self, index: usize, script: impl IntoIterator<Item = Step>) -> FakeVcpu {
         FakeVcpu {
             index,
             guest: self.clone(),
             script: script.into_iter().collect(),
             immediate_exit: Arc::default(),
             registers: Some(Registers { pc: 0x1234, ..Registers::default() }),
-            counter_fails: false,
+            counter_fails: Arc::default(),
         }
     }
 
     /// The counter goes on counting, as it does in a host whose guest is paused.
-    pub(super) fn pass_time(&self, ticks: u64) {
+    pub(crate) fn pass_time(&self, ticks: u64) {
         self.counter.fetch_add(ticks, Ordering::SeqCst);
     }
 
-    pub(super) fn events(&self) -> Vec<Event> {
+    pub(crate) fn events(&self) -> Vec<Event> {
         self.record.0.lock().unwrap().clone()
     }
 
     /// Waits until the record is as wanted.
-    pub(super) fn wait_for(&self, wanted: impl Fn(&[Event]) -> bool) {
+    pub(crate) fn wait_for(&self, wanted: impl Fn(&[Event]) -> bool) {
         let (events, changed) = &*self.record;
         let events = events.lock().unwrap();
         let (events, _) =
@@ -112,39 +121,40 @@ impl Guest {
         assert!(wanted(&events), "the vCPUs did not come to do what was expected: {events:?}");
     }
 
-    pub(super) fn wait_until_inside(&self, vcpus: usize) {
+    pub(crate) fn wait_until_inside(&self, vcpus: usize) {
         self.wait_for(|events| inside(events) == vcpus);
     }
 
-    fn note(&self, event: Event) {
+    pub(crate) fn note(&self, event: Event) {
         self.record.0.lock().unwrap().push(event);
         self.record.1.notify_all();
     }
 }
 
 /// How many vCPUs are in the guest at the end of a record.
-pub(super) fn inside(events: &[Event]) -> usize {
+pub(crate) fn inside(events: &[Event]) -> usize {
     let entered = events.iter().filter(|event| matches!(event, Event::Entered(..))).count();
     let left = events.iter().filter(|event| matches!(event, Event::Left(_))).count();
     entered - left
 }
 
 /// Whether the guest's counter was ever touched while a vCPU was in the guest.
-pub(super) fn counter_touched_while_running(events: &[Event]) -> bool {
+pub(crate) fn counter_touched_while_running(events: &[Event]) -> bool {
     let is_counter = |event: &Event| matches!(event, Event::CounterRead(_) | Event::CounterSet(_));
     let mut at = 0..events.len();
     at.any(|at| is_counter(&events[at]) && inside(&events[..at]) > 0)
 }
 
 /// A vCPU that follows a script.
-pub(super) struct FakeVcpu {
+pub(crate) struct FakeVcpu {
     index: usize,
     guest: Guest,
     script: VecDeque<Step>,
-    pub(super) immediate_exit: Arc<Gate>,
+    pub(crate) immediate_exit: Arc<Gate>,
     /// `None`: the hypervisor does not give them.
-    pub(super) registers: Option<Registers>,
-    pub(super) counter_fails: bool,
+    pub(crate) registers: Option<Registers>,
+    /// No counter can be read or set while this is set.
+    pub(crate) counter_fails: Arc<AtomicBool>,
 }
 
 impl FakeVcpu {
@@ -190,7 +200,7 @@ impl Vcpu for FakeVcpu {
     }
 
     fn counter(&self) -> io::Result<u64> {
-        if self.counter_fails {
+        if self.counter_fails.load(Ordering::SeqCst) {
             return Err(io::ErrorKind::Unsupported.into());
         }
         let value = self.guest.counter.load(Ordering::SeqCst);
@@ -199,11 +209,16 @@ impl Vcpu for FakeVcpu {
     }
 
     fn set_counter(&mut self, value: u64) -> io::Result<()> {
-        if self.counter_fails {
+        if self.counter_fails.load(Ordering::SeqCst) {
             return Err(io::ErrorKind::Unsupported.into());
         }
         self.guest.counter.store(value, Ordering::SeqCst);
         self.guest.note(Event::CounterSet(value));
+        Ok(())
+    }
+
+    fn set_boot_state(&mut self, entry: GuestAddress, fdt: GuestAddress) -> io::Result<()> {
+        self.guest.note(Event::BootState { index: self.index, entry, fdt });
         Ok(())
     }
 

@@ -2,7 +2,7 @@
 
 mod exit;
 #[cfg(test)]
-mod fake;
+pub(crate) mod fake;
 mod run;
 mod set;
 mod thread;
@@ -11,6 +11,7 @@ use std::io;
 use std::sync::Arc;
 
 use devices::bus::Bus;
+use vm_memory::GuestAddress;
 
 use crate::metrics::VcpuCounters;
 
@@ -60,6 +61,14 @@ pub trait Vcpu: Send {
     /// # Errors
     /// When the hypervisor refuses.
     fn set_counter(&mut self, value: u64) -> io::Result<()>;
+
+    /// Sets where the vCPU starts and what it finds: the address of the device tree in x0
+    /// (Documentation/arch/arm64/booting.rst). Everything else is as after a reset: EL1, MMU off,
+    /// interrupts masked.
+    ///
+    /// # Errors
+    /// When the hypervisor refuses.
+    fn set_boot_state(&mut self, entry: GuestAddress, fdt: GuestAddress) -> io::Result<()>;
 
     /// A handle with which any thread can make `enter` return.
     ///

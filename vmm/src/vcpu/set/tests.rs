@@ -1,6 +1,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::os::fd::AsRawFd;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc;
 
 use devices::bus::{Bus, MmioDevice};
@@ -193,8 +194,8 @@ fn a_pause_does_not_wait_for_a_vcpu_that_ends_the_vm_meanwhile() {
 #[test]
 fn a_counter_that_cannot_be_read_leaves_the_guest_running() {
     let guest = Guest::default();
-    let mut vcpu = guest.vcpu(0, []);
-    vcpu.counter_fails = true;
+    let vcpu = guest.vcpu(0, []);
+    vcpu.counter_fails.store(true, Ordering::SeqCst);
     let mut set = spawn(vec![Box::new(vcpu)]);
     set.resume().unwrap();
     guest.wait_until_inside(1);
@@ -205,8 +206,8 @@ fn a_counter_that_cannot_be_read_leaves_the_guest_running() {
 #[test]
 fn a_counter_that_cannot_be_set_leaves_the_guest_paused() {
     let guest = Guest::default();
-    let mut vcpu = guest.vcpu(0, []);
-    vcpu.counter_fails = true;
+    let vcpu = guest.vcpu(0, []);
+    vcpu.counter_fails.store(true, Ordering::SeqCst);
     let mut set = spawn(vec![Box::new(vcpu)]);
     set.counter = Some(1);
     set.wait(|| false).unwrap();

@@ -1,0 +1,126 @@
+//! A hypervisor whose guests follow a script. What happens to it is recorded with what happens to its vCPUs.
+#![allow(clippy::unwrap_used)]
+
+use std::cell::RefCell;
+use std::io;
+
+use arch::gic::Gic;
+use arch::irq::Spi;
+use arch::regs::Mpidr;
+use arch::units::Bytes;
+use devices::ports::{IrqLine, LevelLine};
+use vm_memory::GuestAddress;
+use vmm_sys_util::eventfd::EventFd;
+
+use super::{Error, Hypervisor, Vcpus, Vm};
+use crate::memory::GuestRam;
+use crate::vcpu::Vcpu;
+use crate::vcpu::fake::{Event, FakeVcpu, Guest, Step};
+
+/// A hypervisor for one VM.
+pub(crate) struct FakeHypervisor {
+    pub(crate) guest: Guest,
+    pub(crate) mte: Result<(), &'static str>,
+    /// Whether [`Hypervisor::create_vm`] takes memory for a guest with MTE.
+    pub(crate) tagged_memory: bool,
+    vcpus: RefCell<Vec<FakeVcpu>>,
+}
+
+impl FakeHypervisor {
+    /// Its VM has a vCPU for each script.
+    pub(crate) fn new(scripts: impl IntoIterator<Item = Vec<Step>>) -> Self {
+        let guest = Guest::default();
+        let vcpus = scripts.into_iter().enumerate();
+        let vcpus = vcpus.map(|(index, script)| guest.vcpu(index, script)).collect();
+        Self { guest, mte: Ok(()), tagged_memory: true, vcpus: RefCell::new(vcpus) }
+    }
+
+    /// Changes the vCPUs before they are given to a VM.
+    pub(crate) fn with_vcpus(&self, change: impl FnMut(&mut FakeVcpu)) {
+        self.vcpus.borrow_mut().iter_mut().for_each(change);
+    }
+}
+
+impl Hypervisor for FakeHypervisor {
+    fn mte(&self) -> Result<(), &'static str> {
+        self.mte
+    }
+
+    fn check_cpus(&self, _: u32) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn ipa_bits_for(&self, _: Bytes) -> Result<u8, Error> {
+        Ok(40)
+    }
+
+    fn create_vm(&self, _: u8, ram: GuestRam, mte: bool) -> Result<Box<dyn Vm>, Error> {
+        if mte && !self.tagged_memory {
+            return Err(Error::TaggedBacking {
+                backing: ram.backing(),
+                since: "6.13",
+                source: io::Error::from_raw_os_error(libc::EINVAL),
+            });
+        }
+        self.guest.note(Event::Note(if mte { "VM with MTE" } else { "VM" }));
+        let vcpus = self.vcpus.take();
+        Ok(Box::new(FakeVm { ram, guest: self.guest.clone(), vcpus }))
+    }
+}
+
+struct FakeVm {
+    guest: Guest,
+    ram: GuestRam,
+    vcpus: Vec<FakeVcpu>,
+}
+
+impl Vm for FakeVm {
+    fn create_vcpus(&mut self, count: u32) -> Result<Vcpus, Error> {
+        assert_eq!(self.vcpus.len(), count as usize, "a script for each vCPU");
+        self.guest.note(Event::Note("vCPUs"));
+        let vcpus = std::mem::take(&mut self.vcpus);
+        Ok(Vcpus {
+            affinities: (0..count.into()).map(Mpidr::new).collect(),
+            vcpus: vcpus.into_iter().map(|vcpu| Box::new(vcpu) as Box<dyn Vcpu>).collect(),
+            clidr: None,
+            gic: Gic::V3 { cpus: count },
+        })
+    }
+
+    fn irq(&self, _: Spi) -> Result<Box<dyn IrqLine>, Error> {
+        self.guest.note(Event::Note("interrupt"));
+        Ok(Box::new(Line))
+    }
+
+    fn level_irq(&self, _: Spi) -> Box<dyn LevelLine> {
+        Box::new(Line)
+    }
+
+    fn doorbell(&self, _: GuestAddress, _: u32) -> Result<EventFd, Error> {
+        Ok(EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).unwrap())
+    }
+
+    fn ram(&self) -> &GuestRam {
+        &self.ram
+    }
+}
+
+impl Drop for FakeVm {
+    fn drop(&mut self) {
+        self.guest.note(Event::Note("VM dropped"));
+    }
+}
+
+struct Line;
+
+impl IrqLine for Line {
+    fn trigger(&self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl LevelLine for Line {
+    fn set(&self, _: bool) -> io::Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,99 @@
+//! Gives devices their places: an address and an interrupt, and a doorbell for each queue.
+
+use std::sync::{Arc, Mutex};
+
+use arch::fdt::MmioNode;
+use arch::layout;
+use arch::range::MemoryRange;
+use devices::bus::{Bus, MmioDevice, SharedDevice};
+use devices::state::Stateful;
+use devices::virtio::Device;
+use devices::virtio::mmio::{self, Transport, Window};
+use event_manager::MutEventSubscriber;
+use vm_memory::GuestAddress;
+
+use super::attached::{Attached, Metrics, Model};
+use super::{Error, Plugged};
+use crate::backends::queues::{Gate, QueueBells, QueueEvents, Shared};
+use crate::hypervisor::Vm;
+
+/// Puts devices into a machine, one after the other.
+pub(super) struct Builder<'a> {
+    vm: &'a dyn Vm,
+    gate: &'a Gate,
+    pub(super) plugged: Plugged,
+    pub(super) attached: Vec<Box<dyn Attached>>,
+    pub(super) events: Vec<Box<dyn MutEventSubscriber>>,
+}
+
+impl<'a> Builder<'a> {
+    /// The queues of the devices are served while `gate` is open.
+    pub(super) fn new(vm: &'a dyn Vm, gate: &'a Gate) -> Self {
+        let plugged = Plugged { bus: Bus::new(), nodes: Vec::new() };
+        Self { vm, gate, plugged, attached: Vec::new(), events: Vec::new() }
+    }
+
+    pub(super) fn gate(&self) -> &Gate {
+        self.gate
+    }
+
+    pub(super) fn vm(&self) -> &'a dyn Vm {
+        self.vm
+    }
+
+    /// Puts a device on the bus that has no state.
+    pub(super) fn map(&mut self, range: MemoryRange, device: SharedDevice) -> Result<(), Error> {
+        Ok(self.plugged.bus.insert(range.base, range.size.get(), device)?)
+    }
+
+    /// Puts a device at its fixed place.
+    pub(super) fn add<D: MmioDevice + Stateful + 'static>(
+        &mut self,
+        name: &'static str,
+        range: MemoryRange,
+        device: D,
+        metrics: Option<Metrics>,
+    ) -> Result<Arc<Mutex<D>>, Error> {
+        let device = Arc::new(Mutex::new(device));
+        self.map(range, device.clone())?;
+        self.attach(name, Arc::clone(&device), metrics);
+        Ok(device)
+    }
+
+    /// Gives a virtio device the next place. `called` is its name in messages to the user.
+    ///
+    /// # Errors
+    /// When there is no place, or the host runs out of something.
+    pub(super) fn plug<D: Device + 'static>(
+        &mut self,
+        called: &'static str,
+        device: D,
+    ) -> Result<Shared<D>, Error> {
+        let index = self.plugged.nodes.len() as u32;
+        let (range, spi) = layout::virtio(index).ok_or(Error::NoSlot)?;
+        let irq = self.vm.irq(spi)?;
+        let bell = GuestAddress(range.base.0 + mmio::QUEUE_NOTIFY);
+        let bells: QueueBells = (0..device.queue_sizes().len() as u32)
+            .map(|queue| self.vm.doorbell(bell, queue))
+            .collect::<Result<Vec<_>, _>>()?
+            .into();
+        let memory = self.vm.ram().clone();
+        let transport = Transport::new(device, memory, irq, Box::new(bells.clone()));
+        let shared = Arc::new(Mutex::new(transport));
+        self.map(range, Arc::new(Window::new(Arc::clone(&shared))))?;
+        self.plugged.nodes.push(MmioNode { range, spi });
+        let events = QueueEvents::new(called, Arc::clone(&shared), bells, self.gate.clone());
+        self.events.push(Box::new(events));
+        Ok(shared)
+    }
+
+    /// Puts a device into the list.
+    pub(super) fn attach<D: Stateful + 'static>(
+        &mut self,
+        name: &'static str,
+        device: Arc<Mutex<D>>,
+        metrics: Option<Metrics>,
+    ) {
+        self.attached.push(Box::new(Model { name, device, metrics }));
+    }
+}

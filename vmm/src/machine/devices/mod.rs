@@ -1,0 +1,196 @@
+//! The devices of a machine: a list for what concerns all of them, and handles of those that are controlled.
+//!
+//! A new virtio device is one constructor here: [`balloon`] and [`entropy_source`] are examples.
+
+mod attached;
+mod builder;
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
+
+use arch::fdt::MmioNode;
+use arch::layout;
+use arch::units::Bytes;
+use devices::bus::Bus;
+use devices::gpio::Gpio;
+use devices::ports::GuestRange;
+use devices::rtc::Rtc;
+use devices::serial::Serial;
+use devices::virtio::balloon::{Balloon, BalloonConfig};
+use devices::virtio::rng::Rng;
+use event_manager::MutEventSubscriber;
+use serde_json::{Map, Value, json};
+
+use super::Error;
+use crate::backends::balloon;
+use crate::backends::clock::{HostClock, RtcEvents};
+use crate::backends::entropy::HostEntropy;
+use crate::backends::queues::Gate;
+use crate::backends::reporting::{self, Setup};
+use crate::console::Output;
+use crate::error::say;
+use crate::hypervisor::Vm;
+use crate::memory::Reclaimer;
+use crate::spec::{BalloonSpec, Spec};
+pub use attached::{Attached, StateError};
+use builder::Builder;
+
+/// The devices of a machine.
+pub struct DeviceSet {
+    attached: Vec<Box<dyn Attached>>,
+    /// The serial port, for its input.
+    pub(super) serial: Arc<Mutex<Serial>>,
+    /// The GPIO controller, for the power key.
+    pub(super) gpio: Arc<Mutex<Gpio>>,
+    /// The balloon, for its target and statistics.
+    pub(super) balloon: Option<balloon::Control>,
+    /// What serves the queues and the alarm, until the event loop takes it.
+    pub(super) events: Vec<Box<dyn MutEventSubscriber>>,
+}
+
+/// What the rest of the machine needs to know of its devices once.
+pub(super) struct Plugged {
+    pub(super) bus: Bus,
+    pub(super) nodes: Vec<MmioNode>,
+}
+
+impl DeviceSet {
+    /// Makes the devices of a description. Their queues are served while `gate` is open.
+    pub(super) fn new(
+        vm: &dyn Vm,
+        spec: &Spec,
+        gate: &Gate,
+        console: Output,
+        reclaimer: impl FnOnce() -> Reclaimer,
+        guest_page: Bytes,
+    ) -> Result<(Self, Plugged), Error> {
+        let mut builder = Builder::new(vm, gate);
+        let serial = serial(&mut builder, console)?;
+        clock(&mut builder)?;
+        let gpio = Gpio::new(vm.irq(layout::GPIO_SPI)?);
+        let gpio = builder.add("gpio", layout::GPIO, gpio, None)?;
+        let balloon = spec
+            .balloon
+            .map(|wanted| balloon(&mut builder, wanted, spec, reclaimer(), guest_page))
+            .transpose()?;
+        if spec.rng {
+            entropy_source(&mut builder)?;
+        }
+        let Builder { plugged, attached, events, .. } = builder;
+        Ok((Self { attached, serial, gpio, balloon, events }, plugged))
+    }
+
+    /// Every device.
+    pub fn iter(&self) -> impl Iterator<Item = &dyn Attached> {
+        self.attached.iter().map(|device| &**device)
+    }
+
+    /// Has all devices start no further work; whether none is in flight.
+    pub fn quiesce(&self) -> bool {
+        // Each of them is asked, whatever the others say.
+        self.iter().filter(|device| !device.quiesce()).count() == 0
+    }
+
+    /// The state of every device by its name. The guest is paused and the devices are quiesced.
+    ///
+    /// # Errors
+    /// When a state has no form that can be saved.
+    pub fn save(&self) -> Result<Map<String, Value>, StateError> {
+        self.iter().map(|device| Ok((device.name().to_owned(), device.save()?))).collect()
+    }
+
+    /// Takes the states of all devices over, before the guest runs.
+    ///
+    /// # Errors
+    /// When one is missing, or is not of such a device.
+    pub fn restore(&self, mut states: Map<String, Value>) -> Result<(), StateError> {
+        for device in self.iter() {
+            let missing = || StateError::Missing { device: device.name() };
+            device.restore(states.remove(device.name()).ok_or_else(missing)?)?;
+        }
+        Ok(())
+    }
+
+    /// The counters of every device that has some, by its name.
+    pub(super) fn metrics(&self) -> impl Iterator<Item = (&'static str, Value)> {
+        self.iter().filter_map(|device| Some((device.name(), device.metrics()?)))
+    }
+}
+
+fn serial(builder: &mut Builder<'_>, console: Output) -> Result<Arc<Mutex<Serial>>, Error> {
+    let serial = Serial::new(builder.vm().irq(layout::SERIAL_SPI)?, Box::new(console));
+    let counters = serial.counters();
+    let metrics = move || {
+        json!({
+            "output_bytes": counters.sent.load(Ordering::Relaxed),
+            "dropped_bytes": counters.lost.load(Ordering::Relaxed),
+            "irq_failures_total": counters.irq_failures.load(Ordering::Relaxed),
+            "input_bytes": counters.received.load(Ordering::Relaxed),
+        })
+    };
+    builder.add("serial", layout::SERIAL, serial, Some(Box::new(metrics)))
+}
+
+fn clock(builder: &mut Builder<'_>) -> Result<(), Error> {
+    let clock = HostClock::new().map_err(|source| Error::Timers { device: "clock", source })?;
+    let irq = builder.vm().level_irq(layout::RTC_SPI);
+    let rtc = Rtc::new(Box::new(clock.clone()), irq);
+    let rtc = builder.add("rtc", layout::RTC, rtc, None)?;
+    builder.events.push(Box::new(RtcEvents::new(rtc, clock)));
+    Ok(())
+}
+
+fn balloon(
+    builder: &mut Builder<'_>,
+    wanted: BalloonSpec,
+    spec: &Spec,
+    reclaimer: Reclaimer,
+    guest_page: Bytes,
+) -> Result<balloon::Control, Error> {
+    let ram = builder.vm().ram();
+    let setup = Setup {
+        wanted: wanted.reporting,
+        locked: ram.is_locked(),
+        memory: spec.memory,
+        guest_page,
+        order: reporting::in_effect(&spec.command_line, guest_page),
+        granularity: ram.backing().page_size(),
+    };
+    // That it is off is known to the user who switched it off; that memory is locked may not be.
+    if let Some(why) = reporting::forecast(&setup).filter(|_| setup.wanted) {
+        say(&format!("page reporting will give nothing back: {why}"));
+    }
+    let config = BalloonConfig {
+        reporting: setup.offered(),
+        deflate_on_oom: wanted.deflate_on_oom,
+        target: wanted.target.get(),
+    };
+    let range = ram.range();
+    let range = GuestRange { start: range.base, length: range.size.get() };
+    let discards = reclaimer.counters();
+    let device = Balloon::new(config, Box::new(reclaimer), range);
+    let transport = builder.plug("balloon", device)?;
+    let gate = builder.gate().clone();
+    let control = balloon::Control::new(wanted, setup, Arc::clone(&transport), discards, gate)
+        .map_err(|source| Error::Timers { device: "balloon", source })?;
+    let counted = control.clone();
+    builder.attach("balloon", transport, Some(Box::new(move || counted.metrics())));
+    Ok(control)
+}
+
+fn entropy_source(builder: &mut Builder<'_>) -> Result<(), Error> {
+    let device = Rng::new(Box::new(HostEntropy));
+    let counters = device.counters();
+    let transport = builder.plug("entropy source", device)?;
+    let metrics = move || {
+        json!({
+            "output_bytes": counters.bytes.load(Ordering::Relaxed),
+            "failures_total": counters.failures.load(Ordering::Relaxed),
+        })
+    };
+    builder.attach("entropy", transport, Some(Box::new(metrics)));
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

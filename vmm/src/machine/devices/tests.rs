@@ -1,0 +1,51 @@
+#![allow(clippy::unwrap_used)]
+
+use serde_json::json;
+
+use super::*;
+use crate::hypervisor::fake::FakeHypervisor;
+use crate::machine::testing::machine;
+
+fn new() -> crate::machine::Machine {
+    machine(&FakeHypervisor::new([vec![]]), 1)
+}
+
+#[test]
+fn every_device_is_in_the_list_under_a_name_of_its_own() {
+    let machine = new();
+
+    let names: Vec<_> = machine.devices().iter().map(Attached::name).collect();
+
+    assert_eq!(names, ["serial", "rtc", "gpio", "balloon", "entropy"]);
+}
+
+#[test]
+fn states_are_saved_by_name_and_restored_in_another_machine() {
+    let (first, second) = (new(), new());
+    first.set_power_key(true);
+    assert!(first.devices().quiesce());
+
+    let states = first.devices().save().unwrap();
+
+    assert_ne!(second.devices().save().unwrap(), states);
+    second.devices().restore(states.clone()).unwrap();
+    assert_eq!(second.devices().save().unwrap(), states);
+}
+
+#[test]
+fn states_that_do_not_fit_are_refused_by_name() {
+    let machine = new();
+    let states = machine.devices().save().unwrap();
+    let with = |name: &str, state: Option<Value>| {
+        let mut states = states.clone();
+        match state {
+            Some(state) => states.insert(name.to_owned(), state),
+            None => states.remove(name),
+        };
+        machine.devices().restore(states).unwrap_err().to_string()
+    };
+
+    assert!(with("gpio", None).contains("gpio"));
+    assert!(with("balloon", Some(json!({ "status": "odd" }))).contains("balloon"));
+    assert!(with("serial", Some(json!(null))).contains("serial"));
+}

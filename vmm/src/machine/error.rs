@@ -1,0 +1,89 @@
+//! Why there is no machine.
+
+use std::io;
+
+use arch::layout;
+use thiserror::Error;
+
+use crate::error::is_denied;
+use crate::exit_status::ExitStatus;
+use crate::hypervisor;
+use crate::memory::{self, LoadError};
+use crate::tag_storage::{BorrowerLeaseError, ReservationError};
+use crate::vcpu;
+
+/// Why there is no machine.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// The hypervisor cannot give it.
+    #[error(transparent)]
+    Hypervisor(#[from] hypervisor::Error),
+    /// Its memory cannot be had.
+    #[error(transparent)]
+    Memory(#[from] memory::Error),
+    /// Kernel or initrd cannot be loaded.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// The device tree cannot be made.
+    #[error("cannot describe the machine to the guest")]
+    Fdt(#[from] arch::fdt::Error),
+    /// The device tree cannot be put into guest memory.
+    #[error("cannot write the device tree into guest memory")]
+    WriteFdt(#[source] vm_memory::GuestMemoryError),
+    /// The first vCPU cannot be made ready.
+    #[error("cannot set the registers that the guest boots with")]
+    BootState(#[source] io::Error),
+    /// The host has no randomness for the guest's seeds.
+    #[error("the host gives no random bytes for the guest's seeds")]
+    Seeds(#[source] rustix::io::Errno),
+    /// Two devices claim one address.
+    #[error("the memory map is contradictory; please report this")]
+    Bus(#[from] devices::bus::Error),
+    /// There are more virtio devices than places for them.
+    #[error("there are more than {} virtio devices: leave some out", layout::MAX_VIRTIO_DEVICES)]
+    NoSlot,
+    /// There is no tag storage for the VM.
+    #[error(transparent)]
+    TagStorage(#[from] ReservationError),
+    /// It may not live beside the broker's tag storage.
+    #[error(transparent)]
+    BorrowerLease(#[from] BorrowerLeaseError),
+    /// The timers of a device cannot be had.
+    #[error("the host gives no timers for the {device}: look at ulimit -n")]
+    Timers {
+        /// Which.
+        device: &'static str,
+        /// The system's reason.
+        #[source]
+        source: io::Error,
+    },
+    /// The vCPUs' threads cannot be started.
+    #[error(transparent)]
+    Vcpus(#[from] vcpu::Error),
+}
+
+impl Error {
+    /// The status that the process ends with.
+    pub fn status(&self) -> ExitStatus {
+        match self {
+            Self::Hypervisor(hypervisor::Error::Open { source, .. })
+                if source.kind() == io::ErrorKind::PermissionDenied =>
+            {
+                ExitStatus::NoPermission
+            }
+            Self::TagStorage(error) if is_denied(error) => ExitStatus::NoPermission,
+            Self::BorrowerLease(error) if is_denied(error) => ExitStatus::NoPermission,
+            Self::Load(error) => error.status(),
+            Self::Hypervisor(_)
+            | Self::Memory(_)
+            | Self::BootState(_)
+            | Self::Seeds(_)
+            | Self::TagStorage(_)
+            | Self::BorrowerLease(_)
+            | Self::Timers { .. }
+            | Self::Vcpus(_) => ExitStatus::Unavailable,
+            Self::NoSlot => ExitStatus::Config,
+            Self::Fdt(_) | Self::WriteFdt(_) | Self::Bus(_) => ExitStatus::VmmFault,
+        }
+    }
+}

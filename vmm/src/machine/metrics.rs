@@ -1,0 +1,22 @@
+//! The counters of a machine.
+
+use serde_json::{Value, json};
+
+use super::Machine;
+
+impl Machine {
+    /// Counters, each with its unit at the end of its name.
+    pub fn metrics(&self) -> Value {
+        let mut metrics = json!({
+            "vcpu": self.counters.to_json(),
+            "memory": { "guest_bytes": self.ram().range().size.get() },
+        });
+        for (name, counters) in self.devices.metrics() {
+            metrics[name] = counters;
+        }
+        if let Some(tags) = &self.tags {
+            metrics["tag_storage"] = tags.metrics();
+        }
+        metrics
+    }
+}

@@ -1,0 +1,265 @@
+//! The machine: a VM with its devices and vCPUs, put together in one order.
+
+mod board;
+mod boot;
+mod devices;
+mod error;
+mod metrics;
+mod run_state;
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use ::devices::serial::Serial;
+use arch::layout;
+use arch::units::Bytes;
+use event_manager::MutEventSubscriber;
+
+use crate::backends::balloon;
+use crate::backends::queues::Gate;
+use crate::console::{Output, Quiesce};
+use crate::hypervisor::Vm;
+use crate::memory::{GuestRam, Reclaimer, Reservations, Unreserved, footprint};
+use crate::metrics::VcpuCounters;
+use crate::spec::Spec;
+use crate::tag_storage::broker::Client;
+use crate::tag_storage::{BorrowerLease, TagReservation};
+use crate::vcpu::{self, Services, VcpuSet};
+pub use board::{Board, Mte};
+pub use devices::{Attached, DeviceSet, StateError};
+pub use error::Error;
+pub use run_state::PauseReason;
+use run_state::{Change, RunState};
+
+// The device tree and the model must mean the same line.
+const _: () = assert!(arch::fdt::POWER_KEY_LINE == ::devices::gpio::POWER_KEY_LINE as u32);
+
+/// A VM with its devices and vCPU threads. Dropped, it ends.
+pub struct Machine {
+    // Field order is drop order: the threads end before what they use, and guest memory goes last.
+    vcpus: VcpuSet,
+    devices: DeviceSet,
+    footprint: footprint::Meter,
+    vm: Box<dyn Vm>,
+    run: RunState,
+    counters: Arc<VcpuCounters>,
+    quiesce: Quiesce,
+    /// Open while the guest runs.
+    gate: Gate,
+    tags: Option<TagReservation>,
+    placement: Option<BorrowerLease>,
+}
+
+impl Machine {
+    /// Gives a board its devices, describes them to the guest, and starts the threads of the vCPUs. They
+    /// do not enter the guest before [`Machine::resume`].
+    ///
+    /// # Errors
+    /// When the host runs out of something.
+    pub fn new(
+        board: Board,
+        spec: &Spec,
+        console: Output,
+        quiesce: Quiesce,
+    ) -> Result<Self, Error> {
+        let Board { vm, mut cpus, caches, loaded, tags, placement, .. } = board;
+        let throttle = console.brake();
+        let gate = Gate::default();
+        let reclaimer = || {
+            let reservations = tags.as_ref().map(TagReservation::reservations);
+            let reservations: Box<dyn Reservations> = reservations.unwrap_or(Box::new(Unreserved));
+            Reclaimer::new(vm.ram().clone(), reservations)
+        };
+        let (devices, plugged) =
+            DeviceSet::new(&*vm, spec, &gate, console, reclaimer, loaded.guest_page)?;
+        boot::prepare(&*vm, spec, &mut cpus, caches.as_ref(), &loaded, &plugged.nodes)?;
+        let counters = Arc::new(VcpuCounters::default());
+        let services =
+            Services { bus: plugged.bus, brake: throttle, counters: Arc::clone(&counters) };
+        let vcpus = VcpuSet::spawn(cpus.vcpus, &Arc::new(services))?;
+        let run = RunState::new();
+        let footprint = footprint::Meter::new(vm.ram());
+        Ok(Self { vcpus, devices, footprint, vm, run, counters, quiesce, gate, tags, placement })
+    }
+
+    /// The devices.
+    pub fn devices(&self) -> &DeviceSet {
+        &self.devices
+    }
+
+    /// What serves the devices on the host's side, for the event loop. It comes once.
+    pub fn take_device_events(&mut self) -> Vec<Box<dyn MutEventSubscriber>> {
+        std::mem::take(&mut self.devices.events)
+    }
+
+    /// The balloon, if there is one.
+    pub fn balloon(&self) -> Option<&balloon::Control> {
+        self.devices.balloon.as_ref()
+    }
+
+    /// The serial port, for its input.
+    pub fn serial(&self) -> Arc<Mutex<Serial>> {
+        Arc::clone(&self.devices.serial)
+    }
+
+    /// Moves the power key; says whether the guest listens to it.
+    pub fn set_power_key(&self, pressed: bool) -> bool {
+        let gpio = self.devices.gpio.lock();
+        gpio.unwrap_or_else(PoisonError::into_inner).set_power_key(pressed)
+    }
+
+    /// Guest memory.
+    pub fn ram(&self) -> &GuestRam {
+        self.vm.ram()
+    }
+
+    /// Measures how much of the host the guest takes.
+    pub fn footprint(&self) -> &footprint::Meter {
+        &self.footprint
+    }
+
+    /// The vCPUs, for the event that says one of them has ended the VM.
+    pub fn vcpus(&self) -> &VcpuSet {
+        &self.vcpus
+    }
+
+    /// The VM's tag storage, if any is reserved.
+    pub fn tag_storage(&self) -> Option<&TagReservation> {
+        self.tags.as_ref()
+    }
+
+    /// Where memory without tags may be beside tag storage, if there is a broker.
+    pub fn placement(&self) -> Option<&BorrowerLease> {
+        self.placement.as_ref()
+    }
+
+    /// The broker of tag storage, if there is one.
+    pub fn broker(&self) -> Option<&Arc<Client>> {
+        let own = self.tags.as_ref().and_then(TagReservation::broker);
+        own.or_else(|| self.placement.as_ref().map(BorrowerLease::broker))
+    }
+
+    /// Asks the guest for the memory of so many chunks beyond what it has given, as others need tag storage.
+    /// What the user asks of the balloon stays as it is.
+    pub fn request_reclaim(&self, chunks: u64) {
+        // Nothing else frees tag storage as memory goes back.
+        let frees = self.tags.as_ref().is_some_and(TagReservation::is_on_demand);
+        if let Some(balloon) = self.balloon().filter(|_| frees) {
+            balloon.give_back(Bytes::new(chunks.saturating_mul(layout::CHUNK.get())));
+        }
+    }
+
+    /// Ends what [`request_reclaim`](Self::request_reclaim) asked for.
+    pub fn cancel_reclaim(&self) {
+        if let Some(balloon) = self.balloon() {
+            balloon.take_back();
+        }
+    }
+
+    /// Whether the vCPUs are out of the guest, or wait in it for tag storage.
+    pub fn is_paused(&self) -> bool {
+        !self.run.is_running()
+    }
+
+    /// The text of a reason for which the guest does not run, if that is one.
+    pub fn pause_reason(&self, reason: PauseReason) -> Option<&str> {
+        self.run.reason(reason)
+    }
+
+    /// Stops the guest and its clock by request; pending MMIO is finished first. Its memory does not
+    /// change until [`Machine::resume`], as no queue is served.
+    ///
+    /// # Errors
+    /// When a vCPU does not leave the guest: then the guest runs, unless there is another reason.
+    pub fn pause(&mut self) -> Result<(), vcpu::Error> {
+        self.run.pause_for(PauseReason::Request, "");
+        let settled = self.settle();
+        if settled.is_err() {
+            self.run.release(PauseReason::Request);
+        }
+        settled
+    }
+
+    /// Takes the request back. The guest runs, its clock where it stopped, once there is no other reason.
+    ///
+    /// # Errors
+    /// When its clock cannot be set: then it stays paused, and may be resumed again.
+    pub fn resume(&mut self) -> Result<(), vcpu::Error> {
+        self.release_pause(PauseReason::Request)
+    }
+
+    /// Stops the guest for a reason of the VMM's own, until it is [released](Self::release_pause).
+    ///
+    /// # Errors
+    /// When a vCPU does not leave the guest. The reason holds: [`Machine::settle`] tries again.
+    pub fn pause_for(&mut self, reason: PauseReason, text: &str) -> Result<(), vcpu::Error> {
+        self.run.pause_for(reason, text);
+        self.settle()
+    }
+
+    /// Takes a reason back, and lets the guest run if it was the last.
+    ///
+    /// # Errors
+    /// When the clock of the guest cannot be set: it stays paused until [`Machine::settle`] succeeds.
+    pub fn release_pause(&mut self, reason: PauseReason) -> Result<(), vcpu::Error> {
+        self.run.release(reason);
+        self.settle()
+    }
+
+    /// Whether a pause or its end has failed and is to be tried again.
+    pub fn is_unsettled(&self) -> bool {
+        self.run.pending().is_some()
+    }
+
+    /// Pauses the guest or lets it run, as the reasons have it. Nothing happens if that is so already.
+    ///
+    /// # Errors
+    /// As for [`pause`](Self::pause) and [`resume`](Self::resume).
+    pub fn settle(&mut self) -> Result<(), vcpu::Error> {
+        let Some(change) = self.run.pending() else { return Ok(()) };
+        match change {
+            Change::Quiesce => self.quiesce()?,
+            Change::Unquiesce => self.unquiesce()?,
+        }
+        self.run.done(change);
+        Ok(())
+    }
+
+    fn quiesce(&mut self) -> Result<(), vcpu::Error> {
+        self.quiesce.set(true);
+        let tags = self.tags.as_ref();
+        let waits = || tags.is_some_and(|tags| tags.waiting() > 0);
+        let paused = self.vcpus.pause_excusing(waits);
+        match paused {
+            Ok(()) => self.gate.close(),
+            Err(_) => self.quiesce.set(false),
+        }
+        paused
+    }
+
+    fn unquiesce(&mut self) -> Result<(), vcpu::Error> {
+        self.quiesce.set(false);
+        let resumed = self.vcpus.resume();
+        match resumed {
+            Ok(()) => self.gate.open(),
+            Err(_) => self.quiesce.set(true),
+        }
+        resumed
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        // No vCPU may wait for the reader of a console while its thread is joined.
+        self.quiesce.set(true);
+        // Nor may one wait for tag storage: it would not leave the guest.
+        self.vcpus.finish();
+        if let Some(tags) = &mut self.tags {
+            tags.stop();
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,157 @@
+#![allow(clippy::unwrap_used)]
+
+use std::sync::atomic::Ordering;
+
+use super::testing::{config, kernel, machine, spec};
+use super::*;
+use crate::hypervisor::fake::FakeHypervisor;
+use crate::vcpu::fake::{Event, inside};
+
+fn computing(vcpus: u32) -> (FakeHypervisor, Machine) {
+    let hypervisor = FakeHypervisor::new((0..vcpus).map(|_| vec![]));
+    let machine = machine(&hypervisor, vcpus);
+    (hypervisor, machine)
+}
+
+fn position(events: &[Event], wanted: Event) -> usize {
+    events.iter().position(|event| *event == wanted).unwrap()
+}
+
+#[test]
+fn a_machine_is_made_in_one_order_and_waits() {
+    let (hypervisor, machine) = computing(2);
+
+    let events = hypervisor.guest.events();
+    let created = position(&events, Event::Note("VM with MTE"));
+    let vcpus = position(&events, Event::Note("vCPUs"));
+    let interrupt = position(&events, Event::Note("interrupt"));
+    let boot = events.iter().position(|event| matches!(event, Event::BootState { index: 0, .. }));
+    assert!(created < vcpus && vcpus < interrupt && interrupt < boot.unwrap(), "{events:?}");
+    assert!(!events.iter().any(|event| matches!(event, Event::Entered(..))), "{events:?}");
+    assert!(machine.is_paused());
+}
+
+#[test]
+fn the_first_vcpu_starts_at_the_kernel_with_the_device_tree() {
+    let (hypervisor, machine) = computing(2);
+
+    let events = hypervisor.guest.events();
+    let states: Vec<_> = events
+        .iter()
+        .filter_map(|event| match event {
+            Event::BootState { index, fdt, .. } => Some((*index, *fdt)),
+            _ => None,
+        })
+        .collect();
+    let [(0, fdt)] = states[..] else { panic!("{states:?}") };
+    let magic: [u8; 4] = vm_memory::Bytes::read_obj(&**machine.ram(), fdt).unwrap();
+    assert_eq!(u32::from_be_bytes(magic), 0xd00d_feed);
+}
+
+#[test]
+fn the_vcpus_end_before_the_vm_is_gone() {
+    for runs in [false, true] {
+        let (hypervisor, mut machine) = computing(2);
+        if runs {
+            machine.resume().unwrap();
+            hypervisor.guest.wait_until_inside(2);
+        }
+
+        drop(machine);
+
+        let events = hypervisor.guest.events();
+        assert_eq!(events.last(), Some(&Event::Note("VM dropped")), "{events:?}");
+        let dropped = events.iter().filter(|event| matches!(event, Event::Dropped(_))).count();
+        assert_eq!(dropped, 2, "{events:?}");
+    }
+}
+
+#[test]
+fn a_board_that_becomes_no_machine_leaves_nothing() {
+    let hypervisor = FakeHypervisor::new([vec![]]);
+    let kernel = kernel();
+    let spec = spec(config(kernel.path(), 1));
+
+    drop(Board::new(&spec, &hypervisor).unwrap());
+
+    let events = hypervisor.guest.events();
+    assert!(events.contains(&Event::Dropped(0)), "{events:?}");
+    assert_eq!(events.last(), Some(&Event::Note("VM dropped")), "{events:?}");
+}
+
+#[test]
+fn the_guest_runs_while_there_is_no_reason_for_a_pause() {
+    let (hypervisor, mut machine) = computing(2);
+    machine.resume().unwrap();
+    hypervisor.guest.wait_until_inside(2);
+
+    machine.pause_for(PauseReason::TagStorage, "none left").unwrap();
+    machine.pause().unwrap();
+    assert_eq!(inside(&hypervisor.guest.events()), 0);
+    assert!(machine.is_paused() && !machine.gate.is_open());
+    assert_eq!(machine.pause_reason(PauseReason::TagStorage), Some("none left"));
+
+    machine.resume().unwrap();
+    assert!(machine.is_paused(), "it waits for tag storage");
+
+    machine.release_pause(PauseReason::TagStorage).unwrap();
+    hypervisor.guest.wait_until_inside(2);
+    assert!(!machine.is_paused() && machine.gate.is_open());
+}
+
+#[test]
+fn a_pause_by_request_that_fails_is_forgotten() {
+    let hypervisor = FakeHypervisor::new([vec![]]);
+    let mut fails = None;
+    hypervisor.with_vcpus(|vcpu| fails = Some(Arc::clone(&vcpu.counter_fails)));
+    let fails = fails.unwrap();
+    let mut machine = machine(&hypervisor, 1);
+    machine.resume().unwrap();
+    fails.store(true, Ordering::SeqCst);
+
+    machine.pause().unwrap_err();
+
+    assert!(!machine.is_paused() && !machine.is_unsettled());
+    assert!(machine.gate.is_open());
+    hypervisor.guest.wait_until_inside(1);
+}
+
+#[test]
+fn a_pause_of_the_vmms_own_that_fails_is_tried_again() {
+    let hypervisor = FakeHypervisor::new([vec![]]);
+    let mut fails = None;
+    hypervisor.with_vcpus(|vcpu| fails = Some(Arc::clone(&vcpu.counter_fails)));
+    let fails = fails.unwrap();
+    let mut machine = machine(&hypervisor, 1);
+    machine.resume().unwrap();
+    fails.store(true, Ordering::SeqCst);
+    machine.pause_for(PauseReason::TagStorage, "none left").unwrap_err();
+    assert!(!machine.is_paused() && machine.is_unsettled());
+
+    fails.store(false, Ordering::SeqCst);
+    machine.settle().unwrap();
+    assert!(machine.is_paused() && !machine.is_unsettled());
+
+    fails.store(true, Ordering::SeqCst);
+    machine.release_pause(PauseReason::TagStorage).unwrap_err();
+    assert!(machine.is_paused() && machine.is_unsettled());
+    assert_eq!(machine.pause_reason(PauseReason::TagStorage), None);
+    assert!(!machine.gate.is_open());
+
+    fails.store(false, Ordering::SeqCst);
+    machine.settle().unwrap();
+    assert!(!machine.is_paused() && !machine.is_unsettled());
+}
+
+#[test]
+fn metrics_have_a_section_a_device() {
+    let (_hypervisor, machine) = computing(1);
+
+    let metrics = machine.metrics();
+
+    let sections: Vec<_> = metrics.as_object().unwrap().keys().map(String::as_str).collect();
+    assert_eq!(sections, ["balloon", "entropy", "memory", "serial", "vcpu"]);
+    assert_eq!(metrics["memory"]["guest_bytes"], 64 << 20);
+    assert_eq!(metrics["serial"]["output_bytes"], 0);
+    assert_eq!(metrics["entropy"]["failures_total"], 0);
+}
