@@ -227,7 +227,7 @@ impl Machine {
     fn quiesce(&mut self) -> Result<(), vcpu::Error> {
         self.quiesce.set(true);
         let tags = self.tags.as_ref();
-        let waits = || tags.is_some_and(|tags| tags.waiting() > 0);
+        let waits = |thread| tags.is_some_and(|tags| tags.is_waiting(thread));
         let paused = self.vcpus.pause_excusing(waits);
         match paused {
             Ok(()) => self.gate.close(),

@@ -4,6 +4,7 @@ use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use rustix::thread::Pid;
 use thiserror::Error;
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::signal::register_signal_handler;
@@ -15,7 +16,7 @@ use super::{Services, Vcpu, VcpuExit};
 /// is in trouble that the user should hear of.
 const LEAVE_DEADLINE: Duration = Duration::from_secs(10);
 
-/// How long a vCPU is waited for before it is asked whether it has an excuse: one that has none needs
+/// How long a vCPU is waited for before it is checked whether it waits for a page: one that does not needs
 /// microseconds.
 const EXCUSE_AFTER: Duration = Duration::from_millis(100);
 
@@ -111,22 +112,22 @@ impl VcpuSet {
     /// # Errors
     /// When a vCPU stays in the guest: then all go on.
     pub fn pause(&mut self) -> Result<(), Error> {
-        self.pause_excusing(|| false)
+        self.pause_excusing(|_| false)
     }
 
     /// As [`pause`](Self::pause), where vCPUs may be in the middle of a page fault that the VMM itself does
-    /// not let end, as `excused` tells. Such a vCPU cannot leave the guest (KVM waits for the page without
-    /// heed of signals), nor does it go on in it: it leaves as soon as it has its page. Where no vCPU is
-    /// out of the guest, its counter does not stop.
+    /// not resolve, as `waits` says of a thread. The fault path of KVM is not interruptible, so such a vCPU
+    /// cannot leave the guest, but nor does it execute in it: with its page it sees the signal and leaves.
+    /// All others are waited for. Where no vCPU is out of the guest, its counter does not stop.
     ///
     /// # Errors
-    /// When a vCPU stays in the guest without an excuse: then all go on.
-    pub fn pause_excusing(&mut self, excused: impl Fn() -> bool) -> Result<(), Error> {
+    /// When a vCPU stays in the guest and does not wait for a page: then all go on.
+    pub fn pause_excusing(&mut self, waits: impl Fn(Pid) -> bool) -> Result<(), Error> {
         if self.paused {
             return Ok(());
         }
         self.order(Order::Pause);
-        match self.wait(excused).and_then(|out| self.read_counter(&out)) {
+        match self.wait(waits).and_then(|out| self.read_counter(&out)) {
             Ok(counter) => (self.paused, self.counter) = (true, counter),
             Err(error) => {
                 self.order(Order::Run);
@@ -172,8 +173,8 @@ impl VcpuSet {
         }
     }
 
-    /// Waits for all vCPUs to leave the guest; tells which have, as others may be excused.
-    fn wait(&self, excused: impl Fn() -> bool) -> Result<Vec<bool>, Error> {
+    /// Waits for all vCPUs to leave the guest; returns which have, as others may wait for a page.
+    fn wait(&self, waits: impl Fn(Pid) -> bool) -> Result<Vec<bool>, Error> {
         let deadline = Instant::now() + self.patience;
         let mut out = Vec::with_capacity(self.threads.len());
         for (vcpu, thread) in self.threads.iter().enumerate() {
@@ -182,7 +183,7 @@ impl VcpuSet {
                 if thread.wait_out_of_guest(step) {
                     break true;
                 }
-                if excused() {
+                if thread.id().is_some_and(&waits) {
                     break false;
                 }
                 if Instant::now() >= deadline {

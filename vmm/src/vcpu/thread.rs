@@ -1,10 +1,11 @@
 //! The thread of one vCPU, and the orders it obeys.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
+use rustix::thread::{Pid, gettid};
 use vmm_sys_util::signal::{Killable, unblock_signal};
 
 use super::{Fault, Kick, Services, Unhandled, Vcpu, VcpuExit, run};
@@ -43,6 +44,8 @@ pub(super) struct VcpuMailbox {
     inner: Mutex<(Order, State)>,
     changed: Condvar,
     kick: Box<dyn Kick>,
+    /// The thread, once it runs.
+    thread: OnceLock<Pid>,
 }
 
 impl VcpuMailbox {
@@ -128,12 +131,14 @@ impl VcpuThread {
             inner: Mutex::new((Order::Pause, State::Running)),
             changed: Condvar::new(),
             kick: vcpu.kicker()?,
+            thread: OnceLock::new(),
         });
         let vcpu = Arc::new(Mutex::new(vcpu));
         let (own_mailbox, own_vcpu) = (Arc::clone(&mailbox), Arc::clone(&vcpu));
         let body = move || {
             // A thread starts with it blocked. It is a valid signal, so this cannot fail.
             let _ = unblock_signal(KICK_SIGNAL);
+            let _ = own_mailbox.thread.set(gettid());
             while own_mailbox.wait_for_run() {
                 let mut vcpu = own_vcpu.lock().unwrap_or_else(PoisonError::into_inner);
                 if index == 0 {
@@ -162,6 +167,11 @@ impl VcpuThread {
             // The only failure is a thread that has gone, which needs no signal.
             let _ = thread.kill(KICK_SIGNAL);
         }
+    }
+
+    /// The thread, as the kernel knows it, once it runs.
+    pub(super) fn id(&self) -> Option<Pid> {
+        self.mailbox.thread.get().copied()
     }
 
     /// Waits until the vCPU is out of the guest; `false` if it is not by the deadline.

@@ -172,6 +172,40 @@ fn a_vcpu_that_stays_in_the_guest_is_named_and_the_others_go_on() {
 }
 
 #[test]
+fn a_vcpu_that_waits_for_a_page_does_not_hold_up_a_pause() {
+    let (guest, page) = (Guest::default(), Arc::new(Gate::default()));
+    let faults = Step::Deaf(Arc::clone(&page), Exit::Interrupted);
+    let mut set = scripted(&guest, [vec![faults], vec![]]);
+    set.resume().unwrap();
+    guest.wait_until_inside(2);
+    let waiting = set.threads[0].id().unwrap();
+
+    set.pause_excusing(|thread| thread == waiting).unwrap();
+
+    assert_eq!(inside(&guest.events()), 1);
+    page.set(true);
+    guest.wait_until_inside(0);
+    assert!(guest.events().iter().any(|event| matches!(event, Event::CounterRead(_))));
+}
+
+#[test]
+fn a_slow_vcpu_is_not_excused_by_one_that_waits_for_a_page() {
+    let (guest, page) = (Guest::default(), Arc::new(Gate::default()));
+    let deaf = || vec![Step::Deaf(Arc::clone(&page), Exit::Interrupted)];
+    let mut set = scripted(&guest, [deaf(), deaf()]);
+    set.patience = Duration::from_millis(250);
+    set.resume().unwrap();
+    guest.wait_until_inside(2);
+    let waiting = set.threads[0].id().unwrap();
+
+    let paused = set.pause_excusing(|thread| thread == waiting);
+
+    assert!(matches!(paused, Err(Error::Stuck { vcpu: 1 })), "{paused:?}");
+    assert!(!guest.events().iter().any(|event| matches!(event, Event::CounterRead(_))));
+    page.set(true);
+}
+
+#[test]
 fn a_pause_does_not_wait_for_a_vcpu_that_ends_the_vm_meanwhile() {
     // Whether the end comes while the pause waits is chance; fifty times it comes so at least once.
     for _ in 0..50 {
@@ -210,7 +244,7 @@ fn a_counter_that_cannot_be_set_leaves_the_guest_paused() {
     vcpu.counter_fails.store(true, Ordering::SeqCst);
     let mut set = spawn(vec![Box::new(vcpu)]);
     set.counter = Some(1);
-    set.wait(|| false).unwrap();
+    set.wait(|_| false).unwrap();
     assert!(matches!(set.resume(), Err(Error::Counter { action: "set", .. })));
     assert!(matches!(set.resume(), Err(Error::Counter { action: "set", .. })), "it stays paused");
     assert_eq!(guest.events(), []);
