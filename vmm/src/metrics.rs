@@ -31,6 +31,8 @@ pub struct VcpuCounters {
     pub mmio_reads: Counter,
     /// Stores served by a device.
     pub mmio_writes: Counter,
+    /// Accesses that nothing serves, for which the guest took an external abort.
+    pub aborts: Counter,
     first_entry: AtomicU64,
 }
 
@@ -48,6 +50,7 @@ impl VcpuCounters {
             "exits_total": self.exits.get(),
             "mmio_reads_total": self.mmio_reads.get(),
             "mmio_writes_total": self.mmio_writes.get(),
+            "external_aborts_total": self.aborts.get(),
             "first_entry_monotonic_nanoseconds": self.first_entry(),
         })
     }

@@ -8,7 +8,8 @@ use arch::regs::{Mpidr, RegId, Syndrome};
 use kvm_bindings::{
     KVM_ARM_VCPU_POWER_OFF, KVM_ARM_VCPU_PSCI_0_2, KVM_ARM_VCPU_PTRAUTH_ADDRESS,
     KVM_ARM_VCPU_PTRAUTH_GENERIC, KVM_ARM_VCPU_SVE, KVM_EXIT_ARM_NISV, KVM_SYSTEM_EVENT_RESET,
-    KVM_SYSTEM_EVENT_RESET_FLAG_PSCI_RESET2, KVM_SYSTEM_EVENT_SHUTDOWN, kvm_vcpu_init,
+    KVM_SYSTEM_EVENT_RESET_FLAG_PSCI_RESET2, KVM_SYSTEM_EVENT_SHUTDOWN, kvm_vcpu_events,
+    kvm_vcpu_init,
 };
 use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
 use vm_memory::GuestAddress;
@@ -85,7 +86,7 @@ impl KvmVcpu {
         let access = unsafe { self.fd.get_kvm_run().__bindgen_anon_1.arm_nisv };
         // A data abort from a lower level; KVM gives its ISS alone.
         let syndrome = Syndrome::new(DATA_ABORT | access.esr_iss);
-        Exit::Unhandled(Unhandled {
+        Exit::Undecoded(Unhandled {
             what: format!("an access that KVM cannot decode ({syndrome})"),
             address: Some(GuestAddress(access.fault_ipa)),
         })
@@ -106,8 +107,21 @@ impl Vcpu for KvmVcpu {
             Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {
                 Ok(Exit::Interrupted)
             }
+            // get_user_pages has no page (user_mem_abort in arch/arm64/kvm/mmu.c).
+            Err(error) if matches!(error.errno(), libc::EFAULT | libc::EHWPOISON) => {
+                let what = format!("a page of guest memory that the host cannot give ({error})");
+                Ok(Exit::MemoryFault(Unhandled { what, address: None }))
+            }
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// `kvm_handle_mmio_return` neither finishes the access nor skips the instruction then
+    /// (arch/arm64/kvm/mmio.c).
+    fn inject_abort(&mut self) -> io::Result<()> {
+        let mut events = kvm_vcpu_events::default();
+        events.exception.ext_dabt_pending = 1;
+        Ok(self.fd.set_vcpu_events(&events)?)
     }
 
     fn registers(&self) -> io::Result<Registers> {
@@ -163,8 +177,8 @@ fn translate(exit: VcpuExit<'_>) -> Exit {
             }
         }
         VcpuExit::Intr => Exit::Interrupted,
-        VcpuExit::MemoryFault { gpa, size, .. } => Exit::Unhandled(Unhandled {
-            what: format!("KVM_EXIT_MEMORY_FAULT over {size} bytes"),
+        VcpuExit::MemoryFault { gpa, size, .. } => Exit::MemoryFault(Unhandled {
+            what: format!("{size} bytes of guest memory that the host cannot give"),
             address: Some(GuestAddress(gpa)),
         }),
         other => Exit::Unhandled(Unhandled { what: format!("{other:?}"), address: None }),

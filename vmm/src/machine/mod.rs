@@ -73,8 +73,7 @@ impl Machine {
             DeviceSet::new(&*vm, spec, &gate, console, reclaimer, loaded.guest_page)?;
         boot::prepare(&*vm, spec, &mut cpus, caches.as_ref(), &loaded, &plugged.nodes)?;
         let counters = Arc::new(VcpuCounters::default());
-        let services =
-            Services { bus: plugged.bus, brake: throttle, counters: Arc::clone(&counters) };
+        let services = Services::new(plugged.bus, throttle, Arc::clone(&counters));
         let vcpus = VcpuSet::spawn(cpus.vcpus, &Arc::new(services))?;
         let run = RunState::new();
         let footprint = footprint::Meter::new(vm.ram());

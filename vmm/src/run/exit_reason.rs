@@ -38,6 +38,13 @@ impl ExitReason {
             Self::Guest(VcpuExit::Fault(fault)) => {
                 (ExitStatus::VmmFault, Some(format!("the VM cannot go on\n{fault}")))
             }
+            Self::Guest(VcpuExit::MemoryFault(fault)) => (
+                ExitStatus::MemoryFault,
+                Some(format!(
+                    "the VM ends, as the host cannot give a page of its memory: it is poisoned, the pool of huge \
+                     pages is empty, or it cannot be read back from swap; see the log of the host's kernel\n{fault}"
+                )),
+            ),
             Self::Stopped => (ExitStatus::Stopped, None),
             Self::Signal(status) => (*status, None),
             Self::OutputLost(error) => {

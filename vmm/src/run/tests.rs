@@ -71,6 +71,8 @@ fn every_error_has_its_documented_status() {
 fn every_way_a_vm_ends_has_its_documented_status() {
     let what = Unhandled { what: "odd exit".to_owned(), address: None };
     let fault = Fault { vcpu: 1, what, registers: None };
+    let what = Unhandled { what: "no page".to_owned(), address: None };
+    let no_page = Fault { vcpu: 0, what, registers: None };
     let full = || io_error(ErrorKind::StorageFull);
     for (reason, status, said) in [
         (ExitReason::Guest(VcpuExit::PowerOff), ExitStatus::Success, ""),
@@ -80,6 +82,11 @@ fn every_way_a_vm_ends_has_its_documented_status() {
             ExitReason::Guest(VcpuExit::Fault(Box::new(fault))),
             ExitStatus::VmmFault,
             "vCPU 1 stopped: odd exit",
+        ),
+        (
+            ExitReason::Guest(VcpuExit::MemoryFault(Box::new(no_page))),
+            ExitStatus::MemoryFault,
+            "cannot give a page",
         ),
         (ExitReason::Stopped, ExitStatus::Stopped, ""),
         (ExitReason::Signal(ExitStatus::Terminated), ExitStatus::Terminated, ""),

@@ -39,8 +39,13 @@ pub enum Exit {
     /// PSCI SYSTEM_RESET2: with `reboot=panic_warm` on its command line, a Linux guest asks for this
     /// reset when its kernel has panicked, and else only if its user chose warm or soft reboots.
     WarmReset,
-    /// Somebody asked the vCPU to leave the guest; pending MMIO is finished.
+    /// The vCPU was asked to leave the guest; pending MMIO is finished.
     Interrupted,
+    /// An access outside memory that the hypervisor cannot decode: pairs, vectors, atomics.
+    Undecoded(Unhandled),
+    /// The host cannot give a page of guest memory: it is poisoned, the pool of huge pages is empty, or it
+    /// cannot be read back from swap.
+    MemoryFault(Unhandled),
     /// Something that this VMM does not handle.
     Unhandled(Unhandled),
 }

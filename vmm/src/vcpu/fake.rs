@@ -40,6 +40,7 @@ pub(crate) enum Event {
     CounterRead(u64),
     CounterSet(u64),
     Dropped(usize),
+    Aborted(usize),
     BootState {
         index: usize,
         entry: GuestAddress,
@@ -99,6 +100,7 @@ impl Guest {
             script: script.into_iter().collect(),
             immediate_exit: Arc::default(),
             registers: Some(Registers { pc: 0x1234, ..Registers::default() }),
+            takes_aborts: true,
             counter_fails: Arc::default(),
         }
     }
@@ -153,6 +155,8 @@ pub(crate) struct FakeVcpu {
     pub(crate) immediate_exit: Arc<Gate>,
     /// `None`: the hypervisor does not give them.
     pub(crate) registers: Option<Registers>,
+    /// Whether the hypervisor can inject aborts.
+    pub(crate) takes_aborts: bool,
     /// No counter can be read or set while this is set.
     pub(crate) counter_fails: Arc<AtomicBool>,
 }
@@ -193,6 +197,14 @@ impl Vcpu for FakeVcpu {
         let exit = if kicked { Ok(Exit::Interrupted) } else { self.next() };
         self.guest.note(Event::Left(self.index));
         exit
+    }
+
+    fn inject_abort(&mut self) -> io::Result<()> {
+        if !self.takes_aborts {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        self.guest.note(Event::Aborted(self.index));
+        Ok(())
     }
 
     fn registers(&self) -> io::Result<Registers> {

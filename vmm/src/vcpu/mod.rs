@@ -9,6 +9,7 @@ mod thread;
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use devices::bus::Bus;
 use vm_memory::GuestAddress;
@@ -43,6 +44,13 @@ pub trait Vcpu: Send {
     /// # Errors
     /// When the hypervisor cannot run the vCPU.
     fn enter(&mut self, entry: Entry) -> io::Result<Exit>;
+
+    /// Has the guest take a synchronous external abort in place of the access of the last exit, as from
+    /// hardware at an address to which nothing answers. The access is not finished.
+    ///
+    /// # Errors
+    /// When the hypervisor cannot.
+    fn inject_abort(&mut self) -> io::Result<()>;
 
     /// The general registers.
     ///
@@ -91,9 +99,16 @@ pub struct Services {
     pub brake: Option<Arc<dyn Brake>>,
     /// What is counted.
     pub counters: Arc<VcpuCounters>,
+    /// An access that nothing serves has been reported: a guest can make thousands in a second.
+    pub reported: AtomicBool,
 }
 
 impl Services {
+    /// Serves exits with these devices.
+    pub fn new(bus: Bus, brake: Option<Arc<dyn Brake>>, counters: Arc<VcpuCounters>) -> Self {
+        Self { bus, brake, counters, reported: AtomicBool::new(false) }
+    }
+
     fn hold(&self) {
         if let Some(brake) = &self.brake {
             brake.hold();

@@ -2,10 +2,12 @@
 
 use std::fmt;
 use std::io;
+use std::sync::atomic::Ordering;
 
 use vm_memory::GuestAddress;
 
 use super::{Entry, Exit, Registers, Services, Unhandled, Vcpu};
+use crate::error::say;
 
 /// Why the VM ends.
 #[derive(Debug)]
@@ -16,11 +18,13 @@ pub enum VcpuExit {
     Reset,
     /// The guest's kernel panicked.
     GuestPanic,
-    /// A vCPU cannot go on.
+    /// The host cannot give a page of guest memory.
+    MemoryFault(Box<Fault>),
+    /// A vCPU cannot continue.
     Fault(Box<Fault>),
 }
 
-/// A vCPU that cannot go on, with all that is known about it.
+/// A vCPU that cannot continue, with all that is known about it.
 #[derive(Debug)]
 pub struct Fault {
     /// Which vCPU.
@@ -50,9 +54,9 @@ impl fmt::Display for Fault {
     }
 }
 
-/// Runs a vCPU until somebody asks it to leave the guest (`None`) or the VM ends.
+/// Runs a vCPU until it is asked to leave the guest (`None`) or the VM ends.
 pub fn run(index: u32, vcpu: &mut dyn Vcpu, services: &Services) -> Option<VcpuExit> {
-    let Services { bus, counters, .. } = services;
+    let counters = &services.counters;
     // A pause may have cut a wait short.
     services.hold();
     let mut entry = Entry::Resume;
@@ -60,11 +64,11 @@ pub fn run(index: u32, vcpu: &mut dyn Vcpu, services: &Services) -> Option<VcpuE
         let exit = vcpu.enter(entry);
         counters.exits.add(1);
         entry = Entry::Resume;
-        let unhandled = match exit {
+        let unserved = match exit {
             Ok(Exit::MmioRead { address, length }) => {
                 counters.mmio_reads.add(1);
                 let mut data = [0; 8];
-                match bus.read(address, &mut data[..length.min(8)]) {
+                match services.bus.read(address, &mut data[..length.min(8)]) {
                     Ok(()) => {
                         entry = Entry::MmioData(data);
                         continue;
@@ -74,7 +78,7 @@ pub fn run(index: u32, vcpu: &mut dyn Vcpu, services: &Services) -> Option<VcpuE
             }
             Ok(Exit::MmioWrite { address, data, length }) => {
                 counters.mmio_writes.add(1);
-                match bus.write(address, &data[..length.min(8)]) {
+                match services.bus.write(address, &data[..length.min(8)]) {
                     Ok(()) => {
                         services.hold();
                         continue;
@@ -82,17 +86,50 @@ pub fn run(index: u32, vcpu: &mut dyn Vcpu, services: &Services) -> Option<VcpuE
                     Err(_) => unclaimed("a store of", length, address),
                 }
             }
+            Ok(Exit::Undecoded(access)) => access,
             Ok(Exit::Interrupted) => return None,
             Ok(Exit::PowerOff) => return Some(VcpuExit::PowerOff),
             Ok(Exit::Reset) => return Some(VcpuExit::Reset),
             Ok(Exit::WarmReset) => return Some(VcpuExit::GuestPanic),
-            Ok(Exit::Unhandled(unhandled)) => unhandled,
-            Err(error) => cannot_enter(&error),
+            Ok(Exit::MemoryFault(what)) => {
+                return Some(VcpuExit::MemoryFault(fault(index, vcpu, what)));
+            }
+            Ok(Exit::Unhandled(what)) => return Some(VcpuExit::Fault(fault(index, vcpu, what))),
+            Err(error) => {
+                return Some(VcpuExit::Fault(fault(index, vcpu, cannot_enter(&error))));
+            }
         };
-        let registers = vcpu.registers().ok();
-        let fault = Fault { vcpu: index, what: unhandled, registers };
-        return Some(VcpuExit::Fault(Box::new(fault)));
+        if let Err(unserved) = abort(index, vcpu, services, unserved) {
+            return Some(VcpuExit::Fault(fault(index, vcpu, unserved)));
+        }
     }
+}
+
+/// Has the guest take an external abort for an access that nothing serves, which is what hardware answers.
+///
+/// # Errors
+/// The access, when the hypervisor cannot inject one.
+fn abort(
+    index: u32,
+    vcpu: &mut dyn Vcpu,
+    services: &Services,
+    access: Unhandled,
+) -> Result<(), Unhandled> {
+    if vcpu.inject_abort().is_err() {
+        return Err(access);
+    }
+    services.counters.aborts.add(1);
+    if !services.reported.swap(true, Ordering::Relaxed) {
+        say(&format!(
+            "vCPU {index} of the guest takes an external abort for {access}; further ones are only counted \
+             (external_aborts_total)"
+        ));
+    }
+    Ok(())
+}
+
+fn fault(vcpu: u32, state: &dyn Vcpu, what: Unhandled) -> Box<Fault> {
+    Box::new(Fault { vcpu, what, registers: state.registers().ok() })
 }
 
 fn unclaimed(access: &str, length: usize, address: GuestAddress) -> Unhandled {

@@ -40,7 +40,7 @@ impl Bench {
         let device = Arc::new(Mutex::new(Device { answer, stored: Vec::new() }));
         let mut bus = Bus::new();
         bus.insert(DEVICE, 0x1000, device.clone()).unwrap();
-        let services = Services { bus, brake: None, counters: Arc::default() };
+        let services = Services::new(bus, None, Arc::default());
         Self { guest: Guest::default(), device, services }
     }
 
@@ -149,27 +149,76 @@ fn an_interruption_during_an_access_comes_after_its_answer() {
     assert_eq!(bench.entries(), [Entry::Resume, Entry::MmioData([7, 0, 0, 0, 0, 0, 0, 0])]);
 }
 
-#[test]
-fn a_load_that_nobody_claims_is_a_fault_with_address_and_registers() {
+/// Runs accesses that nothing serves and then a power-off, which the guest is to come to.
+fn aborted(accesses: impl IntoIterator<Item = Step>) -> (Bench, Option<VcpuExit>) {
     let bench = Bench::new();
-    let fault = fault(bench.run([load(NOWHERE, 4)]));
-    assert_eq!(fault.vcpu, 3);
-    assert_eq!(fault.what.address, Some(NOWHERE));
-    assert_eq!(fault.registers.map(|registers| registers.pc), Some(0x1234));
-    assert!(fault.what.what.contains("load of 4 bytes"), "{}", fault.what);
+    let end = bench.run(accesses.into_iter().chain([power_off()]));
+    (bench, end)
 }
 
 #[test]
-fn a_store_that_nobody_claims_is_a_fault() {
-    let fault = fault(Bench::new().run([store(NOWHERE, [0; 8], 2)]));
-    assert_eq!(fault.what.address, Some(NOWHERE));
-    assert!(fault.what.what.contains("store of 2 bytes"), "{}", fault.what);
+fn an_access_that_nothing_serves_is_an_external_abort_at_every_width() {
+    for length in [1, 2, 4, 8] {
+        let (bench, end) = aborted([load(NOWHERE, length), store(NOWHERE, [0; 8], length)]);
+
+        assert!(matches!(end, Some(VcpuExit::PowerOff)), "{length}: {end:?}");
+        let events = bench.guest.events();
+        let aborts = events.iter().filter(|event| **event == Event::Aborted(3)).count();
+        assert_eq!(aborts, 2, "{events:?}");
+        assert_eq!(bench.services.counters.aborts.get(), 2);
+        // Nothing is handed to the guest.
+        assert_eq!(bench.entries(), [Entry::Resume; 3]);
+    }
 }
 
 #[test]
-fn an_access_across_the_end_of_a_device_is_a_fault() {
+fn an_access_across_the_end_of_a_device_is_an_external_abort() {
     let across = GuestAddress(DEVICE.0 + 0x1000 - 4);
-    assert_eq!(fault(Bench::new().run([load(across, 8)])).what.address, Some(across));
+    let (bench, end) = aborted([load(across, 8)]);
+    assert!(matches!(end, Some(VcpuExit::PowerOff)), "{end:?}");
+    assert_eq!(bench.services.counters.aborts.get(), 1);
+}
+
+#[test]
+fn an_access_that_cannot_be_decoded_is_an_external_abort() {
+    let access = Unhandled { what: "a pair".to_owned(), address: Some(NOWHERE) };
+    let (bench, end) = aborted([Step::Exit(Exit::Undecoded(access))]);
+    assert!(matches!(end, Some(VcpuExit::PowerOff)), "{end:?}");
+    assert_eq!(bench.services.counters.aborts.get(), 1);
+}
+
+#[test]
+fn a_guest_that_never_stops_is_reported_once() {
+    let (bench, end) = aborted((0..1000).map(|_| load(NOWHERE, 4)));
+    assert!(matches!(end, Some(VcpuExit::PowerOff)), "{end:?}");
+    assert_eq!(bench.services.counters.aborts.get(), 1000);
+    assert!(bench.services.reported.load(Ordering::Relaxed));
+}
+
+#[test]
+fn a_hypervisor_that_injects_no_aborts_makes_it_a_fault_with_address_and_registers() {
+    for (step, said) in
+        [(load(NOWHERE, 4), "load of 4 bytes"), (store(NOWHERE, [0; 8], 2), "store of 2 bytes")]
+    {
+        let bench = Bench::new();
+        let mut vcpu = bench.guest.vcpu(3, [step]);
+        vcpu.takes_aborts = false;
+        let fault = fault(bench.run_vcpu(&mut vcpu));
+        assert_eq!(fault.vcpu, 3);
+        assert_eq!(fault.what.address, Some(NOWHERE));
+        assert_eq!(fault.registers.map(|registers| registers.pc), Some(0x1234));
+        assert!(fault.what.what.contains(said), "{}", fault.what);
+        assert_eq!(bench.services.counters.aborts.get(), 0);
+    }
+}
+
+#[test]
+fn a_page_that_the_host_cannot_give_ends_the_vm_by_name() {
+    let what = Unhandled { what: "no page".to_owned(), address: Some(NOWHERE) };
+    let end = Bench::new().run([Step::Exit(Exit::MemoryFault(what.clone()))]);
+    let Some(VcpuExit::MemoryFault(fault)) = end else { panic!("{end:?}") };
+    assert_eq!(fault.what, what);
+    assert!(fault.registers.is_some());
 }
 
 #[test]
@@ -214,7 +263,7 @@ fn a_report_shows_the_address_and_all_registers() {
 #[test]
 fn a_report_without_registers_says_so() {
     let bench = Bench::new();
-    let mut vcpu = bench.guest.vcpu(3, [load(NOWHERE, 1)]);
+    let mut vcpu = bench.guest.vcpu(3, [Step::Fails(io::ErrorKind::PermissionDenied)]);
     vcpu.registers = None;
     let report = fault(bench.run_vcpu(&mut vcpu)).to_string();
     assert!(report.ends_with("registers: not available"), "{report}");

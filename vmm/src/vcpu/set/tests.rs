@@ -26,7 +26,7 @@ impl MmioDevice for Nothing {
 fn spawn(vcpus: Vec<Box<dyn Vcpu>>) -> VcpuSet {
     let mut bus = Bus::new();
     bus.insert(DEVICE, 0x1000, Arc::new(Mutex::new(Nothing))).unwrap();
-    let services = Services { bus, brake: None, counters: Arc::default() };
+    let services = Services::new(bus, None, Arc::default());
     VcpuSet::spawn(vcpus, &Arc::new(services)).unwrap()
 }
 
@@ -335,7 +335,7 @@ fn a_vm_without_vcpus_can_be_paused_and_resumed() {
 fn the_first_entry_is_stamped_when_vcpu_0_enters() {
     let (guest, counters) = (Guest::default(), Arc::<crate::metrics::VcpuCounters>::default());
     let vcpus: Vec<Box<dyn Vcpu>> = vec![Box::new(guest.vcpu(0, []))];
-    let services = Services { bus: Bus::new(), brake: None, counters: Arc::clone(&counters) };
+    let services = Services::new(Bus::new(), None, Arc::clone(&counters));
     let mut set = VcpuSet::spawn(vcpus, &Arc::new(services)).unwrap();
     assert_eq!(counters.first_entry(), 0);
     set.resume().unwrap();
