@@ -1,7 +1,11 @@
-//! Errors, told to people.
+//! Errors and other messages, formatted and written for users.
+
+mod voice;
 
 use std::error::Error;
-use std::io::{self, Write};
+use std::io;
+
+pub use voice::{say, say_last};
 
 /// An error and all its sources on one line, each said once.
 pub fn chain(error: &dyn Error) -> String {
@@ -29,11 +33,6 @@ pub fn printable(text: &str) -> String {
         false => letter,
     };
     text.chars().map(visible).collect()
-}
-
-/// Says something on standard error. That nobody can hear it changes nothing else.
-pub fn say(message: &str) {
-    let _ = writeln!(io::stderr(), "tessera: {message}");
 }
 
 #[cfg(test)]

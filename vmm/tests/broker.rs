@@ -6,7 +6,7 @@ mod testing;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStderr, Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use arch::units::Bytes;
@@ -21,7 +21,7 @@ const LONG: Duration = Duration::from_secs(30);
 
 struct Broker {
     child: Child,
-    errors: BufReader<ChildStderr>,
+    errors: Box<dyn BufRead>,
     /// What it said of itself.
     greeting: String,
 }
@@ -29,7 +29,7 @@ struct Broker {
 impl Broker {
     fn start(path: &Path, options: &[&str]) -> Self {
         let mut child = command(path, options).stderr(Stdio::piped()).spawn().unwrap();
-        let mut errors = BufReader::new(child.stderr.take().unwrap());
+        let mut errors = Box::new(BufReader::new(child.stderr.take().unwrap()));
         let mut greeting = String::new();
         errors.read_line(&mut greeting).unwrap();
         Self { child, errors, greeting }
@@ -116,6 +116,23 @@ fn spawn_holder(path: &Path) -> Child {
     BufReader::new(child.stderr.take().unwrap()).read_line(&mut line).unwrap();
     assert_eq!(line, "ready\n");
     child
+}
+
+/// A supervisor that does not read what its children say.
+#[test]
+fn a_full_standard_error_stops_nothing() {
+    let (_directory, path) = place();
+    let (reader, writer) = std::io::pipe().unwrap();
+    let mut full = writer.try_clone().unwrap();
+    rustix::pipe::fcntl_setpipe_size(&full, 4096).unwrap();
+    full.write_all(&[b'.'; 4096]).unwrap();
+    let child = command(&path, &["--capacity", "1M"]).stderr(writer).spawn().unwrap();
+    let broker = Broker { child, errors: Box::new(std::io::empty()), greeting: String::new() };
+
+    wait(&path, "a broker that serves", |_| true);
+
+    assert_eq!(broker.end(Signal::TERM).0, Some(143));
+    drop(reader);
 }
 
 #[test]

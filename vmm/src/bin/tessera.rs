@@ -1,13 +1,15 @@
 //! The VMM: `tessera run`, `tessera broker`, `tessera doctor`.
 
+use std::backtrace::{Backtrace, BacktraceStatus};
 use std::io::{self, Write};
-use std::panic;
+use std::panic::{self, PanicHookInfo};
 use std::process::ExitCode;
+use std::thread;
 
 use clap::{Parser, Subcommand};
 use vmm::config::RunArgs;
 use vmm::doctor::{self, Outcome};
-use vmm::error::{chain, say};
+use vmm::error::{chain, say, say_last};
 use vmm::exit_status::ExitStatus;
 use vmm::tag_storage::broker::{self, BrokerArgs};
 
@@ -34,9 +36,22 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    panic::set_hook(Box::new(report_panic));
     // No input is known to panic the VMM; if one is found, it ends as any other fault of its own.
     let status = panic::catch_unwind(run_command).unwrap_or(ExitStatus::VmmFault);
     status.into()
+}
+
+/// The standard library's own report would wait for a reader of standard error, in any thread.
+fn report_panic(panic: &PanicHookInfo<'_>) {
+    let thread = thread::current();
+    let name = thread.name().unwrap_or("without a name").to_owned();
+    let trace = Backtrace::capture();
+    let trace = match trace.status() {
+        BacktraceStatus::Captured => format!("\n{trace}"),
+        _ => String::new(),
+    };
+    say(&format!("thread {name} {panic}; please report this{trace}"));
 }
 
 fn run_command() -> ExitStatus {
@@ -59,12 +74,12 @@ fn run(args: &RunArgs) -> ExitStatus {
         Ok(reason) => {
             let (status, message) = reason.report();
             if let Some(message) = message {
-                say(&message);
+                say_last(&message);
             }
             status
         }
         Err(error) => {
-            say(&chain(&error));
+            say_last(&chain(&error));
             error.status()
         }
     }
@@ -72,7 +87,7 @@ fn run(args: &RunArgs) -> ExitStatus {
 
 fn serve(args: &BrokerArgs) -> ExitStatus {
     broker::run(args).unwrap_or_else(|error| {
-        say(&chain(&error));
+        say_last(&chain(&error));
         error.status()
     })
 }
