@@ -52,39 +52,47 @@ impl Pool {
     /// as the supply sees it now. To be called from time to time, and before figures are shown.
     pub fn follow(&self) {
         let _alone = self.following.lock().unwrap_or_else(PoisonError::into_inner);
-        self.supply.observe().into_iter().for_each(|seen| self.follow_to(seen));
+        let taken = self.lock().taken();
+        self.supply.observe().into_iter().for_each(|seen| self.follow_to(seen, taken));
     }
 
     /// As [`follow`](Self::follow), for who must not wait for blocks that are being taken or emptied: then
     /// things stay as they were seen last.
     pub fn follow_at_once(&self) {
         let Ok(_alone) = self.following.try_lock() else { return };
-        self.supply.observe_at_once().into_iter().for_each(|seen| self.follow_to(seen));
+        let taken = self.lock().taken();
+        self.supply.observe_at_once().into_iter().for_each(|seen| self.follow_to(seen, taken));
     }
 
-    fn follow_to(&self, seen: Observation) {
+    /// Follows what was seen when so many slots had been taken. What was seen is out of date when one has been
+    /// taken since: by it, blocks that were lent would become free.
+    fn follow_to(&self, seen: Observation, taken: u64) {
         let pinned = self.lock().blocks.total(BlockState::Pinned);
         if seen.pinned > pinned {
-            let more = self.turn((BlockState::Lent, BlockState::Pinned), seen.pinned - pinned);
+            let more =
+                self.turn((BlockState::Lent, BlockState::Pinned), seen.pinned - pinned, None);
             self.lock().counters.pinned += more;
         } else {
-            self.turn((BlockState::Pinned, BlockState::Lent), pinned - seen.pinned);
+            self.turn((BlockState::Pinned, BlockState::Lent), pinned - seen.pinned, None);
         }
         let free = {
             let state = self.lock();
             state.blocks.total(BlockState::Free) + state.blocks.total(BlockState::Reserving)
         };
         match seen.free.checked_sub(free) {
-            Some(freed) => self.turn((BlockState::Lent, BlockState::Free), freed),
+            Some(freed) => self.turn((BlockState::Lent, BlockState::Free), freed, Some(taken)),
             None => self.lend(free - seen.free),
         };
     }
 
-    fn turn(&self, states: (BlockState, BlockState), blocks: u64) -> u64 {
+    /// Turns blocks of one state into another; only while no more slots than `taken` have been taken, if that is
+    /// given. Returns how many.
+    fn turn(&self, states: (BlockState, BlockState), blocks: u64, taken: Option<u64>) -> u64 {
         let (mut turned, mut from) = (0, 0);
         while turned < blocks {
             let mut state = self.lock();
-            if from == state.blocks.len() || state.blocks.total(states.0) == 0 {
+            let is_stale = taken.is_some_and(|taken| taken != state.taken());
+            if is_stale || from == state.blocks.len() || state.blocks.total(states.0) == 0 {
                 break;
             }
             let more;

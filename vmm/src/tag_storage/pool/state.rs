@@ -56,6 +56,11 @@ impl State {
         }
     }
 
+    /// How many slots have been taken so far: it tells whether an observation of the supply is out of date.
+    pub(crate) fn taken(&self) -> u64 {
+        self.counters.metadata_reserve_success
+    }
+
     /// Slots that are neither held nor promised.
     fn available(&self) -> u32 {
         self.slots.len().saturating_sub(self.held).saturating_sub(self.set_aside)

@@ -1,7 +1,10 @@
 //! Lent blocks: called back, in the way, pinned.
 
+use arch::mte::geometry::BlockIndex;
+
 use super::super::requests::ATTEMPTS;
 use super::*;
+use crate::tag_storage::supply::Observation;
 
 #[test]
 fn what_is_lent_is_evicted_for_whoever_needs_it() {
@@ -140,4 +143,63 @@ fn eviction_is_tried_three_times() {
 
     assert_eq!(bench.fake.books().calls, 4);
     bench.examine();
+}
+
+/// A supply that is looked at while something else happens.
+struct Observed {
+    supply: Shared,
+    /// What it shows.
+    free: u64,
+    /// Done after the look.
+    after: std::sync::Mutex<Option<Box<dyn FnOnce() + Send>>>,
+}
+
+struct Looked(Arc<Observed>);
+
+impl Supply for Looked {
+    fn name(&self) -> SupplyName {
+        self.0.supply.name()
+    }
+
+    fn take(&self, blocks: std::ops::Range<BlockIndex>) -> Result<(), TakeError> {
+        self.0.supply.take(blocks)
+    }
+
+    fn give(&self, blocks: std::ops::Range<BlockIndex>) {
+        self.0.supply.give(blocks);
+    }
+
+    fn evict(&self, blocks: std::ops::Range<BlockIndex>) -> Result<(), TakeError> {
+        self.0.supply.evict(blocks)
+    }
+
+    fn observe(&self) -> Option<Observation> {
+        let after = self.0.after.lock().unwrap().take();
+        after.into_iter().for_each(|after| after());
+        Some(Observation { free: self.0.free, pinned: 0 })
+    }
+
+    fn is_instant(&self) -> bool {
+        false
+    }
+}
+
+#[test]
+fn what_was_taken_after_a_look_makes_no_lent_block_free() {
+    let geometry = Geometry::new(Bytes::kib(4), Bytes::kib(4)).unwrap();
+    let supply = Shared(Fake::new(false));
+    let supply = Arc::new(Observed { supply, free: 32, after: std::sync::Mutex::default() });
+    let pool = Pool::new(geometry, Bytes::kib(256), Box::new(Looked(Arc::clone(&supply)))).unwrap();
+    let pool = Arc::new(pool);
+    let lease = pool.open_lease(terms(0, 4)).unwrap();
+    pool.lend(32);
+    let taker = Arc::clone(&pool);
+    *supply.after.lock().unwrap() = Some(Box::new(move || {
+        taker.reserve(lease).unwrap();
+    }));
+
+    pool.follow();
+
+    let blocks = pool.snapshot().blocks;
+    assert_eq!((blocks.free, blocks.lent, blocks.reserved), (16, 32, 16));
 }

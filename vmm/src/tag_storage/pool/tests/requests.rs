@@ -224,3 +224,48 @@ fn a_report_says_what_is_where() {
     assert_eq!(json["leases"][0]["min_bytes"], 64 << 10);
     assert_eq!(serde_json::from_value::<PoolReport>(json).unwrap(), report);
 }
+
+#[test]
+fn a_wrong_block_leaves_nothing_that_other_requests_wait_for() {
+    let bench = Bench::small(4, false);
+    let (lease, other) = (bench.lease(), bench.lease());
+    let slots = bench.pool.reserve_many(lease, 3).unwrap();
+    let pool = Arc::clone(&bench.pool);
+    let spoil = move || {
+        pool.lock().blocks.turn((BlockState::Releasing, BlockState::Lent), 1, 0);
+    };
+    let call = bench.fake.books().calls + 1;
+    bench.fake.books().hook = Some((call, Box::new(spoil)));
+
+    assert!(matches!(bench.pool.free(lease, slots[0]), Err(FreeError::Blocks(_))));
+
+    assert!(!bench.pool.lock().may_settle());
+    // Closing frees what can be freed, whatever the state of the rest.
+    let span = bench.pool.lock().blocks.span(slots[1]);
+    bench.pool.lock().blocks.free_reserved(&span);
+    assert!(matches!(bench.pool.close_lease(lease), Err(FreeError::Blocks(_))));
+    assert!(!bench.pool.lock().may_settle());
+    assert!(bench.pool.reserve(other).is_ok());
+    assert!(bench.pool.snapshot().leases.iter().all(|known| known.id == other));
+}
+
+#[test]
+fn a_request_that_is_late_fails_and_keeps_nothing() {
+    let bench = Bench::small(8, false);
+    let lease = bench.lease();
+    let over = Some(std::time::Instant::now());
+
+    let many = bench.pool.reserve_by(lease, 3, over);
+    assert!(matches!(many, Err(ReserveError::Exhausted { .. })));
+    let adopted = bench.pool.adopt_by(lease, &[SlotIndex(1), SlotIndex(2)], over).unwrap();
+    assert_eq!(adopted.slots, [None, None]);
+    assert!(adopted.shortfall.is_some_and(|error| error.is_lack()));
+    bench.examine();
+    // One slot is not tried again and again.
+    bench.fake.books().busy = u32::MAX;
+    let before = bench.fake.books().calls;
+    bench.pool.reserve_by(lease, 1, over).unwrap_err();
+
+    assert!(bench.fake.books().calls - before <= 2);
+    assert_eq!(bench.pool.reserve_by(lease, 0, over).unwrap(), []);
+}
