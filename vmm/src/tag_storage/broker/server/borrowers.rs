@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crate::sys::peer::PeerProcess;
 use crate::tag_storage::supply::node;
 
-/// Each process is here for as long as one of its connections to the broker lasts, so that a number names
-/// the process that connected. Clones are the same list.
+/// Each process is here for as long as one of its connections to the broker lasts. Clones are the same list.
 #[derive(Clone, Default)]
 pub struct BorrowerConnections {
     connections: Arc<Mutex<BTreeMap<u32, u32>>>,
@@ -20,15 +20,18 @@ impl BorrowerConnections {
         Self { connections: Arc::default(), lent: Some(lent) }
     }
 
-    /// Adds a process until the answer is dropped. Its connection is open.
+    /// Adds the process that connected until the answer is dropped. The supply knows it by its descriptor: its
+    /// number may be another's by now.
     ///
     /// # Errors
     /// When what is lent to it could not be taken back.
-    pub fn add(&self, pid: u32) -> Result<Borrowing, node::BorrowerError> {
-        let mut connections = self.lock();
-        if let (false, Some(lent)) = (connections.contains_key(&pid), &self.lent) {
-            lent.add(pid)?;
+    pub(crate) fn add(&self, peer: PeerProcess) -> Result<Borrowing, node::BorrowerError> {
+        let PeerProcess { pid, pidfd } = peer;
+        if let Some(lent) = &self.lent {
+            // Not with the list locked: it takes some system calls.
+            lent.add_process(pid, pidfd.ok_or(node::BorrowerError::Missing(pid))?)?;
         }
+        let mut connections = self.lock();
         *connections.entry(pid).or_default() += 1;
         Ok(Borrowing { borrowers: self.clone(), pid })
     }
@@ -72,8 +75,9 @@ mod tests {
     #[test]
     fn a_process_is_there_for_as_long_as_one_of_its_connections() {
         let borrowers = BorrowerConnections::default();
-        let (first, second) = (borrowers.add(7).unwrap(), borrowers.add(7).unwrap());
-        let _other = borrowers.add(8).unwrap();
+        let peer = |pid| PeerProcess { pid, pidfd: None };
+        let (first, second) = (borrowers.add(peer(7)).unwrap(), borrowers.add(peer(7)).unwrap());
+        let _other = borrowers.add(peer(8)).unwrap();
 
         drop(first);
         assert_eq!(borrowers.pids(), [7, 8]);
@@ -85,7 +89,7 @@ mod tests {
     fn a_process_whose_memory_could_not_be_taken_back_is_none() {
         let borrowers = BorrowerConnections::of(node::BorrowerProcesses::default());
 
-        assert!(borrowers.add(u32::MAX).is_err());
+        assert!(borrowers.add(PeerProcess { pid: u32::MAX, pidfd: None }).is_err());
         assert!(borrowers.pids().is_empty());
     }
 }

@@ -34,7 +34,8 @@ pub const MAX_CONNECTIONS: usize = MAX_LEASES as usize + 64;
 /// is started again. Who finds no place tries again.
 const BACKLOG: i32 = 256;
 
-/// Descriptors of one connection: itself and its notices, or a borrower's process and its folder in /proc.
+/// Descriptors of one connection: itself, the process that connected, and its notices or a borrower's folder in
+/// /proc.
 const FDS_OF_CONNECTION: u64 = 3;
 
 /// Descriptors that the broker needs beside, with those of a supply.
@@ -43,6 +44,9 @@ const FDS_OF_BROKER: u64 = 64;
 /// How often an idle broker looks what other memory does to its supply: who reserves and meets it unawares
 /// looks then, and who asks for figures does, too.
 const FOLLOWING: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+
+/// The pause after the kernel had no memory for a connection.
+const PAUSE: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 
 /// A connection's thread does not recurse, but for a report; only what is touched of it is ever backed.
 const STACK_SIZE: usize = 256 << 10;
@@ -67,6 +71,27 @@ pub enum Error {
     /// The host gives no events.
     #[error("the broker cannot wait for its clients")]
     Events(#[source] io::Error),
+}
+
+/// What to do when a connection cannot be accepted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Remedy {
+    /// Accept and close it: there is no descriptor for it.
+    TurnAway,
+    /// Wait a moment: the kernel is short of memory, and the listener stays readable.
+    Pause,
+    /// The client went away while it waited.
+    None,
+}
+
+impl Remedy {
+    fn for_accept(error: &io::Error) -> Self {
+        match error.raw_os_error() {
+            _ if Socket::is_out_of_descriptors(error) => Self::TurnAway,
+            Some(libc::ENOMEM | libc::ENOBUFS) => Self::Pause,
+            _ => Self::None,
+        }
+    }
 }
 
 /// A connection's place among the others, given up on drop.
@@ -174,12 +199,18 @@ impl Server {
             self.state.tick(Instant::now());
             match self.socket.listener().accept() {
                 Ok((stream, _)) => self.welcome(OwnedFd::from(stream), scope),
-                Err(error) if Socket::is_out_of_descriptors(&error) => {
-                    self.state.turned_away.add(1);
-                    self.socket.turn_away();
-                }
-                // The client went away while it waited, or the kernel is short of memory.
-                Err(_) => {}
+                Err(error) => match Remedy::for_accept(&error) {
+                    Remedy::TurnAway => {
+                        self.state.turned_away.add(1);
+                        self.socket.turn_away();
+                    }
+                    Remedy::Pause => {
+                        let mut stopped = [PollFd::new(stop, PollFlags::IN)];
+                        // Whether it is to stop is looked at next.
+                        let _ = poll(&mut stopped, Some(&PAUSE));
+                    }
+                    Remedy::None => {}
+                },
             }
         }
     }
@@ -193,11 +224,13 @@ impl Server {
         }
         state.connections().insert(number, socket.clone());
         let connected = Connected { state, number };
+        // Now, as its number may be another process's later.
+        let peer = peer::process(&socket).ok();
         let own = socket.clone();
         let spawned = thread::spawn_scoped(scope, "client", STACK_SIZE, move || {
             let state = connected.state.clone();
             // A panic here, of which none is known, ends this connection alone.
-            let _ = catch_unwind(AssertUnwindSafe(|| Session::new(state, number, own).run()));
+            let _ = catch_unwind(AssertUnwindSafe(|| Session::new(state, number, own, peer).run()));
         });
         if spawned.is_err() {
             self.turn_away(&socket, "raise its limit of processes");
@@ -233,4 +266,24 @@ fn places() -> usize {
 fn owner(path: &Path) -> Option<u32> {
     let socket = seqpacket::connect(path, Duration::from_millis(100)).ok()?;
     peer::pid(&socket).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_memory_for_a_connection_the_broker_pauses() {
+        let remedy = |errno| Remedy::for_accept(&io::Error::from_raw_os_error(errno));
+
+        for errno in [libc::ENOMEM, libc::ENOBUFS] {
+            assert_eq!(remedy(errno), Remedy::Pause);
+        }
+        for errno in [libc::EMFILE, libc::ENFILE] {
+            assert_eq!(remedy(errno), Remedy::TurnAway);
+        }
+        for errno in [libc::ECONNABORTED, libc::EAGAIN, libc::EINTR] {
+            assert_eq!(remedy(errno), Remedy::None);
+        }
+    }
 }

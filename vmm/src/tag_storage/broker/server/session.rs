@@ -12,7 +12,8 @@ use super::borrowers::Borrowing;
 use super::pressure::{ASK_MOST, Number};
 use super::state::ServerState;
 use crate::error::chain;
-use crate::sys::{peer, seqpacket};
+use crate::sys::peer::PeerProcess;
+use crate::sys::seqpacket;
 use crate::tag_storage::broker::protocol::refusal::{Reason, Refusal};
 use crate::tag_storage::broker::protocol::report::Holder;
 use crate::tag_storage::broker::protocol::wire::{
@@ -76,12 +77,20 @@ pub(crate) struct Session {
     state: Arc<ServerState>,
     number: Number,
     socket: Arc<OwnedFd>,
+    /// The process that connected, until it is a borrower.
+    peer: Option<PeerProcess>,
     session: SessionState,
 }
 
 impl Session {
-    pub(crate) fn new(state: Arc<ServerState>, number: Number, socket: Arc<OwnedFd>) -> Self {
-        Self { state, number, socket, session: SessionState::New }
+    /// The session of the process that connected.
+    pub(crate) fn new(
+        state: Arc<ServerState>,
+        number: Number,
+        socket: Arc<OwnedFd>,
+        peer: Option<PeerProcess>,
+    ) -> Self {
+        Self { state, number, socket, peer, session: SessionState::New }
     }
 
     /// Serves until the client is gone or is told to go.
@@ -130,12 +139,13 @@ impl Session {
         if open.version != VERSION {
             return Err(End::Refused(Refusal::version(open.version)));
         }
-        let pid = peer::pid(&self.socket).unwrap_or(0);
         let opened = Reply::Opened(self.state.terms).encode();
         match open.role {
             Role::Borrower => {
+                // It is taken by the first opening, and there is only one.
+                let peer = self.peer.take().unwrap_or(PeerProcess { pid: 0, pidfd: None });
                 let borrowing =
-                    self.state.borrowers.add(pid).map_err(|error| {
+                    self.state.borrowers.add(peer).map_err(|error| {
                         End::Refused(Refusal::new(Reason::Other, chain(&error)))
                     })?;
                 self.session = SessionState::Borrower(borrowing);
@@ -143,6 +153,8 @@ impl Session {
             }
             Role::Holder => {
                 self.state.close_gone();
+                // Its descriptor is not needed.
+                let pid = self.peer.take().map_or(0, |peer| peer.pid);
                 let refused = |error: ReserveError| End::Refused(Refusal::from(&error));
                 let id = self.state.pool.open_lease(open.terms).map_err(refused)?;
                 let (number, state) = (self.number, self.state.clone());

@@ -1,9 +1,11 @@
 //! The processes that memory of the node is lent to.
 
+use std::collections::BTreeMap;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use rustix::process::Pid;
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use thiserror::Error;
 
 use super::borrower::BorrowerProcess;
@@ -46,55 +48,169 @@ pub enum BorrowerError {
 
 /// The processes whose memory may be moved off the node. Clones are the same list.
 ///
-/// A process is known by a descriptor: once it has ended, whoever gets its number is left alone.
+/// A process is known by a descriptor: once it has ended, another one that gets its number is left alone. The list
+/// is locked for moments only: a borrower is out of it while its memory is searched or moved.
 #[derive(Clone, Default)]
-pub struct BorrowerProcesses(Arc<Mutex<Vec<BorrowerProcess>>>);
+pub struct BorrowerProcesses(Arc<Mutex<List>>);
+
+#[derive(Default)]
+struct List {
+    entries: BTreeMap<Key, Entry>,
+    next: Key,
+    /// Where the next eviction begins.
+    first: Key,
+}
+
+/// A borrower's key in the list, never used again.
+pub(crate) type Key = u64;
+
+struct Entry {
+    pid: u32,
+    /// `None` while its memory is searched or moved.
+    borrower: Option<BorrowerProcess>,
+    /// Pages that would not move, when that began.
+    stuck: u64,
+    /// They are to be forgotten when it comes back.
+    forget_stuck: bool,
+}
 
 impl BorrowerProcesses {
-    pub(crate) fn lock(&self) -> MutexGuard<'_, Vec<BorrowerProcess>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Adds a process, once however often it is added. The caller knows that it runs, for instance because a
-    /// connection from it is open *after* this call: until then its number may have become another's.
+    /// Adds the process of this number. The caller knows that it runs.
     ///
     /// # Errors
-    /// When there is no such process, its memory may not be moved, or there are too many.
+    /// As [`add_process`](Self::add_process).
     pub fn add(&self, pid: u32) -> Result<(), BorrowerError> {
         let number = i32::try_from(pid).ok().and_then(Pid::from_raw);
-        let process = Real::new(number.ok_or(BorrowerError::Missing(pid))?);
-        self.admit(process.map_err(|source| match source.raw_os_error() {
-            Some(libc::ESRCH | libc::ENOENT) => BorrowerError::Missing(pid),
-            Some(libc::EPERM | libc::EACCES) => BorrowerError::Denied { pid, source },
-            _ => BorrowerError::Host { pid, source },
-        })?)
+        let number = number.ok_or(BorrowerError::Missing(pid))?;
+        let pidfd = pidfd_open(number, PidfdFlags::empty());
+        self.add_process(pid, pidfd.map_err(|errno| refused(pid, errno.into()))?)
+    }
+
+    /// Adds a process, once however often it is added: the one that the descriptor refers to, whatever has its
+    /// number now.
+    ///
+    /// # Errors
+    /// When it has ended, its memory may not be moved, or there are too many.
+    pub fn add_process(&self, pid: u32, pidfd: OwnedFd) -> Result<(), BorrowerError> {
+        let number = i32::try_from(pid).ok().and_then(Pid::from_raw);
+        let process = Real::new(number.ok_or(BorrowerError::Missing(pid))?, pidfd);
+        self.admit(process.map_err(|source| refused(pid, source))?)
     }
 
     pub(crate) fn admit(&self, process: impl Process + 'static) -> Result<(), BorrowerError> {
-        let mut all = self.lock();
-        all.retain(|borrower| {
-            borrower.process.is_alive() && borrower.process.pid() != process.pid()
+        let mut list = self.lock();
+        list.entries.retain(|_, entry| {
+            entry.borrower.as_ref().is_none_or(|borrower| borrower.process.is_alive())
         });
-        if all.len() >= MAX_BORROWERS {
+        let pid = process.pid();
+        if list.entries.values().any(|entry| entry.pid == pid) {
+            return Ok(());
+        }
+        if list.entries.len() >= MAX_BORROWERS {
             return Err(BorrowerError::TooMany);
         }
-        all.push(BorrowerProcess::new(Box::new(process)));
+        let key = list.next;
+        list.next += 1;
+        let borrower = Some(BorrowerProcess::new(Box::new(process)));
+        list.entries.insert(key, Entry { pid, borrower, stuck: 0, forget_stuck: false });
         Ok(())
     }
 
     /// Removes a process. Its memory is not moved any more.
     pub fn remove(&self, pid: u32) {
-        self.lock().retain(|borrower| borrower.process.pid() != pid);
+        self.lock().entries.retain(|_, entry| entry.pid != pid);
     }
 
     /// How many there are; some may have ended.
     pub fn len(&self) -> usize {
-        self.lock().len()
+        self.lock().entries.len()
     }
 
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Pages of all of them that would not move when last tried.
+    pub(crate) fn stuck(&self) -> u64 {
+        let list = self.lock();
+        let stuck =
+            |entry: &Entry| entry.borrower.as_ref().map_or(entry.stuck, BorrowerProcess::stuck);
+        list.entries.values().map(stuck).sum()
+    }
+
+    /// Forgets which pages would not move: they are tried again.
+    pub(crate) fn forget_stuck(&self) {
+        for entry in self.lock().entries.values_mut() {
+            match &mut entry.borrower {
+                Some(borrower) => borrower.forget_stuck(),
+                None => entry.forget_stuck = true,
+            }
+        }
+    }
+
+    /// Does something with one after the other, each out of the list meanwhile, until it says that this is enough.
+    /// One that it does not keep is removed. Whoever calls this must not do so twice at once.
+    pub(crate) fn each(&self, mut act: impl FnMut(&mut BorrowerProcess) -> Act) {
+        let keys: Vec<Key> = {
+            let list = self.lock();
+            let from_first = list.entries.range(list.first..);
+            from_first.chain(list.entries.range(..list.first)).map(|(key, _)| *key).collect()
+        };
+        for key in keys {
+            let Some(mut borrower) = self.take_out(key) else { continue };
+            let act = act(&mut borrower);
+            self.put_back(key, borrower, act.keep);
+            if act.begin_behind {
+                self.lock().first = key + 1;
+            }
+            if act.enough {
+                return;
+            }
+        }
+    }
+
+    fn take_out(&self, key: Key) -> Option<BorrowerProcess> {
+        let mut list = self.lock();
+        let entry = list.entries.get_mut(&key)?;
+        entry.stuck = entry.borrower.as_ref()?.stuck();
+        entry.borrower.take()
+    }
+
+    fn put_back(&self, key: Key, mut borrower: BorrowerProcess, keep: bool) {
+        let mut list = self.lock();
+        if !keep {
+            list.entries.remove(&key);
+        }
+        // It may have been removed meanwhile.
+        let Some(entry) = list.entries.get_mut(&key) else { return };
+        if std::mem::take(&mut entry.forget_stuck) {
+            borrower.forget_stuck();
+        }
+        entry.borrower = Some(borrower);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, List> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What becomes of a borrower and of the rest of the list.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Act {
+    /// It stays in the list.
+    pub keep: bool,
+    /// The others are left alone.
+    pub enough: bool,
+    /// The next round begins behind it.
+    pub begin_behind: bool,
+}
+
+fn refused(pid: u32, source: io::Error) -> BorrowerError {
+    match source.raw_os_error() {
+        Some(libc::ESRCH | libc::ENOENT) => BorrowerError::Missing(pid),
+        Some(libc::EPERM | libc::EACCES) => BorrowerError::Denied { pid, source },
+        _ => BorrowerError::Host { pid, source },
     }
 }
 
@@ -139,7 +255,22 @@ mod tests {
         child.kill().unwrap();
         child.wait().unwrap();
 
-        assert!(!borrowers.lock()[0].process.is_alive());
         assert!(matches!(borrowers.add(child.id()), Err(BorrowerError::Missing(_))));
+    }
+
+    #[test]
+    fn the_number_of_another_process_names_nobody_else() {
+        let borrowers = BorrowerProcesses::default();
+        let mut ended = Command::new("true").spawn().unwrap();
+        let number = Pid::from_raw(ended.id() as i32).unwrap();
+        let pidfd = pidfd_open(number, PidfdFlags::empty()).unwrap();
+        ended.wait().unwrap();
+
+        // As if this process had got the number of the one that has ended.
+        let own = std::process::id();
+        let added = borrowers.add_process(own, pidfd);
+
+        assert!(matches!(added, Err(BorrowerError::Missing(pid)) if pid == own));
+        assert!(borrowers.is_empty());
     }
 }

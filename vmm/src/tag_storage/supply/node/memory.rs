@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::ops::Range;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use arch::units::Bytes;
@@ -28,6 +28,10 @@ pub(crate) trait Memory: Send + Sync {
 
     /// Gives back what was taken.
     fn give(&self, part: &Range<Bytes>) -> io::Result<()>;
+
+    /// After pages that are free could not be taken: waits until this many more may be had, as long as that is
+    /// worth while. Returns whether to try again. No lock is held.
+    fn wait(&self, pages: u64) -> io::Result<bool>;
 
     /// How long free pages may stay out of reach.
     fn patience(&self) -> Duration;
@@ -86,33 +90,8 @@ impl HostMemory {
         Ok(true)
     }
 
-    /// Waits for pages that are free, but on the list of a processor and of no use to this request: in huge
-    /// pages, or kept for the kernel. They come back when that processor has not used its list for a while
-    /// (mm/vmstat.c, refresh_cpu_vm_stats); nothing that a program may do makes that sooner.
-    fn wait_until_here(&self, part: &Range<Bytes>) -> io::Result<bool> {
-        let mut vain = self.vain.lock().unwrap_or_else(PoisonError::into_inner);
-        let start = Instant::now();
-        if vain.is_some_and(|last| start.duration_since(last) < PATIENCE) {
-            return Ok(false);
-        }
-        let wanted = (part.end.get() - part.start.get()) / self.page;
-        let mut least = u64::MAX;
-        while start.elapsed() < PATIENCE {
-            let usage = self.usage(false)?;
-            if usage.free < usage.kept.saturating_add(wanted) {
-                return Ok(false);
-            }
-            // Not sooner: each try is a use of the list, and puts off the moment it waits for.
-            if usage.ready.saturating_add(wanted) <= least {
-                if least != u64::MAX && self.is_here(part)? {
-                    return Ok(true);
-                }
-                least = usage.ready;
-            }
-            std::thread::sleep(LOOK_EVERY);
-        }
-        *vain = Some(Instant::now());
-        Ok(false)
+    fn vain(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.vain.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn elsewhere(&self, pages: &[u64]) -> io::Result<Vec<u64>> {
@@ -129,10 +108,7 @@ impl Memory for HostMemory {
     }
 
     fn take(&self, part: &Range<Bytes>) -> io::Result<bool> {
-        let mut taken = self.held.populate(part).and_then(|()| self.is_here(part));
-        if matches!(taken, Ok(false)) {
-            taken = self.wait_until_here(part);
-        }
+        let taken = self.held.populate(part).and_then(|()| self.is_here(part));
         if !matches!(taken, Ok(true)) {
             self.held.discard(part)?;
         }
@@ -141,6 +117,31 @@ impl Memory for HostMemory {
 
     fn give(&self, part: &Range<Bytes>) -> io::Result<()> {
         self.held.discard(part)
+    }
+
+    /// Pages may be free, but on the list of a processor and of no use to this request: in huge pages, or kept
+    /// for the kernel. They come back when that processor has not used its list for a while (mm/vmstat.c,
+    /// refresh_cpu_vm_stats); nothing that a program may do makes that sooner.
+    fn wait(&self, pages: u64) -> io::Result<bool> {
+        let start = Instant::now();
+        if self.vain().is_some_and(|last| start.duration_since(last) < PATIENCE) {
+            return Ok(false);
+        }
+        let first = self.usage(false)?;
+        let mut usage = first;
+        while start.elapsed() < PATIENCE {
+            if usage.free < usage.kept.saturating_add(pages) {
+                return Ok(false);
+            }
+            // Not sooner: each try is a use of the list, and puts off the moment it waits for.
+            if usage.ready.saturating_add(pages) <= first.ready {
+                return Ok(true);
+            }
+            std::thread::sleep(LOOK_EVERY);
+            usage = self.usage(false)?;
+        }
+        *self.vain() = Some(Instant::now());
+        Ok(false)
     }
 
     fn patience(&self) -> Duration {

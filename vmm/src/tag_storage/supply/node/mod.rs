@@ -27,6 +27,7 @@ mod tests;
 mod topology;
 mod usage;
 
+use std::collections::BTreeSet;
 use std::io;
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
@@ -42,10 +43,15 @@ use thiserror::Error;
 use super::{Observation, Supply, SupplyName, TakeError};
 use crate::memory::huge_page_size;
 use borrower::{Effort, Route, Stop};
+use borrowers::Act;
 pub use borrowers::{BorrowerError, BorrowerProcesses, MAX_BORROWERS};
 use memory::{HostMemory, Memory};
 pub use topology::{Error as TopologyError, Topology};
-use usage::Usage;
+use usage::{Refresh, Usage};
+
+/// How often one request waits for pages that are free and out of reach. Each time they have come within reach,
+/// and others may have been faster.
+const WAITS: u32 = 2;
 
 /// Why a node's memory cannot be tag storage.
 #[derive(Debug, Error)]
@@ -144,6 +150,8 @@ pub struct Node {
     work: Mutex<()>,
     /// Held for moments only.
     books: Mutex<Books>,
+    /// When figures for reports were last exact.
+    refresh: Refresh,
 }
 
 #[derive(Debug, Default)]
@@ -152,6 +160,8 @@ struct Books {
     held: u64,
     /// Blocks that the pool has for free, or that were evicted and are about to be taken.
     vacant: u64,
+    /// Those of them that were evicted: they are lent again unless they are taken.
+    evicted: BTreeSet<u64>,
     /// Pages that were moved off the node.
     moved: u64,
     /// Pages that were free and could not be had, and how long that is to be believed.
@@ -202,7 +212,8 @@ impl Node {
         let books = Mutex::new(Books { vacant: blocks, ..Books::default() });
         let borrowers = BorrowerProcesses::default();
         let work = Mutex::new(());
-        Self { number, memory, blocks, block, page, floor, borrowers, work, books }
+        let refresh = Refresh::default();
+        Self { number, memory, blocks, block, page, floor, borrowers, work, books, refresh }
     }
 
     /// What it has for tags.
@@ -217,7 +228,8 @@ impl Node {
 
     /// What has happened so far.
     pub fn report(&self) -> NodeReport {
-        let free = self.memory.usage(true).map_or(0, |usage| usage.free);
+        let exact = self.refresh.is_due(Instant::now());
+        let free = self.memory.usage(exact).map_or(0, |usage| usage.free);
         let stuck_pages = self.stuck_pages();
         let books = self.books();
         NodeReport {
@@ -241,7 +253,7 @@ impl Node {
     }
 
     fn stuck_pages(&self) -> u64 {
-        self.borrowers.lock().iter().map(borrower::BorrowerProcess::stuck).sum()
+        self.borrowers.stuck()
     }
 
     fn part(&self, blocks: &Range<BlockIndex>) -> Range<Bytes> {
@@ -265,35 +277,25 @@ impl Node {
         let refuges = self.memory.refuges();
         let route = Route { from: self.number, to: &refuges, page: self.page };
         let (mut moved, mut effort) = (0, Effort::new());
-        let (mut failure, mut searched) = (None, 0);
-        let mut borrowers = self.borrowers.lock();
-        borrowers.retain_mut(|borrower| {
-            if moved >= wanted || effort.is_spent() {
-                return true;
-            }
-            searched += 1;
+        let mut failure = None;
+        self.borrowers.each(|borrower| {
+            let mut keep = true;
             match borrower.move_off(route, wanted, &mut moved, &mut effort) {
-                Ok(()) => true,
-                Err(Stop::Gone) => {
-                    searched -= 1;
-                    false
-                }
+                Ok(()) => {}
+                Err(Stop::Gone) => keep = false,
                 Err(Stop::Full(error)) => {
                     let text = "no other NUMA node has room for what is in these blocks";
                     failure.get_or_insert(io::Error::new(error.kind(), text));
-                    true
                 }
                 Err(Stop::Refused(error)) => {
                     failure.get_or_insert(error);
-                    true
                 }
             }
+            // The next eviction begins with others.
+            let begin_behind = effort.is_spent();
+            Act { keep, enough: moved >= wanted || begin_behind, begin_behind }
         });
         self.books().moved += moved;
-        if effort.is_spent() {
-            // The next eviction begins with others.
-            borrowers.rotate_left(searched);
-        }
         match failure {
             _ if moved >= wanted => Ok(moved),
             Some(error) => Err(TakeError::Host(error)),
@@ -309,26 +311,25 @@ impl Supply for Node {
     }
 
     fn take(&self, blocks: Range<BlockIndex>) -> Result<(), TakeError> {
-        let count = blocks.end.0.saturating_sub(blocks.start.0);
-        let _alone = self.work();
-        match self.memory.take(&self.part(&blocks)) {
-            Ok(true) => {
-                let mut books = self.books();
-                books.held += count;
-                books.vacant = books.vacant.saturating_sub(count);
-                Ok(())
+        let part = self.part(&blocks);
+        let pages = (blocks.end.0 - blocks.start.0) * self.block_pages();
+        let mut waits = WAITS;
+        let mut alone = self.work();
+        let taken = loop {
+            match self.memory.take(&part) {
+                Ok(false) if waits > 0 => {
+                    waits -= 1;
+                    drop(alone);
+                    let again = self.memory.wait(pages);
+                    alone = self.work();
+                    if !matches!(again, Ok(true)) {
+                        break again;
+                    }
+                }
+                taken => break taken,
             }
-            Ok(false) => {
-                // What is free now cannot be had: only what leaves the node from now on can.
-                let free = self.memory.usage(false).map_err(TakeError::Host)?.free;
-                let unready = free.saturating_sub(self.floor);
-                let mut books = self.books();
-                books.unready = Some((unready, Instant::now() + self.memory.patience()));
-                books.vacant = books.vacant.saturating_sub(count);
-                Err(TakeError::Busy)
-            }
-            Err(source) => Err(TakeError::Host(source)),
-        }
+        };
+        self.count_take(&blocks, taken).map_err(TakeError::Host)?.ok_or(TakeError::Busy)
     }
 
     fn give(&self, blocks: Range<BlockIndex>) {
@@ -360,24 +361,30 @@ impl Supply for Node {
             let pinned = short.div_ceil(self.block_pages()).min(count);
             return Err(TakeError::Pinned(BlockIndex(blocks.end.0 - pinned)..blocks.end));
         }
-        self.books().vacant += count;
+        let mut books = self.books();
+        let before = books.evicted.len();
+        books.evicted.extend(blocks.start.0..blocks.end.0);
+        // Those of an eviction before this one that were not taken are counted already.
+        books.vacant += (books.evicted.len() - before) as u64;
         Ok(())
     }
 
     fn observe(&self) -> Option<Observation> {
-        self.look(&self.work())
+        self.look(&self.work(), true)
     }
 
     fn observe_at_once(&self) -> Option<Observation> {
         match self.work.try_lock() {
-            Ok(alone) => self.look(&alone),
-            Err(TryLockError::Poisoned(alone)) => self.look(&alone.into_inner()),
+            Ok(alone) => self.look(&alone, self.refresh.is_due(Instant::now())),
+            Err(TryLockError::Poisoned(alone)) => {
+                self.look(&alone.into_inner(), self.refresh.is_due(Instant::now()))
+            }
             Err(TryLockError::WouldBlock) => None,
         }
     }
 
     fn forget_pinned(&self) {
-        self.borrowers.lock().iter_mut().for_each(borrower::BorrowerProcess::forget_stuck);
+        self.borrowers.forget_stuck();
     }
 
     fn is_instant(&self) -> bool {
@@ -386,14 +393,51 @@ impl Supply for Node {
 }
 
 impl Node {
-    /// How the node is now. Nothing is half taken or half moved.
-    fn look(&self, _alone: &MutexGuard<'_, ()>) -> Option<Observation> {
-        for borrower in self.borrowers.lock().iter_mut() {
-            borrower.review_stuck(self.number);
-        }
-        let stuck = self.stuck_pages();
+    /// Counts what came of taking these blocks: nothing when the node did not have them.
+    fn count_take(
+        &self,
+        blocks: &Range<BlockIndex>,
+        taken: io::Result<bool>,
+    ) -> io::Result<Option<()>> {
+        let count = blocks.end.0 - blocks.start.0;
         let mut books = self.books();
-        let free = self.memory.usage(true).ok()?.free;
+        let mut evicted = 0;
+        for block in blocks.start.0..blocks.end.0 {
+            evicted += u64::from(books.evicted.remove(&block));
+        }
+        match taken {
+            Ok(true) => {
+                books.held += count;
+                books.vacant = books.vacant.saturating_sub(count);
+                Ok(Some(()))
+            }
+            Ok(false) => {
+                books.vacant = books.vacant.saturating_sub(count);
+                drop(books);
+                // What is free now cannot be had: only what leaves the node from now on can.
+                let free = self.memory.usage(false)?.free;
+                let unready = free.saturating_sub(self.floor);
+                self.books().unready = Some((unready, Instant::now() + self.memory.patience()));
+                Ok(None)
+            }
+            Err(error) => {
+                // The pool has those that were evicted as lent again, the others as free.
+                books.vacant = books.vacant.saturating_sub(evicted);
+                Err(error)
+            }
+        }
+    }
+
+    /// How the node is now. Nothing is half taken or half moved.
+    fn look(&self, _alone: &MutexGuard<'_, ()>, exact: bool) -> Option<Observation> {
+        let all = Act { keep: true, enough: false, begin_behind: false };
+        self.borrowers.each(|borrower| {
+            borrower.review_stuck(self.number);
+            all
+        });
+        let stuck = self.stuck_pages();
+        let free = self.memory.usage(exact).ok()?.free;
+        let mut books = self.books();
         let free = free.saturating_sub(self.floor).saturating_sub(books.unready());
         let untaken = self.blocks.saturating_sub(books.held);
         let vacant = (free / self.block_pages()).min(untaken);

@@ -5,12 +5,11 @@ use std::io::{self, Read};
 use std::ops::Range;
 use std::os::fd::OwnedFd;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags, openat};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::process::Pid;
 
 use super::maps::mappings_on;
-use crate::sys::numa;
+use crate::sys::{numa, peer};
 
 /// The longest list of a process's mappings that is read: some 100 000 of the usual length, more than the usual
 /// vm.max_map_count allows. The process chooses the names in it.
@@ -44,12 +43,12 @@ pub(crate) struct Real {
 }
 
 impl Real {
-    /// The process of this number.
+    /// The process that `end` is the descriptor of. It had this number when it was started, and has it for as long
+    /// as it runs.
     ///
     /// # Errors
-    /// ESRCH without one, EPERM or EACCES when this user may not look at it or move its pages.
-    pub(crate) fn new(pid: Pid) -> io::Result<Self> {
-        let end = pidfd_open(pid, PidfdFlags::empty())?;
+    /// ESRCH when it has ended, EPERM or EACCES when this user may not look at it or move its pages.
+    pub(crate) fn new(pid: Pid, end: OwnedFd) -> io::Result<Self> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let path = format!("/proc/{}", pid.as_raw_nonzero());
         let folder = rustix::fs::open(path, flags, Mode::empty())?;
@@ -82,9 +81,7 @@ impl Process for Real {
     }
 
     fn is_alive(&self) -> bool {
-        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-        let mut watched = [PollFd::new(&self.end, PollFlags::IN)];
-        matches!(poll(&mut watched, Some(&now)), Ok(0))
+        peer::is_alive(&self.end)
     }
 
     fn mappings(&self, node: u32) -> io::Result<Vec<Range<u64>>> {

@@ -26,7 +26,7 @@ struct Owned {
     dead: bool,
 }
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct World {
     pages: u64,
     held: BTreeSet<u64>,
@@ -37,6 +37,14 @@ struct World {
     moved: u64,
     /// Questions where pages are.
     looks: u64,
+    /// The host refuses to give pages.
+    broken: bool,
+    /// Calls that find pages that are free and cannot be had.
+    out_of_reach: u32,
+    /// Done while pages of a borrower are being moved.
+    while_moving: Option<Box<dyn FnOnce() + Send>>,
+    /// Done while one waits for such pages.
+    while_waiting: Option<Box<dyn FnOnce() + Send>>,
 }
 
 impl World {
@@ -72,6 +80,13 @@ impl Memory for FakeMemory {
 
     fn take(&self, part: &Range<Bytes>) -> io::Result<bool> {
         let mut world = lock(&self.0);
+        if world.broken {
+            return Err(io::Error::other("broken"));
+        }
+        if world.out_of_reach > 0 {
+            world.out_of_reach -= 1;
+            return Ok(false);
+        }
         let pages = pages_of(part);
         // As the kernel does, it gives away what it would rather keep.
         let has = world.free() >= pages.end - pages.start;
@@ -86,6 +101,13 @@ impl Memory for FakeMemory {
             assert!(lock(&self.0).held.remove(&page), "page {page} is given and was not taken");
         }
         Ok(())
+    }
+
+    fn wait(&self, _: u64) -> io::Result<bool> {
+        let meanwhile = lock(&self.0).while_waiting.take();
+        let waited = meanwhile.is_some();
+        meanwhile.into_iter().for_each(|meanwhile| meanwhile());
+        Ok(waited)
     }
 
     fn patience(&self) -> Duration {
@@ -136,6 +158,8 @@ impl Process for FakeProcess {
 
     fn relocate(&self, pages: &[u64], node: u32) -> io::Result<()> {
         assert_eq!(node, 0);
+        let meanwhile = lock(&self.0).while_moving.take();
+        meanwhile.into_iter().for_each(|meanwhile| meanwhile());
         self.owned(|_| ())?;
         let mut world = lock(&self.0);
         for page in pages {
@@ -228,7 +252,7 @@ impl Rig {
         assert_eq!(world.held.len() as u64, blocks.reserved * size, "{report:?}");
         let room = world.free().saturating_sub(KEPT) / size;
         let untaken = blocks.total - blocks.disabled - blocks.reserved;
-        assert_eq!(blocks.free, room.min(untaken), "{report:?} {world:?}");
+        assert_eq!(blocks.free, room.min(untaken), "{report:?}");
         assert_eq!(moved, world.moved);
         let c = report.counters;
         let live = c.metadata_reserve_success - c.metadata_reserve_free;
@@ -433,4 +457,73 @@ proptest! {
         rig.pool.close_lease(rig.lease).unwrap();
         prop_assert!(lock(&rig.world).held.is_empty());
     }
+}
+
+#[test]
+fn blocks_that_were_evicted_and_could_not_be_taken_are_not_vacant() {
+    let rig = Rig::new(4, 1);
+    rig.borrow(7, 4 * CHUNK);
+    rig.check();
+    assert_eq!(rig.node.books().vacant, 0);
+    let blocks = BlockIndex(0)..BlockIndex(4);
+    lock(&rig.world).broken = true;
+
+    rig.node.evict(blocks.clone()).unwrap();
+    assert!(matches!(rig.node.take(blocks.clone()), Err(TakeError::Host(_))));
+
+    assert_eq!(rig.node.books().vacant, 0);
+    // What was free before is as free as it was.
+    lock(&rig.world).broken = false;
+    rig.node.evict(blocks.clone()).unwrap();
+    rig.node.take(blocks.clone()).unwrap();
+    rig.node.give(blocks.clone());
+    lock(&rig.world).broken = true;
+    assert!(matches!(rig.node.take(blocks), Err(TakeError::Host(_))));
+    assert_eq!(rig.node.books().vacant, 4);
+}
+
+#[test]
+fn other_requests_are_served_while_one_waits_for_pages_out_of_reach() {
+    let rig = Rig::new(4, 1);
+    let node = Arc::clone(&rig.node);
+    let done = Arc::new(Mutex::new(false));
+    let mark = Arc::clone(&done);
+    // In the middle of the wait another request takes and gives, on this very thread.
+    lock(&rig.world).out_of_reach = 1;
+    lock(&rig.world).while_waiting = Some(Box::new(move || {
+        node.take(BlockIndex(20)..BlockIndex(21)).unwrap();
+        node.give(BlockIndex(20)..BlockIndex(21));
+        assert!(node.observe_at_once().is_some());
+        *mark.lock().unwrap() = true;
+    }));
+
+    rig.node.take(BlockIndex(0)..BlockIndex(4)).unwrap();
+
+    assert!(*done.lock().unwrap());
+    assert_eq!(rig.node.books().held, 4);
+}
+
+#[test]
+fn borrowers_come_and_go_and_figures_are_had_while_one_is_being_moved() {
+    let rig = Rig::new(4, 1);
+    rig.borrow(7, 2 * CHUNK);
+    rig.borrow(8, 2 * CHUNK);
+    rig.check();
+    let (node, world) = (Arc::clone(&rig.node), rig.world.clone());
+    // On the very thread that moves: it must hold no lock that these take.
+    lock(&rig.world).while_moving = Some(Box::new(move || {
+        assert_eq!(node.report().stuck_pages, 0);
+        lock(&world).owned.entry(9).or_default();
+        node.borrowers().admit(FakeProcess(world, 9)).unwrap();
+        node.borrowers().remove(7);
+        node.forget_pinned();
+    }));
+
+    rig.node.evict(BlockIndex(0)..BlockIndex(4)).unwrap();
+
+    assert!(lock(&rig.world).while_moving.is_none());
+    // Those that are left are 8 and 9: the one that was removed did not come back.
+    assert_eq!(rig.node.borrowers().len(), 2);
+    rig.node.borrowers().remove(7);
+    assert_eq!(rig.node.borrowers().len(), 2);
 }

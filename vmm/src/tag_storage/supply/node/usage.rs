@@ -5,6 +5,8 @@
 
 use std::fs;
 use std::io;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 /// Where the host shows its zones.
 const ZONES: &str = "/proc/zoneinfo";
@@ -16,6 +18,26 @@ const ADD_UP: &str = "/proc/sys/vm/stat_refresh";
 /// What the kernel may come to need of the node for itself, beside what it keeps free: without it, the last
 /// chunk could be had on one day and not on the next.
 const GROWTH: u64 = 512 << 10;
+
+/// How often reports have the figures of all processors added up: the kernel schedules work on each of them for
+/// that, and any client may ask for a report at any rate.
+const REFRESH_EVERY: Duration = Duration::from_millis(100);
+
+/// When figures were last exact.
+#[derive(Debug, Default)]
+pub(crate) struct Refresh(Mutex<Option<Instant>>);
+
+impl Refresh {
+    /// Whether figures are to be exact now; they are from now on for a while.
+    pub(crate) fn is_due(&self, now: Instant) -> bool {
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_due = last.is_none_or(|last| now.saturating_duration_since(last) >= REFRESH_EVERY);
+        if is_due {
+            *last = Some(now);
+        }
+        is_due
+    }
+}
 
 /// Pages of a node.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -138,6 +160,16 @@ Node 1, zone  Movable
         assert_eq!(usage.kept, 758 + 632 + 32);
         assert_eq!(usage.spared(4096), 1422 + 128);
         assert_eq!(Usage::parse(TWO, 0).unwrap_or_default().free, 900_063);
+    }
+
+    #[test]
+    fn however_often_figures_are_asked_for_they_are_exact_now_and_then() {
+        let (refresh, start) = (Refresh::default(), Instant::now());
+
+        let exact =
+            (0..1000).filter(|millis| refresh.is_due(start + Duration::from_millis(*millis)));
+
+        assert_eq!(exact.count(), 10);
     }
 
     #[test]
