@@ -73,7 +73,7 @@ impl Board {
             .map(|broker| BorrowerLease::new(broker, &spec.id, vm.ram(), spec.lock_memory))
             .transpose()?;
         let caches = caches::read().ok();
-        let fdt_room = arch::fdt::room(spec.cpus, caches.as_ref())?;
+        let fdt_room = arch::fdt::room(spec.cpus, caches.as_ref());
         let loaded = memory::load(vm.ram(), &spec.kernel, spec.initrd.as_deref(), fdt_room)?;
         if let Some(tags) = &tags {
             touch(vm.ram(), loaded.fdt)?;
