@@ -9,6 +9,8 @@ use arch::caches::{Cache, CacheTopology, IndexFiles, Unknown};
 
 /// Where the kernel lists its CPUs.
 const CPUS: &str = "/sys/devices/system/cpu";
+/// The most CPUs that arm64 Linux can be built for (NR_CPUS).
+const MOST_CPUS: usize = 4096;
 /// No file that is read here is longer. The list of the CPUs that share a cache can be.
 const LONGEST: u64 = 256;
 
@@ -25,7 +27,11 @@ pub(crate) fn read() -> Result<CacheTopology, Unknown> {
 fn read_from(root: &Path) -> Result<CacheTopology, Unknown> {
     let mut models = BTreeSet::new();
     let mut caches = Vec::new();
-    for cpu in numbered(root, "cpu") {
+    for cpu in online(root).iter().map(|number| root.join(format!("cpu{number}"))) {
+        // Where firmware describes no caches, start-up is not to pay for that.
+        if !cpu.join("cache").exists() {
+            continue;
+        }
         let model = text(&cpu.join("regs/identification/midr_el1"));
         let known = model.is_some_and(|model| !models.insert(model));
         if !known {
@@ -35,7 +41,17 @@ fn read_from(root: &Path) -> Result<CacheTopology, Unknown> {
     CacheTopology::new(&caches)
 }
 
-/// The caches of one CPU: none of one that is offline.
+/// The CPUs that are online, as in "0-3,8".
+fn online(root: &Path) -> Vec<u32> {
+    let list = text(&root.join("online")).unwrap_or_default();
+    let range = |part: &str| {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        Some(first.parse::<u32>().ok()?..=last.parse().ok()?)
+    };
+    list.trim().split(',').filter_map(range).flatten().take(MOST_CPUS).collect()
+}
+
+/// The caches of one CPU.
 fn of_cpu(cpu: &Path) -> Result<Vec<Cache>, Unknown> {
     numbered(&cpu.join("cache"), "index").iter().map(|index| parse(index)).collect()
 }

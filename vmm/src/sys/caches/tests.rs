@@ -12,7 +12,7 @@ impl Host {
     fn new() -> Self {
         let host = Self(TempDir::new().unwrap());
         // What else is there.
-        host.put("online", "0-3\n");
+        host.put("online", "0-3,10\n");
         host.put("cpufreq/boost", "1\n");
         host.put("cpuidle/current_driver", "none\n");
         host
@@ -110,6 +110,25 @@ fn a_host_without_lists_is_unknown() {
 
     assert_eq!(host.read(), Err(Unknown::Unlisted));
     assert_eq!(read_from(Path::new("/nowhere")), Err(Unknown::Unlisted));
+}
+
+#[test]
+fn a_list_of_cpus_is_read_as_far_as_it_makes_sense() {
+    let host = Host::new();
+    let cases: [(&str, &[u32]); 6] = [
+        ("0\n", &[0]),
+        ("0-2,8\n", &[0, 1, 2, 8]),
+        ("", &[]),
+        ("x,1", &[1]),
+        ("3-1,-2", &[]),
+        ("5-,6", &[6]),
+    ];
+    for (list, expected) in cases {
+        host.put("online", list);
+        assert_eq!(online(host.0.path()), expected, "{list:?}");
+    }
+    host.put("online", "0-4294967295");
+    assert_eq!(online(host.0.path()).len(), MOST_CPUS);
 }
 
 #[test]
