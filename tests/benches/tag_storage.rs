@@ -10,7 +10,7 @@ use testing::guest::Plan;
 use testing::lab::Lab;
 use vmm::tag_storage::broker::Client;
 use vmm::tag_storage::{
-    Bytes, Geometry, LeaseId, LeaseTerms, Ledger, MAX_CAPACITY, Pool, SlotIndex,
+    Bytes, ChunkIndex, Geometry, LeaseId, LeaseTerms, Ledger, MAX_CAPACITY, Pool, SlotIndex,
 };
 
 /// Instructions for reserving and freeing a chunk, where blocks are no larger than its tags: no hardware is
@@ -185,14 +185,13 @@ fn a_round_trip_to_a_broker() {
     Lab::new().counting_instructions().timeout(LIMIT).run(|| {
         let broker = Broker::start(&BROKER);
         let client = Client::connect(broker.path(), terms()).unwrap();
-        let pair = || {
-            let slots = client.reserve(1).unwrap();
-            slots.into_iter().for_each(|slot| client.free(slot));
+        let reserve_and_free = |chunks: &[ChunkIndex]| {
+            client.reserve(chunks).unwrap();
+            client.free(chunks);
         };
-        let many = || {
-            let slots = client.reserve(u64::from(CHUNKS)).unwrap();
-            slots.into_iter().for_each(|slot| client.free(slot));
-        };
+        let all: Vec<ChunkIndex> = (0..u64::from(CHUNKS)).map(ChunkIndex).collect();
+        let pair = || reserve_and_free(&[ChunkIndex(0)]);
+        let many = || reserve_and_free(&all);
         let least = |body: &dyn Fn()| (0..ROUNDS).map(|_| time(body)).min().unwrap();
 
         let pairs = least(&|| (0..CHUNKS).for_each(|_| pair()));

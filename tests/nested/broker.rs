@@ -2,6 +2,7 @@
 
 use std::process::Stdio;
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use testing::broker::Broker;
 use testing::footprint::{Curve, mib};
@@ -168,6 +169,34 @@ fn each_on_exhausted_does_what_it_says_beside_another_vm() {
         assert_eq!(paused.client().instance().unwrap().pause_reason, None);
         assert_eq!(paused.order("free", "freed")["wrong"], 0);
         paused.stop();
+        nothing_left(broker);
+    });
+}
+
+#[test]
+fn a_broker_that_is_stopped_holds_up_no_deadline() {
+    Lab::new().as_root().run(|| {
+        let broker = Broker::start(&["--capacity", CAPACITY]);
+        let mut guest = start(demand(&broker, "vm", "pause,deadline=2"));
+        guest.order("touch 50", "touched");
+        let signal = |signal| {
+            let pid = Pid::from_raw(broker.pid() as i32).unwrap();
+            kill_process(pid, signal).unwrap();
+        };
+
+        signal(Signal::STOP);
+        guest.type_line("touch 100");
+        let reason = until("the pause", || guest.client().instance().unwrap().pause_reason);
+        println!("paused: {reason}");
+        // Not the end of the connection, which the guest's client declares after half a minute.
+        assert!(reason.contains("has not answered"), "{reason}");
+        assert_eq!(tag_storage(&guest)["expired"], true);
+
+        signal(Signal::CONT);
+        guest.report("touched");
+        assert_eq!(guest.client().instance().unwrap().pause_reason, None);
+        assert_eq!(guest.order("free", "freed")["wrong"], 0);
+        guest.stop();
         nothing_left(broker);
     });
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use arch::units::Bytes;
 use vmm::memory::{Attributes, Backing, GuestRam};
-use vmm::tag_storage::{BorrowerLease, LeaseTerms, broker};
+use vmm::tag_storage::{BorrowerLease, ChunkIndex, LeaseTerms, broker};
 
 use crate::borrower::{check, fill};
 use crate::dice::Dice;
@@ -24,6 +24,8 @@ const READY: &str = "CLIENT ready";
 /// is reserved before long.
 const TOGETHER: usize = 64;
 const FREED: usize = 32;
+/// Chunks of the memory that it would have: more than any broker of the tests has tag storage for.
+const CHUNKS: u64 = 1 << 16;
 /// A guest does other things, too.
 const PAUSE: Duration = Duration::from_millis(1);
 /// Without a broker it does so less often.
@@ -96,24 +98,35 @@ fn hold(path: &Path, mut dice: Dice) {
     let client = broker::Client::connect(path, terms).unwrap();
     say_ready();
     let mut held = Vec::new();
+    // As many as can be had at a host; each that is freed is reserved for again.
+    let mut absent: Vec<ChunkIndex> = (0..CHUNKS).map(ChunkIndex).collect();
     loop {
         client.hear(|_| ());
-        let wanted = 1 + dice.below(TOGETHER);
-        match client.reserve(wanted as u64) {
-            Ok(slots) => held.extend(slots),
+        let wanted = absent.split_off(absent.len().saturating_sub(1 + dice.below(TOGETHER)));
+        let free = |chunks: &[ChunkIndex]| client.free(chunks);
+        match client.reserve(&wanted) {
+            Ok(()) => held.extend(wanted),
             Err(broker::Error::Refused(_)) => {
-                held.drain(held.len() / 2..).for_each(|slot| client.free(slot));
+                absent.extend(wanted);
+                let freed = held.split_off(held.len() / 2);
+                free(&freed);
+                absent.extend(freed);
             }
             // Nothing can be had until it is back, and little is freed.
             Err(_) => {
-                held.pop().into_iter().for_each(|slot| client.free(slot));
+                absent.extend(wanted);
+                if let Some(chunk) = held.pop() {
+                    free(&[chunk]);
+                    absent.push(chunk);
+                }
                 std::thread::sleep(LOST);
                 continue;
             }
         }
         for _ in 0..dice.below(FREED).min(held.len()) {
-            let slot = held.swap_remove(dice.below(held.len()));
-            client.free(slot);
+            let chunk = held.swap_remove(dice.below(held.len()));
+            free(&[chunk]);
+            absent.push(chunk);
         }
         std::thread::sleep(PAUSE);
     }

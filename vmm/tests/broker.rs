@@ -5,6 +5,7 @@
 mod testing;
 
 use std::io::{BufRead, BufReader, Read, Write};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -12,8 +13,8 @@ use std::time::{Duration, Instant};
 use arch::units::Bytes;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
-use vmm::tag_storage::LeaseTerms;
 use vmm::tag_storage::broker::{self, BrokerReport, Client};
+use vmm::tag_storage::{ChunkIndex, LeaseTerms};
 
 /// Names the socket to a process that is to hold a lease.
 const SOCKET: &str = "TESSERA_TEST_BROKER";
@@ -73,6 +74,10 @@ fn place() -> (TempDir, PathBuf) {
     (directory, path)
 }
 
+fn chunks(range: Range<u64>) -> Vec<ChunkIndex> {
+    range.map(ChunkIndex).collect()
+}
+
 fn connect(path: &Path, name: &str) -> Client {
     let terms = LeaseTerms { name: name.to_owned(), min: Bytes::ZERO, max: Bytes::MAX };
     Client::connect(path, terms).unwrap()
@@ -95,12 +100,16 @@ fn wait(path: &Path, what: &str, is_so: impl Fn(&BrokerReport) -> bool) -> Broke
 fn holder() {
     let Some(path) = std::env::var_os(SOCKET) else { return };
     let client = connect(Path::new(&path), "holder");
-    let mut held = client.reserve(8).unwrap();
+    let (mut first, mut next) = (0, 8);
+    client.reserve(&chunks(0..8)).unwrap();
     // Where the test reads, and nothing else writes.
     std::io::stderr().write_all(b"ready\n").unwrap();
     loop {
-        held.extend(client.reserve(5).unwrap_or_default());
-        held.drain(..held.len().saturating_sub(8)).for_each(|slot| client.free(slot));
+        if client.reserve(&chunks(next..next + 5)).is_ok() {
+            next += 5;
+        }
+        client.free(&chunks(first..next - 8));
+        first = next - 8;
     }
 }
 
@@ -164,7 +173,7 @@ fn a_broker_that_is_killed_is_replaced_and_told_what_its_vms_hold() {
     let (_directory, path) = place();
     let mut broker = Broker::start(&path, &["--capacity", "4M"]);
     let client = connect(&path, "vm");
-    client.reserve(40).unwrap();
+    client.reserve(&chunks(0..40)).unwrap();
 
     for _ in 0..5 {
         let (status, _) = broker.end(Signal::KILL);
@@ -180,13 +189,9 @@ fn a_broker_that_is_killed_is_replaced_and_told_what_its_vms_hold() {
     }
 
     // The new lease and what is reserved from it are the same VM's.
-    let slot = loop {
-        // Until its own side has heard of it, too.
-        if let Ok(slots) = client.reserve(1) {
-            break slots[0];
-        }
-    };
-    client.free(slot);
+    // Until its own side has heard of it, too.
+    while client.reserve(&chunks(40..41)).is_err() {}
+    client.free(&chunks(40..41));
     wait(&path, "the free", |report| report.pool.chunks.reserved == 40);
 }
 
@@ -251,7 +256,7 @@ fn a_second_broker_names_the_first() {
 
     assert_eq!(code, 73);
     assert!(text.contains(&format!("process {}", first.child.id())), "{text}");
-    connect(&path, "vm").reserve(1).unwrap();
+    connect(&path, "vm").reserve(&chunks(0..1)).unwrap();
 }
 
 #[test]
@@ -281,8 +286,8 @@ fn thousands_of_connections_are_served_and_more_are_told_so() {
 
     assert!(clients.len() >= most.min(4096), "{} of {most}", clients.len());
     assert!(refusal.contains("4096 leases") || refusal.contains("connections"), "{refusal}");
-    clients[0].reserve(1).unwrap();
-    clients[clients.len() - 1].reserve(1).unwrap();
+    clients[0].reserve(&chunks(0..1)).unwrap();
+    clients[clients.len() - 1].reserve(&chunks(0..1)).unwrap();
     drop(clients);
     wait(&path, "an empty pool", |report| report.pool.leases.is_empty());
     drop(broker);

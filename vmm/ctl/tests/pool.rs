@@ -11,7 +11,7 @@ use rustix::event::{EventfdFlags, eventfd};
 use serde_json::Value;
 use tempfile::TempDir;
 use vmm::tag_storage::broker::{Client, Server, ServerResources, Terms};
-use vmm::tag_storage::{Geometry, LeaseTerms, Ledger, LendPolicy, Pool, SupplyName};
+use vmm::tag_storage::{ChunkIndex, Geometry, LeaseTerms, Ledger, LendPolicy, Pool, SupplyName};
 
 /// A broker of 4 MiB of tag storage.
 struct Broker {
@@ -60,7 +60,7 @@ fn blocks_and_leases_are_a_table_or_json_or_prometheus_text() {
     let _broker = Broker::start(&path);
     let terms = LeaseTerms { name: "shown".to_owned(), min: Bytes::ZERO, max: Bytes::MAX };
     let client = Client::connect(&path, terms).unwrap();
-    client.reserve(3).unwrap();
+    client.reserve(&[0, 1, 2].map(ChunkIndex)).unwrap();
     let socket = path.to_str().unwrap();
 
     let table = tesseractl(&["pool", "--broker", socket]);

@@ -39,7 +39,7 @@ pub use pool::{
     ReserveError, SlotIndex, TAGS_OF_CHUNK, TermsError, tags_of,
 };
 pub use reservation::{
-    Demand, DemandError, DiscardHandler, Embedded, Error as ReservationError, Exhaustion,
+    Answer, Demand, DemandError, DiscardHandler, Embedded, Error as ReservationError, Exhaustion,
     ExhaustionSnapshot, ExhaustionStatus, FaultCounters, PoolClient, PoolClientError,
     PoolClientReport, SourceError, Strict, TagReservation, pool_client_for,
 };

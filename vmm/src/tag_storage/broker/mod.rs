@@ -1,7 +1,7 @@
 //! The broker: the pool of a host in a process of its own, for all VMs of that host.
 //!
 //! ```text
-//! VM: client (a PoolClient)  ->  packets on a Unix socket  ->  session (a thread)  ->  Pool
+//! VM: client  ->  packets on a Unix socket  ->  session (a thread)  ->  Pool
 //!     hear()           <-  a socket for notices      <-  notices
 //! ```
 //!
@@ -18,13 +18,15 @@
 //! | `report` | what there is to see |
 //! | `run` | the command `tessera broker` |
 
-mod client;
+pub(crate) mod client;
 pub(crate) mod protocol;
 mod server;
 #[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
 mod tests;
 
-pub use client::{BrokerEvent, Client, Error, LastError, Status, report};
+pub use client::{Awaited, BrokerEvent, Client, Error, LastError, Status, report};
 pub use protocol::refusal::{Reason, Refusal};
 pub use protocol::report::{BrokerReport, Holder, Traffic};
 pub use protocol::wire::Terms;

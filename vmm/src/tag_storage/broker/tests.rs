@@ -1,8 +1,10 @@
 //! Brokers and clients over real sockets.
 #![allow(clippy::unwrap_used)]
 
+use std::ops::Deref;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -16,10 +18,12 @@ use super::server::{Server, ServerResources};
 use super::{BrokerEvent, BrokerReport, Client, Error};
 use crate::sys::seqpacket;
 use crate::tag_storage::broker::protocol::wire::BUFFER;
+use crate::tag_storage::chunk::ChunkIndex;
 use crate::tag_storage::pool::{LeaseTerms, Pool, SlotIndex};
 use crate::tag_storage::supply::lend_policy::LendPolicy;
 use crate::tag_storage::supply::{Ledger, SupplyName};
 
+mod client;
 mod hostile;
 mod pressure;
 mod recovery;
@@ -92,8 +96,38 @@ fn terms(name: &str) -> LeaseTerms {
     LeaseTerms { name: name.to_owned(), min: Bytes::ZERO, max: Bytes::MAX }
 }
 
-fn connect(path: &Path, name: &str) -> Client {
-    Client::connect(path, terms(name)).unwrap()
+/// A client whose chunks come one after the other.
+struct Vm {
+    client: Client,
+    next: AtomicU64,
+}
+
+impl Vm {
+    fn of(client: Client) -> Self {
+        Self { client, next: AtomicU64::new(0) }
+    }
+
+    fn reserve(&self, count: u64) -> Result<Vec<ChunkIndex>, Error> {
+        let first = self.next.fetch_add(count, Ordering::Relaxed);
+        let chunks: Vec<ChunkIndex> = (first..first + count).map(ChunkIndex).collect();
+        self.client.reserve(&chunks).map(|()| chunks)
+    }
+
+    fn free(&self, chunk: ChunkIndex) {
+        self.client.free(&[chunk]);
+    }
+}
+
+impl Deref for Vm {
+    type Target = Client;
+
+    fn deref(&self) -> &Client {
+        &self.client
+    }
+}
+
+fn connect(path: &Path, name: &str) -> Vm {
+    Vm::of(Client::connect(path, terms(name)).unwrap())
 }
 
 /// Waits for the next things that a client hears.

@@ -1,16 +1,17 @@
 //! What one VM holds of a pool of tag storage, wherever the pool is.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arch::units::Bytes;
 use thiserror::Error;
 
+use crate::tag_storage::broker::client::{Awaited, SlotMap};
 use crate::tag_storage::broker::{self, Client};
-use crate::tag_storage::pool::Pool;
+use crate::tag_storage::chunk::ChunkIndex;
 use crate::tag_storage::pool::counters::Counters;
 use crate::tag_storage::pool::error::ReserveError;
 use crate::tag_storage::pool::lease::{LeaseId, tags_of};
-use crate::tag_storage::pool::slots::SlotIndex;
+use crate::tag_storage::pool::{Pool, SlotIndex};
 use crate::tag_storage::supply::SupplyName;
 
 /// Why a VM's tag storage cannot be reserved.
@@ -22,26 +23,48 @@ pub enum PoolClientError {
     /// The pool is a broker's, which cannot be asked or refuses for a reason of its own.
     #[error(transparent)]
     Broker(#[from] broker::Error),
+    /// There is no answer yet.
+    #[error(
+        "the broker has not answered yet: it is stopped, or busy with moving pages out of tag storage; the request \
+         stays"
+    )]
+    Unanswered,
 }
 
-impl PoolClientError {
-    /// Whether tag storage itself is lacking, so that freeing some may help.
-    pub fn is_lack(&self) -> bool {
-        matches!(self, Self::Pool(error) if error.is_lack())
-    }
-}
+/// What a pool says to a request.
+pub type Answer = Result<(), PoolClientError>;
 
-/// One VM's hold on a pool. What is still reserved when the last reference to it goes is freed then.
+/// One VM's client of a pool, which assigns a slot to each of its chunks. What is still reserved when the last
+/// reference to it goes is freed then.
+///
+/// One request is under way at a time. Freeing waits for nothing.
 pub trait PoolClient: Send + Sync {
-    /// Reserves tag storage for so many chunks: a slot each.
+    /// Reserves tag storage for all of these chunks, at least one, none of which has any. It waits for the
+    /// pool's answer.
     ///
     /// # Errors
-    /// When not all of them can be had; then none is reserved. Asking again is no error: others may have
-    /// freed meanwhile.
-    fn reserve(&self, chunks: u64) -> Result<Vec<SlotIndex>, PoolClientError>;
+    /// When not all of it can be had; then none is reserved. Asking again is no error: others may have freed
+    /// meanwhile.
+    fn reserve(&self, chunks: &[ChunkIndex]) -> Answer;
 
-    /// Frees the tag storage of one slot that this hold has reserved.
-    fn free(&self, slot: SlotIndex);
+    /// As [`reserve`](Self::reserve), without waiting. Where there is no answer, it comes
+    /// [later](Self::answer).
+    fn request(&self, chunks: &[ChunkIndex]) -> Option<Answer> {
+        Some(self.reserve(chunks))
+    }
+
+    /// The answer to the request under way, once it is there.
+    fn answer(&self) -> Option<Answer> {
+        None
+    }
+
+    /// What to wait for before the next look for an [`answer`](Self::answer).
+    fn awaited(&self) -> Option<Awaited> {
+        None
+    }
+
+    /// Frees the tag storage of those of these chunks that have some.
+    fn free(&self, chunks: &[ChunkIndex]);
 
     /// What there is to say about it now. It must return soon: the thread that asks serves all devices.
     fn report(&self) -> PoolClientReport;
@@ -64,25 +87,51 @@ pub struct PoolClientReport {
 pub struct Embedded {
     pool: Arc<Pool>,
     lease: LeaseId,
+    slots: Mutex<SlotMap>,
 }
 
 impl Embedded {
     /// Takes over an open lease of this pool, and closes it in the end.
     pub fn new(pool: Arc<Pool>, lease: LeaseId) -> Self {
-        Self { pool, lease }
+        Self { pool, lease, slots: Mutex::default() }
+    }
+}
+
+impl Embedded {
+    fn slots(&self) -> MutexGuard<'_, SlotMap> {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn assign(&self, chunk: ChunkIndex, slot: SlotIndex) {
+        let spare = self.slots().insert(chunk, slot);
+        spare.into_iter().for_each(|slot| self.release(slot));
+    }
+
+    fn release(&self, slot: SlotIndex) {
+        // A slot that is not this lease's is left alone by the pool, which is all that can be done.
+        let _ = self.pool.free(self.lease, slot);
     }
 }
 
 impl PoolClient for Embedded {
-    fn reserve(&self, chunks: u64) -> Result<Vec<SlotIndex>, PoolClientError> {
+    fn reserve(&self, chunks: &[ChunkIndex]) -> Answer {
+        if let [chunk] = chunks {
+            let slot = self.pool.reserve(self.lease)?;
+            self.assign(*chunk, slot);
+            return Ok(());
+        }
         // No pool has so many: it says what it has.
-        let chunks = u32::try_from(chunks).unwrap_or(u32::MAX);
-        Ok(self.pool.reserve_many(self.lease, chunks)?)
+        let count = u32::try_from(chunks.len()).unwrap_or(u32::MAX);
+        let slots = self.pool.reserve_many(self.lease, count)?;
+        chunks.iter().zip(slots).for_each(|(chunk, slot)| self.assign(*chunk, slot));
+        Ok(())
     }
 
-    fn free(&self, slot: SlotIndex) {
-        // A slot that is not this lease's is left alone by the pool, which is all that can be done.
-        let _ = self.pool.free(self.lease, slot);
+    fn free(&self, chunks: &[ChunkIndex]) {
+        for chunk in chunks {
+            let slot = self.slots().remove(*chunk);
+            slot.into_iter().for_each(|slot| self.release(slot));
+        }
     }
 
     fn report(&self) -> PoolClientReport {
@@ -104,22 +153,27 @@ impl Drop for Embedded {
     }
 }
 
+/// The broker's client, whose inherent methods of these names do the work.
 impl PoolClient for Client {
-    fn reserve(&self, chunks: u64) -> Result<Vec<SlotIndex>, PoolClientError> {
-        // Inherent methods come first: these are the client's own.
-        Self::reserve(self, chunks).map_err(|error| {
-            let said = match &error {
-                broker::Error::Refused(refusal) => {
-                    refusal.as_reserve_error(self.status().terms.supply)
-                }
-                _ => None,
-            };
-            said.map_or(PoolClientError::Broker(error), PoolClientError::Pool)
-        })
+    fn reserve(&self, chunks: &[ChunkIndex]) -> Answer {
+        Self::reserve(self, chunks).map_err(|error| said(self, error))
     }
 
-    fn free(&self, slot: SlotIndex) {
-        Self::free(self, slot);
+    fn request(&self, chunks: &[ChunkIndex]) -> Option<Answer> {
+        Self::request(self, chunks).err().map(|error| Err(said(self, error)))
+    }
+
+    fn answer(&self) -> Option<Answer> {
+        let answer = Self::answer(self)?;
+        Some(answer.map_err(|error| said(self, error)))
+    }
+
+    fn awaited(&self) -> Option<Awaited> {
+        Self::awaited(self)
+    }
+
+    fn free(&self, chunks: &[ChunkIndex]) {
+        Self::free(self, chunks);
     }
 
     fn report(&self) -> PoolClientReport {
@@ -131,6 +185,15 @@ impl PoolClient for Client {
             counters: None,
         }
     }
+}
+
+/// What the pool has said, where it is the pool that refuses.
+fn said(client: &Client, error: broker::Error) -> PoolClientError {
+    let refusal = match &error {
+        broker::Error::Refused(refusal) => refusal.as_reserve_error(client.status().terms.supply),
+        _ => None,
+    };
+    refusal.map_or(PoolClientError::Broker(error), PoolClientError::Pool)
 }
 
 #[cfg(test)]

@@ -25,7 +25,7 @@ use super::pool::lease::{chunks_of, tags_of};
 use crate::api::model::{self, TagStorageChunks};
 use crate::memory::{GuestRam, Reservations, Unreserved};
 use crate::spec::{ReservationMode, TagStorageSpec};
-pub use backend::{PoolClient, PoolClientError};
+pub use backend::{Answer, PoolClient, PoolClientError};
 pub use demand::{Demand, Error as DemandError};
 pub use exhaustion::ExhaustionStatus;
 use source::Source;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use arch::units::Bytes;
 
 use super::backend::{PoolClient, PoolClientError};
+use crate::tag_storage::chunk::ChunkIndex;
 use crate::tag_storage::pool::lease::chunks_of;
 
 /// Tag storage for a whole guest. Discarded memory frees none of it
@@ -21,9 +22,9 @@ impl Strict {
     /// # Errors
     /// When the pool does not have that much for this VM. Nothing is reserved then.
     pub fn reserve(hold: Arc<dyn PoolClient>, memory: Bytes) -> Result<Self, PoolClientError> {
-        let chunks = chunks_of(memory);
-        hold.reserve(chunks)?;
-        Ok(Self { _hold: hold, chunks })
+        let chunks: Vec<ChunkIndex> = (0..chunks_of(memory)).map(ChunkIndex).collect();
+        hold.reserve(&chunks)?;
+        Ok(Self { _hold: hold, chunks: chunks.len() as u64 })
     }
 
     /// How many chunks it has reserved for.

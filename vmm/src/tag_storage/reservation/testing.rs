@@ -6,10 +6,10 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use arch::units::Bytes;
 
-use super::backend::{PoolClient, PoolClientError, PoolClientReport};
+use super::backend::{Answer, PoolClient, PoolClientReport};
 use crate::memory::{Attributes, Backing, GuestRam};
+use crate::tag_storage::chunk::ChunkIndex;
 use crate::tag_storage::pool::error::ReserveError;
-use crate::tag_storage::pool::slots::SlotIndex;
 use crate::tag_storage::supply::SupplyName;
 use crate::testing::{Means, skip};
 
@@ -18,14 +18,15 @@ pub(crate) struct FakeHold(Mutex<Books>);
 
 struct Books {
     capacity: u64,
-    live: BTreeSet<u32>,
-    next: u32,
+    live: BTreeSet<ChunkIndex>,
+    /// The size of each request.
+    requests: Vec<usize>,
     wrong: u64,
 }
 
 impl FakeHold {
     pub(crate) fn new(capacity: u64) -> Arc<Self> {
-        let books = Books { capacity, live: BTreeSet::new(), next: 0, wrong: 0 };
+        let books = Books { capacity, live: BTreeSet::new(), requests: Vec::new(), wrong: 0 };
         Arc::new(Self(Mutex::new(books)))
     }
 
@@ -37,7 +38,12 @@ impl FakeHold {
         self.books().live.len() as u64
     }
 
-    /// Slots that were freed though nobody held them.
+    /// How many chunks each request was for.
+    pub(crate) fn requests(&self) -> Vec<usize> {
+        self.books().requests.clone()
+    }
+
+    /// Chunks that were freed without tag storage, or reserved for twice.
     pub(crate) fn wrong(&self) -> u64 {
         self.books().wrong
     }
@@ -48,25 +54,28 @@ impl FakeHold {
 }
 
 impl PoolClient for FakeHold {
-    fn reserve(&self, chunks: u64) -> Result<Vec<SlotIndex>, PoolClientError> {
+    fn reserve(&self, chunks: &[ChunkIndex]) -> Answer {
         let mut books = self.books();
-        let free = books.capacity - books.live.len() as u64;
-        if chunks > free {
-            let (wanted, free) = (Bytes::kib(64 * chunks), Bytes::kib(64 * free));
+        books.requests.push(chunks.len());
+        let (count, free) = (chunks.len() as u64, books.capacity - books.live.len() as u64);
+        if count > free {
+            let (wanted, free) = (Bytes::kib(64 * count), Bytes::kib(64 * free));
             let (set_aside, supply) = (Bytes::ZERO, SupplyName::Ledger);
             return Err(ReserveError::Exhausted { wanted, free, set_aside, supply }.into());
         }
-        let first = books.next;
-        books.next += chunks as u32;
-        let slots = first..books.next;
-        books.live.extend(slots.clone());
-        Ok(slots.map(SlotIndex).collect())
+        for chunk in chunks {
+            let new = books.live.insert(*chunk);
+            books.wrong += u64::from(!new);
+        }
+        Ok(())
     }
 
-    fn free(&self, slot: SlotIndex) {
+    fn free(&self, chunks: &[ChunkIndex]) {
         let mut books = self.books();
-        let known = books.live.remove(&slot.0);
-        books.wrong += u64::from(!known);
+        for chunk in chunks {
+            let known = books.live.remove(chunk);
+            books.wrong += u64::from(!known);
+        }
     }
 
     fn report(&self) -> PoolClientReport {

@@ -3,13 +3,15 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{Shutdown, shutdown};
 
 use super::Error;
+use super::request::PATIENCE;
 use crate::sys::seqpacket;
 use crate::tag_storage::broker::protocol::report::BrokerReport;
 use crate::tag_storage::broker::protocol::wire::{
@@ -21,16 +23,9 @@ use crate::tag_storage::pool::{LeaseTerms, SlotIndex};
 /// a host come back at once.
 const GREETING: Duration = Duration::from_secs(5);
 
-/// How long the broker has for an answer. A reservation may have to move some hundred pages out of the way;
-/// a broker that takes longer is stopped or stuck, and is treated as gone.
-const PATIENCE: Duration = Duration::from_secs(30);
-
-/// How much longer for each chunk of a large request, as a VM makes before it starts: each may have to move
-/// pages.
-const A_CHUNK: Duration = Duration::from_millis(20);
-
-/// Chunks of a request that is not large.
-const FEW: u32 = 1024;
+/// How much longer it has for each slot that it takes over: one that it does not have at once may take the
+/// pool ten seconds, in which pages move (`pool::AT_MOST`).
+const A_SLOT: Duration = Duration::from_secs(10);
 
 /// The longest report: that of as many leases as there can be needs a quarter.
 const MAX_REPORT: usize = 4 << 20;
@@ -38,8 +33,8 @@ const MAX_REPORT: usize = 4 << 20;
 /// A connection that the broker has opened.
 #[derive(Debug)]
 pub(crate) struct Connection {
-    socket: OwnedFd,
-    /// Where notices come from. A borrower gets none, and sees the end of the line on its socket.
+    socket: Arc<OwnedFd>,
+    /// Where notices come from. A borrower gets none, and sees the end of the connection on its socket.
     notices: Option<OwnedFd>,
     pub terms: Terms,
 }
@@ -67,36 +62,7 @@ impl Connection {
         if role == Role::Holder && notices.is_none() {
             return Err(Error::Answer("it gave no descriptor for notices".to_owned()));
         }
-        set_socket_timeout(&socket, Timeout::Recv, Some(PATIENCE)).map_err(|e| lost(path, e))?;
-        Ok(Self { socket, notices, terms })
-    }
-
-    /// Reserves for all of these chunks, or for none.
-    pub(crate) fn reserve(&self, path: &Path, chunks: u32) -> Result<Vec<SlotIndex>, Error> {
-        if chunks > FEW {
-            let patience = PATIENCE + A_CHUNK * chunks;
-            set_socket_timeout(&self.socket, Timeout::Recv, Some(patience))
-                .map_err(|errno| lost(path, errno))?;
-        }
-        self.say(path, &Request::Reserve(chunks))?;
-        let mut slots = Vec::new();
-        loop {
-            match self.hear(path)? {
-                Reply::Reserved { left, slots: more } => {
-                    slots.extend(more);
-                    // Neither more nor less than was asked for.
-                    let promised = slots.len() as u64 + u64::from(left);
-                    if promised != u64::from(chunks) {
-                        let text = format!("it gave {promised} slots, not {chunks}");
-                        return Err(Error::Answer(text));
-                    }
-                    if left == 0 {
-                        return Ok(slots);
-                    }
-                }
-                other => return Err(unexpected(&other)),
-            }
-        }
+        Ok(Self { socket: Arc::new(socket), notices, terms })
     }
 
     /// Has the broker take over slots, as many as fit one message.
@@ -105,10 +71,16 @@ impl Connection {
         path: &Path,
         slots: &[SlotIndex],
     ) -> Result<Vec<Option<SlotIndex>>, Error> {
-        self.say(path, &Request::Adopt(slots.to_vec()))?;
-        match self.hear(path)? {
-            Reply::Adopted(adopted) if adopted.len() == slots.len() => Ok(adopted),
-            other => Err(unexpected(&other)),
+        let sent = seqpacket::send(&*self.socket, &Request::Adopt(slots.to_vec()).encode());
+        sent.map_err(|errno| lost(path, errno))?;
+        let patience = PATIENCE.saturating_add(A_SLOT.saturating_mul(slots.len() as u32));
+        if !is_readable(&self.socket, patience).map_err(|errno| lost(path, errno))? {
+            return Err(self.timed_out(path));
+        }
+        match self.receive_now(path)? {
+            Some(Reply::Adopted(adopted)) if adopted.len() == slots.len() => Ok(adopted),
+            Some(other) => Err(unexpected(&other)),
+            None => Err(self.timed_out(path)),
         }
     }
 
@@ -116,18 +88,38 @@ impl Connection {
     pub(crate) fn free_now(&self, slots: &mut Vec<SlotIndex>) {
         while !slots.is_empty() {
             let rest = slots.len().saturating_sub(MAX_SLOTS);
-            let message = Request::Free(slots[rest..].to_vec()).encode();
-            // Without room they wait for the next occasion; without a broker they are free.
-            if seqpacket::send_now(&self.socket, &message).is_err() {
+            // Without room they stay on the list; without a broker they are free.
+            if !self.send_now(&Request::Free(slots[rest..].to_vec())) {
                 return;
             }
             slots.truncate(rest);
         }
     }
 
-    /// Frees slots, waiting for room.
-    pub(crate) fn free(&self, path: &Path, slots: &[SlotIndex]) -> Result<(), Error> {
-        slots.chunks(MAX_SLOTS).try_for_each(|part| self.say(path, &Request::Free(part.to_vec())))
+    /// Sends a request if there is room for it.
+    pub(crate) fn send_now(&self, request: &Request) -> bool {
+        seqpacket::send_now(&*self.socket, &request.encode()).is_ok()
+    }
+
+    /// A reply, if there is one.
+    pub(crate) fn receive_now(&self, path: &Path) -> Result<Option<Reply>, Error> {
+        let mut buffer = [0; BUFFER];
+        match seqpacket::receive_now(&*self.socket, &mut buffer) {
+            Ok(Some(message)) => decode(message).map(Some),
+            Ok(None) => Err(Error::Lost { path: path.to_owned(), source: None }),
+            Err(Errno::AGAIN) => Ok(None),
+            Err(errno) => Err(lost(path, errno)),
+        }
+    }
+
+    /// What it is when no reply has come in time.
+    pub(crate) fn timed_out(&self, path: &Path) -> Error {
+        lost(path, Errno::AGAIN)
+    }
+
+    /// The socket of requests and replies.
+    pub(crate) fn socket(&self) -> &Arc<OwnedFd> {
+        &self.socket
     }
 
     /// What is readable when there is a notice, or the broker is gone.
@@ -145,27 +137,16 @@ impl Connection {
         }
     }
 
-    /// Ends the connection, whoever waits for an answer on it.
+    /// Ends the connection, also for a thread that waits for a reply on it.
     pub(crate) fn close(&self) {
         // It fails where the broker was faster.
         let _ = shutdown(&self.socket, Shutdown::Both);
     }
 
-    /// Whoever waits for an answer does so no longer. The connection, and with it the lease, lasts.
+    /// No thread waits for a reply any more. The connection, and with it the lease, lasts.
     pub(crate) fn stop_waiting(&self) {
         // It fails where the broker was faster.
         let _ = shutdown(&self.socket, Shutdown::Read);
-    }
-
-    fn say(&self, path: &Path, request: &Request) -> Result<(), Error> {
-        seqpacket::send(&self.socket, &request.encode()).map_err(|errno| lost(path, errno))
-    }
-
-    fn hear(&self, path: &Path) -> Result<Reply, Error> {
-        let mut buffer = [0; BUFFER];
-        let message = seqpacket::receive(&self.socket, &mut buffer);
-        let message = message.map_err(|errno| lost(path, errno))?;
-        decode(message.ok_or_else(|| Error::Lost { path: path.to_owned(), source: None })?)
     }
 }
 
@@ -214,7 +195,7 @@ impl From<Malformed> for Error {
     }
 }
 
-fn unexpected(reply: &Reply) -> Error {
+pub(super) fn unexpected(reply: &Reply) -> Error {
     let kind = match reply {
         Reply::Opened(_) => "an opening",
         Reply::Reserved { .. } => "a reservation",
@@ -231,4 +212,17 @@ fn lost(path: &Path, errno: Errno) -> Error {
         other => other.into(),
     };
     Error::Lost { path: path.to_owned(), source: Some(source) }
+}
+
+/// Waits for something to receive, or the end.
+fn is_readable(socket: &OwnedFd, patience: Duration) -> Result<bool, Errno> {
+    let start = Instant::now();
+    loop {
+        let left = patience.saturating_sub(start.elapsed());
+        let left = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
+        match poll(&mut [PollFd::new(socket, PollFlags::IN)], Some(&left)) {
+            Err(Errno::INTR) => {}
+            ready => return Ok(ready? > 0),
+        }
+    }
 }

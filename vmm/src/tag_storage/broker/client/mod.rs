@@ -1,123 +1,46 @@
-//! A VM's side of the broker: a hold on a pool that another process has.
+//! A VM's side of the broker: a client of a pool that another process has.
 //!
-//! The broker may go at any moment. Then nothing new can be reserved, what is freed is put down here, and a
-//! thread that lives only for that tries to reach the next broker and tells it what the VM holds. What that
-//! one does not have is a debt: the guest goes on, and nothing new is reserved until the debt is settled.
+//! The broker may go at any moment. Then nothing new can be reserved, what is freed is recorded here, and a
+//! thread tries to reach the next broker and has it take over what the VM holds. What that one does not have
+//! is a debt: the guest runs, and nothing new is reserved until the debt is settled.
 //!
-//! Whoever frees never waits for the broker: the VM's main thread does.
+//! Neither requests nor frees wait for the broker. A request is answered later, and the socket says when;
+//! what is freed while the socket has no room is sent when it has.
 //!
 //! A VM without MTE holds nothing, and is a client all the same where it may borrow.
 
 use std::collections::VecDeque;
-use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use arch::units::Bytes;
 use rustix::event::{EventfdFlags, epoll, eventfd};
-use thiserror::Error as ThisError;
+use rustix::io::Errno;
 
-use super::protocol::refusal::Refusal;
 use super::protocol::wire::{Notice, Role, Terms};
 use crate::tag_storage::pool::{LeaseTerms, SlotIndex};
-use crate::tag_storage::supply::SupplyName;
 
 mod connection;
+mod error;
 mod reconnect;
+mod request;
 mod slot_map;
 
 use connection::Connection;
 pub use connection::report;
-use slot_map::SlotMap;
+pub use error::{Error, LastError};
+pub use request::Awaited;
+use request::PendingRequest;
+pub(crate) use slot_map::SlotMap;
 
-/// Notices heard in one turn of the event loop: a broker sends a few a second.
+/// Notices read in one turn of the event loop: a broker sends a few a second.
 const NOTICES_A_TURN: usize = 16;
 
-/// Notices kept for a VM that does not listen. Each says more than those before it.
-const KEPT_NOTICES: usize = 16;
+/// Events kept for a VM that does not read them. Each says more than those before it.
+const KEPT_EVENTS: usize = 16;
 
-/// Why the broker cannot be asked, or says no.
-#[derive(Debug, ThisError)]
-pub enum Error {
-    /// Nobody listens.
-    #[error(
-        "cannot reach a broker at {path:?}: is `tessera broker --socket` running there, and may this \
-         user connect to it?"
-    )]
-    Unreachable {
-        /// The path asked for.
-        path: PathBuf,
-        /// The kernel's reason.
-        #[source]
-        source: io::Error,
-    },
-    /// It has gone, or does not answer.
-    #[error("the broker at {path:?} has gone or does not answer: look at it, or start it again")]
-    Lost {
-        /// Its path.
-        path: PathBuf,
-        /// The kernel's reason, if it has one.
-        #[source]
-        source: Option<io::Error>,
-    },
-    /// It is gone, and not back yet.
-    #[error(
-        "the broker at {path:?} is gone, so that no tag storage can be had: start it again; the guest \
-         goes on with what it has{because}"
-    )]
-    Detached {
-        /// Its path.
-        path: PathBuf,
-        /// Why the last attempt to come back failed, or nothing.
-        because: LastError,
-    },
-    /// It is back with less than this VM has.
-    #[error(
-        "the broker was started again and has no tag storage for {owed} that this guest uses already \
-         ({supply}): free guest memory, end a VM, or give the broker a larger --capacity"
-    )]
-    Owed {
-        /// What is missing.
-        owed: Bytes,
-        /// The supply.
-        supply: SupplyName,
-    },
-    /// It is back as another.
-    #[error(
-        "the broker was started again with {now}, and this VM's memory is placed for {before}: start it as before"
-    )]
-    Changed {
-        /// How it was.
-        before: String,
-        /// How it is.
-        now: String,
-    },
-    /// It says no.
-    #[error("the broker refuses: {0}")]
-    Refused(Refusal),
-    /// It speaks in tongues.
-    #[error("the broker's answer is not understood: {0}; use programs of one release")]
-    Answer(String),
-    /// The host gives no descriptor or thread.
-    #[error("cannot listen to the broker: look at the limits on open files and processes")]
-    Events(#[source] io::Error),
-}
-
-/// A cause told in passing, or nothing.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct LastError(Option<String>);
-
-impl std::fmt::Display for LastError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match &self.0 {
-            Some(cause) => write!(f, " (tried again: {cause})"),
-            None => Ok(()),
-        }
-    }
-}
-
-/// What a VM hears of its broker.
+/// What happens at the broker, or to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BrokerEvent {
     /// Other VMs lack tag storage: give back this many chunks that the guest can do without.
@@ -153,7 +76,7 @@ pub struct Status {
     pub losses: u64,
 }
 
-/// A hold on a broker's pool. What it holds is free when it is dropped.
+/// A client of a broker's pool. What it holds is free when it is dropped.
 #[derive(Debug)]
 pub struct Client(Arc<Shared>);
 
@@ -162,36 +85,71 @@ struct Shared {
     path: PathBuf,
     role: Role,
     wanted: LeaseTerms,
-    /// Held for a question and its answer. Taken before the books.
-    turn: Mutex<()>,
-    books: Mutex<Books>,
-    /// The client is closed.
-    ended: Condvar,
-    /// What the VM's event loop watches: notices of the present line, and the bell.
+    /// Held by a thread that waits for the answer to a request. Taken before the state.
+    request_lock: Mutex<()>,
+    state: Mutex<State>,
+    /// The client is closed or given up, or a debt is to be settled at once.
+    changed: Condvar,
+    /// What the VM's event loop watches: notices of the present connection, room in its socket where something
+    /// waits to be sent, and the eventfd.
     events: OwnedFd,
-    bell: OwnedFd,
+    eventfd: OwnedFd,
 }
 
 #[derive(Debug)]
-struct Books {
-    line: Option<Arc<Connection>>,
+struct State {
+    connection: Option<Arc<Connection>>,
     terms: Terms,
-    holdings: SlotMap,
-    /// Freed, and not told to the broker yet.
+    slots: SlotMap,
+    /// Freed, and not sent to the broker yet.
     freed: Vec<SlotIndex>,
-    heard: VecDeque<BrokerEvent>,
-    because: LastError,
-    returning: bool,
+    request: Option<PendingRequest>,
+    /// The broker is asked to take slots over, on the present connection.
+    adopting: bool,
+    /// The event loop watches the socket for room.
+    awaits_room: bool,
+    queued: VecDeque<BrokerEvent>,
+    last_error: LastError,
+    /// The thread that looks for a broker lives.
+    reconnecting: bool,
+    /// It is to settle the debt without a pause.
+    settle_now: bool,
     /// Nothing is asked for any more, and what is held stays so.
     given_up: bool,
     closed: bool,
     losses: u64,
 }
 
-impl Books {
-    /// Whether this line is the one in use.
-    fn is_present(&self, line: &Arc<Connection>) -> bool {
-        self.line.as_ref().is_some_and(|present| Arc::ptr_eq(present, line))
+impl State {
+    fn new(terms: Terms) -> Self {
+        Self {
+            connection: None,
+            terms,
+            slots: SlotMap::default(),
+            freed: Vec::new(),
+            request: None,
+            adopting: false,
+            awaits_room: false,
+            queued: VecDeque::new(),
+            last_error: LastError::default(),
+            reconnecting: false,
+            settle_now: false,
+            given_up: false,
+            closed: false,
+            losses: 0,
+        }
+    }
+
+    /// Whether this connection is the one in use.
+    fn is_present(&self, connection: &Arc<Connection>) -> bool {
+        self.connection.as_ref().is_some_and(|present| Arc::ptr_eq(present, connection))
+    }
+
+    /// All that the broker has reserved for this VM is lost with the connection.
+    fn lose(&mut self) {
+        self.freed.clear();
+        self.request = None;
+        self.slots.lose();
     }
 }
 
@@ -204,8 +162,8 @@ impl Client {
         Self::open(path, Role::Holder, wanted)
     }
 
-    /// Tells the broker that listens at `path` that this process may live in tag storage that nobody needs, for
-    /// as long as the client lives. It has no lease: there is nothing to reserve.
+    /// Registers this process with the broker that listens at `path` as one that may live in unused tag
+    /// storage, for as long as the client lives. It has no lease: there is nothing to reserve.
     ///
     /// # Errors
     /// When there is no broker, or it could not take back what it lends to this process.
@@ -215,161 +173,93 @@ impl Client {
     }
 
     fn open(path: &Path, role: Role, wanted: LeaseTerms) -> Result<Self, Error> {
-        let events = |errno: rustix::io::Errno| Error::Events(errno.into());
-        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(events)?;
-        let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(events)?;
-        watch(&epoll, &bell).map_err(events)?;
-        let line = Connection::open(path, role, &wanted)?;
-        let books = Books {
-            terms: line.terms,
-            line: None,
-            holdings: SlotMap::default(),
-            freed: Vec::new(),
-            heard: VecDeque::new(),
-            because: LastError::default(),
-            returning: false,
-            given_up: false,
-            closed: false,
-            losses: 0,
-        };
+        let refused = |errno: Errno| Error::Events(errno.into());
+        let events = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(refused)?;
+        let eventfd =
+            eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(refused)?;
+        watch(&events, &eventfd, epoll::EventFlags::IN).map_err(refused)?;
+        let connection = Connection::open(path, role, &wanted)?;
         let shared = Shared {
             path: path.to_owned(),
             role,
             wanted,
-            turn: Mutex::new(()),
-            books: Mutex::new(books),
-            ended: Condvar::new(),
-            events: epoll,
-            bell,
+            request_lock: Mutex::new(()),
+            state: Mutex::new(State::new(connection.terms)),
+            changed: Condvar::new(),
+            events,
+            eventfd,
         };
-        shared.attach(Arc::new(line)).map_err(events)?;
+        shared.attach(Arc::new(connection)).map_err(refused)?;
         Ok(Self(Arc::new(shared)))
     }
 
     /// The client at this moment.
     pub fn status(&self) -> Status {
-        let books = self.0.books();
+        let state = self.0.state();
         Status {
-            terms: books.terms,
-            attached: books.line.is_some(),
-            chunks: books.holdings.held(),
-            owed: books.holdings.owed(),
-            losses: books.losses,
+            terms: state.terms,
+            attached: state.connection.is_some(),
+            chunks: state.slots.held(),
+            owed: state.slots.owed(),
+            losses: state.losses,
         }
     }
 
-    /// Hears what there is to hear, for whoever watches this client's descriptor, without waiting. What is
-    /// left announces itself again.
-    pub fn hear(&self, mut told: impl FnMut(BrokerEvent)) {
-        // Before anything is looked at, so that no ring is lost.
-        let _ = rustix::io::read(&self.0.bell, &mut [0; 8]);
-        let line = {
-            let mut books = self.0.books();
-            let line = books.line.clone();
-            line.iter().for_each(|line| line.free_now(&mut books.freed));
-            line
+    /// Handles what there is for the thread that watches this client's descriptor, without waiting. What is
+    /// left makes it readable again.
+    pub fn hear(&self, mut handle: impl FnMut(BrokerEvent)) {
+        // First, so that no signal is lost. It fails when there was none.
+        let _ = rustix::io::read(&self.0.eventfd, &mut [0; 8]);
+        let connection = {
+            let mut state = self.0.state();
+            self.0.flush(&mut state);
+            state.connection.clone()
         };
         for _ in 0..NOTICES_A_TURN {
-            let Some(line) = &line else { break };
-            match line.notice() {
-                Ok(Some(Notice::GiveBack { chunks })) => told(BrokerEvent::GiveBack { chunks }),
-                Ok(Some(Notice::Retry)) => told(BrokerEvent::Retry),
-                Ok(Some(Notice::StopReclaim)) => told(BrokerEvent::StopReclaim),
+            let Some(connection) = &connection else { break };
+            match connection.notice() {
+                Ok(Some(Notice::GiveBack { chunks })) => handle(BrokerEvent::GiveBack { chunks }),
+                Ok(Some(Notice::Retry)) => handle(BrokerEvent::Retry),
+                Ok(Some(Notice::StopReclaim)) => handle(BrokerEvent::StopReclaim),
                 Ok(None) => break,
                 Err(()) => {
-                    self.0.detach(line);
+                    self.0.detach(connection);
                     break;
                 }
             }
         }
-        let own = std::mem::take(&mut self.0.books().heard);
-        own.into_iter().for_each(told);
+        let own = std::mem::take(&mut self.0.state().queued);
+        own.into_iter().for_each(handle);
     }
 
-    /// Nobody waits for the broker any more, and nothing can be reserved. The lease lasts until the client
+    /// No thread waits for the broker any more, and nothing can be reserved. The lease lasts until the client
     /// is closed: memory may still be in use.
     pub fn give_up(&self) {
-        let line = {
-            let mut books = self.0.books();
-            books.given_up = true;
-            books.line.clone()
+        let connection = {
+            let mut state = self.0.state();
+            state.given_up = true;
+            state.connection.clone()
         };
-        line.iter().for_each(|line| line.stop_waiting());
-        self.0.ended.notify_all();
+        connection.iter().for_each(|connection| connection.stop_waiting());
+        self.0.changed.notify_all();
     }
 
-    /// Ends the lease, whoever waits for an answer. Nothing can be reserved any more.
+    /// Ends the lease; threads that wait for an answer wait no longer. Nothing can be reserved any more.
     pub fn close(&self) {
-        let line = {
-            let mut books = self.0.books();
-            books.closed = true;
-            books.line.take()
+        let connection = {
+            let mut state = self.0.state();
+            state.closed = true;
+            state.connection.take()
         };
-        if let Some(line) = line {
-            line.close();
+        if let Some(connection) = connection {
+            connection.close();
         }
-        self.0.ended.notify_all();
-    }
-
-    /// Reserves tag storage for so many chunks: a slot each.
-    ///
-    /// # Errors
-    /// When the broker refuses or cannot be asked; then none is reserved.
-    pub fn reserve(&self, chunks: u64) -> Result<Vec<SlotIndex>, Error> {
-        let shared = &self.0;
-        // No pool has so many: the broker says what it has.
-        let chunks = u32::try_from(chunks).unwrap_or(u32::MAX);
-        // Without a broker nobody waits for the one who looks for it.
-        shared.line().inspect_err(|_| shared.look_for_another(&mut shared.books()))?;
-        let _turn = lock(&shared.turn);
-        let line = shared.line()?;
-        let (freed, owed) = {
-            let mut books = shared.books();
-            (std::mem::take(&mut books.freed), books.holdings.owed())
-        };
-        let ask = || {
-            line.free(&shared.path, &freed)?;
-            if owed > 0 {
-                shared.settle(&line, true)?;
-            }
-            match chunks {
-                0 => Ok(Vec::new()),
-                _ => line.reserve(&shared.path, chunks),
-            }
-        };
-        match ask() {
-            Ok(slots) => {
-                let mut books = shared.books();
-                // A broker that is gone meanwhile takes along what it has given.
-                if !books.is_present(&line) {
-                    let path = shared.path.clone();
-                    return Err(Error::Lost { path, source: None });
-                }
-                Ok(slots.into_iter().map(|slot| books.holdings.add(slot)).collect())
-            }
-            Err(error @ (Error::Refused(_) | Error::Owed { .. })) => Err(error),
-            // Whatever else went wrong, the broker and this VM no longer agree on what it holds.
-            Err(error) => {
-                shared.detach(&line);
-                Err(error)
-            }
-        }
-    }
-
-    /// Frees a slot that was reserved here. Never waits for the broker.
-    pub fn free(&self, slot: SlotIndex) {
-        let mut books = self.0.books();
-        let Some(slot) = books.holdings.remove(slot) else { return };
-        // While the VM comes back there is no line yet, and the broker has the slot already.
-        books.freed.push(slot);
-        if let Some(line) = books.line.clone() {
-            line.free_now(&mut books.freed);
-        }
+        self.0.changed.notify_all();
     }
 }
 
 impl AsFd for Client {
-    /// Readable when there is something to [`hear`](Client::hear). The same descriptor for as long as the
+    /// Readable when there is something for [`hear`](Client::hear). The same descriptor for as long as the
     /// client lives.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.events.as_fd()
@@ -389,64 +279,68 @@ impl Drop for Client {
 }
 
 impl Shared {
-    fn books(&self) -> MutexGuard<'_, Books> {
-        lock(&self.books)
+    fn state(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
     }
 
-    fn line(&self) -> Result<Arc<Connection>, Error> {
-        let books = self.books();
-        let line = books.line.clone().filter(|_| !books.given_up);
-        line.ok_or_else(|| Error::Detached {
-            path: self.path.clone(),
-            because: books.because.clone(),
-        })
-    }
-
-    /// The line is of no use any more. Somebody starts to look for another.
-    fn detach(self: &Arc<Self>, line: &Arc<Connection>) {
-        let mut books = self.books();
-        // Nobody waits for its answers, so that none comes: that is not its end.
-        if books.given_up && books.is_present(line) {
+    /// The connection is of no use any more. The thread that looks for another starts.
+    fn detach(self: &Arc<Self>, connection: &Arc<Connection>) {
+        let mut state = self.state();
+        if !state.is_present(connection) {
+            return connection.close();
+        }
+        // Otherwise it would announce its end for as long as the connection is referred to.
+        let _ = epoll::delete(&self.events, connection.notices());
+        // No answer is read any more, so that none comes: that is not its end.
+        if state.given_up {
             return;
         }
-        line.close();
-        if !books.is_present(line) {
-            return;
-        }
-        // Otherwise it would announce its end for as long as somebody has the line.
-        let _ = epoll::delete(&self.events, line.notices());
-        books.line = None;
-        books.losses += 1;
-        books.because = LastError::default();
-        books.freed.clear();
-        books.holdings.lose();
-        self.say(&mut books, BrokerEvent::Detached);
-        self.look_for_another(&mut books);
+        connection.close();
+        self.await_room(&mut state, connection, false);
+        state.connection = None;
+        state.losses += 1;
+        state.last_error = LastError::default();
+        state.lose();
+        self.queue(&mut state, BrokerEvent::Detached);
+        self.look_for_another(&mut state);
     }
 
-    /// Takes a line into use.
-    fn attach(&self, line: Arc<Connection>) -> Result<(), rustix::io::Errno> {
-        watch(&self.events, line.notices())?;
-        let mut books = self.books();
-        books.terms = line.terms;
-        line.free_now(&mut books.freed);
-        books.line = Some(line);
+    /// Takes a connection into use.
+    fn attach(&self, connection: Arc<Connection>) -> Result<(), Errno> {
+        watch(&self.events, connection.notices(), epoll::EventFlags::IN)?;
+        let mut state = self.state();
+        state.terms = connection.terms;
+        state.connection = Some(connection);
+        self.flush(&mut state);
         Ok(())
     }
 
-    fn say(&self, books: &mut Books, what: BrokerEvent) {
-        if books.heard.len() == KEPT_NOTICES {
-            books.heard.pop_front();
+    fn queue(&self, state: &mut State, event: BrokerEvent) {
+        if state.queued.len() == KEPT_EVENTS {
+            state.queued.pop_front();
         }
-        books.heard.push_back(what);
-        // It is rung already if this fails.
-        let _ = rustix::io::write(&self.bell, &1u64.to_ne_bytes());
+        state.queued.push_back(event);
+        // It fails when it is signalled already.
+        let _ = rustix::io::write(&self.eventfd, &1u64.to_ne_bytes());
+    }
+
+    /// Has the event loop watch the socket for room, or no longer.
+    fn await_room(&self, state: &mut State, connection: &Connection, room: bool) {
+        if state.awaits_room == room {
+            return;
+        }
+        let done = match room {
+            true => watch(&self.events, connection.socket(), epoll::EventFlags::OUT),
+            false => epoll::delete(&self.events, connection.socket()),
+        };
+        // Without memory for it, what is left is sent with the next request or free.
+        state.awaits_room = room && done.is_ok();
     }
 }
 
-fn watch(epoll: &OwnedFd, fd: &OwnedFd) -> Result<(), rustix::io::Errno> {
+fn watch(epoll: &OwnedFd, fd: &OwnedFd, events: epoll::EventFlags) -> Result<(), Errno> {
     let data = epoll::EventData::new_u64(fd.as_raw_fd() as u64);
-    epoll::add(epoll, fd, data, epoll::EventFlags::IN)
+    epoll::add(epoll, fd, data, events)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -152,7 +152,7 @@ fn brokers_come_and_go_while_a_vm_works() {
     let stop = std::sync::atomic::AtomicBool::new(false);
     let stopped = || stop.load(std::sync::atomic::Ordering::Relaxed);
 
-    let held: Vec<SlotIndex> = std::thread::scope(|scope| {
+    let held: Vec<ChunkIndex> = std::thread::scope(|scope| {
         let workers: Vec<_> = (0..3usize)
             .map(|_| {
                 scope.spawn(|| {

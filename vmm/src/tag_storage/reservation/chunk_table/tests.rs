@@ -5,11 +5,10 @@ use proptest::prelude::*;
 use super::*;
 
 const CHUNK_0: ChunkIndex = ChunkIndex(0);
-const SLOT: SlotIndex = SlotIndex(u32::MAX);
 
 fn populated() -> ChunkTable {
     let mut table = ChunkTable::new(2);
-    assert!(table.begin_populate(CHUNK_0, SLOT));
+    assert!(table.begin_populate(CHUNK_0));
     table.end_populate(CHUNK_0);
     table
 }
@@ -19,12 +18,12 @@ fn a_chunk_is_populated_and_discarded_and_so_on() {
     let mut table = ChunkTable::new(2);
     for _ in 0..2 {
         assert_eq!(table.touch(CHUNK_0), Touched::Absent);
-        assert!(table.begin_populate(CHUNK_0, SLOT));
-        assert_eq!(table.state(CHUNK_0), Some(State::Populating(SLOT)));
+        assert!(table.begin_populate(CHUNK_0));
+        assert_eq!(table.state(CHUNK_0), Some(State::Populating));
         table.end_populate(CHUNK_0);
-        assert_eq!((table.state(CHUNK_0), table.held()), (Some(State::Populated(SLOT)), 1));
-        assert_eq!(table.begin_discard(CHUNK_0), Discard::Begun(SLOT));
-        assert_eq!((table.state(CHUNK_0), table.held()), (Some(State::Discarding(SLOT)), 1));
+        assert_eq!((table.state(CHUNK_0), table.held()), (Some(State::Populated), 1));
+        assert_eq!(table.begin_discard(CHUNK_0), Discard::Begun);
+        assert_eq!((table.state(CHUNK_0), table.held()), (Some(State::Discarding), 1));
         assert!(!table.end_discard(CHUNK_0, true));
         assert_eq!((table.state(CHUNK_0), table.held()), (Some(State::Absent), 0));
     }
@@ -34,9 +33,9 @@ fn a_chunk_is_populated_and_discarded_and_so_on() {
 fn a_second_populate_and_a_second_discard_change_nothing() {
     let mut table = populated();
 
-    assert!(!table.begin_populate(CHUNK_0, SlotIndex(3)));
-    assert_eq!(table.state(CHUNK_0), Some(State::Populated(SLOT)));
-    assert_eq!(table.begin_discard(CHUNK_0), Discard::Begun(SLOT));
+    assert!(!table.begin_populate(CHUNK_0));
+    assert_eq!(table.state(CHUNK_0), Some(State::Populated));
+    assert_eq!(table.begin_discard(CHUNK_0), Discard::Begun);
     assert_eq!(table.begin_discard(CHUNK_0), Discard::Nothing);
     assert!(!table.end_discard(CHUNK_0, true));
     assert!(!table.end_discard(CHUNK_0, true));
@@ -54,7 +53,7 @@ fn a_touch_during_a_discard_is_told_at_its_end() {
         assert_eq!(table.touch(CHUNK_0), Touched::Busy);
 
         assert!(table.end_discard(CHUNK_0, gone));
-        let expected = if gone { State::Absent } else { State::Populated(SLOT) };
+        let expected = if gone { State::Absent } else { State::Populated };
         assert_eq!((table.state(CHUNK_0), table.held()), (Some(expected), u64::from(!gone)));
     }
 }
@@ -67,7 +66,7 @@ fn a_chunk_that_is_served_again_is_not_discarded_meanwhile() {
     assert_eq!(table.begin_discard(CHUNK_0), Discard::Populating);
     table.end_populate(CHUNK_0);
 
-    assert_eq!(table.begin_discard(CHUNK_0), Discard::Begun(SLOT));
+    assert_eq!(table.begin_discard(CHUNK_0), Discard::Begun);
 }
 
 #[test]
@@ -75,7 +74,7 @@ fn a_chunk_outside_is_nothing() {
     let mut table = populated();
     for chunk in [ChunkIndex(2), ChunkIndex(u64::MAX)] {
         assert_eq!(table.touch(chunk), Touched::Outside);
-        assert!(!table.begin_populate(chunk, SLOT));
+        assert!(!table.begin_populate(chunk));
         table.end_populate(chunk);
         assert_eq!(table.begin_discard(chunk), Discard::Nothing);
         assert!(!table.end_discard(chunk, true));
@@ -87,7 +86,7 @@ fn a_chunk_outside_is_nothing() {
 #[derive(Clone, Copy, Debug)]
 enum Step {
     Touch,
-    BeginPopulate(u32),
+    BeginPopulate,
     EndPopulate,
     BeginDiscard,
     EndDiscard(bool),
@@ -96,7 +95,7 @@ enum Step {
 fn steps() -> impl Strategy<Value = Vec<(u64, Step)>> {
     let step = prop_oneof![
         Just(Step::Touch),
-        any::<u32>().prop_map(Step::BeginPopulate),
+        Just(Step::BeginPopulate),
         Just(Step::EndPopulate),
         Just(Step::BeginDiscard),
         any::<bool>().prop_map(Step::EndDiscard),
@@ -104,16 +103,14 @@ fn steps() -> impl Strategy<Value = Vec<(u64, Step)>> {
     prop::collection::vec((0..5u64, step), 0..200)
 }
 
-/// What a chunk's state must be after a step, and whether its slot came, stayed or went.
+/// What a chunk's state must be after a step.
 fn follows(before: State, step: Step) -> State {
     use State::{Absent, Discarding, Populated, Populating};
     match (before, step) {
-        (Absent, Step::BeginPopulate(slot)) => Populating(SlotIndex(slot)),
-        (Populated(slot), Step::Touch) => Populating(slot),
-        (Populating(slot), Step::EndPopulate) => Populated(slot),
-        (Populated(slot), Step::BeginDiscard) => Discarding(slot),
-        (Discarding(_), Step::EndDiscard(true)) => Absent,
-        (Discarding(slot), Step::EndDiscard(false)) => Populated(slot),
+        (Absent, Step::BeginPopulate) | (Populated, Step::Touch) => Populating,
+        (Populating, Step::EndPopulate) | (Discarding, Step::EndDiscard(false)) => Populated,
+        (Populated, Step::BeginDiscard) => Discarding,
+        (Discarding, Step::EndDiscard(true)) => Absent,
         (state, _) => state,
     }
 }
@@ -128,8 +125,8 @@ proptest! {
             let at = ChunkIndex(chunk);
             match step {
                 Step::Touch => drop(table.touch(at)),
-                Step::BeginPopulate(slot) => {
-                    let taken = table.begin_populate(at, SlotIndex(slot));
+                Step::BeginPopulate => {
+                    let taken = table.begin_populate(at);
                     let absent = model.get(chunk as usize).is_some_and(|now| *now == State::Absent);
                     prop_assert_eq!(taken, absent);
                 }

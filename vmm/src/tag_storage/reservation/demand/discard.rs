@@ -9,18 +9,15 @@ use arch::range::MemoryRange;
 use super::Shared;
 use crate::memory::{Outcome, Reservations};
 use crate::tag_storage::chunk::{ChunkIndex, Covered, each, one};
-use crate::tag_storage::pool::SlotIndex;
-
-/// A chunk that is Discarding in this releaser's hands, with its slot.
-type Begun = (ChunkIndex, SlotIndex);
 
 /// Frees the slots of the chunks that are discarded.
 ///
-/// A chunk that a discard covers is armed before, so that no touch escapes. One that a discard covers in
-/// part is looked at afterwards: when its last page has gone it is armed, looked at again, and freed.
+/// A chunk that a discard covers is armed before, so that no touch escapes. One that it covers in part is
+/// examined afterwards: when its last page has gone it is armed, examined again, and freed.
 pub struct DiscardHandler {
     shared: Arc<Shared>,
-    begun: Vec<Begun>,
+    /// Chunks that are Discarding in the hands of this value.
+    begun: Vec<ChunkIndex>,
 }
 
 impl DiscardHandler {
@@ -40,9 +37,8 @@ impl Reservations for DiscardHandler {
     fn before(&mut self, range: MemoryRange) {
         self.keep_all();
         let covered = Covered::by(range, self.shared.ram);
-        let begun: Vec<Begun> = each(&covered.whole)
-            .filter_map(|chunk| Some((chunk, self.shared.begin_discard(chunk)?)))
-            .collect();
+        let begun: Vec<ChunkIndex> =
+            each(&covered.whole).filter(|chunk| self.shared.begin_discard(*chunk)).collect();
         for run in runs(&begun) {
             // A chunk that cannot be armed keeps its slot.
             match self.shared.arm(&span(run)) {
@@ -75,33 +71,31 @@ impl Drop for DiscardHandler {
 }
 
 impl Shared {
-    /// Frees armed chunks whose memory is gone. Whoever has touched one meanwhile tries again.
-    fn free(&self, run: &[Begun]) {
-        for (_, slot) in run {
-            self.hold.free(*slot);
-        }
+    /// Frees armed chunks whose memory is gone. Threads that have touched one meanwhile try again.
+    fn free(&self, run: &[ChunkIndex]) {
+        self.pool.free(run);
         self.counters.freed.add(run.len() as u64);
         if self.end_discard(run, true) {
             // Waking cannot fail for chunks that there are.
             let _ = self.faults.wake(&span(run));
         }
         if self.waiting.load(Ordering::SeqCst) > 0 {
-            self.ring();
+            self.signal();
         }
     }
 
     /// Leaves chunks as they were before.
-    fn keep(&self, run: &[Begun]) {
-        // Who touches a chunk that cannot be disarmed is let go by the fault thread.
+    fn keep(&self, run: &[ChunkIndex]) {
+        // The fault of a chunk that cannot be disarmed is resolved by the fault thread.
         let _ = self.faults.disarm(&span(run));
         if self.end_discard(run, false) {
             let _ = self.faults.wake(&span(run));
         }
     }
 
-    fn end_discard(&self, run: &[Begun], gone: bool) -> bool {
+    fn end_discard(&self, run: &[ChunkIndex], gone: bool) -> bool {
         let mut table = self.table();
-        run.iter().fold(false, |touched, (chunk, _)| table.end_discard(*chunk, gone) || touched)
+        run.iter().fold(false, |touched, chunk| table.end_discard(*chunk, gone) || touched)
     }
 
     /// Frees a populated chunk that turns out to have no page left.
@@ -109,24 +103,25 @@ impl Shared {
         if !self.is_vacant(chunk) {
             return;
         }
-        let Some(slot) = self.begin_discard(chunk) else { return };
-        let run = [(chunk, slot)];
+        if !self.begin_discard(chunk) {
+            return;
+        }
         match self.arm(&one(chunk)) && self.is_vacant(chunk) {
-            true => self.free(&run),
-            false => self.keep(&run),
+            true => self.free(&[chunk]),
+            false => self.keep(&[chunk]),
         }
     }
 }
 
 /// Chunks that follow one another, together.
-fn runs(begun: &[Begun]) -> impl Iterator<Item = &[Begun]> {
-    begun.chunk_by(|(one, _), (next, _)| one.0.checked_add(1) == Some(next.0))
+fn runs(begun: &[ChunkIndex]) -> impl Iterator<Item = &[ChunkIndex]> {
+    begun.chunk_by(|one, next| one.0.checked_add(1) == Some(next.0))
 }
 
 /// From the first chunk of a run to its last.
-fn span(run: &[Begun]) -> Range<ChunkIndex> {
+fn span(run: &[ChunkIndex]) -> Range<ChunkIndex> {
     match (run.first(), run.last()) {
-        (Some((first, _)), Some((last, _))) => *first..one(*last).end,
+        (Some(first), Some(last)) => *first..one(*last).end,
         _ => ChunkIndex(0)..ChunkIndex(0),
     }
 }

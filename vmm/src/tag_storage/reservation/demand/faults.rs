@@ -1,12 +1,14 @@
-//! The thread that serves touches of memory that is not there.
+//! The thread that resolves faults on chunks without memory.
 
 use std::collections::VecDeque;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
+use rustix::process::Pid;
 
 use super::{Error, Exhaustion, Shared};
 use crate::sys::uffd::Fault;
@@ -14,78 +16,151 @@ use crate::tag_storage::chunk::ChunkIndex;
 use crate::tag_storage::reservation::PoolClientError;
 use crate::tag_storage::reservation::chunk_table::Touched;
 
-/// How often a pool that had nothing is asked again by itself: others' tag storage may come free without
-/// anyone to say so, and ten questions a second are no load.
+/// How often a pool that had nothing is asked again without a notice: tag storage may come free without one,
+/// and ten requests a second are no load.
 const RETRY: Duration = Duration::from_millis(100);
 
-/// How long the main thread may take to hear that one has waited for too long: more than the ten seconds in
-/// which it pauses vCPUs. After that it waits for tag storage itself, and the VM could only be killed.
-const HEARD_WITHIN: Duration = Duration::from_secs(15);
+/// Chunks of one request. More threads wait at once only where a VM has more vCPUs, and then in turns.
+const MOST_AT_ONCE: usize = 64;
 
-/// A chunk without a slot, and since when it is wanted.
+/// How long things may take.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    /// How long a fault may wait for tag storage: `--on-exhausted`.
+    pub deadline: Duration,
+    /// How long the pool may take for an answer before faults count as waiting. A broker needs
+    /// microseconds, and some milliseconds for each page that it moves. A shorter deadline expires then.
+    pub answer: Duration,
+    /// How long the listener may leave an expired deadline unread while it waits for a chunk itself. More
+    /// than the ten seconds in which it pauses vCPUs.
+    pub listen: Duration,
+}
+
+impl Limits {
+    pub(super) fn new(deadline: Duration) -> Self {
+        Self { deadline, answer: Duration::from_millis(500), listen: Duration::from_secs(15) }
+    }
+}
+
+/// A chunk that is touched and has no slot, and since when.
 struct PendingFault {
     chunk: ChunkIndex,
     since: Instant,
 }
 
-/// Serves touches, and lets everybody go when it ends, for whatever reason.
-pub(crate) struct Faults {
+/// Why faults wait.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Lack {
+    /// The pool refuses.
+    Refused,
+    /// The broker cannot be asked.
+    Broker,
+    /// The pool has not answered yet.
+    Unanswered,
+}
+
+/// What is ready.
+struct Ready {
+    signal: bool,
+    faults: bool,
+}
+
+/// Resolves faults. When it ends, for whatever reason, no thread waits any more.
+pub(super) struct Faults {
     shared: Arc<Shared>,
-    deadline: Duration,
-    told: Arc<dyn Exhaustion>,
+    limits: Limits,
+    listener: Arc<dyn Exhaustion>,
+    /// The thread that the listener acts in.
+    listening: Pid,
     /// First come, first served. No longer than there are threads that can wait.
-    wishes: VecDeque<PendingFault>,
+    pending: VecDeque<PendingFault>,
     /// Read at once; empty in between.
     found: Vec<Fault>,
-    exhausted: bool,
-    /// Since when one has waited for too long.
+    /// How many of the first are being asked for, and since when.
+    asked: usize,
+    asked_at: Instant,
+    /// How many to ask for at once.
+    batch: usize,
+    lack: Option<Lack>,
+    /// When an expired deadline was last reported.
     expired: Option<Instant>,
 }
 
 impl Faults {
-    pub(crate) fn new(shared: Arc<Shared>, deadline: Duration, told: Arc<dyn Exhaustion>) -> Self {
-        let wishes = VecDeque::new();
-        let found = Vec::new();
-        Self { shared, deadline, told, wishes, found, exhausted: false, expired: None }
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        limits: Limits,
+        listener: Arc<dyn Exhaustion>,
+        listening: Pid,
+    ) -> Self {
+        Self {
+            shared,
+            limits,
+            listener,
+            listening,
+            pending: VecDeque::new(),
+            found: Vec::new(),
+            asked: 0,
+            asked_at: Instant::now(),
+            batch: MOST_AT_ONCE,
+            lack: None,
+            expired: None,
+        }
     }
 
-    /// Serves until all is closed.
-    pub(crate) fn run(&mut self) -> Result<(), Error> {
+    /// Resolves faults until all is closed.
+    pub(super) fn run(&mut self) -> Result<(), Error> {
         while !self.shared.is_closed() {
-            self.wait()?;
-            // Before anything is tried, so that no ring is lost.
-            self.shared.hear();
-            let mut found = std::mem::take(&mut self.found);
-            self.shared.faults.read(&mut found)?;
-            for fault in found.drain(..) {
-                self.touched(fault)?;
+            let ready = self.wait()?;
+            if ready.signal {
+                // Before anything is tried, so that no signal is lost.
+                self.shared.drain();
             }
-            self.found = found;
-            self.serve()?;
-            self.look_at_the_clock()?;
+            if ready.faults {
+                self.read()?;
+            }
+            self.reserve()?;
+            self.check_deadline()?;
         }
         Ok(())
     }
 
-    /// Waits for touches, the bell, or the next thing to do for those that wait.
-    fn wait(&self) -> Result<(), Error> {
-        let mut fds = [
-            PollFd::new(&self.shared.faults, PollFlags::IN),
-            PollFd::new(&self.shared.bell, PollFlags::IN),
-        ];
-        let timeout = self.wishes.front().map(|oldest| {
-            let left = self.deadline(oldest).filter(|_| self.expired.is_none());
+    /// Waits for faults, a signal, an answer of the pool, or the next thing to do for pending faults.
+    fn wait(&self) -> Result<Ready, Error> {
+        let timeout = self.pending.front().map(|oldest| {
+            let left = self.deadline_of(oldest).filter(|_| self.expired.is_none());
             let left = left.map(|at| at.saturating_duration_since(Instant::now()));
+            // An expired deadline is acted on with the answer or when that is overdue.
+            let left = left.filter(|left| !left.is_zero());
             let pause = left.map_or(RETRY, |left| left.min(RETRY));
             Timespec { tv_sec: pause.as_secs() as i64, tv_nsec: pause.subsec_nanos().into() }
         });
-        match poll(&mut fds, timeout.as_ref()) {
-            Ok(_) | Err(Errno::INTR) => Ok(()),
-            Err(errno) => Err(Error::Wait(errno.into())),
+        let awaited = if self.asked > 0 { self.shared.pool.awaited() } else { None };
+        let signal = PollFd::new(&self.shared.eventfd, PollFlags::IN);
+        let faults = PollFd::new(&self.shared.faults, PollFlags::IN);
+        let mut fds = [signal, faults, PollFd::new(&self.shared.eventfd, PollFlags::IN)];
+        let mut count = 2;
+        if let Some(awaited) = &awaited {
+            fds[2] = PollFd::from_borrowed_fd(awaited.socket.as_fd(), awaited.events);
+            count = 3;
         }
+        match poll(&mut fds[..count], timeout.as_ref()) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(errno) => return Err(Error::Wait(errno.into())),
+        }
+        let ready = |at: usize| !fds[at].revents().is_empty();
+        Ok(Ready { signal: ready(0), faults: ready(1) })
     }
 
-    fn touched(&mut self, fault: Fault) -> Result<(), Error> {
+    fn read(&mut self) -> Result<(), Error> {
+        let mut found = std::mem::take(&mut self.found);
+        self.shared.faults.read(&mut found)?;
+        let result = found.drain(..).try_for_each(|fault| self.faulted(fault));
+        self.found = found;
+        result
+    }
+
+    fn faulted(&mut self, fault: Fault) -> Result<(), Error> {
         let Some(chunk) = self.shared.faults.chunk_of(&fault) else { return Ok(()) };
         self.shared.counters.touches.add(1);
         let touched = self.shared.table().touch(chunk);
@@ -93,88 +168,130 @@ impl Faults {
         self.shared.threads.set(fault.thread, waits);
         match touched {
             Touched::Absent => {
-                if self.wishes.iter().all(|wish| wish.chunk != chunk) {
-                    self.wishes.push_back(PendingFault { chunk, since: Instant::now() });
-                    self.count_wishes();
+                if self.pending.iter().all(|pending| pending.chunk != chunk) {
+                    self.pending.push_back(PendingFault { chunk, since: Instant::now() });
+                    self.count_pending();
                 }
                 Ok(())
             }
-            // It was let go while this touch was on its way here, or could not be disarmed at first.
-            Touched::Populated => self.shared.let_go(chunk, false),
+            // It was resolved while this fault was on its way here, or could not be disarmed at first.
+            Touched::Populated => self.shared.resolve(chunk, false),
             Touched::Busy | Touched::Outside => Ok(()),
         }
     }
 
-    /// Gives slots to those that wait, for as long as there are slots.
-    fn serve(&mut self) -> Result<(), Error> {
-        while let Some(chunk) = self.wishes.front().map(|wish| wish.chunk) {
-            if self.shared.is_closed() {
-                return Ok(());
-            }
-            match self.shared.hold.reserve(1) {
-                Ok(slots) => {
-                    for slot in slots {
-                        self.shared.provide(chunk, slot)?;
-                    }
-                    self.wishes.pop_front();
-                    self.shared.threads.remove(chunk);
-                    self.count_wishes();
-                }
-                Err(why) => {
-                    self.lacks(chunk, why);
+    /// Reserves for pending faults, for as long as there is tag storage.
+    fn reserve(&mut self) -> Result<(), Error> {
+        while !self.pending.is_empty() && !self.shared.is_closed() {
+            let answer = match self.asked {
+                0 => self.ask(),
+                _ => self.shared.pool.answer(),
+            };
+            match answer {
+                None => {
+                    self.check_answer();
                     return Ok(());
+                }
+                Some(Ok(())) => self.reserved()?,
+                Some(Err(why)) => {
+                    let several = std::mem::take(&mut self.asked) > 1;
+                    self.batch = 1;
+                    // The pool may have less than that.
+                    if !several || matches!(why, PoolClientError::Broker(_)) {
+                        self.lacks(why);
+                        return Ok(());
+                    }
                 }
             }
         }
-        if self.exhausted {
-            (self.exhausted, self.expired) = (false, None);
-            self.told.relieved();
+        if self.pending.is_empty() && self.lack.is_some() {
+            (self.lack, self.expired) = (None, None);
+            self.listener.relieved();
         }
         Ok(())
     }
 
-    fn lacks(&mut self, chunk: ChunkIndex, why: PoolClientError) {
-        if self.exhausted {
+    /// Asks for several chunks at once; for one after a refusal, and for more and more again after that.
+    fn ask(&mut self) -> Option<Result<(), PoolClientError>> {
+        let chunks = self.pending.iter().take(self.batch).map(|pending| pending.chunk);
+        let chunks: Vec<ChunkIndex> = chunks.collect();
+        (self.asked, self.asked_at) = (chunks.len(), Instant::now());
+        self.shared.pool.request(&chunks)
+    }
+
+    fn reserved(&mut self) -> Result<(), Error> {
+        self.batch = self.batch.saturating_mul(2).min(MOST_AT_ONCE);
+        for _ in 0..std::mem::take(&mut self.asked) {
+            let Some(PendingFault { chunk, .. }) = self.pending.pop_front() else { break };
+            self.shared.threads.remove(chunk);
+            self.shared.provide(chunk)?;
+        }
+        self.count_pending();
+        Ok(())
+    }
+
+    fn lacks(&mut self, why: PoolClientError) {
+        let Some(oldest) = self.pending.front() else { return };
+        let lack = match &why {
+            PoolClientError::Pool(_) => Lack::Refused,
+            PoolClientError::Broker(_) => Lack::Broker,
+            PoolClientError::Unanswered => Lack::Unanswered,
+        };
+        let before = self.lack;
+        // What an answer that is late will be was not known before either.
+        if before == Some(lack) || (before.is_some() && lack == Lack::Unanswered) {
             return;
         }
         match self.shared.refuse(why) {
-            // The thread that loads the guest goes on, and comes upon the refusal.
+            // The thread that loads the guest continues, and comes upon the refusal.
             Ok(()) => self.shared.close(),
             Err(why) => {
-                self.exhausted = true;
-                self.shared.counters.exhausted.add(1);
-                self.told.exhausted(chunk, &why);
+                self.lack = Some(lack);
+                if before.is_none() {
+                    self.shared.counters.exhausted.add(1);
+                }
+                self.listener.exhausted(oldest.chunk, &why);
             }
         }
     }
 
-    fn look_at_the_clock(&mut self) -> Result<(), Error> {
-        let Some(oldest) = self.wishes.front().filter(|_| self.exhausted) else { return Ok(()) };
+    /// A pool that is silent is one that has nothing, but for a VM that is being loaded: it waits.
+    fn check_answer(&mut self) {
+        if self.asked_at.elapsed() >= self.limits.answer && !self.shared.is_loading() {
+            self.lacks(PoolClientError::Unanswered);
+        }
+    }
+
+    fn check_deadline(&mut self) -> Result<(), Error> {
+        let Some(oldest) = self.pending.front().filter(|_| self.lack.is_some()) else {
+            return Ok(());
+        };
         match self.expired {
-            None if self.deadline(oldest).is_some_and(|deadline| deadline <= Instant::now()) => {
+            None if self.deadline_of(oldest).is_some_and(|deadline| deadline <= Instant::now()) => {
                 self.shared.counters.expired.add(1);
             }
-            Some(at) if at.elapsed() >= HEARD_WITHIN => {
-                if !self.told.is_heard() {
+            Some(at) if at.elapsed() >= self.limits.listen => {
+                // Busy or stopped it reads that later; waiting for a chunk itself it may never.
+                if !self.listener.is_heard() && self.shared.threads.contains(self.listening) {
                     return Err(Error::Unheard);
                 }
             }
             _ => return Ok(()),
         }
-        // Again and again: the main thread may come to wait for tag storage itself at any time.
+        // Again and again: the listener may come to wait for tag storage itself at any time.
         self.expired = Some(Instant::now());
-        self.told.expired(oldest.chunk);
+        self.listener.expired(oldest.chunk);
         Ok(())
     }
 
-    /// When a wish has waited for too long. A time beyond all clocks is none.
-    fn deadline(&self, wish: &PendingFault) -> Option<Instant> {
-        wish.since.checked_add(self.deadline)
+    /// When a fault has waited for too long. A time beyond all clocks is none.
+    fn deadline_of(&self, pending: &PendingFault) -> Option<Instant> {
+        pending.since.checked_add(self.limits.deadline)
     }
 
-    /// Says how many wait before the pool is asked for them: who frees afterwards rings the bell.
-    fn count_wishes(&self) {
-        self.shared.waiting.store(self.wishes.len() as u64, Ordering::SeqCst);
+    /// Publishes how many wait before the pool is asked for them: a thread that frees afterwards signals.
+    fn count_pending(&self) {
+        self.shared.waiting.store(self.pending.len() as u64, Ordering::SeqCst);
     }
 }
 

@@ -25,6 +25,7 @@ use arch::range::MemoryRange;
 use arch::units::Bytes;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::process::Pid;
+use rustix::thread::gettid;
 use thiserror::Error;
 
 use super::backend::{PoolClient, PoolClientError};
@@ -34,7 +35,6 @@ use crate::metrics::Counter;
 use crate::sys::thread;
 use crate::sys::uffd;
 use crate::tag_storage::chunk::{ChunkIndex, one};
-use crate::tag_storage::pool::SlotIndex;
 
 mod chunk_faults;
 mod discard;
@@ -43,7 +43,7 @@ mod waiting;
 
 use chunk_faults::ChunkFaults;
 pub use discard::DiscardHandler;
-use faults::Faults;
+use faults::{Faults, Limits};
 use waiting::WaitingThreads;
 
 /// The fault thread does not recurse; only what is touched of it is ever backed by memory.
@@ -168,20 +168,30 @@ impl Demand {
     /// When the host's kernel cannot or may not tell of touches, or not of such memory.
     pub fn start(
         ram: GuestRam,
-        hold: Arc<dyn PoolClient>,
+        pool: Arc<dyn PoolClient>,
         deadline: Duration,
-        told: Arc<dyn Exhaustion>,
+        listener: Arc<dyn Exhaustion>,
     ) -> Result<Self, Error> {
-        let shared = Arc::new(Shared::new(ram, hold)?);
+        Self::with_limits(ram, pool, Limits::new(deadline), listener)
+    }
+
+    fn with_limits(
+        ram: GuestRam,
+        pool: Arc<dyn PoolClient>,
+        limits: Limits,
+        listener: Arc<dyn Exhaustion>,
+    ) -> Result<Self, Error> {
+        let shared = Arc::new(Shared::new(ram, pool)?);
         shared.faults.arm(&shared.all()).map_err(uffd::Error::Register)?;
-        let mut faults = Faults::new(Arc::clone(&shared), deadline, Arc::clone(&told));
+        let (own, failed) = (Arc::clone(&shared), Arc::clone(&listener));
+        let mut faults = Faults::new(own, limits, listener, gettid());
         let body = move || {
             let error = match catch_unwind(AssertUnwindSafe(|| faults.run())) {
                 Ok(Ok(())) => return,
                 Ok(Err(error)) => error,
                 Err(_) => Error::Panicked,
             };
-            told.failed(&error);
+            failed.failed(&error);
         };
         let thread = thread::spawn("faults", STACK_SIZE, body).map_err(Error::Thread)?;
         Ok(Self { shared, thread: Some(thread) })
@@ -207,7 +217,7 @@ impl Demand {
 
     /// There may be tag storage again: touches that wait are tried at once.
     pub fn retry(&self) {
-        self.shared.ring();
+        self.shared.signal();
     }
 
     /// How many chunks have a slot.
@@ -261,12 +271,12 @@ struct Shared {
     ram: MemoryRange,
     faults: ChunkFaults,
     vacancy: Vacancy,
-    hold: Arc<dyn PoolClient>,
+    pool: Arc<dyn PoolClient>,
     table: Mutex<ChunkTable>,
     /// A chunk is no longer Populating, or all is closed.
     settled: Condvar,
     /// Wakes the fault thread.
-    bell: OwnedFd,
+    eventfd: OwnedFd,
     /// How many chunks the fault thread has no slots for.
     waiting: AtomicU64,
     /// The threads that touch one of these.
@@ -285,7 +295,7 @@ enum Loading {
 }
 
 impl Shared {
-    fn new(ram: GuestRam, hold: Arc<dyn PoolClient>) -> Result<Self, Error> {
+    fn new(ram: GuestRam, pool: Arc<dyn PoolClient>) -> Result<Self, Error> {
         let range = ram.range();
         let page = ram.backing().page_size();
         if !range.size.is_multiple_of(CHUNK) {
@@ -312,10 +322,10 @@ impl Shared {
             ram: range,
             faults,
             vacancy,
-            hold,
+            pool,
             table: Mutex::new(ChunkTable::new(range.size.get() / CHUNK.get())),
             settled: Condvar::new(),
-            bell: bell().map_err(Error::Thread)?,
+            eventfd: signal().map_err(Error::Thread)?,
             waiting: AtomicU64::new(0),
             threads: WaitingThreads::default(),
             closed: AtomicBool::new(false),
@@ -330,6 +340,10 @@ impl Shared {
 
     fn loading(&self) -> MutexGuard<'_, Loading> {
         self.loading.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_loading(&self) -> bool {
+        matches!(*self.loading(), Loading::Now)
     }
 
     /// Writes down why what the guest starts with has no tag storage, if it is still being written.
@@ -351,21 +365,22 @@ impl Shared {
         self.closed.load(Ordering::SeqCst)
     }
 
-    fn ring(&self) {
-        // It fails only when it has been rung 2^64 - 2 times and not been heard.
-        let _ = rustix::io::write(&self.bell, &1u64.to_ne_bytes());
+    /// Wakes the fault thread.
+    fn signal(&self) {
+        // It fails only when 2^64 - 2 signals have not been drained.
+        let _ = rustix::io::write(&self.eventfd, &1u64.to_ne_bytes());
     }
 
-    /// Takes all rings so far.
-    fn hear(&self) {
+    /// Takes all signals so far.
+    fn drain(&self) {
         // It fails when there were none.
-        let _ = rustix::io::read(&self.bell, &mut [0; 8]);
+        let _ = rustix::io::read(&self.eventfd, &mut [0; 8]);
     }
 
     /// Stops nobody any more. Who arms a chunk looks afterwards whether this has happened meanwhile.
     fn close(&self) {
         self.closed.store(true, Ordering::SeqCst);
-        self.ring();
+        self.signal();
         // Ranges that are armed as a whole are disarmed as a whole: there is no new mapping to fail for.
         let _ = self.faults.disarm(&self.all());
         self.threads.clear();
@@ -374,18 +389,18 @@ impl Shared {
         self.settled.notify_all();
     }
 
-    /// Gives an absent chunk its slot and its memory.
-    fn provide(&self, chunk: ChunkIndex, slot: SlotIndex) -> Result<(), Error> {
-        if !self.table().begin_populate(chunk, slot) {
-            self.hold.free(slot);
+    /// Gives an absent chunk, which has its slot, its memory.
+    fn provide(&self, chunk: ChunkIndex) -> Result<(), Error> {
+        if !self.table().begin_populate(chunk) {
+            self.pool.free(&[chunk]);
             return Ok(());
         }
         self.counters.populated.add(1);
-        self.let_go(chunk, true)
+        self.resolve(chunk, true)
     }
 
-    /// Lets go of a chunk that is Populating, with its memory if it has none yet.
-    fn let_go(&self, chunk: ChunkIndex, fresh: bool) -> Result<(), Error> {
+    /// Resolves the faults of a chunk that is Populating, with its memory if it is `fresh`.
+    fn resolve(&self, chunk: ChunkIndex, fresh: bool) -> Result<(), Error> {
         let done = match self.faults.disarm(&one(chunk)) {
             Ok(()) => {
                 // Without it the pages come as they are touched.
@@ -413,26 +428,26 @@ impl Shared {
         false
     }
 
-    /// Begins to discard a chunk, when nobody populates it any more.
-    fn begin_discard(&self, chunk: ChunkIndex) -> Option<SlotIndex> {
+    /// Begins to discard a chunk, when it is not being populated any more.
+    fn begin_discard(&self, chunk: ChunkIndex) -> bool {
         let mut table = self.table();
         while !self.is_closed() {
             match table.begin_discard(chunk) {
-                Discard::Begun(slot) => return Some(slot),
-                Discard::Nothing => return None,
+                Discard::Begun => return true,
+                Discard::Nothing => return false,
                 // The thread at it waits for the host's memory at most, and not for this one.
                 Discard::Populating => {
                     table = self.settled.wait(table).unwrap_or_else(PoisonError::into_inner);
                 }
             }
         }
-        None
+        false
     }
 
     /// Returns when nobody populates a chunk: pages discarded meanwhile would be provided again.
     fn await_populated(&self, chunk: ChunkIndex) {
         let mut table = self.table();
-        while !self.is_closed() && matches!(table.state(chunk), Some(State::Populating(_))) {
+        while !self.is_closed() && table.state(chunk) == Some(State::Populating) {
             table = self.settled.wait(table).unwrap_or_else(PoisonError::into_inner);
         }
     }
@@ -443,7 +458,7 @@ impl Shared {
     }
 }
 
-fn bell() -> io::Result<OwnedFd> {
+fn signal() -> io::Result<OwnedFd> {
     Ok(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?)
 }
 

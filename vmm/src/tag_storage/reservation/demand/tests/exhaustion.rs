@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::tag_storage::reservation::PoolClientReport;
+use crate::tag_storage::reservation::backend::Answer;
 
 #[test]
 fn a_touch_waits_for_tag_storage_until_the_guest_gives_some_back() {
@@ -200,11 +201,11 @@ fn after_the_end_nobody_is_stopped_and_nothing_freed() {
 struct Broken;
 
 impl PoolClient for Broken {
-    fn reserve(&self, _: u64) -> Result<Vec<SlotIndex>, PoolClientError> {
+    fn reserve(&self, _: &[ChunkIndex]) -> Answer {
         panic!("on purpose")
     }
 
-    fn free(&self, _: SlotIndex) {}
+    fn free(&self, _: &[ChunkIndex]) {}
 
     fn report(&self) -> PoolClientReport {
         FakeHold::new(0).report()
