@@ -11,14 +11,14 @@ use linux_loader::cmdline::{self, Cmdline};
 use thiserror::Error;
 
 use crate::config::{
-    BootSource, Config, EntropySection, HugePages, MachineConfig, MemoryBacking, MteMode,
-    MteSection, SerialSection, TagStorageMode, TagStorageSection,
+    BalloonSetting, BootSource, Config, EntropySection, HugePages, MachineConfig, MemoryBacking,
+    MteMode, MteSection, SerialSection, TagStorageMode, TagStorageSection,
 };
 
 mod balloon;
 mod tag_storage;
 
-pub use balloon::BalloonSpec;
+pub use balloon::{BalloonSpec, TargetError as BalloonTargetError, target as balloon_target};
 pub use tag_storage::{ReservationMode, TagStorageSpec};
 
 /// Memory of a guest for which none was asked.
@@ -116,19 +116,8 @@ pub enum Error {
         backing: MemoryBacking,
     },
     /// A balloon larger than the guest.
-    #[error(
-        "the balloon's target of {target} is more than the guest's {memory} of memory: \
-         lower target= (--balloon) or amount_mib"
-    )]
-    BalloonTarget {
-        /// The target.
-        target: Bytes,
-        /// The guest's memory.
-        memory: Bytes,
-    },
-    /// A size in MiB that no balloon has.
-    #[error("amount_mib {0} is beyond any machine's memory")]
-    BalloonOverflow(u64),
+    #[error(transparent)]
+    BalloonTarget(#[from] BalloonTargetError),
     /// Something is said of tag storage that is not reserved.
     #[error(
         "no tag storage is reserved, so --broker, --tag-min, --tag-max and --on-exhausted have no meaning: \
@@ -314,7 +303,10 @@ impl Spec {
                 ..TagStorageSection::default()
             },
         });
-        config.balloon = Some(self.balloon.map(|balloon| balloon.to_section()));
+        config.balloon = match self.balloon {
+            Some(balloon) => BalloonSetting::Section(balloon.to_section()),
+            None => BalloonSetting::None,
+        };
         config.entropy = self.rng.then(EntropySection::default);
         config
     }

@@ -10,12 +10,12 @@ use arch::units::Bytes;
 use event_manager::{EventManager, SubscriberOps};
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use vmm::api::balloon::{BalloonChange, no_balloon, statistics_off};
 use vmm::api::model::{
     Balloon, BalloonStats, BalloonStatsUpdate, BalloonUpdate, DriverState, Footprint, GuestStats,
     InstanceInfo, Reporting, State, TagStorage,
 };
 use vmm::api::{ControlError, Controller, Server};
+use vmm::backends::balloon::Change;
 
 struct FakeVm {
     state: State,
@@ -62,11 +62,12 @@ impl Controller for FakeVm {
         json!({ "memory": { "resident_bytes": 4096 } })
     }
     fn balloon(&self) -> Result<Balloon, ControlError> {
-        self.balloon.clone().ok_or_else(no_balloon)
+        self.balloon.clone().ok_or_else(ControlError::no_balloon)
     }
     fn patch_balloon(&mut self, update: BalloonUpdate) -> Result<(), ControlError> {
-        let balloon = self.balloon.as_mut().ok_or_else(no_balloon)?;
-        let change = BalloonChange::new(update, Bytes::mib(512), true)?;
+        let balloon = self.balloon.as_mut().ok_or_else(ControlError::no_balloon)?;
+        let change =
+            Change::new(update.amount_mib, update.free_page_reporting, Bytes::mib(512), true)?;
         balloon.amount_mib = change.target.map_or(balloon.amount_mib, Bytes::as_mib);
         balloon.free_page_reporting = change.reporting.unwrap_or(balloon.free_page_reporting);
         Ok(())
@@ -75,12 +76,16 @@ impl Controller for FakeVm {
         let balloon = self.balloon()?;
         let guest = GuestStats { free_memory: Some(4096), ..GuestStats::default() };
         match balloon.stats_polling_interval_s {
-            0 => Err(statistics_off()),
-            _ => Ok(BalloonStats::new(Bytes::mib(balloon.amount_mib), Bytes::ZERO, guest)),
+            0 => Err(ControlError::statistics_off()),
+            _ => Ok(BalloonStats {
+                target_mib: balloon.amount_mib,
+                guest,
+                ..BalloonStats::default()
+            }),
         }
     }
     fn patch_balloon_statistics(&mut self, update: BalloonStatsUpdate) -> Result<(), ControlError> {
-        let balloon = self.balloon.as_mut().ok_or_else(no_balloon)?;
+        let balloon = self.balloon.as_mut().ok_or_else(ControlError::no_balloon)?;
         balloon.stats_polling_interval_s = update.stats_polling_interval_s;
         Ok(())
     }

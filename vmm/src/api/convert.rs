@@ -1,7 +1,133 @@
 //! What the rooms behind the VM return, as the bodies and faults of the API. Those rooms know neither.
 
+use arch::units::Bytes;
+
 use super::ControlError;
-use crate::memory::footprint;
+use super::model::{
+    Balloon, BalloonStats, Borrows, DriverState, Footprint, Reporting, ReportingState, TagStorage,
+    TagStorageChunks,
+};
+use crate::backends::{balloon, reporting};
+use crate::memory::{self, footprint};
+use crate::spec::ReservationMode;
+use crate::tag_storage::{PlacementStatus, ReservationStatus};
+
+impl From<&balloon::Status> for Balloon {
+    fn from(status: &balloon::Status) -> Self {
+        Self {
+            amount_mib: status.target.as_mib(),
+            needed_mib: status.needed.as_mib(),
+            actual_mib: status.actual.as_mib(),
+            deflate_on_oom: status.deflate_on_oom,
+            stats_polling_interval_s: status.stats_interval_s,
+            free_page_hinting: false,
+            free_page_reporting: status.reporting,
+            driver: status.driver.into(),
+            reporting: status.diagnosis.into(),
+        }
+    }
+}
+
+impl From<reporting::DriverState> for DriverState {
+    fn from(state: reporting::DriverState) -> Self {
+        match state {
+            reporting::DriverState::Absent => Self::Absent,
+            reporting::DriverState::Active => Self::Active,
+            reporting::DriverState::NeedsReset => Self::NeedsReset,
+        }
+    }
+}
+
+impl From<Option<reporting::Diagnosis>> for Reporting {
+    fn from(diagnosis: Option<reporting::Diagnosis>) -> Self {
+        let state = match diagnosis {
+            None => ReportingState::On,
+            Some(diagnosis) if diagnosis.is_choice() => ReportingState::Off,
+            Some(_) => ReportingState::Ineffective,
+        };
+        Self { state, reason: diagnosis.map(|diagnosis| diagnosis.to_string()) }
+    }
+}
+
+impl From<balloon::GuestReport> for BalloonStats {
+    fn from(report: balloon::GuestReport) -> Self {
+        let pages = |size: Bytes| size.get() / Bytes::kib(4).get();
+        Self {
+            target_pages: pages(report.target),
+            actual_pages: pages(report.actual),
+            target_mib: report.target.as_mib(),
+            actual_mib: report.actual.as_mib(),
+            guest: report.statistics,
+        }
+    }
+}
+
+impl From<balloon::ChangeError> for ControlError {
+    fn from(error: balloon::ChangeError) -> Self {
+        Self::refused(error.to_string())
+    }
+}
+
+impl Footprint {
+    /// What a guest with this much memory takes, and what has gone through its balloon.
+    pub fn new(guest: Bytes, memory: &memory::Footprint, balloon: balloon::Totals) -> Self {
+        let tagged = memory.tagged.as_ref();
+        Self {
+            guest_bytes: guest.get(),
+            resident_bytes: memory.resident.get(),
+            huge_bytes: memory.huge.get(),
+            tagged_bytes: tagged.ok().map(|tagged| tagged.get()),
+            tagged_unavailable: tagged.err().map(|error| crate::error::chain(error)),
+            inflated_bytes: balloon.inflated.get(),
+            reported_bytes: balloon.reported.get(),
+            discarded_bytes: balloon.discarded.get(),
+            failed_bytes: balloon.failed.get(),
+            failed_reason: balloon.failed_reason,
+            poison_skipped_bytes: balloon.poison_skipped.get(),
+            kept_bytes: balloon.kept.get(),
+        }
+    }
+}
+
+impl From<ReservationStatus> for TagStorage {
+    fn from(status: ReservationStatus) -> Self {
+        let (on_exhausted, deadline_s) = match status.mode {
+            ReservationMode::Strict => (None, None),
+            ReservationMode::Demand { on_exhausted, deadline_s } => {
+                (Some(on_exhausted), Some(deadline_s))
+            }
+        };
+        let absent = |populated| status.chunks.saturating_sub(populated);
+        Self {
+            mode: status.mode.mode(),
+            supply: Some(status.supply.to_string()),
+            borrows: None,
+            capacity_bytes: status.capacity.get(),
+            reserved_bytes: status.reserved.get(),
+            min_bytes: status.min.get(),
+            max_bytes: status.max.map(Bytes::get),
+            chunks: TagStorageChunks {
+                total: status.chunks,
+                populated: status.populated,
+                absent: status.populated.map(absent),
+                waiting: status.waiting,
+            },
+            on_exhausted,
+            deadline_s,
+            exhausted: status.exhaustion.lacking.is_some(),
+            expired: status.exhaustion.expired,
+            reason: status.exhaustion.lacking.or(status.exhaustion.failed),
+            counters: status.counters,
+        }
+    }
+}
+
+impl From<PlacementStatus> for TagStorage {
+    fn from(status: PlacementStatus) -> Self {
+        let borrows = Borrows { supply: status.supply.to_string(), lend: status.lend.to_string() };
+        Self { borrows: Some(borrows), ..Self::off() }
+    }
+}
 
 impl From<footprint::Error> for ControlError {
     fn from(error: footprint::Error) -> Self {

@@ -3,12 +3,12 @@
 use arch::units::Bytes;
 use serde_json::{Value, json};
 
-use super::balloon::{BalloonChange, no_balloon, statistics_off};
 use super::model::{
     Balloon, BalloonStats, BalloonStatsUpdate, BalloonUpdate, DriverState, Footprint, GuestStats,
     InstanceInfo, OnExhausted, Reporting, State, TagStorage, TagStorageChunks, TagStorageMode,
 };
 use super::{ControlError, Controller};
+use crate::backends::balloon::{Change, GuestReport};
 use crate::backends::reporting::Diagnosis;
 
 /// What the fake was told to do.
@@ -92,7 +92,7 @@ impl FakeVm {
 
     fn balloon_mut(&mut self) -> Result<&mut FakeBalloon, ControlError> {
         self.check()?;
-        self.balloon.as_mut().ok_or_else(no_balloon)
+        self.balloon.as_mut().ok_or_else(ControlError::no_balloon)
     }
 }
 
@@ -136,7 +136,7 @@ impl Controller for FakeVm {
 
     fn balloon(&self) -> Result<Balloon, ControlError> {
         self.check()?;
-        let balloon = self.balloon.ok_or_else(no_balloon)?;
+        let balloon = self.balloon.ok_or_else(ControlError::no_balloon)?;
         let diagnosis = match balloon.reporting {
             Some(true) => None,
             Some(false) => Some(Diagnosis::SwitchedOff),
@@ -157,7 +157,12 @@ impl Controller for FakeVm {
 
     fn patch_balloon(&mut self, update: BalloonUpdate) -> Result<(), ControlError> {
         let balloon = self.balloon_mut()?;
-        let change = BalloonChange::new(update, MEMORY, balloon.reporting.is_some())?;
+        let change = Change::new(
+            update.amount_mib,
+            update.free_page_reporting,
+            MEMORY,
+            balloon.reporting.is_some(),
+        )?;
         balloon.target = change.target.unwrap_or(balloon.target);
         balloon.reporting = change.reporting.or(balloon.reporting);
         Ok(())
@@ -165,10 +170,15 @@ impl Controller for FakeVm {
 
     fn balloon_statistics(&self) -> Result<BalloonStats, ControlError> {
         self.check()?;
-        let balloon = self.balloon.ok_or_else(no_balloon)?;
+        let balloon = self.balloon.ok_or_else(ControlError::no_balloon)?;
         match balloon.interval {
-            0 => Err(statistics_off()),
-            _ => Ok(BalloonStats::new(balloon.target, Bytes::ZERO, balloon.statistics)),
+            0 => Err(ControlError::statistics_off()),
+            _ => Ok(GuestReport {
+                target: balloon.target,
+                actual: Bytes::ZERO,
+                statistics: balloon.statistics,
+            }
+            .into()),
         }
     }
 

@@ -18,7 +18,6 @@
 //! The server is one subscriber of the VMM's event loop and runs only on its thread. Nothing in it
 //! blocks: a peer that is slow, silent or hostile costs a bounded amount of memory and no time.
 
-pub mod balloon;
 mod connection;
 mod convert;
 mod http;
@@ -57,21 +56,21 @@ pub trait Controller {
     /// The answer to `GET /balloon`.
     ///
     /// # Errors
-    /// There is no balloon ([`balloon::no_balloon`]), or no machine any more. So for all of its resources.
+    /// There is no balloon ([`ControlError::no_balloon`]), or no machine any more. So for all of its resources.
     fn balloon(&self) -> Result<model::Balloon, ControlError>;
 
     /// Asks the guest for another amount of memory, or switches reporting, as `PATCH /balloon` says.
     /// Returns without waiting for the guest.
     ///
     /// # Errors
-    /// The update is not one for this VM: see [`balloon::BalloonChange`]. Nothing is changed then.
+    /// The update is not one for this VM: see [`crate::backends::balloon::Change`]. Nothing is changed then.
     fn patch_balloon(&mut self, update: model::BalloonUpdate) -> Result<(), ControlError>;
 
     /// The answer to `GET /balloon/statistics`: what the guest said last. Until it has answered once,
     /// only target and actual size.
     ///
     /// # Errors
-    /// The interval is 0 ([`balloon::statistics_off`]).
+    /// The interval is 0 ([`ControlError::statistics_off`]).
     fn balloon_statistics(&self) -> Result<model::BalloonStats, ControlError>;
 
     /// Changes how often the guest is asked for its statistics; 0 stops it.
@@ -152,6 +151,22 @@ pub enum ControlError {
 }
 
 impl ControlError {
+    /// The answer to all of the balloon's resources where there is none.
+    pub fn no_balloon() -> Self {
+        Self::refused(
+            "this VM has no balloon: it was started with --no-balloon, or with \"balloon\": null in its \
+             configuration file",
+        )
+    }
+
+    /// The answer to `GET /balloon/statistics` while the guest is not asked for them.
+    pub fn statistics_off() -> Self {
+        Self::refused(
+            "the balloon's statistics are off: PATCH /balloon/statistics with \
+             {\"stats_polling_interval_s\": 1} asks the guest for them every second, as does --balloon stats=1",
+        )
+    }
+
     /// A refusal with this message.
     pub fn refused(message: impl Into<String>) -> Self {
         Self::Refused(message.into())

@@ -4,15 +4,12 @@
 //! not be ignored). What a client receives is read leniently, so that an older `tesseractl` can
 //! talk to a newer `tessera`.
 
-use arch::units::Bytes;
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::ser::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 
-use crate::backends::reporting::Diagnosis;
-use crate::tag_storage::LendPolicy;
-
-pub use crate::backends::reporting::DriverState;
 pub use crate::config::{OnExhausted, TagStorageMode};
+pub use devices::virtio::balloon::Statistics as GuestStats;
 
 /// The version of Firecracker's interface description from which paths, fields and status codes are
 /// taken (`firecracker_version` in `GET /version`).
@@ -163,6 +160,29 @@ pub struct Balloon {
     pub reporting: Reporting,
 }
 
+/// The state of the guest's balloon driver.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DriverState {
+    /// None has started, or it has left.
+    Absent,
+    /// It runs the device.
+    Active,
+    /// It broke a rule of virtio, and the device waits for its reset.
+    #[serde(rename = "needs reset")]
+    NeedsReset,
+}
+
+impl std::fmt::Display for DriverState {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Absent => "absent",
+            Self::Active => "active",
+            Self::NeedsReset => "needs reset",
+        })
+    }
+}
+
 /// What page reporting has come to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reporting {
@@ -193,17 +213,6 @@ impl ReportingState {
             Self::Off => "off",
             Self::Ineffective => "ineffective",
         }
-    }
-}
-
-impl From<Option<Diagnosis>> for Reporting {
-    fn from(diagnosis: Option<Diagnosis>) -> Self {
-        let state = match diagnosis {
-            None => ReportingState::On,
-            Some(diagnosis) if diagnosis.is_choice() => ReportingState::Off,
-            Some(_) => ReportingState::Ineffective,
-        };
-        Self { state, reason: diagnosis.map(|diagnosis| diagnosis.to_string()) }
     }
 }
 
@@ -239,77 +248,16 @@ pub struct BalloonStats {
     pub target_mib: u64,
     /// How much of it is in the balloon, in whole MiB.
     pub actual_mib: u64,
-    /// What the guest said.
-    #[serde(flatten)]
+    /// What the guest said, under Firecracker's names, which are those of the specification.
+    #[serde(flatten, serialize_with = "known_only")]
     pub guest: GuestStats,
 }
 
-impl BalloonStats {
-    /// A balloon of `actual` bytes that is to be one of `target` bytes, and what the guest said.
-    pub fn new(target: Bytes, actual: Bytes, guest: GuestStats) -> Self {
-        let pages = |size: Bytes| size.get() / Bytes::kib(4).get();
-        Self {
-            target_pages: pages(target),
-            actual_pages: pages(actual),
-            target_mib: target.as_mib(),
-            actual_mib: actual.as_mib(),
-            guest,
-        }
-    }
-}
-
-/// What a guest says of itself, in the order of its tags (virtio 1.2, section 5.5.6.3 and
-/// Linux include/uapi/linux/virtio_balloon.h). Sizes in bytes, the others counts since it booted.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct GuestStats {
-    /// Swapped in.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub swap_in: Option<u64>,
-    /// Swapped out.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub swap_out: Option<u64>,
-    /// Page faults that needed a disk.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub major_faults: Option<u64>,
-    /// Page faults that did not.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub minor_faults: Option<u64>,
-    /// Used for nothing.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub free_memory: Option<u64>,
-    /// All that the guest can use.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub total_memory: Option<u64>,
-    /// What programs could have without swapping.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub available_memory: Option<u64>,
-    /// The page cache.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub disk_caches: Option<u64>,
-    /// hugetlb pages allocated.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub hugetlb_allocations: Option<u64>,
-    /// hugetlb pages that could not be had.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub hugetlb_failures: Option<u64>,
-    /// Processes killed for want of memory.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub oom_kill: Option<u64>,
-    /// Allocations that had to wait for reclaim.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub alloc_stall: Option<u64>,
-    /// Pages looked at by kswapd.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub async_scan: Option<u64>,
-    /// Pages looked at by whoever allocated.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub direct_scan: Option<u64>,
-    /// Pages reclaimed by kswapd.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub async_reclaim: Option<u64>,
-    /// Pages reclaimed by whoever allocated.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub direct_reclaim: Option<u64>,
+/// Serializes only what the guest did say.
+fn known_only<S: Serializer>(guest: &GuestStats, serializer: S) -> Result<S::Ok, S::Error> {
+    let all = serde_json::to_value(guest).map_err(S::Error::custom)?;
+    let known = all.as_object().into_iter().flatten().filter(|(_, value)| !value.is_null());
+    serializer.collect_map(known)
 }
 
 /// Firecracker's `BalloonStatsUpdate`: the body of `PATCH /balloon/statistics`.
@@ -419,8 +367,8 @@ impl TagStorage {
 pub struct Borrows {
     /// `ledger`, which has nothing to lend, or `node:N`.
     pub supply: String,
-    /// When.
-    pub lend: LendPolicy,
+    /// When, a word of `tessera broker --lend`.
+    pub lend: String,
 }
 
 /// A guest's memory in pieces of 2 MiB.

@@ -1,11 +1,14 @@
 //! The balloon from the host's side: what the control socket asks of it, its timers, what there is to
 //! say about it.
 
+mod change;
+mod status;
+
 use std::cell::Cell;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::rc::Rc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -18,13 +21,13 @@ use serde_json::{Value, json};
 
 use super::queues::{Gate, Shared};
 use super::reporting::{self, Diagnosis, DriverState, Running, Setup};
-use crate::api::ControlError;
-use crate::api::balloon::{BalloonChange, statistics_off};
-use crate::api::model::{self, BalloonStats, BalloonUpdate, GuestStats};
 use crate::error::say;
 use crate::memory::{GuestRam, reclaim};
 use crate::spec::BalloonSpec;
 use crate::sys::timer::Timer;
+
+pub use change::{Change, ChangeError};
+pub use status::{GuestReport, Status, Totals};
 
 /// The unit in which a balloon counts.
 const PAGE: Bytes = Bytes::kib(4);
@@ -58,7 +61,7 @@ struct Inner {
     gate: Gate,
     deflate_on_oom: bool,
     /// Seconds between two requests for statistics; 0 for none.
-    interval: Cell<u16>,
+    stats_interval_s: Cell<u16>,
     /// What the user asks the guest to give up.
     target: Cell<Bytes>,
     /// What it is to give up besides, as others need it.
@@ -92,7 +95,7 @@ impl Control {
             setup,
             gate,
             deflate_on_oom: spec.deflate_on_oom,
-            interval: Cell::new(0),
+            stats_interval_s: Cell::new(0),
             target: Cell::new(spec.target),
             needed: Cell::new(Bytes::ZERO),
             lingers: Cell::new(false),
@@ -100,7 +103,7 @@ impl Control {
             settled_timer: Timer::new()?,
             needed_timer: Timer::new()?,
         }));
-        control.set_interval(spec.stats_seconds)?;
+        control.set_stats_interval(spec.stats_interval_s)?;
         control.0.settled_timer.once(SETTLED)?;
         Ok(control)
     }
@@ -109,30 +112,34 @@ impl Control {
         lock(&self.0.transport)
     }
 
-    /// The answer to `GET /balloon`.
-    pub fn describe(&self) -> model::Balloon {
+    /// What has become of it.
+    pub fn status(&self) -> Status {
         let transport = self.transport();
         let device = transport.device();
-        model::Balloon {
-            amount_mib: self.0.target.get().as_mib(),
-            needed_mib: self.needed().as_mib(),
-            actual_mib: Bytes::new(device.actual()).as_mib(),
+        Status {
+            target: self.0.target.get(),
+            needed: self.needed(),
+            actual: Bytes::new(device.actual()),
             deflate_on_oom: self.0.deflate_on_oom,
-            stats_polling_interval_s: self.0.interval.get(),
-            free_page_hinting: false,
-            free_page_reporting: self.0.setup.offered() && device.reporting(),
+            stats_interval_s: self.0.stats_interval_s.get(),
+            reporting: self.0.setup.offered() && device.reporting(),
             driver: driver_state(&transport),
-            reporting: diagnosis(&self.0.setup, &transport).into(),
+            diagnosis: diagnosis(&self.0.setup, &transport),
         }
     }
 
-    /// Does what `PATCH /balloon` asks for.
+    /// Asks the guest for another amount of memory, or switches reporting. Returns without waiting for the
+    /// guest.
     ///
     /// # Errors
-    /// When this VM cannot do it; nothing is changed then.
-    pub fn update(&self, update: BalloonUpdate) -> Result<(), ControlError> {
+    /// When this VM cannot do it: see [`Change::new`]. Nothing is changed then.
+    pub fn update(
+        &self,
+        target_mib: Option<u64>,
+        reporting: Option<bool>,
+    ) -> Result<(), ChangeError> {
         let Setup { memory, .. } = self.0.setup;
-        let change = BalloonChange::new(update, memory, self.0.setup.offered())?;
+        let change = Change::new(target_mib, reporting, memory, self.0.setup.offered())?;
         let mut transport = self.transport();
         if let Some(on) = change.reporting {
             transport.device_mut().set_reporting(on);
@@ -185,34 +192,34 @@ impl Control {
         let _ = self.0.needed_timer.once(after);
     }
 
-    /// The answer to `GET /balloon/statistics`.
-    ///
-    /// # Errors
-    /// When nobody asks the guest for them.
-    pub fn statistics(&self) -> Result<BalloonStats, ControlError> {
-        if self.0.interval.get() == 0 {
-            return Err(statistics_off());
+    /// What the guest last said; `None` while it is not asked.
+    pub fn statistics(&self) -> Option<GuestReport> {
+        if self.0.stats_interval_s.get() == 0 {
+            return None;
         }
         let transport = self.transport();
         let device = transport.device();
-        let guest = device.statistics().map(guest_statistics).unwrap_or_default();
-        Ok(BalloonStats::new(Bytes::new(device.target()), Bytes::new(device.actual()), guest))
+        Some(GuestReport {
+            target: Bytes::new(device.target()),
+            actual: Bytes::new(device.actual()),
+            statistics: device.statistics().copied().unwrap_or_default(),
+        })
     }
 
     /// Asks the guest for its statistics every so many seconds from now on; 0 for never.
     ///
     /// # Errors
     /// When the host refuses the timer: then it is as before.
-    pub fn set_interval(&self, seconds: u16) -> io::Result<()> {
+    pub fn set_stats_interval(&self, seconds: u16) -> io::Result<()> {
         self.0.statistics_timer.every(Duration::from_secs(seconds.into()))?;
-        self.0.interval.set(seconds);
+        self.0.stats_interval_s.set(seconds);
         Ok(())
     }
 
     /// The balloon's figures, each with its unit at the end of its name.
     pub fn metrics(&self) -> Value {
         let counters = &self.0.counters;
-        let read = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let transport = self.transport();
         let wire = transport.counters();
         json!({
@@ -237,17 +244,19 @@ impl Control {
         })
     }
 
-    /// Fills in what the balloon counts.
-    pub fn count_into(&self, footprint: &mut model::Footprint) {
+    /// What has gone through it since the start.
+    pub fn totals(&self) -> Totals {
         let counters = &self.0.counters;
-        let read = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
-        footprint.inflated_bytes = read(&counters.inflated);
-        footprint.reported_bytes = read(&counters.reported);
-        footprint.discarded_bytes = read(&counters.discarded);
-        footprint.failed_bytes = read(&counters.failed);
-        footprint.failed_reason = self.0.discards.last_error().map(|error| error.to_string());
-        footprint.poison_skipped_bytes = read(&counters.poison_skipped);
-        footprint.kept_bytes = read(&counters.kept);
+        let read = |counter: &AtomicU64| Bytes::new(counter.load(Ordering::Relaxed));
+        Totals {
+            inflated: read(&counters.inflated),
+            reported: read(&counters.reported),
+            discarded: read(&counters.discarded),
+            failed: read(&counters.failed),
+            failed_reason: self.0.discards.last_error().map(|error| error.to_string()),
+            poison_skipped: read(&counters.poison_skipped),
+            kept: read(&counters.kept),
+        }
     }
 
     /// Has the statistics' buffer returned to the driver, which fills it again.
@@ -319,43 +328,4 @@ fn diagnosis(setup: &Setup, transport: &Transport<Balloon, GuestRam>) -> Option<
         poison: device.poison(),
     };
     reporting::diagnosis(setup, &running)
-}
-
-fn guest_statistics(from: &balloon::Statistics) -> GuestStats {
-    let balloon::Statistics {
-        swap_in,
-        swap_out,
-        major_faults,
-        minor_faults,
-        free_memory,
-        total_memory,
-        available_memory,
-        disk_caches,
-        hugetlb_allocations,
-        hugetlb_failures,
-        oom_kill,
-        alloc_stall,
-        async_scan,
-        direct_scan,
-        async_reclaim,
-        direct_reclaim,
-    } = *from;
-    GuestStats {
-        swap_in,
-        swap_out,
-        major_faults,
-        minor_faults,
-        free_memory,
-        total_memory,
-        available_memory,
-        disk_caches,
-        hugetlb_allocations,
-        hugetlb_failures,
-        oom_kill,
-        alloc_stall,
-        async_scan,
-        direct_scan,
-        async_reclaim,
-        direct_reclaim,
-    }
 }

@@ -3,10 +3,10 @@
 use std::str::FromStr;
 
 use arch::units::{Bytes, ParseBytesError};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use thiserror::Error;
 
-use super::file::only_false;
+use super::file::{only_false, section};
 
 /// Firecracker's `Balloon`. Every field may be left out, and then has the default of `--balloon`.
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
@@ -30,6 +30,50 @@ pub struct BalloonSection {
     pub free_page_reporting: Option<bool>,
 }
 
+/// What a configuration says of the balloon.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub enum BalloonSetting {
+    /// Nothing: there is one with the defaults.
+    #[default]
+    Default,
+    /// `null`, which is Firecracker's way to write it: there is none.
+    None,
+    /// There is one.
+    Section(BalloonSection),
+}
+
+impl BalloonSetting {
+    /// Whether nothing is said.
+    pub(super) fn is_default(&self) -> bool {
+        *self == Self::Default
+    }
+
+    /// The same with what `--balloon` names; the flag brings back a balloon that the file left out.
+    pub(super) fn with(self, flag: BalloonFlag) -> Self {
+        let mut section = match self {
+            Self::Section(section) => section,
+            Self::Default | Self::None => BalloonSection::default(),
+        };
+        flag.lay_over(&mut section);
+        Self::Section(section)
+    }
+}
+
+impl Serialize for BalloonSetting {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Default | Self::None => serializer.serialize_none(),
+            Self::Section(section) => section.serialize(serializer),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for BalloonSetting {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Ok(section(deserializer)?.map_or(Self::None, Self::Section))
+    }
+}
+
 /// The value of `--balloon`: `KEY=VALUE` separated by commas, each key at most once, in any order.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct BalloonFlag {
@@ -37,7 +81,7 @@ pub struct BalloonFlag {
     deflate_on_oom: Option<bool>,
     /// In MiB.
     target: Option<u64>,
-    stats: Option<u16>,
+    stats_interval_s: Option<u16>,
 }
 
 /// Why the value of `--balloon` is not understood.
@@ -93,7 +137,7 @@ impl FromStr for BalloonFlag {
                     let seconds = value.parse();
                     let seconds =
                         seconds.map_err(|_| ParseBalloonError::Stats(value.to_owned()))?;
-                    set(&mut flag.stats, "stats", seconds)?;
+                    set(&mut flag.stats_interval_s, "stats", seconds)?;
                 }
                 _ => return Err(unknown()),
             }
@@ -104,10 +148,11 @@ impl FromStr for BalloonFlag {
 
 impl BalloonFlag {
     /// Replaces those fields of a section that the flag names.
-    pub(super) fn lay_over(self, section: &mut BalloonSection) {
+    fn lay_over(self, section: &mut BalloonSection) {
         section.free_page_reporting = self.reporting.or(section.free_page_reporting);
         section.deflate_on_oom = self.deflate_on_oom.or(section.deflate_on_oom);
-        section.stats_polling_interval_s = self.stats.or(section.stats_polling_interval_s);
+        section.stats_polling_interval_s =
+            self.stats_interval_s.or(section.stats_polling_interval_s);
         section.amount_mib = self.target.or(section.amount_mib);
     }
 }
@@ -128,5 +173,4 @@ fn switch(key: &'static str, value: &str) -> Result<bool, ParseBalloonError> {
 }
 
 #[cfg(test)]
-#[path = "balloon_tests.rs"]
 mod tests;

@@ -13,7 +13,7 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
-use super::{BalloonSection, Error, TagStorageSection};
+use super::{BalloonSetting, Error, TagStorageSection};
 
 /// No configuration comes near this size; a file that does is something else.
 const MAX_FILE: u64 = 1 << 20;
@@ -37,14 +37,9 @@ pub struct Config {
     /// When and from whom tag storage is reserved. A section of Tessera's own.
     #[serde(default, deserialize_with = "section", skip_serializing_if = "Option::is_none")]
     pub tag_storage: Option<TagStorageSection>,
-    /// The memory balloon. Not mentioned, there is one with the defaults; `null` (`Some(None)`), which is
-    /// Firecracker's way to write it, there is none.
-    #[serde(
-        default,
-        deserialize_with = "section_or_null",
-        skip_serializing_if = "Option::is_none"
-    )]
-    pub balloon: Option<Option<BalloonSection>>,
+    /// The memory balloon.
+    #[serde(default, skip_serializing_if = "BalloonSetting::is_default")]
+    pub balloon: BalloonSetting,
     /// A source of random numbers for the guest.
     #[serde(default, deserialize_with = "section", skip_serializing_if = "Option::is_none")]
     pub entropy: Option<EntropySection>,
@@ -253,17 +248,10 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
     }
 }
 
-fn section<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+pub(super) fn section<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
     deserializer: D,
 ) -> Result<Option<T>, D::Error> {
     Ok(Option::<Object<T>>::deserialize(deserializer)?.map(|Object(section)| section))
-}
-
-/// A section whose `null` says more than its absence.
-fn section_or_null<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
-    deserializer: D,
-) -> Result<Option<Option<T>>, D::Error> {
-    section(deserializer).map(Some)
 }
 
 /// A section of Firecracker's for something this VMM does not have: `null` and `[]` say so too.

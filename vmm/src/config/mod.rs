@@ -17,7 +17,7 @@ use crate::exit_status::ExitStatus;
 use crate::spec::CommandLineOnly;
 
 pub use args::RunArgs;
-pub use balloon::{BalloonFlag, BalloonSection, ParseBalloonError};
+pub use balloon::{BalloonFlag, BalloonSection, BalloonSetting, ParseBalloonError};
 pub(crate) use file::Object;
 pub use file::{
     BootSource, Config, EntropySection, HugePages, MachineConfig, MemoryBacking, MteMode,
@@ -101,11 +101,10 @@ impl RunArgs {
         self.lay_over_machine(config);
         self.lay_over_tag_storage(config);
         if let Some(flag) = self.balloon {
-            let section = config.balloon.get_or_insert_default().get_or_insert_default();
-            flag.lay_over(section);
+            config.balloon = std::mem::take(&mut config.balloon).with(flag);
         }
         if self.no_balloon {
-            config.balloon = Some(None);
+            config.balloon = BalloonSetting::None;
         }
         if self.rng {
             config.entropy.get_or_insert_default();

@@ -296,9 +296,9 @@ fn another_kind_of_huge_pages_is_refused_and_the_right_ones_named() {
 #[test]
 fn a_balloon_that_is_null_is_not_one_that_is_not_mentioned() {
     let balloon = |text| parse(text).unwrap().balloon;
-    assert_eq!(balloon("{}"), None);
-    assert_eq!(balloon(r#"{"balloon": null}"#), Some(None));
-    assert_eq!(balloon(r#"{"balloon": {}}"#), Some(Some(BalloonSection::default())));
+    assert_eq!(balloon("{}"), BalloonSetting::Default);
+    assert_eq!(balloon(r#"{"balloon": null}"#), BalloonSetting::None);
+    assert_eq!(balloon(r#"{"balloon": {}}"#), BalloonSetting::Section(BalloonSection::default()));
     for text in ["{}", r#"{"balloon":null}"#] {
         assert_eq!(serde_json::to_string(&parse(text).unwrap()).unwrap(), text);
     }
@@ -324,7 +324,7 @@ fn firecrackers_balloon_and_entropy_are_understood() {
         free_page_reporting: Some(false),
         ..BalloonSection::default()
     };
-    assert_eq!(config.balloon, Some(Some(expected)));
+    assert_eq!(config.balloon, BalloonSetting::Section(expected));
     assert_eq!(config.entropy, Some(EntropySection::default()));
 }
 
@@ -335,18 +335,22 @@ fn a_balloon_flag_replaces_the_fields_it_names() {
     let written = file(text);
     let merged = |words: &[&str]| {
         let args = RunArgs { config: Some(written.path().into()), ..flags(words) };
-        args.merge().unwrap().balloon.unwrap()
+        args.merge().unwrap().balloon
+    };
+    let section = |words: &[&str]| match merged(words) {
+        BalloonSetting::Section(section) => section,
+        other => panic!("{words:?} give {other:?}"),
     };
 
-    let untouched = merged(&[]).unwrap();
-    let changed = merged(&["--balloon", "target=4M,reporting=on"]).unwrap();
+    let untouched = section(&[]);
+    let changed = section(&["--balloon", "target=4M,reporting=on"]);
     let none = merged(&["--no-balloon"]);
 
-    assert_eq!(merged(&["--balloon"]), Some(untouched.clone()));
+    assert_eq!(section(&["--balloon"]), untouched);
     assert_eq!(changed.amount_mib, Some(4));
     assert_eq!(changed.free_page_reporting, Some(true));
     assert_eq!(changed.deflate_on_oom, untouched.deflate_on_oom);
-    assert_eq!(none, None);
+    assert_eq!(none, BalloonSetting::None);
 }
 
 #[test]
@@ -356,7 +360,7 @@ fn a_balloon_flag_brings_back_what_the_file_left_out() {
 
     let balloon = args.merge().unwrap().balloon;
 
-    assert_eq!(balloon, Some(Some(BalloonSection::default())));
+    assert_eq!(balloon, BalloonSetting::Section(BalloonSection::default()));
 }
 
 #[test]

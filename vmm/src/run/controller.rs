@@ -3,19 +3,16 @@
 use std::cell::RefCell;
 use std::rc::{Rc, Weak};
 
+use arch::units::Bytes;
 use serde_json::{Value, json};
 
 use super::exit_reason::ExitReason;
 use super::power_key::PowerKeyTimer;
 use super::shutdown::ShutdownRequest;
-use crate::api::balloon::no_balloon;
 use crate::api::{ControlError, Controller, model};
 use crate::backends::balloon;
-use crate::error::chain;
 use crate::machine::{Machine, PauseReason};
-use crate::memory::Footprint;
 use crate::spec::Spec;
-use crate::tag_storage::BorrowerLease;
 
 /// Everything that a client of the control socket may do.
 pub(super) struct MachineController {
@@ -24,6 +21,8 @@ pub(super) struct MachineController {
     key: PowerKeyTimer,
     shutdown: ShutdownRequest,
     id: String,
+    /// The guest's.
+    memory: Bytes,
     config: Value,
 }
 
@@ -37,7 +36,8 @@ impl MachineController {
     ) -> Self {
         // A configuration is plain data: strings, numbers and paths that came from UTF-8.
         let config = serde_json::to_value(spec.to_config()).unwrap_or_else(|_| json!({}));
-        Self { machine: Rc::downgrade(machine), key, shutdown, id: spec.id.clone(), config }
+        let (id, memory) = (spec.id.clone(), spec.memory);
+        Self { machine: Rc::downgrade(machine), key, shutdown, id, memory, config }
     }
 }
 
@@ -48,7 +48,7 @@ impl MachineController {
     }
 
     fn balloon_control(&self) -> Result<balloon::Control, ControlError> {
-        self.machine()?.borrow().balloon().cloned().ok_or_else(no_balloon)
+        self.machine()?.borrow().balloon().cloned().ok_or_else(ControlError::no_balloon)
     }
 }
 
@@ -76,53 +76,43 @@ impl Controller for MachineController {
     }
 
     fn balloon(&self) -> Result<model::Balloon, ControlError> {
-        Ok(self.balloon_control()?.describe())
+        Ok((&self.balloon_control()?.status()).into())
     }
 
     fn patch_balloon(&mut self, update: model::BalloonUpdate) -> Result<(), ControlError> {
-        self.balloon_control()?.update(update)
+        let balloon = self.balloon_control()?;
+        Ok(balloon.update(update.amount_mib, update.free_page_reporting)?)
     }
 
     fn balloon_statistics(&self) -> Result<model::BalloonStats, ControlError> {
-        self.balloon_control()?.statistics()
+        let report = self.balloon_control()?.statistics();
+        report.map(Into::into).ok_or_else(ControlError::statistics_off)
     }
 
     fn patch_balloon_statistics(
         &mut self,
         update: model::BalloonStatsUpdate,
     ) -> Result<(), ControlError> {
-        let set = self.balloon_control()?.set_interval(update.stats_polling_interval_s);
+        let set = self.balloon_control()?.set_stats_interval(update.stats_polling_interval_s);
         set.map_err(|error| ControlError::failed("set the statistics' timer", error))
     }
 
     fn footprint(&self) -> Result<model::Footprint, ControlError> {
         let machine = self.machine()?;
         let machine = machine.borrow();
-        let measured = machine.footprint().footprint();
-        let measured = measured.map_err(ControlError::from)?;
-        let Footprint { resident, huge, tagged } = &*measured;
-        let mut footprint = model::Footprint {
-            guest_bytes: machine.ram().range().size.get(),
-            resident_bytes: resident.get(),
-            huge_bytes: huge.get(),
-            tagged_bytes: tagged.as_ref().ok().map(|tagged| tagged.get()),
-            tagged_unavailable: tagged.as_ref().err().map(|error| chain(error)),
-            ..model::Footprint::default()
-        };
-        if let Some(balloon) = machine.balloon() {
-            balloon.count_into(&mut footprint);
-        }
-        Ok(footprint)
+        let measured = machine.footprint().footprint()?;
+        let balloon = machine.balloon().map(balloon::Control::totals).unwrap_or_default();
+        Ok(model::Footprint::new(self.memory, &measured, balloon))
     }
 
     fn tag_storage(&self) -> Result<model::TagStorage, ControlError> {
         let machine = self.machine()?;
         let machine = machine.borrow();
         Ok(match machine.tag_storage() {
-            Some(tags) => tags.describe(),
-            None => model::TagStorage {
-                borrows: machine.placement().map(BorrowerLease::describe),
-                ..model::TagStorage::off()
+            Some(tags) => tags.status().into(),
+            None => match machine.placement() {
+                Some(lease) => lease.status().into(),
+                None => model::TagStorage::off(),
             },
         })
     }

@@ -1,9 +1,9 @@
 //! The memory balloon of a VM.
 
 use arch::units::Bytes;
+use thiserror::Error;
 
-use super::Error;
-use crate::config::BalloonSection;
+use crate::config::{BalloonSection, BalloonSetting};
 
 /// What the balloon is to do from the start. All of it but `deflate_on_oom` can be changed while the
 /// guest runs; reporting only if it was on at the start.
@@ -18,33 +18,32 @@ pub struct BalloonSpec {
     /// with pages of 64 KiB never comes to rest at a target of parts of them.
     pub target: Bytes,
     /// Seconds between two requests for the guest's statistics; 0 for none.
-    pub stats_seconds: u16,
+    pub stats_interval_s: u16,
 }
 
 impl Default for BalloonSpec {
     fn default() -> Self {
-        Self { reporting: true, deflate_on_oom: true, target: Bytes::ZERO, stats_seconds: 0 }
+        Self { reporting: true, deflate_on_oom: true, target: Bytes::ZERO, stats_interval_s: 0 }
     }
 }
 
 impl BalloonSpec {
-    /// The balloon of a guest with this much memory: see [`crate::config::Config::balloon`] for `said`.
+    /// The balloon of a guest with this much memory.
     ///
     /// # Errors
     /// When its target is more than the guest's memory.
-    pub(super) fn new(
-        said: Option<Option<BalloonSection>>,
-        memory: Bytes,
-    ) -> Result<Option<Self>, Error> {
-        let Some(section) = said.unwrap_or_else(|| Some(BalloonSection::default())) else {
-            return Ok(None);
+    pub(super) fn new(setting: BalloonSetting, memory: Bytes) -> Result<Option<Self>, TargetError> {
+        let section = match setting {
+            BalloonSetting::Default => BalloonSection::default(),
+            BalloonSetting::None => return Ok(None),
+            BalloonSetting::Section(section) => section,
         };
         let default = Self::default();
         Ok(Some(Self {
             reporting: section.free_page_reporting.unwrap_or(default.reporting),
             deflate_on_oom: section.deflate_on_oom.unwrap_or(default.deflate_on_oom),
-            target: target(&section, memory)?,
-            stats_seconds: section.stats_polling_interval_s.unwrap_or(default.stats_seconds),
+            target: target(section.amount_mib.unwrap_or(0), memory)?,
+            stats_interval_s: section.stats_polling_interval_s.unwrap_or(default.stats_interval_s),
         }))
     }
 
@@ -53,22 +52,32 @@ impl BalloonSpec {
         BalloonSection {
             amount_mib: Some(self.target.as_mib()),
             deflate_on_oom: Some(self.deflate_on_oom),
-            stats_polling_interval_s: Some(self.stats_seconds),
+            stats_polling_interval_s: Some(self.stats_interval_s),
             free_page_hinting: false,
             free_page_reporting: Some(self.reporting),
         }
     }
 }
 
-fn target(section: &BalloonSection, memory: Bytes) -> Result<Bytes, Error> {
-    let mib = section.amount_mib.unwrap_or(0);
-    let target = Bytes::checked_mib(mib).ok_or(Error::BalloonOverflow(mib))?;
-    if target > memory {
-        return Err(Error::BalloonTarget { target, memory });
-    }
-    Ok(target)
+/// A target that is more than the guest's memory.
+#[derive(Clone, Debug, Error, Eq, PartialEq)]
+#[error(
+    "a balloon of {mib} MiB is more than the guest's {memory} of memory: lower amount_mib, or target= of \
+     --balloon"
+)]
+pub struct TargetError {
+    mib: u64,
+    memory: Bytes,
+}
+
+/// The size of a balloon that a guest with this much memory can have, at its start or later.
+///
+/// # Errors
+/// When it is more than that memory.
+pub fn target(mib: u64, memory: Bytes) -> Result<Bytes, TargetError> {
+    let target = Bytes::checked_mib(mib).filter(|target| *target <= memory);
+    target.ok_or(TargetError { mib, memory })
 }
 
 #[cfg(test)]
-#[path = "balloon_tests.rs"]
 mod tests;

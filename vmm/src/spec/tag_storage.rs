@@ -137,5 +137,4 @@ fn size(size: Option<Bytes>, kib: Option<u64>) -> Result<Option<Bytes>, Error> {
 }
 
 #[cfg(test)]
-#[path = "tag_storage_tests.rs"]
 mod tests;

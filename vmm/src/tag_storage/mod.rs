@@ -32,7 +32,9 @@ pub mod supply;
 pub use arch::mte::geometry::Geometry;
 pub use arch::units::Bytes;
 pub use chunk::ChunkIndex;
-pub use placement::{BorrowerLease, BorrowerLeaseError, LendingError, Placement, RamKind};
+pub use placement::{
+    BorrowerLease, BorrowerLeaseError, LendingError, Placement, RamKind, Status as PlacementStatus,
+};
 pub use pool::{
     Adopted, BlockError, BlockState, BlocksReport, ChunksReport, Counters, FreeError, LeaseId,
     LeaseReport, LeaseTerms, MAX_CAPACITY, MAX_LEASES, MAX_NAME, Pool, PoolError, PoolReport,
@@ -41,7 +43,8 @@ pub use pool::{
 pub use reservation::{
     Answer, Demand, DemandError, DiscardHandler, Embedded, Error as ReservationError, Exhaustion,
     ExhaustionSnapshot, ExhaustionStatus, FaultCounters, PoolClient, PoolClientError,
-    PoolClientReport, SourceError, Strict, TagReservation, pool_client_for,
+    PoolClientReport, SourceError, Status as ReservationStatus, Strict, TagReservation,
+    pool_client_for,
 };
 pub use supply::capacity;
 pub use supply::lend_policy::{LendPolicy, UnknownPolicy};

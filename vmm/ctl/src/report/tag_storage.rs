@@ -13,7 +13,7 @@ pub fn tag_storage(told: &TagStorage) -> String {
         return format!(
             "No tag storage is reserved for this VM; its memory may be in what nobody needs ({supply}, lent \
              {}).\n",
-            borrows.lend
+            printable(&borrows.lend)
         );
     }
     let Some(supply) = told.supply.as_deref().map(printable) else {

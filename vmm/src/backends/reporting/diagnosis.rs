@@ -3,7 +3,6 @@
 use std::fmt;
 
 use arch::units::Bytes;
-use serde::{Deserialize, Serialize};
 
 use super::{batch, best, unit};
 
@@ -11,28 +10,15 @@ use super::{batch, best, unit};
 /// use about as much, so that much is hardly ever free.
 const TOO_LARGE: u64 = 2;
 
-/// What the guest's balloon driver has come to.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+/// The state of the guest's balloon driver.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum DriverState {
     /// None has started, or it has left.
-    #[serde(rename = "absent")]
     Absent,
     /// It runs the device.
-    #[serde(rename = "active")]
     Active,
     /// It did something that the specification forbids, so that the device waits for its reset.
-    #[serde(rename = "needs reset")]
     NeedsReset,
-}
-
-impl fmt::Display for DriverState {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Absent => "absent",
-            Self::Active => "active",
-            Self::NeedsReset => "needs reset",
-        })
-    }
 }
 
 /// What is settled before the guest starts.

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use thiserror::Error;
 
 use super::policy::{LendingError, Placement, RamKind};
-use crate::api::model::Borrows;
 use crate::memory::GuestRam;
 use crate::tag_storage::broker::{self, Client};
 use crate::tag_storage::supply::SupplyName;
@@ -50,6 +49,15 @@ pub(crate) fn keep_off(supply: SupplyName, ram: &GuestRam) -> Result<(), Lending
     placement.apply(ram)
 }
 
+/// What there is to say of a VM that borrows.
+#[derive(Clone, Copy, Debug)]
+pub struct Status {
+    /// The tag storage that its memory may be in: a ledger has none to lend.
+    pub supply: SupplyName,
+    /// When.
+    pub lend: LendPolicy,
+}
+
 /// A VM without MTE beside a broker: its memory may be in tag storage that nobody needs. Dropped, it
 /// borrows no more.
 pub struct BorrowerLease {
@@ -90,9 +98,9 @@ impl BorrowerLease {
     }
 
     /// What it may live in, and when.
-    pub fn describe(&self) -> Borrows {
+    pub fn status(&self) -> Status {
         let terms = self.broker.status().terms;
-        Borrows { supply: terms.supply.to_string(), lend: terms.lend }
+        Status { supply: terms.supply, lend: terms.lend }
     }
 
     /// Whether [`rebalance`](Self::rebalance) is to be called from time to time.

@@ -3,5 +3,5 @@
 pub(crate) mod borrower;
 pub(crate) mod policy;
 
-pub use borrower::{BorrowerLease, Error as BorrowerLeaseError};
+pub use borrower::{BorrowerLease, Error as BorrowerLeaseError, Status};
 pub use policy::{LendingError, Placement, RamKind};

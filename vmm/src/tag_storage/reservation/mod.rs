@@ -5,6 +5,7 @@ pub(crate) mod chunk_table;
 pub(crate) mod demand;
 pub(crate) mod exhaustion;
 pub(crate) mod source;
+mod status;
 pub(crate) mod strict;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -22,7 +23,6 @@ use super::placement::borrower;
 use super::placement::policy::LendingError;
 use super::pool::counters::Counters;
 use super::pool::lease::{chunks_of, tags_of};
-use crate::api::model::{self, TagStorageChunks};
 use crate::memory::{GuestRam, Reservations, Unreserved};
 use crate::spec::{ReservationMode, TagStorageSpec};
 pub use backend::{Answer, PoolClient, PoolClientError};
@@ -30,6 +30,7 @@ pub use demand::{Demand, Error as DemandError};
 pub use exhaustion::ExhaustionStatus;
 use source::Source;
 pub use source::{Error as SourceError, pool_client_for};
+pub use status::Status;
 pub use strict::Strict;
 
 pub use backend::{Embedded, PoolClientReport};
@@ -197,39 +198,24 @@ impl TagReservation {
         }
     }
 
-    /// The answer to `GET /tag-storage`.
-    pub fn describe(&self) -> model::TagStorage {
+    /// What is reserved at this moment.
+    pub fn status(&self) -> Status {
         let report = self.hold.report();
-        let (total, populated) = match &self.kind {
+        let (chunks, populated) = match &self.kind {
             Kind::Strict(strict) => (strict.chunks(), None),
             Kind::Demand(demand) => (demand.chunks(), Some(demand.populated())),
         };
-        let news = self.notices.look();
-        let (on_exhausted, deadline_s) = match self.spec.when {
-            ReservationMode::Strict => (None, None),
-            ReservationMode::Demand { on_exhausted, deadline_s } => {
-                (Some(on_exhausted), Some(deadline_s))
-            }
-        };
-        model::TagStorage {
-            mode: self.spec.when.mode(),
-            supply: Some(report.supply.to_string()),
-            borrows: None,
-            capacity_bytes: report.capacity.get(),
-            reserved_bytes: report.reserved.get(),
-            min_bytes: self.spec.min.get(),
-            max_bytes: (self.spec.max < Bytes::MAX).then(|| self.spec.max.get()),
-            chunks: TagStorageChunks {
-                total,
-                populated,
-                absent: populated.map(|populated| total.saturating_sub(populated)),
-                waiting: self.waiting(),
-            },
-            on_exhausted,
-            deadline_s,
-            exhausted: news.lacking.is_some(),
-            expired: news.expired,
-            reason: news.lacking.or(news.failed),
+        Status {
+            mode: self.spec.when,
+            supply: report.supply,
+            capacity: report.capacity,
+            reserved: report.reserved,
+            min: self.spec.min,
+            max: Some(self.spec.max).filter(|max| *max < Bytes::MAX),
+            chunks,
+            populated,
+            waiting: self.waiting(),
+            exhaustion: self.notices.look(),
             counters: self.counters(report.counters),
         }
     }

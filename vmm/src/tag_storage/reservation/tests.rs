@@ -5,7 +5,7 @@ use vm_memory::Bytes as _;
 
 use super::testing::{may_catch_faults, ram};
 use super::*;
-use crate::config::{OnExhausted, TagStorageMode};
+use crate::config::OnExhausted;
 
 const DEMAND: ReservationMode =
     ReservationMode::Demand { on_exhausted: OnExhausted::Wait, deadline_s: 5 };
@@ -39,12 +39,12 @@ fn a_strict_vm_has_all_from_the_start() {
         TagReservation::new(&spec(ReservationMode::Strict, Bytes::MAX), "vm", &ram).unwrap();
     holding.loaded().unwrap();
 
-    let told = holding.describe();
+    let status = holding.status();
 
-    assert_eq!((told.mode, told.reserved_bytes), (TagStorageMode::Strict, 256 << 10));
-    assert_eq!((told.chunks.total, told.chunks.populated), (4, None));
-    assert_eq!(told.supply.as_deref(), Some("ledger"));
-    assert_eq!(told.max_bytes, None);
+    assert_eq!((status.mode, status.reserved), (ReservationMode::Strict, Bytes::kib(256)));
+    assert_eq!((status.chunks, status.populated), (4, None));
+    assert_eq!(status.supply.to_string(), "ledger");
+    assert_eq!(status.max, None);
 }
 
 #[test]
@@ -57,14 +57,14 @@ fn a_demanding_vm_has_what_it_touches() {
     ram.write_slice(&[1; 3 << 20], RAM_BASE).unwrap();
     holding.loaded().unwrap();
 
-    let told = holding.describe();
+    let status = holding.status();
 
-    assert_eq!((told.chunks.populated, told.chunks.absent), (Some(2), Some(2)));
-    assert_eq!((told.reserved_bytes, told.max_bytes), (128 << 10, Some(1 << 20)));
-    assert!(!told.exhausted);
-    assert_eq!(told.counters["populated_total"], 2);
-    assert_eq!(told.counters["metadata_reserve_success_total"], 2);
-    assert_eq!(holding.metrics()["events"], told.counters);
+    assert_eq!((status.chunks, status.populated), (4, Some(2)));
+    assert_eq!((status.reserved, status.max), (Bytes::kib(128), Some(Bytes::mib(1))));
+    assert_eq!(status.exhaustion.lacking, None);
+    assert_eq!(status.counters["populated_total"], 2);
+    assert_eq!(status.counters["metadata_reserve_success_total"], 2);
+    assert_eq!(holding.metrics()["events"], status.counters);
 }
 
 #[test]

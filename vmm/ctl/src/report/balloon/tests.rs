@@ -64,7 +64,8 @@ fn statistics_are_those_that_the_guest_gave() {
         minor_faults: Some(1_234_567),
         ..GuestStats::default()
     };
-    let given = BalloonStats::new(Bytes::mib(8), Bytes::kib(4), guest);
+    let given =
+        BalloonStats { target_pages: 2048, actual_pages: 1, target_mib: 8, actual_mib: 0, guest };
 
     let expected = [
         "Target              8 MiB",

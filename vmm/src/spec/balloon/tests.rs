@@ -4,8 +4,8 @@ use super::*;
 
 const MEMORY: Bytes = Bytes::mib(512);
 
-fn with(section: BalloonSection) -> Result<BalloonSpec, Error> {
-    BalloonSpec::new(Some(Some(section)), MEMORY).map(Option::unwrap)
+fn with(section: BalloonSection) -> Result<BalloonSpec, TargetError> {
+    BalloonSpec::new(BalloonSetting::Section(section), MEMORY).map(Option::unwrap)
 }
 
 fn of_mib(mib: u64) -> BalloonSection {
@@ -14,15 +14,15 @@ fn of_mib(mib: u64) -> BalloonSection {
 
 #[test]
 fn a_vm_has_a_balloon_with_reporting_unless_it_is_told_otherwise() {
-    let unsaid = BalloonSpec::new(None, MEMORY).unwrap();
+    let unsaid = BalloonSpec::new(BalloonSetting::Default, MEMORY).unwrap();
     let empty = with(BalloonSection::default()).unwrap();
-    let none = BalloonSpec::new(Some(None), MEMORY).unwrap();
+    let none = BalloonSpec::new(BalloonSetting::None, MEMORY).unwrap();
 
     let default = BalloonSpec {
         reporting: true,
         deflate_on_oom: true,
         target: Bytes::ZERO,
-        stats_seconds: 0,
+        stats_interval_s: 0,
     };
     assert_eq!((unsaid, empty, none), (Some(default), default, None));
 }
@@ -41,16 +41,15 @@ fn what_is_said_stands() {
 
     assert_eq!(spec.target, Bytes::mib(128));
     assert_eq!((spec.reporting, spec.deflate_on_oom), (false, false));
-    assert_eq!(spec.stats_seconds, 5);
+    assert_eq!(spec.stats_interval_s, 5);
     assert_eq!(spec.to_section(), section);
 }
 
 #[test]
 fn a_target_is_at_most_the_guests_memory() {
     assert_eq!(with(of_mib(512)).unwrap().target, MEMORY);
-    for mib in [513, (1 << 44) - 1] {
+    for mib in [513, (1 << 44) - 1, 1 << 44, u64::MAX] {
         let error = with(of_mib(mib)).unwrap_err();
-        assert!(matches!(error, Error::BalloonTarget { memory: MEMORY, .. }), "{error}");
+        assert_eq!(error, TargetError { mib, memory: MEMORY });
     }
-    assert_eq!(with(of_mib(1 << 44)).unwrap_err(), Error::BalloonOverflow(1 << 44));
 }

@@ -9,21 +9,20 @@ use super::*;
 const MEMORY: Bytes = Bytes::mib(512);
 
 fn change(
-    amount_mib: Option<u64>,
-    free_page_reporting: Option<bool>,
+    target_mib: Option<u64>,
+    reporting: Option<bool>,
     offered: bool,
-) -> Result<BalloonChange, String> {
-    let update = BalloonUpdate { amount_mib, free_page_reporting };
-    BalloonChange::new(update, MEMORY, offered).map_err(|error| error.to_string())
+) -> Result<Change, String> {
+    Change::new(target_mib, reporting, MEMORY, offered).map_err(|error| error.to_string())
 }
 
 #[test]
 fn what_is_named_is_changed_and_the_rest_is_not() {
     let target = Some(Bytes::mib(64));
 
-    assert_eq!(change(Some(64), None, false), Ok(BalloonChange { target, reporting: None }));
+    assert_eq!(change(Some(64), None, false), Ok(Change { target, reporting: None }));
     let reporting = Some(false);
-    assert_eq!(change(None, reporting, true), Ok(BalloonChange { target: None, reporting }));
+    assert_eq!(change(None, reporting, true), Ok(Change { target: None, reporting }));
 }
 
 #[test]

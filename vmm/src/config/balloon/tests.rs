@@ -16,7 +16,7 @@ fn each_key_is_optional() {
         ("reporting=off", BalloonFlag { reporting: Some(false), ..Default::default() }),
         ("deflate-on-oom=on", BalloonFlag { deflate_on_oom: Some(true), ..Default::default() }),
         ("target=1G", BalloonFlag { target: Some(1024), ..Default::default() }),
-        ("stats=65535", BalloonFlag { stats: Some(65535), ..Default::default() }),
+        ("stats=65535", BalloonFlag { stats_interval_s: Some(65535), ..Default::default() }),
     ] {
         assert_eq!(text.parse(), Ok(expected), "{text}");
     }
@@ -49,7 +49,7 @@ proptest! {
         reporting in option::of(any::<bool>()),
         deflate_on_oom in option::of(any::<bool>()),
         target in option::of(0..1_u64 << 44),
-        stats in option::of(any::<u16>()),
+        stats_interval_s in option::of(any::<u16>()),
         turn in 0usize..4,
     ) {
         let on = |yes| if yes { "on" } else { "off" };
@@ -57,7 +57,7 @@ proptest! {
             reporting.map(|yes| format!("reporting={}", on(yes))),
             deflate_on_oom.map(|yes| format!("deflate-on-oom={}", on(yes))),
             target.map(|mib| format!("target={mib}M")),
-            stats.map(|seconds| format!("stats={seconds}")),
+            stats_interval_s.map(|seconds| format!("stats={seconds}")),
         ]
         .into_iter()
         .flatten()
@@ -67,7 +67,7 @@ proptest! {
 
         let flag = items.join(",").parse();
 
-        prop_assert_eq!(flag, Ok(BalloonFlag { reporting, deflate_on_oom, target, stats }));
+        prop_assert_eq!(flag, Ok(BalloonFlag { reporting, deflate_on_oom, target, stats_interval_s }));
     }
 
     #[test]
