@@ -3,7 +3,7 @@ use std::io::ErrorKind;
 
 use super::*;
 
-/// The table of the README.
+/// The table of docs/exit-codes.md.
 const ALL: [(ExitStatus, u8); 20] = [
     (ExitStatus::Success, 0),
     (ExitStatus::GuestReset, 10),
@@ -33,6 +33,18 @@ fn every_reason_has_its_documented_code() {
         assert_eq!(status as u8, code, "{status:?}");
         assert_eq!(ExitCode::from(status), ExitCode::from(code), "{status:?}");
     }
+}
+
+#[test]
+fn the_documented_codes_are_these() {
+    let page = include_str!("../../../docs/exit-codes.md");
+    // The client's table follows.
+    let table = page.split("`tesseractl` |").next().unwrap_or_default();
+    let rows = table.lines().filter_map(|line| line.strip_prefix("| ")?.split(" | ").next());
+    let documented: BTreeSet<u8> =
+        rows.flat_map(|codes| codes.split(", ")).filter_map(|code| code.parse().ok()).collect();
+
+    assert_eq!(documented, ALL.map(|(_, code)| code).into());
 }
 
 #[test]
