@@ -99,7 +99,8 @@ fn the_guest_has_the_host_cpus_features_and_a_complete_device_tree() {
         assert_eq!(hypervisor, Some("linux,kvm"));
         let bootargs = tree["bootargs"].as_str().unwrap();
         assert!(
-            bootargs.starts_with("panic=-1 reboot=panic_warm quiet workload=cpuinfo"),
+            bootargs
+                .starts_with("panic=-1 reboot=panic_warm quiet cryptomgr.notests workload=cpuinfo"),
             "{bootargs}"
         );
     });
