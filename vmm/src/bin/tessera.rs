@@ -11,6 +11,7 @@ use vmm::config::RunArgs;
 use vmm::doctor::{self, Outcome};
 use vmm::error::{chain, say, say_last};
 use vmm::exit_status::ExitStatus;
+use vmm::sys::fatal;
 use vmm::tag_storage::broker::{self, BrokerArgs};
 
 /// A small aarch64 VMM on KVM that boots Linux guests with Arm's Memory Tagging Extension
@@ -36,6 +37,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    fatal::install();
     panic::set_hook(Box::new(report_panic));
     // No input is known to panic the VMM; if one is found, it ends as any other fault of its own.
     let status = panic::catch_unwind(run_command).unwrap_or(ExitStatus::VmmFault);

@@ -2,30 +2,25 @@
 
 use std::io::{self, IsTerminal};
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::termios::{
     InputModes, LocalModes, OptionalActions, SpecialCodeIndex, Termios, tcgetattr, tcgetpgrp,
     tcsetattr,
 };
 
-/// The terminal's modes as they were.
-struct Saved {
-    terminal: OwnedFd,
-    modes: Termios,
-}
+use crate::sys::fatal::OnFault;
 
-impl Saved {
-    fn restore(&self) {
-        // Nothing can be done about a terminal that has gone.
-        let _ = tcsetattr(&self.terminal, OptionalActions::Now, &self.modes);
-    }
-}
-
-/// Standard input's terminal in raw mode; dropped, it is as before. A panic restores it too.
+/// Standard input's terminal in raw mode; dropped, it is as before. So it is when a fault ends the process.
+/// A panic of another thread changes nothing: the VM may run on, or ends as for any other reason.
 ///
 /// Output processing stays on: the VMM's own messages and the guest's lines end in a plain newline.
-pub struct RawTerminal(Arc<Mutex<Option<Saved>>>);
+#[derive(Debug)]
+pub struct RawTerminal {
+    terminal: OwnedFd,
+    /// As they were.
+    modes: Termios,
+    _on_fault: Option<OnFault>,
+}
 
 impl RawTerminal {
     /// Puts standard input's terminal into raw mode. `None` if it is no terminal, or one that belongs
@@ -56,25 +51,16 @@ impl RawTerminal {
             | LocalModes::IEXTEN;
         raw.special_codes[SpecialCodeIndex::VMIN] = 1;
         raw.special_codes[SpecialCodeIndex::VTIME] = 0;
-        let saved = Arc::new(Mutex::new(Some(Saved { terminal, modes })));
-        let guard = Self(Arc::clone(&saved));
-        let before = std::panic::take_hook();
-        std::panic::set_hook(Box::new(move |panic| {
-            if let Some(saved) = saved.lock().unwrap_or_else(PoisonError::into_inner).take() {
-                saved.restore();
-            }
-            before(panic);
-        }));
+        let on_fault = OnFault::restore(terminal.try_clone()?, modes.clone());
         tcsetattr(stdin, OptionalActions::Now, &raw)?;
-        Ok(Some(guard))
+        Ok(Some(Self { terminal, modes, _on_fault: on_fault }))
     }
 }
 
 impl Drop for RawTerminal {
     fn drop(&mut self) {
-        if let Some(saved) = self.0.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            saved.restore();
-        }
+        // Nothing can be done about a terminal that has gone.
+        let _ = tcsetattr(&self.terminal, OptionalActions::Now, &self.modes);
     }
 }
 

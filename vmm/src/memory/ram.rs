@@ -18,6 +18,7 @@ use vm_memory::{
 use super::backing::{Backing, MemoryFile};
 use super::error::Error;
 use super::mapping::Mapping;
+use crate::sys::fatal;
 
 /// What guest memory is like.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -50,7 +51,9 @@ impl GuestRam {
     pub fn new(size: Bytes, attributes: Attributes) -> Result<Self, Error> {
         let mapping = Mapping::new(size, attributes)?;
         let regions = Arc::new(Regions([Region { mapping, base: RAM_BASE }]));
-        Ok(Self { regions, backing: attributes.backing })
+        let ram = Self { regions, backing: attributes.backing };
+        fatal::set_guest_memory(&ram.host_range(), RAM_BASE.0);
+        Ok(ram)
     }
 
     fn region(&self) -> &Region {

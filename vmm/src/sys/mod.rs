@@ -1,6 +1,7 @@
 //! System calls, wrapped; nobody's policy.
 
 pub(crate) mod caches;
+pub mod fatal;
 pub(crate) mod nonblocking;
 pub(crate) mod numa;
 pub(crate) mod peer;

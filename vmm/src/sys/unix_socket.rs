@@ -11,6 +11,7 @@ use rustix::fs::Mode;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
+use super::fatal::OnFault;
 use crate::exit_status::ExitStatus;
 
 /// Connections that wait to be accepted. The event loop accepts them at once; more than this many
@@ -103,6 +104,8 @@ pub struct Socket {
     /// `None` when the path's identity could not be read: then nothing is removed.
     file: Option<File>,
     has_replaced: bool,
+    /// Removes the file where a fault ends the process.
+    _on_fault: Option<OnFault>,
 }
 
 impl Socket {
@@ -146,7 +149,9 @@ impl Socket {
         };
         let listener = UnixListener::from(socket);
         let spare = listener.try_clone().ok().map(OwnedFd::from);
-        Ok(Self { listener, spare, file: File::at(path), has_replaced })
+        let file = File::at(path);
+        let on_fault = file.as_ref().and_then(|it| OnFault::remove(&it.path, it.device, it.inode));
+        Ok(Self { listener, spare, file, has_replaced, _on_fault: on_fault })
     }
 
     /// Turns the waiting client away after `accept` has failed for want of a descriptor: otherwise the

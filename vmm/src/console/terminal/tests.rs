@@ -67,13 +67,19 @@ fn a_terminal_is_raw_until_dropped() {
 }
 
 #[test]
-fn a_panic_anywhere_restores_the_terminal() {
-    if !on_a_terminal("console::terminal::tests::a_panic_anywhere_restores_the_terminal") {
+fn a_panic_restores_the_terminal_where_it_ends_the_process_only() {
+    let test =
+        "console::terminal::tests::a_panic_restores_the_terminal_where_it_ends_the_process_only";
+    if !on_a_terminal(test) {
         return;
     }
-    let _terminal = RawTerminal::enter().unwrap().unwrap();
-    assert!(is_raw(&modes()));
-    assert!(std::thread::spawn(|| panic!("part of a test")).join().is_err());
+    let ending = std::panic::catch_unwind(|| {
+        let _terminal = RawTerminal::enter().unwrap().unwrap();
+        assert!(std::thread::spawn(|| panic!("part of a test")).join().is_err());
+        assert!(is_raw(&modes()), "the VM runs on");
+        panic!("part of a test, too");
+    });
+    assert!(ending.is_err());
     assert!(!is_raw(&modes()));
 }
 

@@ -1,0 +1,253 @@
+//! The signals of a fault end the process at once; what would outlive it is cleaned up before.
+//!
+//! SIGBUS is the host's answer to a touch of memory that it cannot give: it has an exit code of its own. All
+//! others end the process as they would without this module.
+//!
+//! # References
+//! signal-safety(7); sigaction(2), si_code for SIGBUS; Linux Documentation/mm/hwpoison.rst
+#![allow(unsafe_code)]
+
+use std::ffi::{CStr, CString, c_int, c_void};
+use std::fmt::{self, Write};
+use std::mem::MaybeUninit;
+use std::ops::Range;
+use std::os::fd::OwnedFd;
+use std::ptr;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
+
+use rustix::termios::Termios;
+
+use crate::exit_status::ExitStatus;
+
+/// SIGABRT comes last in a panic that cannot unwind.
+const SIGNALS: [c_int; 5] =
+    [libc::SIGBUS, libc::SIGSEGV, libc::SIGILL, libc::SIGFPE, libc::SIGABRT];
+
+/// Codes of SIGBUS: there is no page; the hardware failed; the page is poisoned and was touched, or was not.
+const NO_PAGE: c_int = 2;
+const HARDWARE: c_int = 3;
+const POISON_TOUCHED: c_int = 4;
+const POISON: c_int = 5;
+
+/// A terminal, an API socket, a console socket, and room for as many again.
+const PLACES: usize = 8;
+
+/// A signal handler has no other way to what it needs than through statics. Who swaps a pointer out of its
+/// place owns what it points to.
+static LEFTOVERS: [AtomicPtr<Leftover>; PLACES] =
+    [const { AtomicPtr::new(ptr::null_mut()) }; PLACES];
+static GUEST_MEMORY: [AtomicU64; 3] = [const { AtomicU64::new(0) }; 3];
+static BEFORE: OnceLock<[libc::sigaction; SIGNALS.len()]> = OnceLock::new();
+
+/// What would stay behind when the process ends.
+enum Leftover {
+    /// A terminal in raw mode, and its modes before.
+    Terminal(OwnedFd, Termios),
+    /// A file, and which one it is: a successor may have replaced it.
+    File { path: CString, device: u64, inode: u64 },
+}
+
+/// Keeps something to be cleaned up in a fault, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct OnFault {
+    place: usize,
+}
+
+impl OnFault {
+    /// Restores a terminal. `None` where there is no place for it.
+    pub(crate) fn restore(terminal: OwnedFd, modes: Termios) -> Option<Self> {
+        Self::keep(Leftover::Terminal(terminal, modes))
+    }
+
+    /// Removes the file at an absolute path, if it is still this one.
+    pub(crate) fn remove(path: &std::path::Path, device: u64, inode: u64) -> Option<Self> {
+        let path = CString::new(path.as_os_str().as_encoded_bytes()).ok()?;
+        Self::keep(Leftover::File { path, device, inode })
+    }
+
+    fn keep(leftover: Leftover) -> Option<Self> {
+        let leftover = Box::into_raw(Box::new(leftover));
+        let place = LEFTOVERS.iter().position(|place| {
+            let (free, order) = (ptr::null_mut(), Ordering::SeqCst);
+            place.compare_exchange(free, leftover, order, order).is_ok()
+        });
+        if place.is_none() {
+            // SAFETY: it was just made from a box, and no place has it.
+            drop(unsafe { Box::from_raw(leftover) });
+        }
+        place.map(|place| Self { place })
+    }
+}
+
+impl Drop for OnFault {
+    fn drop(&mut self) {
+        let leftover = LEFTOVERS[self.place].swap(ptr::null_mut(), Ordering::SeqCst);
+        if !leftover.is_null() {
+            // SAFETY: it was made from a box, and who swaps it out of its place owns it.
+            drop(unsafe { Box::from_raw(leftover) });
+        }
+    }
+}
+
+/// Says where guest memory is in this process, and its first guest-physical address, for the message.
+pub(crate) fn set_guest_memory(host: &Range<u64>, base: u64) {
+    for (figure, value) in GUEST_MEMORY.iter().zip([host.start, host.end, base]) {
+        figure.store(value, Ordering::Relaxed);
+    }
+}
+
+/// Handles the signals from here on, in all threads. They run on the alternate stack that the standard
+/// library gives the main thread and each thread that it starts.
+pub fn install() {
+    // SAFETY: all zeroes is an action: the default one, without flags.
+    let unset: libc::sigaction = unsafe { MaybeUninit::zeroed().assume_init() };
+    let mut before = [unset; SIGNALS.len()];
+    for (signal, before) in SIGNALS.into_iter().zip(&mut before) {
+        // SAFETY: with no new action the call only writes the present one.
+        unsafe { libc::sigaction(signal, ptr::null(), before) };
+    }
+    if BEFORE.set(before).is_err() {
+        return;
+    }
+    let mut action = unset;
+    action.sa_sigaction = handle as *const () as libc::sighandler_t;
+    action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
+    for signal in SIGNALS {
+        // SAFETY: the mask is the action's own. The handler has the signature that SA_SIGINFO asks for, and
+        // calls only what may be called in a handler.
+        unsafe {
+            libc::sigfillset(&mut action.sa_mask);
+            libc::sigaction(signal, &action, ptr::null_mut());
+        }
+    }
+}
+
+extern "C" fn handle(signal: c_int, info: *mut libc::siginfo_t, _: *mut c_void) {
+    // SAFETY: the kernel hands a siginfo to a handler that is installed with SA_SIGINFO.
+    let info = unsafe { &*info };
+    LEFTOVERS.iter().for_each(clean_up);
+    if signal == libc::SIGBUS && (NO_PAGE..=POISON).contains(&info.si_code) {
+        // SAFETY: the kernel fills in an address for these codes.
+        let address = unsafe { info.si_addr() } as u64;
+        report(address, info.si_code);
+        // SAFETY: it ends the process without running anything else of it.
+        unsafe { libc::_exit(i32::from(ExitStatus::MemoryFault as u8)) };
+    }
+    let before = BEFORE.get().and_then(|before| {
+        let at = SIGNALS.iter().position(|known| *known == signal)?;
+        before.get(at)
+    });
+    // SAFETY: the action is what was installed before, or the default one. The instruction that failed is
+    // executed again and fails again; a signal that was sent is sent again, for which the standard library's
+    // action would do nothing. It is blocked until this handler returns.
+    unsafe {
+        match before.filter(|_| info.si_code > 0) {
+            Some(before) => {
+                libc::sigaction(signal, before, ptr::null_mut());
+            }
+            None => {
+                libc::signal(signal, libc::SIG_DFL);
+                libc::raise(signal);
+            }
+        }
+    }
+}
+
+/// Cleans one place up. Nothing is freed: the allocator may be in the middle of something.
+fn clean_up(place: &AtomicPtr<Leftover>) {
+    let leftover = place.swap(ptr::null_mut(), Ordering::SeqCst);
+    // SAFETY: a pointer in a place is null or from a box; once swapped out nothing else has it.
+    match unsafe { leftover.as_ref() } {
+        // A system call. SIGTTOU is blocked here, so that a process in the background may do it, too.
+        Some(Leftover::Terminal(terminal, modes)) => {
+            let now = rustix::termios::OptionalActions::Now;
+            let _ = rustix::termios::tcsetattr(terminal, now, modes);
+        }
+        Some(Leftover::File { path, device, inode }) => remove(path, *device, *inode),
+        None => {}
+    }
+}
+
+fn remove(path: &CStr, device: u64, inode: u64) {
+    let mut found = MaybeUninit::<libc::stat>::uninit();
+    // SAFETY: the path ends with a zero, and the call writes a stat, if anything.
+    if unsafe { libc::lstat(path.as_ptr(), found.as_mut_ptr()) } != 0 {
+        return;
+    }
+    // SAFETY: the call succeeded, so it has written it.
+    let found = unsafe { found.assume_init() };
+    if (found.st_dev, found.st_ino) == (device, inode) {
+        // SAFETY: the path ends with a zero.
+        unsafe { libc::unlink(path.as_ptr()) };
+    }
+}
+
+/// A text in a handler's own memory; what does not fit is left out.
+struct Text {
+    bytes: [u8; 512],
+    length: usize,
+}
+
+impl Write for Text {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        let room = &mut self.bytes[self.length..];
+        let fits = text.len().min(room.len());
+        room[..fits].copy_from_slice(&text.as_bytes()[..fits]);
+        self.length += fits;
+        Ok(())
+    }
+}
+
+/// Says which thread has touched what. Without waiting for a reader, and without any lock.
+fn report(address: u64, code: c_int) {
+    let mut name = [0u8; 17];
+    // SAFETY: the call writes at most 16 bytes (prctl(2)).
+    unsafe { libc::prctl(libc::PR_GET_NAME, name.as_mut_ptr()) };
+    let name = CStr::from_bytes_until_nul(&name).ok().and_then(|name| name.to_str().ok());
+    let why = match code {
+        POISON_TOUCHED | POISON => "the hardware reports that it is damaged (memory poison)",
+        HARDWARE => "the hardware reports an error",
+        _ => "the pool of huge pages is empty, or swapped memory cannot be read back",
+    };
+    let mut text = Text { bytes: [0; 512], length: 0 };
+    let thread = name.unwrap_or("?");
+    let [start, end, base] = [0, 1, 2].map(|at: usize| GUEST_MEMORY[at].load(Ordering::Relaxed));
+    // Writing into memory cannot fail.
+    let _ = if (start..end).contains(&address) {
+        let guest = base.wrapping_add(address - start);
+        write!(text, "tessera: thread {thread} touched guest memory at guest address {guest:#x}")
+    } else {
+        write!(text, "tessera: thread {thread} touched the VMM's own memory at {address:#x}")
+    };
+    let _ = writeln!(text, ", and the host cannot give that page: {why}. The process ends.");
+    let mut asked = libc::pollfd { fd: 2, events: libc::POLLOUT, revents: 0 };
+    // SAFETY: one pollfd is passed, and as many bytes as have been written. The text is shorter than what a
+    // pipe takes at once.
+    unsafe {
+        if libc::poll(&mut asked, 1, 0) == 1 {
+            libc::write(2, text.bytes.as_ptr().cast(), text.length);
+        }
+    }
+}
+
+/// Touches a page that is gone: one behind the end of a file.
+#[cfg(test)]
+pub(crate) fn touch_behind_the_end(file: &std::fs::File, guest_base: Option<u64>) -> u8 {
+    use rustix::mm::{MapFlags, ProtFlags};
+    let (flags, page) = (MapFlags::SHARED, rustix::param::page_size());
+    file.set_len(page as u64).expect("a file of one page");
+    // SAFETY: a new mapping at an address of the kernel's choice, from which one byte is read.
+    unsafe {
+        let start = rustix::mm::mmap(ptr::null_mut(), page, ProtFlags::READ, flags, file, 0)
+            .expect("a mapping");
+        if let Some(base) = guest_base {
+            set_guest_memory(&(start as u64..start as u64 + page as u64), base);
+        }
+        file.set_len(0).expect("a file that can be cut");
+        start.cast::<u8>().add(16).read_volatile()
+    }
+}
+
+#[cfg(test)]
+mod tests;
