@@ -87,6 +87,7 @@ const UNSAFE: &[&str] = &[
     "tests/guest/src/region.rs",
     "tests/guest/src/system.rs",
     "tests/guest/src/workload/mte.rs",
+    "tests/guest/src/workload/unserved.rs",
     "tests/lab/src/child.rs",
     "tests/src/pin.rs",
     "vmm/src/kvm/kick.rs",

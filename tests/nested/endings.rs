@@ -62,41 +62,73 @@ fn signals_end_the_vm_with_the_shells_statuses() {
     });
 }
 
+/// A guest that makes one access at 0x1000, where nothing is. It powers off if that ends in a synchronous
+/// external abort, and resets if it ends in anything else.
+fn accessing_nowhere(access: u32) -> Vec<u8> {
+    // mov w0, #0x8400_0008 (SYSTEM_OFF) or #0x8400_0009 (SYSTEM_RESET); hvc #0.
+    let psci = |low: u32| [low, 0x72b0_8000, 0xd400_0002];
+    let (off, reset) = (psci(0x5280_0100), psci(0x5280_0120));
+    // adr x1, vectors; msr vbar_el1, x1; isb; mov x0, #0x1000.
+    let mut code = vec![0x1000_3e01, 0xd518_c001, 0xd503_3fdf, 0xd282_0000, access];
+    code.extend(reset);
+    // The vectors are at 0x800, and a synchronous exception of EL1 with its own stack comes to 0xa00.
+    code.resize((0xa00 - 64) / 4, 0);
+    // mrs x2, esr_el1; and w3, w2, #0x3f; cmp w3, #0x10; b.ne reset.
+    code.extend([0xd538_5202, 0x1200_1443, 0x7100_407f, 0x5400_0081]);
+    code.extend(off);
+    code.extend(reset);
+    image(&code)
+}
+
 #[test]
-fn an_access_to_nowhere_ends_the_vm_with_a_report() {
-    // mov x0, #0x1000; mov x7, #0x77; then a load, or a store, at x0.
-    const TO_NOWHERE: [u32; 2] = [0xd282_0000, 0xd280_0ee7];
+fn an_access_to_nowhere_is_an_external_abort_at_every_width() {
     Lab::new().run(|| {
         let scratch = Scratch::new();
-        for (name, access, word) in [
-            ("load", 0xf940_0001, "a load of 8 bytes"),
-            ("store", 0xb900_0001, "a store of 4 bytes"),
+        for (name, access, words) in [
+            ("ldrb", 0x3940_0001, "a load of 1 bytes"),
+            ("ldrh", 0x7940_0001, "a load of 2 bytes"),
+            ("ldr32", 0xb940_0001, "a load of 4 bytes"),
+            ("ldr64", 0xf940_0001, "a load of 8 bytes"),
+            ("strb", 0x3900_0001, "a store of 1 bytes"),
+            ("strh", 0x7900_0001, "a store of 2 bytes"),
+            ("str32", 0xb900_0001, "a store of 4 bytes"),
+            ("str64", 0xf900_0001, "a store of 8 bytes"),
+            // A pair has no syndrome.
+            ("ldp", 0xa940_0801, "cannot decode"),
         ] {
-            let kernel = scratch.file(name, image(&[TO_NOWHERE[0], TO_NOWHERE[1], access]));
+            let kernel = scratch.file(name, accessing_nowhere(access));
 
             let finished = Plan::bare(&kernel).run();
 
-            assert_eq!(finished.code, Some(70), "{finished:#?}");
-            for part in [word, "0x1000", "vCPU 0", "pc  0000000080000048", "x7  0000000000000077"] {
-                assert!(finished.messages.contains(part), "{part}: {}", finished.messages);
+            assert_eq!(finished.code, Some(0), "{name}: {finished:#?}");
+            for part in [words, "0x1000", "vCPU 0", "external abort"] {
+                assert!(finished.messages.contains(part), "{name}, {part}: {finished:#?}");
             }
         }
     });
 }
 
 #[test]
-fn an_access_that_kvm_cannot_decode_ends_the_vm_with_a_report() {
+fn a_process_that_accesses_nowhere_gets_sigbus_and_the_vm_continues() {
     Lab::new().run(|| {
-        let scratch = Scratch::new();
-        // mov x0, #0x1000; ldp x1, x2, [x0]: a pair has no syndrome.
-        let kernel = scratch.file("pair", image(&[0xd282_0000, 0xa940_0801]));
+        let mut guest = Plan::workload("unserved").start();
 
-        let finished = Plan::bare(&kernel).run();
+        let ends = guest.report("ends");
 
-        assert_eq!(finished.code, Some(70), "{finished:#?}");
-        for part in ["vCPU 0", "cannot decode", "0x1000"] {
-            assert!(finished.messages.contains(part), "{part}: {}", finished.messages);
+        for access in ["read", "write"] {
+            assert_eq!(ends[access], Signal::BUS.as_raw(), "{ends}");
         }
+        let mut client = guest.client();
+        let metrics = client.metrics().unwrap();
+        assert_eq!(metrics["vcpu"]["external_aborts_total"], 2, "{metrics}");
+        client.stop().unwrap();
+        let finished = guest.finish();
+        assert_eq!(finished.code, Some(12), "{finished:#?}");
+        assert_eq!(
+            finished.messages.matches("takes an external abort").count(),
+            1,
+            "{finished:#?}"
+        );
     });
 }
 

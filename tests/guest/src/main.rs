@@ -26,9 +26,10 @@ const NAME: &str = "init";
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args().skip(1);
-    if let (Some(workload::mte::CHILD), Some(act)) = (arguments.next().as_deref(), arguments.next())
-    {
-        return workload::mte::child(&act);
+    match (arguments.next().as_deref(), arguments.next()) {
+        (Some(workload::mte::CHILD), Some(act)) => return workload::mte::child(&act),
+        (Some(workload::unserved::CHILD), Some(act)) => return workload::unserved::child(&act),
+        _ => {}
     }
     if id() != 1 {
         eprintln!(

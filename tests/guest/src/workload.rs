@@ -11,6 +11,7 @@ pub(crate) mod mte;
 mod shell;
 mod smp;
 mod touch;
+pub(crate) mod unserved;
 
 /// What PID 1 does once a workload has returned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,6 +59,7 @@ const ALL: &[Workload] = &[
     workload(shell::NAME, shell::run),
     workload(smp::NAME, smp::run),
     workload(touch::NAME, touch::run),
+    workload(unserved::NAME, unserved::run),
 ];
 
 /// The workload of that name.
