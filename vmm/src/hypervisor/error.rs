@@ -26,6 +26,13 @@ pub enum Error {
         "MTE is required for this guest and the host cannot give it: {0}. Run `tessera doctor`, or use --mte auto or --mte off"
     )]
     MteMissing(&'static str),
+    /// KVM has MTE and does not enable it for this VM.
+    #[error("KVM of this host does not enable MTE for this guest: use --mte auto or --mte off")]
+    MteRefused {
+        /// The system's reason.
+        #[source]
+        source: io::Error,
+    },
     /// More vCPUs than the host allows.
     #[error("{asked} vCPUs are more than the {max} that {limit} allows: give --cpus {max} or less")]
     TooManyCpus {

@@ -23,7 +23,9 @@ pub(crate) struct FakeHypervisor {
     pub(crate) mte: Result<(), &'static str>,
     /// Whether [`Hypervisor::create_vm`] takes memory for a guest with MTE.
     pub(crate) tagged_memory: bool,
-    vcpus: RefCell<Vec<FakeVcpu>>,
+    /// Whether it enables MTE for a VM.
+    pub(crate) enables_mte: bool,
+    pub(crate) vcpus: RefCell<Vec<FakeVcpu>>,
 }
 
 impl FakeHypervisor {
@@ -32,7 +34,13 @@ impl FakeHypervisor {
         let guest = Guest::default();
         let vcpus = scripts.into_iter().enumerate();
         let vcpus = vcpus.map(|(index, script)| guest.vcpu(index, script)).collect();
-        Self { guest, mte: Ok(()), tagged_memory: true, vcpus: RefCell::new(vcpus) }
+        Self {
+            guest,
+            mte: Ok(()),
+            tagged_memory: true,
+            enables_mte: true,
+            vcpus: RefCell::new(vcpus),
+        }
     }
 
     /// Changes the vCPUs before they are given to a VM.
@@ -55,6 +63,9 @@ impl Hypervisor for FakeHypervisor {
     }
 
     fn create_vm(&self, _: u8, ram: GuestRam, mte: bool) -> Result<Box<dyn Vm>, Error> {
+        if mte && !self.enables_mte {
+            return Err(Error::MteRefused { source: io::Error::from_raw_os_error(libc::EINVAL) });
+        }
         if mte && !self.tagged_memory {
             return Err(Error::TaggedBacking {
                 backing: ram.backing(),

@@ -47,7 +47,8 @@ impl Vm {
         let fd = created.map_err(call("create a VM"))?;
         if mte {
             let capability = kvm_enable_cap { cap: KVM_CAP_ARM_MTE, ..Default::default() };
-            fd.enable_cap(&capability).map_err(call("enable MTE"))?;
+            fd.enable_cap(&capability)
+                .map_err(|errno| Error::MteRefused { source: errno.into() })?;
         }
         // Without it, an access that has no syndrome is an error without an address. An older KVM has none.
         let nisv = kvm_enable_cap { cap: KVM_CAP_ARM_NISV_TO_USER, ..Default::default() };

@@ -9,7 +9,7 @@ use vm_memory::{Bytes as _, GuestAddress};
 use super::Error;
 use crate::backends::reporting;
 use crate::config::{HugePages, MemoryBacking, MteMode};
-use crate::error::say;
+use crate::error::{chain, say};
 use crate::hypervisor::{self, Hypervisor, Vcpus, Vm};
 use crate::memory::{self, Attributes, Backing, GuestRam, Loaded};
 use crate::spec::Spec;
@@ -34,14 +34,14 @@ pub struct Board {
 }
 
 /// Whether the guest has MTE, and why not.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Mte {
     /// It has.
     On,
     /// It was not to have it.
     Off,
-    /// The host cannot give it.
-    Unavailable,
+    /// The host cannot give it, for this reason.
+    Unavailable(String),
 }
 
 impl Board {
@@ -50,20 +50,8 @@ impl Board {
     /// # Errors
     /// When the host cannot give what the description asks for, or a file cannot be loaded.
     pub fn new(spec: &Spec, host: &dyn Hypervisor) -> Result<Self, Error> {
-        let mte = choose_mte(host, spec.mte)?;
         host.check_cpus(spec.cpus)?;
-        let ipa_bits = host.ipa_bits_for(spec.memory)?;
-        let attributes = Attributes {
-            tags: mte == Mte::On,
-            huge_pages: spec.huge_pages == HugePages::Transparent,
-            backing: match spec.backing {
-                MemoryBacking::Anonymous => Backing::Anonymous,
-                MemoryBacking::Memfd => Backing::Memfd,
-                MemoryBacking::Hugetlbfs => Backing::Hugetlbfs { page: HUGE_PAGE },
-            },
-        };
-        let ram = GuestRam::new(spec.memory, attributes)?;
-        let mut vm = host.create_vm(ipa_bits, ram, mte == Mte::On)?;
+        let (mut vm, mte) = create_vm(host, spec)?;
         // Before the first touch of guest memory.
         let tags = spec.tag_storage.as_ref().filter(|_| mte == Mte::On);
         let tags =
@@ -105,18 +93,41 @@ impl Board {
     }
 
     /// Whether the guest has MTE.
-    pub fn mte(&self) -> Mte {
-        self.mte
+    pub fn mte(&self) -> &Mte {
+        &self.mte
     }
 }
 
-fn choose_mte(host: &dyn Hypervisor, mode: MteMode) -> Result<Mte, hypervisor::Error> {
-    match (mode, host.mte()) {
-        (MteMode::Off, _) => Ok(Mte::Off),
-        (_, Ok(())) => Ok(Mte::On),
-        (MteMode::Auto, Err(_)) => Ok(Mte::Unavailable),
-        (MteMode::Require, Err(missing)) => Err(hypervisor::Error::MteMissing(missing)),
+/// Creates the VM and its memory, with MTE if it is wanted and can be had. Whether it can is known only when
+/// the memory is mapped and given to the hypervisor: that depends on the kernel and on the kind of memory.
+fn create_vm(host: &dyn Hypervisor, spec: &Spec) -> Result<(Box<dyn Vm>, Mte), Error> {
+    let with = |tags| create_vm_with(host, spec, tags);
+    match (spec.mte, host.mte()) {
+        (MteMode::Off, _) => Ok((with(false)?, Mte::Off)),
+        (MteMode::Require, Err(missing)) => Err(hypervisor::Error::MteMissing(missing).into()),
+        (MteMode::Auto, Err(missing)) => Ok((with(false)?, Mte::Unavailable(missing.to_owned()))),
+        (mode, Ok(())) => match with(true) {
+            Err(error) if mode == MteMode::Auto && error.is_lack_of_mte() => {
+                Ok((with(false)?, Mte::Unavailable(chain(&error))))
+            }
+            created => Ok((created?, Mte::On)),
+        },
     }
+}
+
+fn create_vm_with(host: &dyn Hypervisor, spec: &Spec, tags: bool) -> Result<Box<dyn Vm>, Error> {
+    let ipa_bits = host.ipa_bits_for(spec.memory)?;
+    let attributes = Attributes {
+        tags,
+        huge_pages: spec.huge_pages == HugePages::Transparent,
+        backing: match spec.backing {
+            MemoryBacking::Anonymous => Backing::Anonymous,
+            MemoryBacking::Memfd => Backing::Memfd,
+            MemoryBacking::Hugetlbfs => Backing::Hugetlbfs { page: HUGE_PAGE },
+        },
+    };
+    let ram = GuestRam::new(spec.memory, attributes)?;
+    Ok(host.create_vm(ipa_bits, ram, tags)?)
 }
 
 /// Has both ends of a small range populated, and so all of it.

@@ -63,6 +63,20 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether the VM can be had, but not with MTE.
+    pub(super) fn is_lack_of_mte(&self) -> bool {
+        use hypervisor::Error as Hypervisor;
+        matches!(
+            self,
+            Self::Memory(memory::Error::Tags { .. })
+                | Self::Hypervisor(
+                    Hypervisor::TaggedBacking { .. }
+                        | Hypervisor::MteMissing(_)
+                        | Hypervisor::MteRefused { .. }
+                )
+        )
+    }
+
     /// The status that the process ends with.
     pub fn status(&self) -> ExitStatus {
         match self {

@@ -4,6 +4,8 @@ use std::sync::atomic::Ordering;
 
 use super::testing::{config, kernel, machine, spec};
 use super::*;
+use crate::config::{MemoryBacking, MteMode, MteSection};
+use crate::exit_status::ExitStatus;
 use crate::hypervisor::fake::FakeHypervisor;
 use crate::vcpu::fake::{Event, inside};
 
@@ -154,4 +156,52 @@ fn metrics_have_a_section_a_device() {
     assert_eq!(metrics["memory"]["guest_bytes"], 64 << 20);
     assert_eq!(metrics["serial"]["output_bytes"], 0);
     assert_eq!(metrics["entropy"]["failures_total"], 0);
+}
+
+/// Hosts that cannot give a guest MTE, each in its own way, and what they say.
+fn without_mte() -> [(FakeHypervisor, &'static str); 3] {
+    let host = || FakeHypervisor::new([vec![]]);
+    [
+        (FakeHypervisor { mte: Err("its CPUs have no MTE"), ..host() }, "no MTE"),
+        (FakeHypervisor { tagged_memory: false, ..host() }, "does not take memfd memory"),
+        (FakeHypervisor { enables_mte: false, ..host() }, "does not enable MTE"),
+    ]
+}
+
+fn with_mte(mode: MteMode) -> Spec {
+    let kernel = kernel();
+    let mut config = config(kernel.path(), 1);
+    config.mte = Some(MteSection { mode });
+    config.machine_config.as_mut().unwrap().memory_backing = Some(MemoryBacking::Memfd);
+    let mut spec = spec(config);
+    // The file goes with its handle.
+    spec.kernel = kernel.into_temp_path().keep().unwrap();
+    spec
+}
+
+#[test]
+fn with_mte_auto_a_guest_boots_without_where_mte_cannot_be_had() {
+    for (hypervisor, why) in without_mte() {
+        let spec = with_mte(MteMode::Auto);
+
+        let board = Board::new(&spec, &hypervisor).unwrap();
+
+        let Mte::Unavailable(said) = board.mte() else { panic!("{:?}", board.mte()) };
+        assert!(said.contains(why), "{said}");
+        assert!(hypervisor.guest.events().contains(&Event::Note("VM")));
+        std::fs::remove_file(&spec.kernel).unwrap();
+    }
+}
+
+#[test]
+fn with_mte_required_the_vm_is_refused_where_it_cannot_be_had() {
+    for (hypervisor, why) in without_mte() {
+        let spec = with_mte(MteMode::Require);
+
+        let error = Board::new(&spec, &hypervisor).map(drop).unwrap_err();
+
+        assert_eq!(error.status(), ExitStatus::Unavailable);
+        assert!(crate::error::chain(&error).contains(why), "{error}");
+        std::fs::remove_file(&spec.kernel).unwrap();
+    }
 }

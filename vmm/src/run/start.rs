@@ -100,11 +100,9 @@ pub(super) fn start(
     reason
 }
 
-fn announce_mte(mte: Mte, spec: &Spec) {
-    if mte != Mte::Unavailable {
-        return;
-    }
-    say("this host cannot give the guest MTE (--mte auto): it runs without; see `tessera doctor`");
+fn announce_mte(mte: &Mte, spec: &Spec) {
+    let Mte::Unavailable(why) = mte else { return };
+    say(&format!("this host cannot give the guest MTE (--mte auto), and it runs without: {why}"));
     if let Some(wanted) = &spec.tag_storage {
         let mode = wanted.when.mode();
         say(&format!("a guest without MTE needs no tag storage: --tag-storage {mode} is off"));
