@@ -39,6 +39,8 @@ pub struct Spec {
     pub initrd: Option<PathBuf>,
     /// The whole command line that the guest gets.
     pub command_line: String,
+    /// Whether the VMM adds nothing to it.
+    pub bare_command_line: bool,
     /// Guest memory: a multiple of [`layout::CHUNK`], at least [`layout::MIN_MEMORY`].
     pub memory: Bytes,
     /// Huge pages behind guest memory.
@@ -244,6 +246,7 @@ impl Spec {
     /// When the configuration makes no sense, whatever the host.
     pub fn new(config: Config, flags: CommandLineOnly<'_>) -> Result<Self, Error> {
         let boot = config.boot_source.unwrap_or_default();
+        let bare_command_line = boot.bare_boot_args.unwrap_or(false);
         let machine = config.machine_config.unwrap_or_default();
         let memory = memory(&machine)?;
         let (huge_pages, backing) = backing(&machine)?;
@@ -254,7 +257,8 @@ impl Spec {
         let spec = Self {
             kernel: boot.kernel_image_path.ok_or(Error::NoKernel)?,
             initrd: boot.initrd_path,
-            command_line: command_line(boot.boot_args.as_deref().unwrap_or(""))?,
+            command_line: command_line(boot.boot_args.as_deref().unwrap_or(""), bare_command_line)?,
+            bare_command_line,
             memory,
             huge_pages,
             backing,
@@ -284,6 +288,7 @@ impl Spec {
             kernel_image_path: Some(shown(&self.kernel)),
             initrd_path: self.initrd.as_ref().map(shown),
             boot_args: Some(self.command_line.clone()),
+            bare_boot_args: self.bare_command_line.then_some(true),
         });
         config.machine_config = Some(MachineConfig {
             vcpu_count: Some(self.cpus),
@@ -379,13 +384,14 @@ fn backing(machine: &MachineConfig) -> Result<(HugePages, MemoryBacking), Error>
     }
 }
 
-/// Puts before the user's parameters those that let the VMM tell a panic from a reboot.
+/// Puts before the user's parameters those that let the VMM tell a panic from a reboot, unless they are to be
+/// the whole command line: a guest that is no Linux may take the first word for its own.
 ///
 /// A panic with `panic=-1` restarts the guest at once, and `reboot=panic_warm` makes that restart a
 /// PSCI SYSTEM_RESET2. An orderly reboot is one too only if the guest has been told to reboot warm or soft
 /// (`reboot=w`, `reboot=s`, /sys/kernel/reboot/mode; kernel/reboot.c, drivers/firmware/psci). Later
 /// parameters win, so a user's own `panic=` or `reboot=panic_...` stands.
-fn command_line(user: &str) -> Result<String, Error> {
+fn command_line(user: &str, bare: bool) -> Result<String, Error> {
     let user = user.trim();
     // What follows a lone `--` is for the guest's init, not for its kernel (init/main.c).
     let kernel_words = || user.split_ascii_whitespace().take_while(|word| *word != "--");
@@ -395,7 +401,7 @@ fn command_line(user: &str) -> Result<String, Error> {
     // A `reboot=` without a `panic_` mode says nothing of panics, and does not replace ours.
     let added: Vec<&str> = [("panic=", "", "panic=-1"), ("reboot=", "panic_", "reboot=panic_warm")]
         .into_iter()
-        .filter(|(name, part, _)| !given(name, part))
+        .filter(|(name, part, _)| !bare && !given(name, part))
         .map(|(.., parameter)| parameter)
         .collect();
     let prefix = added.join(" ");

@@ -22,6 +22,10 @@ pub struct RunArgs {
     #[arg(long, value_name = "STRING", allow_hyphen_values = true)]
     pub cmdline: Option<String>,
 
+    /// Put nothing before the kernel's command line: a panic then looks like a reset
+    #[arg(long)]
+    pub bare_cmdline: bool,
+
     /// Guest memory: a multiple of 2M, at least 64M [default: 512M]
     #[arg(long, value_name = "SIZE")]
     pub memory: Option<Bytes>,

@@ -79,6 +79,9 @@ pub struct BootSource {
     /// The kernel's command line.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub boot_args: Option<String>,
+    /// Whether the guest gets `boot_args` as they are. A field of Tessera's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bare_boot_args: Option<bool>,
 }
 
 /// The size of the machine.

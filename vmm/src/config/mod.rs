@@ -92,11 +92,18 @@ impl RunArgs {
     }
 
     fn lay_over(&self, config: &mut Config) {
-        if self.kernel.is_some() || self.initrd.is_some() || self.cmdline.is_some() {
+        let any = self.kernel.is_some()
+            || self.initrd.is_some()
+            || self.cmdline.is_some()
+            || self.bare_cmdline;
+        if any {
             let boot = config.boot_source.get_or_insert_default();
             replace(&mut boot.kernel_image_path, &self.kernel);
             replace(&mut boot.initrd_path, &self.initrd);
             replace(&mut boot.boot_args, &self.cmdline);
+            if self.bare_cmdline {
+                boot.bare_boot_args = Some(true);
+            }
         }
         self.lay_over_machine(config);
         self.lay_over_tag_storage(config);

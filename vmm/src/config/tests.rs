@@ -476,3 +476,14 @@ fn flags_that_make_no_sense_are_usage_errors() {
         assert!(parsed.is_err(), "{words:?}");
     }
 }
+
+#[test]
+fn a_bare_command_line_is_a_flag_or_a_field() {
+    let flags = RunArgs { bare_cmdline: true, ..RunArgs::default() };
+    let boot = flags.merge().unwrap().boot_source.unwrap();
+    assert_eq!(boot.bare_boot_args, Some(true));
+
+    let Object(config): Object<Config> =
+        serde_json::from_str(r#"{"boot-source": {"bare_boot_args": true}}"#).unwrap();
+    assert_eq!(config.boot_source.unwrap().bare_boot_args, Some(true));
+}

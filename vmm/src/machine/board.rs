@@ -80,7 +80,7 @@ impl Board {
     /// kernel's own does not suit it.
     pub fn command_line(&self, spec: &Spec) -> String {
         let offered = spec.balloon.is_some_and(|balloon| balloon.reporting) && !spec.lock_memory;
-        if !offered {
+        if !offered || spec.bare_command_line {
             return spec.command_line.clone();
         }
         let page = self.vm.ram().backing().page_size();

@@ -205,3 +205,20 @@ fn with_mte_required_the_vm_is_refused_where_it_cannot_be_had() {
         std::fs::remove_file(&spec.kernel).unwrap();
     }
 }
+
+#[test]
+fn nothing_is_added_to_a_bare_command_line() {
+    let kernel = kernel();
+    for (bare, same) in [(true, true), (false, false)] {
+        let hypervisor = FakeHypervisor::new([vec![]]);
+        let mut config = config(kernel.path(), 1);
+        config.boot_source.as_mut().unwrap().bare_boot_args = Some(bare);
+        // A guest so small that the order of page reporting is lowered on its command line.
+        let spec = spec(config);
+
+        let line = Board::new(&spec, &hypervisor).unwrap().command_line(&spec);
+
+        assert_eq!(line.is_empty(), same, "{line}");
+        assert_eq!(line.contains("page_reporting_order"), !same, "{line}");
+    }
+}

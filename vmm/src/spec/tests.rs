@@ -392,8 +392,31 @@ fn the_configuration_file_is_not_written_over() {
 
 #[test]
 fn a_reboot_parameter_that_says_nothing_of_panics_leaves_ours_in_place() {
-    let line = command_line("console=ttyS0 reboot=k panic=1").unwrap();
+    let line = command_line("console=ttyS0 reboot=k panic=1", false).unwrap();
 
     assert_eq!(line, "reboot=panic_warm console=ttyS0 reboot=k panic=1");
-    assert_eq!(command_line("reboot=panic_cold panic=0").unwrap(), "reboot=panic_cold panic=0");
+    assert_eq!(
+        command_line("reboot=panic_cold panic=0", false).unwrap(),
+        "reboot=panic_cold panic=0"
+    );
+}
+
+#[test]
+fn a_bare_command_line_is_the_users_own() {
+    for user in ["", "quiet", "reboot=k", "-append x"] {
+        let boot = BootSource {
+            kernel_image_path: Some("Image".into()),
+            boot_args: Some(user.to_owned()),
+            bare_boot_args: Some(true),
+            ..BootSource::default()
+        };
+        let mut config = Config::default();
+        config.boot_source = Some(boot);
+
+        let spec = Spec::new(config, CommandLineOnly::default()).unwrap();
+
+        assert_eq!(spec.command_line, user);
+        let again = Spec::new(spec.to_config(), CommandLineOnly::default()).unwrap();
+        assert_eq!(again.command_line, user, "as GET /vm/config has it");
+    }
 }
