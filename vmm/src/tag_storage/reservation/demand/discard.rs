@@ -95,7 +95,7 @@ impl Shared {
 
     fn end_discard(&self, run: &[ChunkIndex], gone: bool) -> bool {
         let mut table = self.table();
-        run.iter().fold(false, |touched, chunk| table.end_discard(*chunk, gone) || touched)
+        run.iter().filter(|chunk| table.end_discard(**chunk, gone)).count() > 0
     }
 
     /// Frees a populated chunk that turns out to have no page left.
