@@ -11,8 +11,8 @@ use linux_loader::cmdline::{self, Cmdline};
 use thiserror::Error;
 
 use crate::config::{
-    BalloonSetting, BootSource, Config, EntropySection, HugePages, MachineConfig, MemoryBacking,
-    MteMode, MteSection, SerialSection, TagStorageMode, TagStorageSection,
+    BalloonSetting, BootSource, CommandLineOnly, Config, EntropySection, HugePages, MachineConfig,
+    MemoryBacking, MteMode, MteSection, SerialSection, TagStorageMode, TagStorageSection,
 };
 
 mod balloon;
@@ -79,17 +79,6 @@ pub enum SerialTarget {
     Socket(PathBuf),
     /// Output is dropped; there is no input.
     None,
-}
-
-/// What no configuration file can say.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct CommandLineOnly<'a> {
-    /// Where the configuration file itself is.
-    pub config: Option<&'a Path>,
-    /// Where the control socket is to be.
-    pub api_sock: Option<&'a Path>,
-    /// The VM's name.
-    pub id: Option<&'a str>,
 }
 
 /// A configuration that makes no sense on any host.

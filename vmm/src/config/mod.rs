@@ -9,12 +9,11 @@ mod balloon;
 mod file;
 mod tag_storage;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
 use crate::exit_status::ExitStatus;
-use crate::spec::CommandLineOnly;
 
 pub use args::RunArgs;
 pub use balloon::{BalloonFlag, BalloonSection, BalloonSetting, ParseBalloonError};
@@ -66,6 +65,17 @@ impl Error {
             Self::TooLarge { .. } | Self::Parse { .. } => ExitStatus::Config,
         }
     }
+}
+
+/// What no configuration file can say.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CommandLineOnly<'a> {
+    /// Where the configuration file itself is.
+    pub config: Option<&'a Path>,
+    /// Where the control socket is to be.
+    pub api_sock: Option<&'a Path>,
+    /// The VM's name.
+    pub id: Option<&'a str>,
 }
 
 impl RunArgs {
