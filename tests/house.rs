@@ -1,6 +1,11 @@
 //! The arrows between the crates: `tests -> ctl -> vmm -> {devices, arch}`, and nothing else.
 #![allow(clippy::unwrap_used)]
 
+#[path = "house/imports.rs"]
+mod imports;
+#[path = "house/rooms.rs"]
+mod rooms;
+
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
