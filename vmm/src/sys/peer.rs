@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_that_has_ended_is_none_whoever_has_its_number() {
+    fn a_process_that_has_ended_is_none_whatever_has_its_number() {
         let mut child = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
         let own = credentials(UnixStream::pair().unwrap().0).unwrap();
         let peer = libc::ucred { pid: child.id() as i32, ..own };

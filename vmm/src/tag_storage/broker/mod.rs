@@ -2,21 +2,22 @@
 //!
 //! ```text
 //! VM: client  ->  packets on a Unix socket  ->  session (a thread)  ->  Pool
-//!     hear()           <-  a socket for notices      <-  notices
+//!             <-  a socket for notices      <-  pressure
 //! ```
 //!
 //! A VM's lease belongs to its connection, which the kernel closes with the VM, however that ends. No file
 //! keeps what the broker knows: when it is started again, each VM tells it what it holds.
 //!
-//! | File | The noun |
+//! | File | Responsibility |
 //! |---|---|
-//! | `wire`, `refusal`, `packet` | messages; why not; how they travel |
-//! | `server`, `peer` | the socket; who is at its other end |
-//! | `session`, `notices` | one connection; who lacks and who could give |
-//! | `borrowers` | who may live in tag storage |
+//! | `protocol/wire`, `limits`, `refusal`, `report` | messages, their bounds, reasons for a refusal, figures |
+//! | `server/listen`, `state` | the socket, and what all connections share |
+//! | `server/session` | one connection |
+//! | `server/pressure` | VMs that wait, VMs that are asked to give back |
+//! | `server/grace` | the time after a restart |
+//! | `server/borrowers` | processes whose memory may be in tag storage |
+//! | `server/run` | the command `tessera broker` |
 //! | `client` | the VM's side |
-//! | `report` | what there is to see |
-//! | `run` | the command `tessera broker` |
 
 pub(crate) mod client;
 pub(crate) mod protocol;

@@ -10,7 +10,7 @@
 //! ```
 //!
 //! Reserving, Releasing and Evicting are blocks for which the supply is being called; everybody else
-//! leaves them alone meanwhile. A supply that needs no time goes from Free to Reserved and back at once.
+//! leaves them alone until it returns. A supply that needs no time goes from Free to Reserved and back at once.
 //!
 //! # References
 //! Apple's XNU has a machine of the same shape (`osfmk/arm64/vm/mteinfo_tag_storage.c`).
@@ -347,7 +347,7 @@ impl BlockTable {
     }
 
     /// Undoes a reservation that the supply could not do; `pinned` are lent blocks that would not move. The
-    /// blocks returned are marked as Releasing: others have let go of them meanwhile, so that they must
+    /// blocks returned are marked as Releasing: others have released them by now, so that they must
     /// be given to the supply.
     ///
     /// # Errors
@@ -362,7 +362,7 @@ impl BlockTable {
                 bit if work.evict & bit != 0 && pinned & bit != 0 => (Evicting, Pinned),
                 bit if work.evict & bit != 0 => (Evicting, Lent),
                 _ => {
-                    releasing |= self.let_go(span, at)?;
+                    releasing |= self.unreference(span, at)?;
                     continue;
                 }
             };
@@ -383,7 +383,7 @@ impl BlockTable {
                 return Err(Error::References { block: span.block(at) });
             }
         }
-        (0..span.len()).try_fold(0, |mask, at| Ok(mask | self.let_go(span, at)?))
+        (0..span.len()).try_fold(0, |mask, at| Ok(mask | self.unreference(span, at)?))
     }
 
     /// The supply has these Releasing blocks again.
@@ -426,7 +426,7 @@ impl BlockTable {
     }
 
     /// Takes away the references to one reserved block. Returns its bit if there are no others.
-    fn let_go(&mut self, span: &Span, at: usize) -> Result<Mask, Error> {
+    fn unreference(&mut self, span: &Span, at: usize) -> Result<Mask, Error> {
         let entry = self.expect(span, at, BlockState::Reserved, BlockState::Releasing)?;
         let references = (entry & REFERENCES)
             .checked_sub(span.references(at))

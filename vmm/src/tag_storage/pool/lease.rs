@@ -81,7 +81,7 @@ pub(crate) struct Lease {
     pub claimed: u32,
     /// Calls of the supply under way for it, and the closing itself.
     pub moving: u32,
-    /// It is being closed: nobody knows its id any more.
+    /// It is being closed: its id is unknown.
     pub closing: bool,
 }
 

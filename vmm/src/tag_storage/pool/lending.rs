@@ -1,4 +1,4 @@
-//! Blocks that are not needed for tags serve as ordinary memory meanwhile.
+//! Blocks that are not needed for tags serve as ordinary memory.
 
 use std::ops::Range;
 use std::sync::PoisonError;
@@ -102,7 +102,7 @@ impl Pool {
         turned
     }
 
-    /// Takes pinned blocks for merely lent ones again: whoever pinned them may have let go. Returns how many
+    /// Takes pinned blocks for merely lent ones again: they may not be pinned any more. Returns how many
     /// there were.
     pub fn retry_pinned(&self) -> u64 {
         self.supply.forget_pinned();
@@ -129,7 +129,7 @@ impl Pool {
             }
             _ => run.start..run.start,
         };
-        // Nobody else touches blocks that are Evicting: there is nothing to report.
+        // No other request touches blocks that are Evicting: there is nothing to report.
         let free = state.recalled(run, &result, pinned).unwrap_or(0);
         self.wake(&state);
         (state, free)

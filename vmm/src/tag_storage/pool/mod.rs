@@ -67,7 +67,7 @@ type Guard<'a> = MutexGuard<'a, State>;
 /// The tag storage of a host and the slots that have their tags there.
 pub struct Pool {
     state: Mutex<State>,
-    /// Something under way has ended, while somebody waits for that.
+    /// Something under way has ended, and a thread waits for that.
     settled: Condvar,
     supply: Box<dyn Supply>,
     instant: bool,
@@ -148,7 +148,7 @@ impl Pool {
         if self.instant
             && let Some(span) = state.free_at_once(lease, slot)
         {
-            self.supply.give(span.blocks());
+            self.supply.release(span.blocks());
             return Ok(());
         }
         self.free_long(state, lease, slot)
@@ -255,22 +255,22 @@ impl Pool {
         let span = state.blocks.span(slot);
         match state.release(index, slot, span) {
             Ok(release) => {
-                let (state, result) = self.give_back(state, &release);
+                let (state, result) = self.release_blocks(state, &release);
                 (state, result.map_err(FreeError::from))
             }
             Err(error) => (state, Err(error.into())),
         }
     }
 
-    fn give_back<'a>(
+    fn release_blocks<'a>(
         &'a self,
         state: Guard<'a>,
         release: &Release,
     ) -> (Guard<'a>, Result<(), self::blocks::Error>) {
-        let give = |supply: &dyn Supply| pending::give(supply, &release.span, release.blocks);
+        let call = |supply: &dyn Supply| pending::release(supply, &release.span, release.blocks);
         let (mut state, ()) = match release.blocks {
             0 => (state, ()),
-            _ => self.call(state, give),
+            _ => self.call(state, call),
         };
         let result = state.finish(release);
         self.wake(&state);

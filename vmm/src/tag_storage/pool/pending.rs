@@ -8,8 +8,8 @@ use super::blocks::{Mask, Span, Work, runs};
 use super::units::SlotIndex;
 use crate::tag_storage::supply::{Supply, TakeError};
 
-/// How often lent blocks are evicted for one reservation before the slot is put at the tail: whoever
-/// they were lent to may come back before they are taken. As in the later versions of the kernel series.
+/// How often lent blocks are evicted for one reservation before the slot is put at the tail: the
+/// memory that they were lent to may come back before they are taken. As in the later versions of the kernel series.
 const TRIES: u32 = 3;
 
 /// A slot that is being reserved.
@@ -60,7 +60,7 @@ impl PendingReservation {
             taken |= run.fold(0, |mask, at| mask | 1 << at);
         }
         if outcome.error.is_some() {
-            give(supply, &self.span, taken);
+            release(supply, &self.span, taken);
         }
         outcome
     }
@@ -98,9 +98,9 @@ pub(crate) fn within(pinned: &Range<BlockIndex>, blocks: &Range<BlockIndex>) -> 
 }
 
 /// Gives blocks back.
-pub(crate) fn give(supply: &dyn Supply, span: &Span, blocks: Mask) {
+pub(crate) fn release(supply: &dyn Supply, span: &Span, blocks: Mask) {
     for run in runs(blocks) {
-        supply.give(span.run(&run));
+        supply.release(span.run(&run));
     }
 }
 

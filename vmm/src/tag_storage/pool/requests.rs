@@ -7,7 +7,7 @@ use super::slots::Candidate;
 use super::{Guard, LeaseId, Pool, ReserveError, SlotIndex, State, TURN, TakeError, WAITS};
 
 /// Slots that one request tries with the supply. Each may cost three migrations of up to 64 KiB; the next
-/// request goes on with other slots.
+/// request continues with other slots.
 pub(super) const ATTEMPTS: u32 = 32;
 
 /// How long one request may take, where trying takes time: others' memory can be hard to search and to
@@ -256,7 +256,7 @@ impl Pool {
         ReserveError::Supply { supply: self.supply.name(), source }
     }
 
-    /// Tries to reserve a slot. A lease that was closed meanwhile has none.
+    /// Tries to reserve a slot. A lease that was closed during the attempt has none.
     pub(super) fn attempt<'a>(
         &'a self,
         mut state: Guard<'a>,
@@ -280,7 +280,7 @@ impl Pool {
                 (state, Ok(Attempt::Had(Had { slot, evicted: pending.work.evict })))
             }
             Ok(Some(release)) => {
-                let (state, result) = self.give_back(state, &release);
+                let (state, result) = self.release_blocks(state, &release);
                 // Without an error it was reserved too late. The lease is looked up again next.
                 let error = outcome.error.unwrap_or(TakeError::Busy);
                 let failed = result.map(|()| Attempt::Failed(error));
@@ -291,9 +291,9 @@ impl Pool {
     }
 
     /// Frees what a request had reserved that cannot be met, and lends again what was lent. Its promise for
-    /// the rest stands meanwhile, so that nobody fails for want of these.
+    /// the rest stands until then, so that no other request of it fails for want of these.
     fn roll_back<'a>(&'a self, mut state: Guard<'a>, lease: LeaseId, had: Vec<Had>) -> Guard<'a> {
-        // The last one first: whoever evicted a block that they share lets go of it last.
+        // The last one first: the slot that evicted a block that they share releases it last.
         for (turn, Had { slot, evicted }) in (1..).zip(had.into_iter().rev()) {
             // Where the lease was closed, the slot is free already.
             let Ok(index) = state.holder(lease, slot) else { continue };

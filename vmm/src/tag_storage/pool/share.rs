@@ -9,7 +9,7 @@
 //! no exception: it never waits, and what it holds above its entitlement stays its own.
 //!
 //! Among leases that wait for chunks, the one with the largest distance comes first; among equals, the one that
-//! has waited longest. Entitlements order those that wait and limit nobody: a lease that waits alone gets
+//! has waited longest. Entitlements order those that wait and are no limit: a lease that waits alone gets
 //! whatever is free.
 
 use std::cmp::Reverse;

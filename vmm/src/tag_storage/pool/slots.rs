@@ -282,7 +282,7 @@ impl Slots {
 
     /// A slot that was held is Moving.
     #[inline]
-    pub(crate) fn let_go(&mut self, slot: SlotIndex) {
+    pub(crate) fn start_release(&mut self, slot: SlotIndex) {
         self.set(slot, Place::Moving);
     }
 

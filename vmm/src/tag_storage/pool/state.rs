@@ -192,7 +192,7 @@ impl State {
         Ok(PendingReservation { index, slot, span, work })
     }
 
-    /// The supply has done its work: the slot is reserved. If its lease was closed meanwhile, it is to be
+    /// The supply has done its work: the slot is reserved. If its lease was closed while it did, it is to be
     /// released at once.
     pub(crate) fn commit(
         &mut self,
@@ -253,7 +253,7 @@ impl State {
         span: Span,
     ) -> Result<Release, blocks::Error> {
         let blocks = self.blocks.release(&span)?;
-        self.slots.let_go(slot);
+        self.slots.start_release(slot);
         self.settling += 1;
         self.change(index, |lease| lease.moving += 1);
         Ok(Release { index, slot, span, blocks, why: Why::Freed })
@@ -274,7 +274,7 @@ impl State {
         self.change(index, |lease| {
             lease.held -= 1;
             lease.moving -= 1;
-            // It goes on with another slot.
+            // Its request continues with another slot.
             lease.claimed += u32::from(why == Why::Failed && !lease.closing);
         });
         self.remove_if_closed(index);
@@ -290,7 +290,7 @@ impl State {
         }
     }
 
-    /// Nobody knows the lease any more; its slots are to be freed.
+    /// The lease's id is unknown from here on; its slots are to be freed.
     pub(crate) fn begin_close(&mut self, id: LeaseId) -> Result<u32, FreeError> {
         let index = self.leases.find(id).ok_or(FreeError::UnknownLease(id))?;
         self.leases.forget_id(index);

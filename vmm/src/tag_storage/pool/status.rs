@@ -56,7 +56,7 @@ pub struct ChunksReport {
     pub reserved: u32,
     /// Promised to leases and not reserved yet.
     pub set_aside: u32,
-    /// For whoever asks. The blocks of some may be lent or pinned.
+    /// For any lease. The blocks of some may be lent or pinned.
     pub free: u32,
 }
 

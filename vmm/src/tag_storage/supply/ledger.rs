@@ -20,7 +20,7 @@ impl Supply for Ledger {
         Ok(())
     }
 
-    fn give(&self, _: Range<BlockIndex>) {}
+    fn release(&self, _: Range<BlockIndex>) {}
 
     fn evict(&self, _: Range<BlockIndex>) -> Result<(), TakeError> {
         Ok(())

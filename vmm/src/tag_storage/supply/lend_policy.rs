@@ -1,4 +1,4 @@
-//! What becomes of tag storage that nobody needs.
+//! What becomes of tag storage that is not needed for tags.
 
 use std::fmt;
 use std::str::FromStr;

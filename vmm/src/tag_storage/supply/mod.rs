@@ -1,6 +1,6 @@
 //! Where tag storage comes from.
 //!
-//! | File | The noun |
+//! | File | Responsibility |
 //! |---|---|
 //! | `ledger` | nothing physical: the pool counts |
 //! | `node/` | the memory of a NUMA node |
@@ -73,7 +73,7 @@ pub enum TakeError {
     Busy,
     /// Memory in these blocks cannot be moved.
     #[error(
-        "memory from {} up to {} is pinned: use other blocks until its owner lets go",
+        "memory from {} up to {} is pinned: use other blocks until its owner unpins it",
         .0.start, .0.end
     )]
     Pinned(Range<BlockIndex>),
@@ -85,7 +85,7 @@ pub enum TakeError {
 /// The memory behind the blocks of a pool.
 ///
 /// The pool calls [`take`](Self::take) for blocks that are free or were just evicted,
-/// [`give`](Self::give) for blocks that it took, [`evict`](Self::evict) for blocks that it lent; never
+/// [`release`](Self::release) for blocks that it took, [`evict`](Self::evict) for blocks that it lent; never
 /// two of them at the same time for one block. Ranges are not empty, and lie in the tags of one chunk
 /// except where lent blocks are called back.
 ///
@@ -94,14 +94,14 @@ pub trait Supply: Send + Sync {
     /// Its name.
     fn name(&self) -> SupplyName;
 
-    /// Takes the memory of these blocks: nobody else has it from now on.
+    /// Takes the memory of these blocks: no other process has it from now on.
     ///
     /// # Errors
     /// When it cannot be had. Then none of it is taken.
     fn take(&self, blocks: Range<BlockIndex>) -> Result<(), TakeError>;
 
     /// Gives back what [`take`](Self::take) took.
-    fn give(&self, blocks: Range<BlockIndex>);
+    fn release(&self, blocks: Range<BlockIndex>);
 
     /// Empties blocks that were lent: what is in them moves elsewhere, its contents intact.
     ///
@@ -109,7 +109,7 @@ pub trait Supply: Send + Sync {
     /// When something would not move. What did move stays where it went.
     fn evict(&self, blocks: Range<BlockIndex>) -> Result<(), TakeError>;
 
-    /// What other memory has done meanwhile to blocks that are not taken; `None` where there is none.
+    /// What other memory has done to blocks that are not taken; `None` where there is none.
     fn observe(&self) -> Option<Observation> {
         None
     }
@@ -145,8 +145,8 @@ impl<S: Supply + ?Sized> Supply for Arc<S> {
         (**self).take(blocks)
     }
 
-    fn give(&self, blocks: Range<BlockIndex>) {
-        (**self).give(blocks);
+    fn release(&self, blocks: Range<BlockIndex>) {
+        (**self).release(blocks);
     }
 
     fn evict(&self, blocks: Range<BlockIndex>) -> Result<(), TakeError> {

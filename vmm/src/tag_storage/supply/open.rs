@@ -1,4 +1,4 @@
-//! The supply that a broker was told to use.
+//! The supply of a broker, by its name.
 
 use std::sync::Arc;
 

@@ -117,7 +117,7 @@ impl Refusal {
         }
     }
 
-    /// What it is to whoever wanted to reserve, where the pool could have said the same.
+    /// What it is to a request for slots, where the pool could have said the same.
     pub(crate) fn as_reserve_error(&self, supply: SupplyName) -> Option<ReserveError> {
         match self.reason {
             Reason::Exhausted { wanted, free, set_aside } => {

@@ -12,7 +12,7 @@ pub struct BrokerReport {
     pub pid: u32,
     /// Who says that the pool has this capacity.
     pub capacity_source: String,
-    /// What becomes of tag storage that nobody needs.
+    /// What becomes of tag storage that is not needed for tags.
     pub lend: String,
     /// Its pool.
     pub pool: PoolReport,

@@ -41,7 +41,7 @@ pub(crate) enum Malformed {
 pub(crate) enum Role {
     /// A VM that needs tag storage.
     Holder,
-    /// A VM that may live in tag storage that nobody needs.
+    /// A VM that may live in tag storage that is not needed for tags.
     Borrower,
 }
 
@@ -97,7 +97,7 @@ pub(crate) enum Reply {
         /// The text.
         bytes: Vec<u8>,
     },
-    /// No, and why. Whether the connection goes on is up to the reason.
+    /// No, and why. The reason decides whether the connection lasts.
     Refused(Refusal),
 }
 
@@ -106,7 +106,7 @@ pub(crate) enum Reply {
 pub struct Terms {
     /// Where its tag storage comes from.
     pub supply: SupplyName,
-    /// What it does with tag storage that nobody needs.
+    /// What it does with tag storage that is not needed for tags.
     pub lend: LendPolicy,
     /// All of the pool.
     pub capacity: Bytes,

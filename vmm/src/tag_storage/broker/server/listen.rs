@@ -243,7 +243,7 @@ impl Server {
         let text =
             format!("it cannot serve more than its {open} connections: end a VM, or {remedy}");
         let refusal = Reply::Refused(Refusal::new(Reason::Full, text));
-        // It need not be heard.
+        // The client may not read it.
         let _ = seqpacket::send_now(socket, &refusal.encode());
     }
 }

@@ -1,7 +1,7 @@
 //! VMs that wait for tag storage, VMs that are asked to give some back, and the notices to both.
 //!
 //! The pool knows which leases wait and in which order they come (`pool/share.rs`). A VM that waits is sent
-//! `Retry` when there is something for it. Meanwhile VMs that do not wait and hold more than their minimum are
+//! `Retry` when there is something for it. Until then VMs that do not wait and hold more than their minimum are
 //! asked to give back what is lacking in all, each in proportion to what it holds above its minimum: every
 //! [`ASK_EVERY`], as long as something is lacking. One that has given nothing since it was last asked is left out
 //! until all others were asked as well: it may have no balloon. All are sent `StopReclaim` when no VM waits any

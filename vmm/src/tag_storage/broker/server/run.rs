@@ -46,7 +46,7 @@ pub enum Error {
     /// There is no such pool.
     #[error("the broker has no pool")]
     Pool(#[from] PoolError),
-    /// Nobody can be served.
+    /// No client can be served.
     #[error(transparent)]
     Server(#[from] listen::Error),
     /// The host gives no signals.

@@ -37,7 +37,7 @@ const MOST_READERS: usize = 32;
 enum End {
     /// The client is gone, or does not take its answers.
     Gone,
-    /// It is told to go.
+    /// The request is refused, and the connection ends.
     Refused(Refusal),
 }
 
@@ -66,7 +66,7 @@ struct Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        // It is open: nobody else closes it.
+        // It fails where the lease was closed before: see `ServerState::close_gone`.
         let _ = self.state.pool.close_lease(self.id);
         self.state.notices.remove(&self.state.pool, self.number);
     }
@@ -93,7 +93,7 @@ impl Session {
         Self { state, number, socket, peer, session: SessionState::New }
     }
 
-    /// Serves until the client is gone or is told to go.
+    /// Serves until the client is gone or refused.
     pub(crate) fn run(&mut self) {
         let Err(End::Refused(refusal)) = self.serve() else { return };
         if refusal.reason == Reason::Protocol {

@@ -17,7 +17,7 @@ use crate::tag_storage::broker::protocol::wire::Terms;
 use crate::tag_storage::pool::Pool;
 use crate::tag_storage::supply::Node;
 
-/// How long pages that would not move are left alone, and tried again when somebody lacks them: direct I/O has
+/// How long pages that would not move are left alone, and tried again when a VM lacks them: direct I/O has
 /// ended by then, as a rule.
 const RETRY_PINNED: Duration = Duration::from_secs(10);
 
@@ -25,7 +25,7 @@ const RETRY_PINNED: Duration = Duration::from_secs(10);
 pub struct ServerResources {
     /// The pool.
     pub pool: Pool,
-    /// What its clients are told of it.
+    /// What its clients are sent about it.
     pub terms: Terms,
     /// Who says that it has this capacity.
     pub capacity_source: String,
@@ -165,7 +165,7 @@ impl ServerState {
         }
     }
 
-    /// Has pages that would not move tried again by whoever reserves next, unless that was so a moment ago.
+    /// Has pages that would not move tried again by the next request, unless that was so a moment ago.
     /// Returns whether there are any.
     pub(crate) fn retry_pinned(&self) -> bool {
         let mut retried = self.retried.lock().unwrap_or_else(PoisonError::into_inner);

@@ -131,7 +131,7 @@ impl Supply for Gated {
         Ok(())
     }
 
-    fn give(&self, _: Range<BlockIndex>) {}
+    fn release(&self, _: Range<BlockIndex>) {}
 
     fn evict(&self, _: Range<BlockIndex>) -> Result<(), TakeError> {
         Ok(())

@@ -39,7 +39,7 @@ impl Span {
         }
     }
 
-    /// The span of a slot whose `blocks` blocks have nobody else's tags: `covered` pages' each.
+    /// The span of a slot whose `blocks` blocks have no other slot's tags: `covered` pages' each.
     #[inline(always)]
     pub(crate) fn separate(blocks: u32, covered: u32, slot: SlotIndex) -> Self {
         let (first, len) = (slot.0 as usize * blocks as usize, blocks as usize);

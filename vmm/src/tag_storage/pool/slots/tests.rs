@@ -50,7 +50,7 @@ fn free(slots: &mut Slots, blocks: &mut BlockTable, slot: SlotIndex) {
     let span = blocks.span(slot);
     let released = blocks.release(&span).unwrap();
     blocks.settle(&span, released).unwrap();
-    slots.let_go(slot);
+    slots.start_release(slot);
     slots.recycle(slot, blocks);
 }
 

@@ -109,7 +109,7 @@ impl Supply for Shared {
         })
     }
 
-    fn give(&self, blocks: Range<BlockIndex>) {
+    fn release(&self, blocks: Range<BlockIndex>) {
         self.0.call(&blocks, |books| {
             for block in numbers(&blocks) {
                 assert!(books.taken.remove(&block), "block {block} is given but was not taken");

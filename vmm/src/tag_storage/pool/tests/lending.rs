@@ -165,8 +165,8 @@ impl Supply for Looked {
         self.0.supply.take(blocks)
     }
 
-    fn give(&self, blocks: std::ops::Range<BlockIndex>) {
-        self.0.supply.give(blocks);
+    fn release(&self, blocks: std::ops::Range<BlockIndex>) {
+        self.0.supply.release(blocks);
     }
 
     fn evict(&self, blocks: std::ops::Range<BlockIndex>) -> Result<(), TakeError> {

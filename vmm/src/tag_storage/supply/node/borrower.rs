@@ -18,8 +18,8 @@ pub(crate) struct BorrowerProcess {
 
 /// How much one eviction may search and try, in calls that ask the kernel for the places of up to [`BATCH`]
 /// pages or to move single ones: some tenths of a second. A borrower chooses how large and how sparse its
-/// memory is, and how many pages of it will not move; whoever wants its blocks back tries again, and goes
-/// on where this ended.
+/// memory is, and how many pages of it will not move; the next request for its blocks tries again, and
+/// continues where this ended.
 const EFFORT: u32 = 4096;
 
 /// What a list of a process's mappings costs beside such a call.
@@ -102,7 +102,7 @@ impl BorrowerProcess {
         self.stuck.clear();
     }
 
-    /// Forgets those stuck pages that have left the node meanwhile.
+    /// Forgets those stuck pages that have left the node.
     pub(crate) fn review_stuck(&mut self, from: u32) {
         let pages: Vec<u64> = self.stuck.iter().copied().collect();
         let mut still = BTreeSet::new();
@@ -118,7 +118,7 @@ impl BorrowerProcess {
     }
 
     /// Moves pages off the node until `wanted` have gone, none is left that would, or the effort is spent.
-    /// Huge pages move whole: the last may bring more. Adds to `moved` as it goes on.
+    /// Huge pages move whole: the last may bring more. Adds to `moved` as pages leave.
     pub(crate) fn move_off(
         &mut self,
         route: Route<'_>,
@@ -209,7 +209,7 @@ impl BorrowerProcess {
     fn on_node(&self, node: u32, pages: &[u64]) -> Result<Vec<u64>, Stop> {
         self.check_alive()?;
         let places = self.process.locate(pages)?;
-        // Had it ended meanwhile, this would be of another process.
+        // Had it ended in between, this would be of another process.
         self.check_alive()?;
         let here =
             pages.iter().zip(places).filter(|(_, place)| i64::from(*place) == i64::from(node));

@@ -149,8 +149,8 @@ impl BorrowerProcesses {
         }
     }
 
-    /// Does something with one after the other, each out of the list meanwhile, until it says that this is enough.
-    /// One that it does not keep is removed. Whoever calls this must not do so twice at once.
+    /// Does something with one after the other, each out of the list while that lasts, until it says that this is enough.
+    /// One that it does not keep is removed. The caller makes sure that only one such call runs at a time.
     pub(crate) fn each(&self, mut act: impl FnMut(&mut BorrowerProcess) -> Act) {
         let keys: Vec<Key> = {
             let list = self.lock();
@@ -182,7 +182,7 @@ impl BorrowerProcesses {
         if !keep {
             list.entries.remove(&key);
         }
-        // It may have been removed meanwhile.
+        // It may have been removed in between.
         let Some(entry) = list.entries.get_mut(&key) else { return };
         if std::mem::take(&mut entry.forget_stuck) {
             borrower.forget_stuck();
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn the_number_of_another_process_names_nobody_else() {
+    fn the_number_of_another_process_does_not_stand_for_it() {
         let borrowers = BorrowerProcesses::default();
         let mut ended = Command::new("true").spawn().unwrap();
         let number = Pid::from_raw(ended.id() as i32).unwrap();

@@ -14,7 +14,7 @@ use crate::sys::numa::{self, BATCH, LockedMapping, MemPolicy, NodeSet};
 /// How long a processor's list of free pages may take to be given up: three of the kernel's rounds of
 /// statistics (vm.stat_interval, one second) after its last use, and one more.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// How often a look is taken meanwhile.
+/// How often the node is looked at during that time.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// What there is to do with a node's memory. Tests have their own.
@@ -27,7 +27,7 @@ pub(crate) trait Memory: Send + Sync {
     fn take(&self, part: &Range<Bytes>) -> io::Result<bool>;
 
     /// Gives back what was taken.
-    fn give(&self, part: &Range<Bytes>) -> io::Result<()>;
+    fn release(&self, part: &Range<Bytes>) -> io::Result<()>;
 
     /// After pages that are free could not be taken: waits until this many more may be had, as long as that is
     /// worth while. Returns whether to try again. No lock is held.
@@ -115,7 +115,7 @@ impl Memory for HostMemory {
         taken
     }
 
-    fn give(&self, part: &Range<Bytes>) -> io::Result<()> {
+    fn release(&self, part: &Range<Bytes>) -> io::Result<()> {
         self.held.discard(part)
     }
 

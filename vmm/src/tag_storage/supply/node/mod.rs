@@ -9,7 +9,7 @@
 //! Others come and go without a word: a borrower's page is given to it by the kernel. So the node is looked
 //! at from time to time ([`observe`](Supply::observe)), and whenever something is not as expected.
 //!
-//! | File | The noun |
+//! | File | Responsibility |
 //! |---|---|
 //! | `topology` | the host's nodes, and which will do |
 //! | `usage` | how much of the node is free |
@@ -332,12 +332,12 @@ impl Supply for Node {
         self.count_take(&blocks, taken).map_err(TakeError::Host)?.ok_or(TakeError::Busy)
     }
 
-    fn give(&self, blocks: Range<BlockIndex>) {
+    fn release(&self, blocks: Range<BlockIndex>) {
         let count = blocks.end.0.saturating_sub(blocks.start.0);
         // It was tried when the node was opened. Were it to fail, the pages are still held, and the next
         // look at the node finds them in use.
         let mut books = self.books();
-        let _ = self.memory.give(&self.part(&blocks));
+        let _ = self.memory.release(&self.part(&blocks));
         books.held = books.held.saturating_sub(count);
         books.vacant += count;
     }

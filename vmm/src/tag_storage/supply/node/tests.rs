@@ -96,7 +96,7 @@ impl Memory for FakeMemory {
         Ok(has)
     }
 
-    fn give(&self, part: &Range<Bytes>) -> io::Result<()> {
+    fn release(&self, part: &Range<Bytes>) -> io::Result<()> {
         for page in pages_of(part) {
             assert!(lock(&self.0).held.remove(&page), "page {page} is given and was not taken");
         }
@@ -476,7 +476,7 @@ fn blocks_that_were_evicted_and_could_not_be_taken_are_not_vacant() {
     lock(&rig.world).broken = false;
     rig.node.evict(blocks.clone()).unwrap();
     rig.node.take(blocks.clone()).unwrap();
-    rig.node.give(blocks.clone());
+    rig.node.release(blocks.clone());
     lock(&rig.world).broken = true;
     assert!(matches!(rig.node.take(blocks), Err(TakeError::Host(_))));
     assert_eq!(rig.node.books().vacant, 4);
@@ -492,7 +492,7 @@ fn other_requests_are_served_while_one_waits_for_pages_out_of_reach() {
     lock(&rig.world).out_of_reach = 1;
     lock(&rig.world).while_waiting = Some(Box::new(move || {
         node.take(BlockIndex(20)..BlockIndex(21)).unwrap();
-        node.give(BlockIndex(20)..BlockIndex(21));
+        node.release(BlockIndex(20)..BlockIndex(21));
         assert!(node.observe_at_once().is_some());
         *mark.lock().unwrap() = true;
     }));

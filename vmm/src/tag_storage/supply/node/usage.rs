@@ -48,7 +48,7 @@ pub(crate) struct Usage {
     pub ready: u64,
     /// Ordinary memory of programs and files, which can move.
     pub movable: u64,
-    /// What the kernel keeps free, for its own requests and for each processor: nobody else gets these.
+    /// What the kernel keeps free, for its own requests and for each processor: no program gets these.
     pub kept: u64,
 }
 
