@@ -7,10 +7,11 @@ use std::path::Path;
 use tempfile::NamedTempFile;
 
 use super::{Board, Machine};
+use crate::config::CommandLineOnly;
 use crate::config::{BootSource, Config, EntropySection, MachineConfig, SerialSection};
 use crate::console::{Output, Quiesce};
 use crate::hypervisor::fake::FakeHypervisor;
-use crate::spec::{CommandLineOnly, Spec};
+use crate::spec::Spec;
 
 /// An arm64 Image of nothing but a header.
 pub(crate) fn kernel() -> NamedTempFile {

@@ -1,7 +1,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::env;
-use std::fs::{self, File};
+use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
