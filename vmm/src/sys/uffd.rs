@@ -17,7 +17,7 @@ use rustix::mm::{Advice, UserfaultfdFlags, madvise, userfaultfd};
 use rustix::process::Pid;
 use thiserror::Error;
 
-/// The descriptors' maker, since Linux 6.1: whoever may open it may catch faults.
+/// The descriptors' maker, since Linux 6.1: a process that may open it may catch faults.
 const DEVICE: &str = "/dev/userfaultfd";
 
 /// `USERFAULTFD_IOC`, which is `UFFDIO` too, and the numbers of its calls.
@@ -122,7 +122,7 @@ struct CopyCall {
 struct New(UserfaultfdFlags);
 
 // SAFETY: the call takes its flags in place of a pointer, reads and writes no memory, and what it
-// returns when it does not fail is a new descriptor that belongs to nobody else.
+// returns when it does not fail is a new descriptor that nothing else owns.
 unsafe impl Ioctl for New {
     type Output = OwnedFd;
 
@@ -295,7 +295,7 @@ fn open() -> Result<OwnedFd, Error> {
             return Ok(descriptor);
         }
     }
-    // SAFETY: the descriptor watches nothing yet, and this module gives nobody the means to misuse it.
+    // SAFETY: the descriptor watches nothing yet, and this module gives no means to misuse it.
     unsafe { userfaultfd(flags) }.map_err(refusal)
 }
 

@@ -37,7 +37,7 @@ pub enum Error {
 }
 
 /// Keeps memory with tags, and all else that this process will have, off the node that is this supply.
-/// Nobody has touched the memory so far, and this is the first thread.
+/// Nothing has touched the memory so far, and this is the first thread.
 ///
 /// # Errors
 /// When the kernel refuses.
@@ -58,7 +58,7 @@ pub struct Status {
     pub lend: LendPolicy,
 }
 
-/// A VM without MTE beside a broker: its memory may be in tag storage that nobody needs. Dropped, it
+/// A VM without MTE beside a broker: its memory may be in unused tag storage. Dropped, it
 /// borrows no more.
 pub struct BorrowerLease {
     // Field order is drop order: memory that may be in tag storage is gone before the broker loses sight of it.
@@ -69,7 +69,7 @@ pub struct BorrowerLease {
 }
 
 impl BorrowerLease {
-    /// Places this memory, which nobody has touched so far, as the broker at `path` lends. Locked memory could
+    /// Places this memory, which nothing has touched so far, as the broker at `path` lends. Locked memory could
     /// not be taken back, and is lent nothing.
     ///
     /// # Errors
@@ -92,7 +92,7 @@ impl BorrowerLease {
         Ok(Self { broker: Arc::new(broker), ram: ram.clone(), placement })
     }
 
-    /// The broker, for the main thread to hear.
+    /// The broker, whose events the main thread handles.
     pub fn broker(&self) -> &Arc<Client> {
         &self.broker
     }

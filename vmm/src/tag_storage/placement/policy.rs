@@ -150,7 +150,7 @@ impl Placement {
         let start = ram.host_address() + (range.base.0 - memory.base.0) / page * page;
         let end = ram.host_address() + (range.end().0 - memory.base.0).next_multiple_of(page);
         let mut unlent = self.unlent();
-        // First the note: whoever sets the rules anew leaves it alone from now on.
+        // First the note: a thread that sets the rules again leaves it alone from now on.
         include(&mut unlent, start..end);
         numa::set_rule(start..end, &self.elsewhere(), true).map_err(|source| {
             match source.raw_os_error() {

@@ -75,7 +75,7 @@ pub trait PoolClient: Send + Sync {
 pub struct PoolClientReport {
     /// What is behind the tag storage.
     pub supply: SupplyName,
-    /// The pool's tag storage, everybody's.
+    /// The pool's tag storage, that of all VMs.
     pub capacity: Bytes,
     /// What this hold has reserved.
     pub reserved: Bytes,

@@ -12,7 +12,7 @@ use super::demand::{Error, Exhaustion};
 use crate::error::chain;
 use crate::tag_storage::chunk::ChunkIndex;
 
-/// What has changed, for whoever acts on it.
+/// What has changed, for the thread that acts on it.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct ExhaustionSnapshot {
     /// A touch waits for tag storage, for this reason. `None`: none does.
@@ -23,7 +23,7 @@ pub struct ExhaustionSnapshot {
     pub failed: Option<String>,
 }
 
-/// A place for news, with a bell. What the main thread was too slow for is not told.
+/// The present state, with an eventfd that signals a change. States that have passed are not kept.
 #[derive(Debug)]
 pub struct ExhaustionStatus {
     news: Mutex<ExhaustionSnapshot>,

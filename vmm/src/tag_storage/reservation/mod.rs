@@ -89,7 +89,7 @@ enum Kind {
 
 impl TagReservation {
     /// Reserves for this memory as the description says, or sees to it that it is when it is touched.
-    /// Nobody has touched the memory so far.
+    /// Nothing has touched the memory so far.
     ///
     /// # Errors
     /// When there is no tag storage for the VM, or the host cannot tell of touches.
@@ -152,7 +152,7 @@ impl TagReservation {
         matches!(self.kind, Kind::Demand(_))
     }
 
-    /// What the main thread is to hear.
+    /// What the main thread watches.
     pub fn notices(&self) -> Arc<ExhaustionStatus> {
         Arc::clone(&self.notices)
     }
@@ -186,7 +186,7 @@ impl TagReservation {
         self.broker.as_ref()
     }
 
-    /// Lets everybody go who waits for tag storage: see [`Demand::stop`]. A broker is asked for nothing any
+    /// Releases all threads that wait for tag storage: see [`Demand::stop`]. A broker is asked for nothing any
     /// more. What is reserved stays so until this is dropped: the guest's memory is still there.
     pub fn stop(&mut self) {
         if let Some(broker) = &self.broker {

@@ -44,11 +44,11 @@ pub enum Error {
     },
 }
 
-/// A hold on tag storage, and where to hear of it.
+/// A client of a pool, and its broker.
 pub struct Source {
     /// The hold.
     pub hold: Arc<dyn PoolClient>,
-    /// The same hold, where it is a broker's: the main thread hears it.
+    /// The same client, where the pool is a broker's: the main thread handles its events.
     pub broker: Option<Arc<Client>>,
 }
 

@@ -3,8 +3,8 @@
 //!
 //! What always holds: **a chunk with a page has a slot**. For that,
 //!
-//! - a chunk without a slot is armed: the host stops whoever touches it, and the thread `faults`
-//!   reserves a slot before it lets go of the chunk;
+//! - a chunk without a slot is armed: the host stops a thread that touches it, and the thread `faults`
+//!   reserves a slot before it resolves the fault;
 //! - a chunk is armed again before its memory is discarded, and its slot freed after: a guest that
 //!   touches it in between is stopped, and comes upon a chunk without a slot, or with its own.
 //!
@@ -99,7 +99,7 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
-    /// Whoever acts on exhaustion does not: it waits for tag storage itself.
+    /// The thread that acts on exhaustion does not: it waits for tag storage itself.
     #[error(
         "the VMM's main thread waits itself, probably for tag storage, as the guest has a device's queue or buffer \
          there, and cannot be reached: free guest memory or end a VM before that, or give --tag-min"
@@ -113,10 +113,10 @@ pub enum Error {
     Panicked,
 }
 
-/// Is told when tag storage runs out and when there is some again.
+/// Is called when tag storage runs out and when there is some again.
 ///
-/// The fault thread calls these, and serves nobody meanwhile: they must return at once, touch no guest
-/// memory, and wait for nobody who might. The main thread might: a guest can put a device's queues into
+/// The fault thread calls these, and resolves no fault meanwhile: they must return at once, touch no guest
+/// memory, and wait for no thread that might. The main thread might: a guest can put a device's queues into
 /// memory that waits for tag storage.
 pub trait Exhaustion: Send + Sync {
     /// A touch of this chunk waits, the first that does.
@@ -125,10 +125,10 @@ pub trait Exhaustion: Send + Sync {
     /// No touch waits any more.
     fn relieved(&self);
 
-    /// The touch of this chunk has waited for as long as one may. Told now and then until relieved.
+    /// The touch of this chunk has waited for as long as one may. Reported now and then until relieved.
     fn expired(&self, chunk: ChunkIndex);
 
-    /// Whether what was told last has been heard by whoever acts on it.
+    /// Whether what was reported last has been read by the thread that acts on it.
     fn is_heard(&self) -> bool;
 
     /// Nothing more is reserved, and the guest is no longer stopped: the VM is to end.
@@ -138,7 +138,7 @@ pub trait Exhaustion: Send + Sync {
 /// What demand reservation counts. Readable at any time, by any thread.
 #[derive(Debug, Default)]
 pub struct FaultCounters {
-    /// Touches that the host told of. Several may be of one chunk.
+    /// Touches that the host reported. Several may be of one chunk.
     pub touches: Counter,
     /// Times that a chunk got its slot.
     pub populated: Counter,
@@ -160,9 +160,9 @@ pub struct Demand {
 }
 
 impl Demand {
-    /// Watches this memory from now on. Nobody may have touched it before: not even the kernel is loaded.
+    /// Watches this memory from now on. Nothing may have touched it before: not even the kernel is loaded.
     /// That is done next, and concluded with [`loaded`](Self::loaded). A touch may wait for as long as
-    /// `deadline` until it is told of; [`Duration::MAX`] for ever.
+    /// `deadline` until it is reported; [`Duration::MAX`] for ever.
     ///
     /// # Errors
     /// When the host's kernel cannot or may not tell of touches, or not of such memory.
@@ -198,7 +198,7 @@ impl Demand {
     }
 
     /// The VMM has written what the guest starts with. Until then a touch for which there is no tag
-    /// storage does not wait, and nobody is told: the VM is to be refused.
+    /// storage does not wait and is not reported: the VM is to be refused.
     ///
     /// # Errors
     /// Why there was none for all of it, once. Nothing is stopped or reserved any more then.
@@ -246,13 +246,13 @@ impl Demand {
         Arc::clone(&self.shared.counters)
     }
 
-    /// Ends it: no touch is stopped any more, and whoever waits goes on, without tag storage. To be
+    /// Ends it: no touch is stopped any more, and threads that wait continue without tag storage. To be
     /// called when the vCPUs have their order to end and before their threads are waited for, as one that
     /// waits for a chunk does not leave the guest.
     pub fn stop(&mut self) {
         self.shared.close();
         if let Some(thread) = self.thread.take() {
-            // A panic has been told of.
+            // A panic has been reported.
             let _ = thread.join();
         }
     }
@@ -377,14 +377,14 @@ impl Shared {
         let _ = rustix::io::read(&self.eventfd, &mut [0; 8]);
     }
 
-    /// Stops nobody any more. Who arms a chunk looks afterwards whether this has happened meanwhile.
+    /// Stops no touch any more. A thread that arms a chunk checks afterwards whether this has happened meanwhile.
     fn close(&self) {
         self.closed.store(true, Ordering::SeqCst);
         self.signal();
         // Ranges that are armed as a whole are disarmed as a whole: there is no new mapping to fail for.
         let _ = self.faults.disarm(&self.all());
         self.threads.clear();
-        // Under the lock, so that nobody who has just looked goes to sleep.
+        // Under the lock, so that no thread that has just checked goes to sleep.
         let _table = self.table();
         self.settled.notify_all();
     }
@@ -417,8 +417,8 @@ impl Shared {
         done.map_err(|source| Error::Provide { chunk, source })
     }
 
-    /// Arms chunks, unless all is closed. `false`: they are not armed, or those that are stop nobody for
-    /// long, as the fault thread lets go of populated chunks.
+    /// Arms chunks, unless all is closed. `false`: they are not armed, or those that are stop no thread for
+    /// long, as the fault thread resolves faults of populated chunks.
     fn arm(&self, chunks: &Range<ChunkIndex>) -> bool {
         let armed = self.faults.arm(chunks).is_ok();
         if armed && !self.is_closed() {
@@ -444,7 +444,7 @@ impl Shared {
         false
     }
 
-    /// Returns when nobody populates a chunk: pages discarded meanwhile would be provided again.
+    /// Returns when a chunk is not being populated: pages discarded meanwhile would be provided again.
     fn await_populated(&self, chunk: ChunkIndex) {
         let mut table = self.table();
         while !self.is_closed() && table.state(chunk) == Some(State::Populating) {
