@@ -74,6 +74,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("spec", &["config"]),
     ("config", &[]),
     ("doctor", &["backends", "hypervisor", "kvm", "memory", "sys"]),
+    // Messages are written without waiting.
     ("error", &["sys"]),
     ("exit_status", &[]),
     ("metrics", &[]),

@@ -7,8 +7,9 @@ use std::path::Path;
 use tempfile::NamedTempFile;
 
 use super::{Board, Machine};
-use crate::config::CommandLineOnly;
-use crate::config::{BootSource, Config, EntropySection, MachineConfig, SerialSection};
+use crate::config::{
+    BootSource, CommandLineOnly, Config, EntropySection, MachineConfig, SerialSection,
+};
 use crate::console::{Output, Quiesce};
 use crate::hypervisor::fake::FakeHypervisor;
 use crate::spec::Spec;
