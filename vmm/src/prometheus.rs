@@ -13,7 +13,7 @@ pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4";
 /// What begins each name.
 const PREFIX: &str = "tessera";
 
-/// How many objects may be in one another, so that nobody's figures use up the stack.
+/// How many objects may be in one another, so that no document uses up the stack.
 const MAX_DEPTH: usize = 8;
 
 /// Names and values of labels.

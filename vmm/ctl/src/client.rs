@@ -35,7 +35,7 @@ const MAX_HEADERS: usize = 64;
 /// Why a call did not succeed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Nobody answers at the path.
+    /// The path cannot be connected to.
     #[error(
         "cannot reach {path:?}: is the VM running, and was it started with --api-sock {path:?}?"
     )]
@@ -282,7 +282,7 @@ impl Client {
         })
     }
 
-    /// Waits until the VM is gone: until its process closed this connection and nobody listens at
+    /// Waits until the VM is gone: until its process closed this connection and no process listens at
     /// the path any more.
     ///
     /// # Errors
@@ -416,7 +416,7 @@ fn is_hang_up(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset)
 }
 
-/// Nobody listens at a path any more.
+/// No process listens at the path.
 fn is_gone(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
 }

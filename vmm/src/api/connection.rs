@@ -25,7 +25,7 @@ const MAX_REQUESTS_PER_TURN: usize = 16;
 /// input turns into a connection reset. Enough for the rest of any request a sane client sends.
 const MAX_DISCARDED: usize = 1 << 20;
 
-/// What becomes of a connection after a turn.
+/// Whether a connection stays open after a turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fate {
     /// It waits for these events.
@@ -54,7 +54,7 @@ pub(crate) struct Connection {
     phase: Phase,
     /// The client will send no more.
     ended: bool,
-    /// The parser may hold a whole request: go on with it before reading.
+    /// The parser may hold a whole request: it is served before more is read.
     unserved: bool,
     discarded: usize,
 }
@@ -77,7 +77,7 @@ impl Connection {
     pub(crate) fn turn(&mut self, vm: &mut dyn Controller) -> Fate {
         match self.try_turn(vm) {
             Ok(fate) => fate,
-            // The client is gone (EPIPE, ECONNRESET): nobody is left to tell.
+            // The client is gone (EPIPE, ECONNRESET): there is no reader for an answer.
             Err(_) => Fate::Drop,
         }
     }

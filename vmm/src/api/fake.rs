@@ -11,7 +11,7 @@ use super::{ControlError, Controller};
 use crate::backends::balloon::{Change, GuestReport};
 use crate::backends::reporting::Diagnosis;
 
-/// What the fake was told to do.
+/// A request that reached the fake.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Call {
     Pause,
@@ -49,7 +49,7 @@ impl Default for FakeBalloon {
     }
 }
 
-/// Obeys, remembers, and refuses the power key when nobody listens to it.
+/// Obeys, remembers, and refuses the power key where the guest does not listen.
 #[derive(Debug)]
 pub(crate) struct FakeVm {
     pub(crate) state: State,

@@ -66,7 +66,7 @@ pub(crate) enum Refusal {
 }
 
 impl Refusal {
-    /// The answer that tells the client.
+    /// The answer to the client.
     pub(crate) fn response(&self) -> Response {
         let status = match self {
             Self::BodyTooLong(_) => Status::PayloadTooLarge,

@@ -26,13 +26,13 @@ pub const TESSERA_VERSION: &str = env!("CARGO_PKG_VERSION");
 pub struct InstanceInfo {
     /// [`APP_NAME`].
     pub app_name: String,
-    /// The name of this VM, chosen by whoever started it.
+    /// The name of this VM, given at its start.
     pub id: String,
     /// What the VM is doing.
     pub state: State,
     /// [`TESSERA_VERSION`] of the process that answers.
     pub vmm_version: String,
-    /// Why it is paused, if nobody has asked for that. Ours.
+    /// Why the VMM has paused it without a request. Ours.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pause_reason: Option<String>,
 }
@@ -154,9 +154,9 @@ pub struct Balloon {
     pub free_page_hinting: bool,
     /// Whether reporting is switched on: offered when the guest started, and not switched off since.
     pub free_page_reporting: bool,
-    /// What the guest's driver has come to. Ours.
+    /// The state of the guest's driver. Ours.
     pub driver: DriverState,
-    /// What reporting has come to. Ours.
+    /// The state of page reporting. Ours.
     pub reporting: Reporting,
 }
 
@@ -183,7 +183,7 @@ impl std::fmt::Display for DriverState {
     }
 }
 
-/// What page reporting has come to.
+/// The state of page reporting.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reporting {
     /// In a word.
@@ -193,7 +193,7 @@ pub struct Reporting {
     pub reason: Option<String>,
 }
 
-/// What page reporting has come to, in a word.
+/// The state of page reporting in a word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ReportingState {
@@ -309,10 +309,10 @@ pub struct TagStorage {
     /// is reserved.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub supply: Option<String>,
-    /// What its memory may be in that nobody needs for tags: for a guest without MTE beside a broker.
+    /// Unused tag storage that its memory may be in: for a guest without MTE beside a broker.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub borrows: Option<Borrows>,
-    /// The whole pool, everybody's.
+    /// The whole pool, of all VMs.
     pub capacity_bytes: u64,
     /// Reserved for this VM now.
     pub reserved_bytes: u64,

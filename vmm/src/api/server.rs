@@ -20,7 +20,7 @@ pub(crate) const MAX_CONNECTIONS: usize = 10;
 /// clients that connect early wait in the backlog.
 ///
 /// When all places are taken the client that was silent longest loses its connection to the
-/// newcomer: connections that somebody forgot must not lock out the one that wants to stop the VM.
+/// newcomer: forgotten connections must not lock out the one that wants to stop the VM.
 #[derive(Debug)]
 pub struct Server<C> {
     socket: Socket,

@@ -7,8 +7,8 @@ use vmm::error::printable;
 use super::{Align, flatten, grouped, size, table};
 
 /// The tag storage of a VM as an aligned table, one fact a line, with its supply beside each size.
-pub fn tag_storage(told: &TagStorage) -> String {
-    if let Some(borrows) = &told.borrows {
+pub fn tag_storage(state: &TagStorage) -> String {
+    if let Some(borrows) = &state.borrows {
         let supply = printable(&borrows.supply);
         return format!(
             "No tag storage is reserved for this VM; its memory may be in what nobody needs ({supply}, lent \
@@ -16,7 +16,7 @@ pub fn tag_storage(told: &TagStorage) -> String {
             printable(&borrows.lend)
         );
     }
-    let Some(supply) = told.supply.as_deref().map(printable) else {
+    let Some(supply) = state.supply.as_deref().map(printable) else {
         return "No tag storage is reserved for this VM (--tag-storage off).\n".to_owned();
     };
     let tags = |bytes: u64| format!("{} ({supply})", size(bytes));
@@ -24,27 +24,27 @@ pub fn tag_storage(told: &TagStorage) -> String {
         format!("{} chunks, {}", grouped(chunks), size(chunks.saturating_mul(CHUNK.get())))
     };
     let mut rows = vec![
-        ("Mode", told.mode.to_string()),
-        ("Pool", tags(told.capacity_bytes)),
-        ("Reserved", tags(told.reserved_bytes)),
-        ("Set aside", tags(told.min_bytes)),
-        ("At most", told.max_bytes.map_or("all there is".to_owned(), tags)),
-        ("Guest memory", memory(told.chunks.total)),
+        ("Mode", state.mode.to_string()),
+        ("Pool", tags(state.capacity_bytes)),
+        ("Reserved", tags(state.reserved_bytes)),
+        ("Set aside", tags(state.min_bytes)),
+        ("At most", state.max_bytes.map_or("all there is".to_owned(), tags)),
+        ("Guest memory", memory(state.chunks.total)),
     ];
-    if let (Some(populated), Some(absent)) = (told.chunks.populated, told.chunks.absent) {
+    if let (Some(populated), Some(absent)) = (state.chunks.populated, state.chunks.absent) {
         rows.push(("Populated", memory(populated)));
         rows.push(("Absent", memory(absent)));
     }
-    if let (Some(action), Some(deadline)) = (told.on_exhausted, told.deadline_s) {
+    if let (Some(action), Some(deadline)) = (state.on_exhausted, state.deadline_s) {
         rows.push(("When exhausted", format!("{action} after {deadline} s")));
-        rows.push(("Waiting", grouped(told.chunks.waiting)));
+        rows.push(("Waiting", grouped(state.chunks.waiting)));
     }
-    if let Some(reason) = &told.reason {
+    if let Some(reason) = &state.reason {
         rows.push(("Exhausted", printable(reason)));
     }
     let mut text = table(&rows, Align::Left);
     let mut counters = Vec::new();
-    flatten("", &told.counters, &mut counters);
+    flatten("", &state.counters, &mut counters);
     if !counters.is_empty() {
         text.push_str("Since the start:\n");
         text.push_str(&table(&counters, Align::Right));
