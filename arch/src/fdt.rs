@@ -19,7 +19,9 @@ use vm_memory::Address;
 
 use crate::caches::CacheTopology;
 use crate::gic::Gic;
-use crate::irq::{Spi, TIMER_PPIS, TRIGGER_EDGE_RISING, TRIGGER_LEVEL_HIGH, TRIGGER_LEVEL_LOW};
+use crate::irq::{
+    Ppi, Spi, TIMER_PPIS, TRIGGER_EDGE_RISING, TRIGGER_LEVEL_HIGH, TRIGGER_LEVEL_LOW,
+};
 use crate::layout::{self, MAX_FDT};
 use crate::range::MemoryRange;
 use crate::regs::Mpidr;
@@ -162,6 +164,8 @@ pub struct Tree<'a> {
     /// The caches of each vCPU, if they are known and agree with CLIDR_EL1
     /// ([`CacheTopology::check`]).
     pub caches: Option<&'a CacheTopology>,
+    /// Whether the vCPUs have a PMU (PMUv3), with [`Ppi::PMU`] for its overflows.
+    pub pmu: bool,
     /// The interrupt controller.
     pub gic: &'a Gic,
     /// The serial port, ns16550a.
@@ -217,6 +221,7 @@ impl Tree<'_> {
         hypervisor(&mut fdt)?;
         psci(&mut fdt)?;
         self.timer(&mut fdt)?;
+        self.pmu(&mut fdt)?;
         self.gic(&mut fdt)?;
         clock(&mut fdt)?;
         self.serial(&mut fdt)?;
@@ -311,6 +316,18 @@ impl Tree<'_> {
         fdt.property_string("compatible", "arm,armv8-timer")?;
         fdt.property_array_u32("interrupts", interrupts.as_flattened())?;
         fdt.property_null("always-on")?;
+        Ok(fdt.end_node(node)?)
+    }
+
+    /// KVM drives the overflow interrupt as a level that is high (`kvm_pmu_update_state`).
+    fn pmu(&self, fdt: &mut FdtWriter) -> Result<(), Error> {
+        if !self.pmu {
+            return Ok(());
+        }
+        let trigger = TRIGGER_LEVEL_HIGH | self.gic.ppi_cpu_mask(self.cpus.len() as u32);
+        let node = fdt.begin_node("pmu")?;
+        fdt.property_string("compatible", "arm,armv8-pmuv3")?;
+        fdt.property_array_u32("interrupts", &[PRIVATE, Ppi::PMU.number(), trigger])?;
         Ok(fdt.end_node(node)?)
     }
 

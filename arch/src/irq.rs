@@ -70,6 +70,9 @@ impl Ppi {
     /// EL2 physical timer.
     pub const TIMER_HYPERVISOR: Ppi = Ppi(10);
 
+    /// Overflows of the performance monitors.
+    pub const PMU: Ppi = Ppi(7);
+
     /// Counted from 0, 0 to 15: the number in the device tree.
     pub const fn number(self) -> u32 {
         self.0

@@ -55,6 +55,8 @@ pub struct Spec {
     pub rng: bool,
     /// Number of vCPUs, 1 or more. The host's maximum is checked when the VM is created.
     pub cpus: u32,
+    /// Whether the vCPUs have performance monitors.
+    pub pmu: bool,
     /// Whether the guest has MTE.
     pub mte: MteMode,
     /// How tag storage is reserved, if it is. A guest that turns out to have no MTE needs none.
@@ -255,6 +257,7 @@ impl Spec {
             balloon: BalloonSpec::new(config.balloon, memory)?,
             rng: config.entropy.is_some(),
             cpus: machine.vcpu_count.unwrap_or(1),
+            pmu: machine.pmu.unwrap_or(false),
             mte,
             tag_storage: TagStorageSpec::new(tag_storage, mte, lock_memory)?,
             lender,
@@ -285,6 +288,7 @@ impl Spec {
             huge_pages: Some(self.huge_pages),
             memory_backing: Some(self.backing),
             lock_memory: Some(self.lock_memory),
+            pmu: self.pmu.then_some(true),
             ..MachineConfig::default()
         });
         config.serial = Some(SerialSection::from_flag(&self.serial.to_string()));

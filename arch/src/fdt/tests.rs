@@ -24,6 +24,7 @@ fn tree<'a>(cpus: &'a [Mpidr], gic: &'a Gic) -> Tree<'a> {
         initrd: Some(MemoryRange::new(GuestAddress(0x8224_0000), Bytes::new(12345))),
         cpus,
         caches: None,
+        pmu: false,
         gic,
         serial: MmioNode { range: layout::SERIAL, spi: layout::SERIAL_SPI },
         rtc: MmioNode { range: layout::RTC, spi: layout::RTC_SPI },
@@ -480,4 +481,16 @@ proptest! {
         let given: Vec<_> = mpidrs(count).iter().map(|cpu| cpu.affinity()).collect();
         prop_assert_eq!(described, given);
     }
+}
+
+#[test]
+fn a_pmu_is_described_where_there_is_one() {
+    let (cpus, gic) = (mpidrs(2), Gic::V3 { cpus: 2 });
+    let with = |pmu| Tree { pmu, ..tree(&cpus, &gic) }.build().unwrap();
+    let has = |blob: &[u8]| {
+        let name = b"arm,armv8-pmuv3\0";
+        blob.windows(name.len()).any(|window| window == name)
+    };
+    assert!(has(&with(true)));
+    assert!(!has(&with(false)));
 }

@@ -42,6 +42,10 @@ pub struct RunArgs {
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub cpus: Option<u32>,
 
+    /// Give the vCPUs performance monitors (PMUv3)
+    #[arg(long)]
+    pub pmu: bool,
+
     /// The guest's MTE; `--mte` alone means require [default: auto]
     #[arg(long, value_name = "MODE", num_args = 0..=1, default_missing_value = "require")]
     pub mte: Option<MteMode>,

@@ -109,6 +109,9 @@ pub struct MachineConfig {
     /// What guest memory is made of. A field of Tessera's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_backing: Option<MemoryBacking>,
+    /// Whether the vCPUs have performance monitors. A field of Tessera's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pmu: Option<bool>,
     /// Whether guest memory is populated at the start and kept from swap. A field of Tessera's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lock_memory: Option<bool>,

@@ -161,6 +161,7 @@ impl RunArgs {
         let any = self.memory.is_some()
             || self.cpus.is_some()
             || self.memory_backing.is_some()
+            || self.pmu
             || self.lock_memory;
         if !any {
             return;
@@ -171,6 +172,9 @@ impl RunArgs {
         if let Some(size) = self.memory {
             machine.mem_size_mib = None;
             machine.mem_size = Some(size);
+        }
+        if self.pmu {
+            machine.pmu = Some(true);
         }
         if self.lock_memory {
             machine.lock_memory = Some(true);

@@ -33,6 +33,12 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// A PMU was asked for and the host has none for guests.
+    #[error(
+        "KVM of this host offers guests no PMU: leave out --pmu, or use a host whose CPUs and kernel have one \
+         (CONFIG_ARM_PMUV3)"
+    )]
+    NoPmu,
     /// More vCPUs than the host allows.
     #[error("{asked} vCPUs are more than the {max} that {limit} allows: give --cpus {max} or less")]
     TooManyCpus {

@@ -86,7 +86,7 @@ struct FakeVm {
 }
 
 impl Vm for FakeVm {
-    fn create_vcpus(&mut self, count: u32) -> Result<Vcpus, Error> {
+    fn create_vcpus(&mut self, count: u32, _: bool) -> Result<Vcpus, Error> {
         assert_eq!(self.vcpus.len(), count as usize, "a script for each vCPU");
         self.guest.note(Event::Note("vCPUs"));
         let vcpus = std::mem::take(&mut self.vcpus);

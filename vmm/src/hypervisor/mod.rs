@@ -50,11 +50,11 @@ pub trait Hypervisor {
 /// A VM. Dropped, it is gone: its vCPUs are dropped before it.
 pub trait Vm {
     /// Creates the vCPUs, the first ready to run and the others waiting for PSCI CPU_ON, and the
-    /// interrupt controller. It is called once, before [`irq`](Self::irq).
+    /// interrupt controller; with `pmu` each vCPU has performance monitors. It is called once, before [`irq`](Self::irq).
     ///
     /// # Errors
     /// When the hypervisor refuses, or there are more vCPUs than the interrupt controller takes.
-    fn create_vcpus(&mut self, count: u32) -> Result<Vcpus, Error>;
+    fn create_vcpus(&mut self, count: u32, pmu: bool) -> Result<Vcpus, Error>;
 
     /// An edge-triggered interrupt line of the guest.
     ///

@@ -6,7 +6,7 @@ use arch::gic::Gic;
 use arch::layout;
 use arch::units::Bytes;
 use kvm_bindings::{
-    HWCAP2_MTE, KVM_API_VERSION, KVM_CAP_ARM_MTE, KVM_CAP_ARM_PTRAUTH_ADDRESS,
+    HWCAP2_MTE, KVM_API_VERSION, KVM_CAP_ARM_MTE, KVM_CAP_ARM_PMU_V3, KVM_CAP_ARM_PTRAUTH_ADDRESS,
     KVM_CAP_ARM_PTRAUTH_GENERIC, KVM_CAP_ARM_SVE,
 };
 use kvm_ioctls::{Cap, Kvm};
@@ -28,6 +28,7 @@ const DEFAULT_IPA_BITS: u8 = 40;
 pub(super) struct CpuFeatures {
     pub(super) sve: bool,
     pub(super) pointer_authentication: bool,
+    pub(super) pmu: bool,
 }
 
 /// An open /dev/kvm.
@@ -68,6 +69,7 @@ impl Host {
         CpuFeatures {
             sve: self.has_sve(),
             pointer_authentication: self.has_pointer_authentication(),
+            pmu: self.has(KVM_CAP_ARM_PMU_V3),
         }
     }
 

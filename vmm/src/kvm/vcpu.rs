@@ -4,12 +4,14 @@
 use std::io;
 
 use arch::caches::Clidr;
+use arch::irq::Ppi;
 use arch::regs::{Mpidr, RegId, Syndrome};
 use kvm_bindings::{
-    KVM_ARM_VCPU_POWER_OFF, KVM_ARM_VCPU_PSCI_0_2, KVM_ARM_VCPU_PTRAUTH_ADDRESS,
-    KVM_ARM_VCPU_PTRAUTH_GENERIC, KVM_ARM_VCPU_SVE, KVM_EXIT_ARM_NISV, KVM_SYSTEM_EVENT_RESET,
-    KVM_SYSTEM_EVENT_RESET_FLAG_PSCI_RESET2, KVM_SYSTEM_EVENT_SHUTDOWN, kvm_vcpu_events,
-    kvm_vcpu_init,
+    KVM_ARM_VCPU_PMU_V3, KVM_ARM_VCPU_PMU_V3_CTRL, KVM_ARM_VCPU_PMU_V3_INIT,
+    KVM_ARM_VCPU_PMU_V3_IRQ, KVM_ARM_VCPU_POWER_OFF, KVM_ARM_VCPU_PSCI_0_2,
+    KVM_ARM_VCPU_PTRAUTH_ADDRESS, KVM_ARM_VCPU_PTRAUTH_GENERIC, KVM_ARM_VCPU_SVE,
+    KVM_EXIT_ARM_NISV, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_RESET_FLAG_PSCI_RESET2,
+    KVM_SYSTEM_EVENT_SHUTDOWN, kvm_device_attr, kvm_vcpu_events, kvm_vcpu_init,
 };
 use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
 use vm_memory::GuestAddress;
@@ -44,6 +46,9 @@ impl KvmVcpu {
         if features.sve {
             feature(KVM_ARM_VCPU_SVE);
         }
+        if features.pmu {
+            feature(KVM_ARM_VCPU_PMU_V3);
+        }
         fd.vcpu_init(&init).map_err(vcpu_call("initialise the registers", index))?;
         if features.sve {
             // The vector lengths stay as KVM offers them, the host's own.
@@ -51,6 +56,23 @@ impl KvmVcpu {
             fd.vcpu_finalize(&sve).map_err(vcpu_call("finalise SVE", index))?;
         }
         Ok(Self { index, fd })
+    }
+
+    /// Gives the PMU its interrupt, and starts it: after the interrupt controller, before the vCPU
+    /// (Documentation/virt/kvm/devices/vcpu.rst, KVM_ARM_VCPU_PMU_V3_CTRL).
+    pub(super) fn start_pmu(&self) -> Result<(), Error> {
+        let intid = Ppi::PMU.intid();
+        let set = |attribute: u32, addr: u64| {
+            let attribute = kvm_device_attr {
+                flags: 0,
+                group: KVM_ARM_VCPU_PMU_V3_CTRL,
+                attr: attribute.into(),
+                addr,
+            };
+            self.fd.set_device_attr(&attribute).map_err(vcpu_call("start the PMU", self.index))
+        };
+        set(KVM_ARM_VCPU_PMU_V3_IRQ, std::ptr::from_ref(&intid) as u64)?;
+        set(KVM_ARM_VCPU_PMU_V3_INIT, 0)
     }
 
     /// The vCPU's affinity, as KVM chose it.

@@ -94,16 +94,23 @@ impl Vm {
 
 impl hypervisor::Vm for Vm {
     /// KVM wants the vCPUs before the interrupt controller, which is told how many there are.
-    fn create_vcpus(&mut self, count: u32) -> Result<Vcpus, Error> {
+    fn create_vcpus(&mut self, count: u32, pmu: bool) -> Result<Vcpus, Error> {
+        if pmu && !self.features.pmu {
+            return Err(Error::NoPmu);
+        }
+        let features = CpuFeatures { pmu, ..self.features };
         let kind = gic::probe(&self.fd, count)?;
         if count > kind.max_cpus() {
             let limit = "the guest's interrupt controller";
             return Err(Error::TooManyCpus { asked: count, max: kind.max_cpus(), limit });
         }
         let vcpus = (0..count)
-            .map(|index| KvmVcpu::new(&self.fd, self.features, index))
+            .map(|index| KvmVcpu::new(&self.fd, features, index))
             .collect::<Result<Vec<_>, _>>()?;
         self.gic_device = Some(gic::create(&self.fd, &kind)?);
+        if pmu {
+            vcpus.iter().try_for_each(KvmVcpu::start_pmu)?;
+        }
         let affinities = vcpus.iter().map(KvmVcpu::mpidr).collect::<Result<_, _>>()?;
         let clidr = vcpus.first().and_then(KvmVcpu::clidr);
         let vcpus = vcpus.into_iter().map(|vcpu| Box::new(vcpu) as Box<dyn Vcpu>).collect();

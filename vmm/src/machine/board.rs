@@ -70,7 +70,7 @@ impl Board {
         if spec.lock_memory {
             vm.ram().lock()?;
         }
-        let cpus = vm.create_vcpus(spec.cpus)?;
+        let cpus = vm.create_vcpus(spec.cpus, spec.pmu)?;
         let caches =
             caches.filter(|caches| cpus.clidr.is_some_and(|clidr| caches.check(clidr).is_ok()));
         Ok(Self { vm, cpus, caches, loaded, mte, tags, placement })

@@ -53,6 +53,7 @@ fn write_fdt(
         gpio: node(layout::GPIO, layout::GPIO_SPI),
         virtio,
         caches,
+        pmu: spec.pmu,
         seeds: seeds().map_err(Error::Seeds)?,
     };
     let blob = tree.build()?;
