@@ -28,15 +28,35 @@ impl State {
         self.leases.get(standing.index).map_or(0, |lease| lease.growth(standing.chunks))
     }
 
-    /// Slots that leases wait for that rank before the one at this index.
+    /// Slots that are kept for leases that wait and rank before the one at this index.
     pub(super) fn ahead_of(&self, index: u32) -> u32 {
         if self.waiters.len() == 0 {
             return 0;
         }
         let own = self.waiters.rank(index, self.distance(index));
+        let ahead = |other: &Standing| other.index != index && other.rank < own;
+        let mut left = self.available();
+        let waiting = self.waiting(ahead);
+        waiting.iter().filter_map(|other| self.keep(other, &mut left)).sum()
+    }
+
+    /// Those of the leases that wait that meet a condition, the first first.
+    fn waiting(&self, condition: impl Fn(&Standing) -> bool) -> Vec<Standing> {
         let waiting = self.waiters.standings(|index| self.distance(index));
-        let ahead = waiting.filter(|other| other.index != index && other.rank < own);
-        ahead.fold(0, |sum, other| sum.saturating_add(self.needs(&other)))
+        let mut waiting: Vec<_> = waiting.filter(condition).collect();
+        waiting.sort_unstable_by_key(|standing| standing.rank);
+        waiting
+    }
+
+    /// Takes what is kept for a lease that waits off what is left: all that it waits for or, where there is
+    /// less, its first chunk, which it asks for next. More would be kept from others for a request that
+    /// may never be met. `None` where nothing is left for it.
+    fn keep(&self, standing: &Standing, left: &mut u32) -> Option<u32> {
+        let lease = self.leases.get(standing.index)?;
+        let needs = [standing.chunks, standing.chunks.min(1)].map(|chunks| lease.growth(chunks));
+        let kept = needs.into_iter().find(|needs| needs <= left)?;
+        *left -= kept;
+        Some(kept)
     }
 
     /// A lease waits for so many chunks.
@@ -53,18 +73,13 @@ impl State {
         }
     }
 
-    /// The first of the leases that wait for which there is enough.
+    /// The first of the leases that wait for which there is enough, for one chunk at least.
     pub(crate) fn next_waiters(&self, most: usize) -> Vec<LeaseId> {
-        let mut waiting: Vec<_> = self.waiters.standings(|index| self.distance(index)).collect();
-        waiting.sort_unstable_by_key(|standing| standing.rank);
         let mut left = self.available();
-        let mut next = Vec::new();
-        for standing in waiting.iter().filter(|standing| standing.chunks > 0).take(most) {
-            let Some(rest) = left.checked_sub(self.needs(standing)) else { break };
-            left = rest;
-            next.extend(self.leases.get(standing.index).map(|lease| lease.id));
-        }
-        next
+        let waiting = self.waiting(|standing| standing.chunks > 0);
+        let next = waiting.iter().filter(|standing| self.keep(standing, &mut left).is_some());
+        let leases = next.filter_map(|standing| self.leases.get(standing.index));
+        leases.take(most).map(|lease| lease.id).collect()
     }
 
     /// What the leases that wait lack together, and who could give it.

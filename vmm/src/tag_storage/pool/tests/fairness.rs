@@ -73,6 +73,39 @@ fn what_is_enough_for_all_is_kept_from_nobody() {
 }
 
 #[test]
+fn one_that_waits_for_more_than_there_is_keeps_one_chunk() {
+    let (bench, [holder, greedy, other]) = three();
+    let (pool, now) = (&bench.pool, Instant::now());
+    // It never gives any back.
+    pool.reserve_many(holder, 8).unwrap();
+    pool.wait_for(greedy, 64, now);
+
+    pool.reserve_many(other, 3).unwrap();
+
+    assert!(is_exhausted(pool.reserve(other)));
+    pool.wait_for(other, 1, now);
+    assert_eq!(pool.next_waiters(9), [greedy]);
+    pool.reserve(greedy).unwrap();
+    bench.examine();
+}
+
+#[test]
+fn the_first_chunk_of_each_that_waits_goes_by_rank() {
+    let (bench, [leaking, poor, other]) = three();
+    let (pool, now) = (&bench.pool, Instant::now());
+    pool.reserve_many(leaking, 8).unwrap();
+    let slots = pool.reserve_many(other, 4).unwrap();
+    pool.wait_for(leaking, 1, now);
+    pool.wait_for(poor, 4, now);
+
+    pool.free(other, slots[0]).unwrap();
+
+    assert_eq!(pool.next_waiters(9), [poor]);
+    assert!(is_exhausted(pool.reserve(leaking)));
+    pool.reserve(poor).unwrap();
+}
+
+#[test]
 fn a_minimum_comes_before_all_that_wait() {
     let bench = Bench::small(12, true);
     let pool = &bench.pool;
