@@ -144,6 +144,24 @@ fn a_full_standard_error_stops_nothing() {
     drop(reader);
 }
 
+/// A broker that ends in a fault leaves VMs with leases as one that is killed does.
+#[test]
+fn a_broker_that_ends_in_a_fault_has_a_successor_with_a_grace_period() {
+    for signal in [Signal::ABORT, Signal::SEGV, Signal::BUS] {
+        let (_directory, path) = place();
+        let mut broker = Broker::start(&path, &["--capacity", "1M"]);
+        let client = connect(&path, "vm");
+        client.reserve(&chunks(0..4)).unwrap();
+        broker.signal(signal);
+        broker.child.wait().unwrap();
+
+        let _successor = Broker::start(&path, &["--capacity", "1M"]);
+
+        let refused = connect(&path, "new").reserve(&chunks(0..1)).unwrap_err().to_string();
+        assert!(refused.contains("started again"), "{signal:?}: {refused}");
+    }
+}
+
 #[test]
 fn clients_that_are_killed_leave_nothing() {
     let (_directory, path) = place();

@@ -27,6 +27,8 @@ pub struct Kind {
     pub mode: Mode,
     /// Connections that wait to be accepted.
     pub backlog: i32,
+    /// Its file stays where a fault ends the process: a successor is to find it.
+    pub stays_after_fault: bool,
 }
 
 impl Kind {
@@ -35,6 +37,7 @@ impl Kind {
         socket_type: SocketType::STREAM,
         mode: Mode::RUSR.union(Mode::WUSR),
         backlog: BACKLOG,
+        stays_after_fault: false,
     };
 }
 
@@ -104,7 +107,7 @@ pub struct Socket {
     /// `None` when the path's identity could not be read: then nothing is removed.
     file: Option<File>,
     has_replaced: bool,
-    /// Removes the file where a fault ends the process.
+    /// Removes the file where a fault ends the process, unless it is to stay.
     _on_fault: Option<OnFault>,
 }
 
@@ -150,7 +153,8 @@ impl Socket {
         let listener = UnixListener::from(socket);
         let spare = listener.try_clone().ok().map(OwnedFd::from);
         let file = File::at(path);
-        let on_fault = file.as_ref().and_then(|it| OnFault::remove(&it.path, it.device, it.inode));
+        let goes = file.as_ref().filter(|_| !kind.stays_after_fault);
+        let on_fault = goes.and_then(|it| OnFault::remove(&it.path, it.device, it.inode));
         Ok(Self { listener, spare, file, has_replaced, _on_fault: on_fault })
     }
 

@@ -28,7 +28,8 @@ impl Scripted {
     pub(crate) fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let mode = Mode::RUSR | Mode::WUSR;
-        let kind = Kind { socket_type: SocketType::SEQPACKET, mode, backlog: 16 };
+        let kind =
+            Kind { socket_type: SocketType::SEQPACKET, mode, backlog: 16, stays_after_fault: true };
         let socket = Socket::bind_as(&directory.path().join("broker"), kind).unwrap();
         Self { directory, socket }
     }

@@ -3,7 +3,7 @@
 //! already. Lock managers do the same (NFS: RFC 8881, section 8.4.2.1).
 //!
 //! A broker takes another's place when it finds one of two traces at its path: a stale socket, which a broker that
-//! was killed leaves, or the *restart mark*, a file that a broker leaves that is ended while VMs hold leases. The
+//! was killed or ended in a fault leaves, or the *restart mark*, a file that a broker leaves that is ended while VMs hold leases. The
 //! first broker of a host finds neither and serves at once.
 //!
 //! The period ends when no VM has come back for a while, which is longer than a VM pauses between two attempts to

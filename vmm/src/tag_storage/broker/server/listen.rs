@@ -133,7 +133,13 @@ impl Server {
         times: GraceTimes,
     ) -> Result<Self, Error> {
         let mode = Mode::RUSR | Mode::WUSR | Mode::RGRP | Mode::WGRP;
-        let kind = Kind { socket_type: SocketType::SEQPACKET, mode, backlog: BACKLOG };
+        let kind = Kind {
+            socket_type: SocketType::SEQPACKET,
+            mode,
+            backlog: BACKLOG,
+            // A trace for the next broker: VMs may hold leases.
+            stays_after_fault: true,
+        };
         let socket = Socket::bind_as(path, kind).map_err(|error| match (error, owner(path)) {
             (unix_socket::Error::InUse(path), Some(pid)) => Error::Taken { path, pid },
             (error, _) => Error::Socket(error),
