@@ -110,7 +110,7 @@ impl Kernel {
         let (file, length) = open(path)?;
         let read_error = |source| Error::Read { path: path.to_owned(), source };
         let image_error = |source| Error::Image { path: path.to_owned(), source };
-        let mut head = Vec::new();
+        let mut head = Vec::with_capacity(HEAD_LEN);
         file.try_clone()
             .and_then(|file| file.take(HEAD_LEN as u64).read_to_end(&mut head))
             .map_err(read_error)?;
@@ -144,7 +144,7 @@ impl Kernel {
                 Decompressor::Zstd(Box::new(frames))
             }
         };
-        let mut head = Vec::new();
+        let mut head = Vec::with_capacity(HEAD_LEN);
         stream.by_ref().take(HEAD_LEN as u64).read_to_end(&mut head).map_err(damaged)?;
         let header = Header::parse(&head).map_err(image_error)?;
         let whole = Box::new(Cursor::new(head).chain(stream));

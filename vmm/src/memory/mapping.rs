@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 use std::io;
+use std::path::Path;
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -15,14 +16,14 @@ use rustix::mm::{
 use super::backing::{Backing, MemoryFile, free_huge_pages};
 use super::error::Error;
 use super::ram::Attributes;
+use crate::sys::small_file;
 
 /// `PROT_MTE` of arch/arm64/include/uapi/asm/mman.h; the libc crate has it for glibc only.
 const PROT_MTE: u32 = 0x20;
 
 /// The size of the host's transparent huge pages, if it has any.
 pub(crate) fn huge_page_size() -> Option<Bytes> {
-    let text =
-        std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size").ok()?;
+    let text = small_file::text(Path::new("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size"))?;
     text.trim().parse().ok().map(Bytes::new)
 }
 

@@ -1,18 +1,17 @@
 //! The caches of the host's CPUs, read from sysfs.
 
 use std::collections::BTreeSet;
-use std::fs::{self, File};
-use std::io::Read;
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use arch::caches::{Cache, CacheTopology, IndexFiles, Unknown};
+
+use super::small_file::text;
 
 /// Where the kernel lists its CPUs.
 const CPUS: &str = "/sys/devices/system/cpu";
 /// The most CPUs that arm64 Linux can be built for (NR_CPUS).
 const MOST_CPUS: usize = 4096;
-/// No file that is read here is longer. The list of the CPUs that share a cache can be.
-const LONGEST: u64 = 256;
 
 /// The caches that every CPU of the host has.
 ///
@@ -28,8 +27,12 @@ fn read_from(root: &Path) -> Result<CacheTopology, Unknown> {
     let mut models = BTreeSet::new();
     let mut caches = Vec::new();
     for cpu in online(root).iter().map(|number| root.join(format!("cpu{number}"))) {
-        // Where firmware describes no caches, start-up is not to pay for that.
-        if !cpu.join("cache").exists() {
+        // Start-up is not to pay where firmware describes no caches, or has the kernel list them without sizes.
+        let first = cpu.join("cache/index0");
+        if !first.join("size").exists() {
+            if first.exists() {
+                return Err(Unknown::Missing { file: "size" });
+            }
             continue;
         }
         let model = text(&cpu.join("regs/identification/midr_el1"));
@@ -83,12 +86,6 @@ fn numbered(folder: &Path, prefix: &str) -> Vec<PathBuf> {
         .collect();
     found.sort_unstable();
     found.into_iter().map(|(_, path)| path).collect()
-}
-
-fn text(file: &Path) -> Option<String> {
-    let mut text = String::new();
-    File::open(file).ok()?.take(LONGEST).read_to_string(&mut text).ok()?;
-    Some(text)
 }
 
 #[cfg(test)]

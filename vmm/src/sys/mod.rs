@@ -7,6 +7,7 @@ pub(crate) mod numa;
 pub(crate) mod peer;
 pub(crate) mod seqpacket;
 pub mod signals;
+pub(crate) mod small_file;
 pub mod thread;
 pub mod timer;
 pub(crate) mod uffd;
