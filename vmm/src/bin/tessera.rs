@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use std::thread;
 
 use clap::{Parser, Subcommand};
-use vmm::config::RunArgs;
+use vmm::config::{Deferred, RunArgs};
 use vmm::doctor::{self, Outcome};
 use vmm::error::{chain, say, say_last};
 use vmm::exit_status::ExitStatus;
@@ -25,9 +25,9 @@ struct Args {
 #[derive(Subcommand)]
 enum Command {
     /// Boot a guest and run it until it ends
-    Run(Box<RunArgs>),
+    Run(Deferred<RunArgs>),
     /// Own the tag storage of this host and share it among its VMs
-    Broker(BrokerArgs),
+    Broker(Deferred<BrokerArgs>),
     /// Say what this host can do for guests, and what to do about what it cannot
     Doctor {
         /// Answer in JSON
@@ -59,8 +59,8 @@ fn report_panic(panic: &PanicHookInfo<'_>) {
 fn run_command() -> ExitStatus {
     match Args::try_parse() {
         Ok(args) => match args.command {
-            Command::Run(args) => run(&args),
-            Command::Broker(args) => serve(&args),
+            Command::Run(args) => run(&args.0),
+            Command::Broker(args) => serve(&args.0),
             Command::Doctor { json } => examine(json),
         },
         Err(error) => {

@@ -6,6 +6,7 @@
 
 mod args;
 mod balloon;
+mod deferred;
 mod file;
 mod tag_storage;
 
@@ -17,6 +18,7 @@ use crate::exit_status::ExitStatus;
 
 pub use args::RunArgs;
 pub use balloon::{BalloonFlag, BalloonSection, BalloonSetting, ParseBalloonError};
+pub use deferred::Deferred;
 pub(crate) use file::Object;
 pub use file::{
     BootSource, Config, EntropySection, HugePages, MachineConfig, MemoryBacking, MteMode,
