@@ -6,12 +6,16 @@ use super::error::Error;
 use super::exit_reason::ExitReason;
 use super::shutdown::ShutdownRequest;
 
+/// How many events one wait returns at most; the next wait returns the others. A VM has some twenty descriptors to
+/// wait for, and the crate's default keeps two pages for the answer.
+const MOST_EVENTS: usize = 32;
+
 /// The main thread's event loop.
 pub(super) struct Loop(EventManager<Box<dyn MutEventSubscriber>>);
 
 impl Loop {
     pub(super) fn new() -> Result<Self, Error> {
-        EventManager::new().map(Self).map_err(Error::Loop)
+        EventManager::new_with_capacity(MOST_EVENTS).map(Self).map_err(Error::Loop)
     }
 
     pub(super) fn add(&mut self, subscriber: Box<dyn MutEventSubscriber>) {
