@@ -106,6 +106,7 @@ const UNSAFE: &[&str] = &[
     "vmm/src/sys/numa.rs",
     "vmm/src/sys/peer.rs",
     "vmm/src/sys/signals.rs",
+    "vmm/src/sys/startup_pages.rs",
     "vmm/src/sys/thread.rs",
     "vmm/src/sys/uffd.rs",
 ];

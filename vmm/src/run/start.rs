@@ -22,6 +22,7 @@ use crate::machine::{Board, Machine, Mte};
 use crate::memory::tag_checks;
 use crate::spec::{SerialTarget, Spec};
 use crate::sys::signals::Signals;
+use crate::sys::startup_pages;
 
 /// Makes the machine, runs the guest to its end, and cleans up.
 pub(super) fn start(
@@ -90,6 +91,7 @@ pub(super) fn start(
     }
 
     machine.borrow_mut().resume()?;
+    startup_pages::release();
     let reason = events.run_until(&shutdown);
     // A client that sees its connection end may rely on the guest's memory being free, and a user who
     // sees the prompt on the terminal being as before.

@@ -8,6 +8,7 @@ pub(crate) mod peer;
 pub(crate) mod seqpacket;
 pub mod signals;
 pub(crate) mod small_file;
+pub(crate) mod startup_pages;
 pub mod thread;
 pub mod timer;
 pub(crate) mod uffd;
