@@ -17,6 +17,10 @@ pub struct Mapping {
     pub huge: u64,
     /// Bytes that only this process has and that differ from any file.
     pub private_dirty: u64,
+    /// Resident bytes that no file has: what this process has written, and nothing shares.
+    pub anonymous: u64,
+    /// Resident bytes, each divided by the number of the processes that share it.
+    pub proportional: u64,
 }
 
 impl Mapping {
@@ -46,7 +50,9 @@ pub fn mappings(pid: u32) -> Vec<Mapping> {
             match name {
                 "Rss" => mapping.resident = bytes(&mut words),
                 "AnonHugePages" => mapping.huge = bytes(&mut words),
+                "Pss" => mapping.proportional = bytes(&mut words),
                 "Private_Dirty" => mapping.private_dirty = bytes(&mut words),
+                "Anonymous" => mapping.anonymous = bytes(&mut words),
                 "VmFlags" => mapping.flags = words.map(str::to_owned).collect(),
                 _ => {}
             }
