@@ -44,6 +44,13 @@ pub(crate) fn child(act: &str) -> ExitCode {
 }
 
 fn access(write: bool) -> io::Result<()> {
+    // SIGBUS has the standard library's handler, which returns from what is no stack overflow with the default
+    // action set for the next time (library/std/src/sys/pal/unix/stack_overflow.rs): the access would be made
+    // twice.
+    // SAFETY: the default action calls nothing of this process.
+    if unsafe { libc::signal(libc::SIGBUS, libc::SIG_DFL) } == libc::SIG_ERR {
+        return Err(io::Error::last_os_error());
+    }
     let memory =
         OpenOptions::new().read(true).write(true).custom_flags(libc::O_SYNC).open("/dev/mem")?;
     let size = crate::system::page_size();
