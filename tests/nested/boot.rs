@@ -1,6 +1,6 @@
 //! A guest boots with what it was given: vCPUs, MTE, memory, devices.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use testing::guest::{Finished, Plan};
 use testing::lab::Lab;
 
@@ -48,6 +48,7 @@ fn without_mte_on_the_host_require_refuses_and_auto_says_so() {
         let (finished, info) = cpuinfo(Plan::workload("cpuinfo").with("--mte", "auto"));
         assert_eq!(info["features"]["mte"], false);
         assert!(finished.messages.contains("cannot give the guest MTE"), "{finished:#?}");
+        assert!(finished.messages.contains("arm64.nomte"), "{finished:#?}");
     });
 }
 
@@ -85,6 +86,7 @@ fn the_guest_has_the_host_cpus_features_and_a_complete_device_tree() {
             assert_eq!(info["features"][feature], true, "{feature}: {info}");
         }
         assert_eq!(info["clocksource"], "arch_sys_counter");
+        assert_eq!(info["pmu"], json!({ "devices": [], "cycles": null }), "{info}");
         assert!(info["real_time_clock"].as_str().unwrap().contains("pl031"), "{info}");
         assert!(info["real_time_seconds"].as_u64().unwrap() > 1_500_000_000, "{info}");
         let seeds = finished.report("random");
@@ -107,8 +109,24 @@ fn the_guest_has_the_host_cpus_features_and_a_complete_device_tree() {
 }
 
 #[test]
-fn a_host_with_only_a_gicv2_boots_up_to_eight_vcpus() {
+fn with_pmu_the_guest_counts_and_a_bare_command_line_is_the_users_alone() {
+    Lab::new().run(|| {
+        let plan = Plan::workload("cpuinfo").with("--cpus", "2").flag("--pmu");
+
+        let (finished, info) = cpuinfo(plan.flag("--bare-cmdline"));
+
+        assert_eq!(info["command_line"], "quiet cryptomgr.notests workload=cpuinfo");
+        let devices = info["pmu"]["devices"].as_array().unwrap();
+        assert_eq!(devices.len(), 1, "{info}");
+        assert!(info["pmu"]["cycles"].as_u64().is_some_and(|cycles| cycles > 0), "{info}");
+        assert_eq!(finished.messages, "");
+    });
+}
+
+#[test]
+fn a_host_with_only_a_gicv2_boots_up_to_eight_vcpus_and_one_without_a_pmu_gives_none() {
     let lab = Lab::new().qemu("-machine").qemu("gic-version=2");
+    let lab = lab.qemu("-cpu").qemu("max,pauth-impdef=on,pmu=off");
     lab.run(|| {
         let finished = Plan::workload("smp").with("--cpus", "3").run().expect_power_off();
         assert_eq!(finished.report("done")["cpus"], 3);
@@ -116,5 +134,10 @@ fn a_host_with_only_a_gicv2_boots_up_to_eight_vcpus() {
         let refused = Plan::workload("smp").with("--cpus", "9").run();
         assert_eq!(refused.code, Some(69), "{refused:#?}");
         assert!(refused.messages.contains("--cpus 8 or less"), "{refused:#?}");
+
+        let refused = Plan::workload("smp").flag("--pmu").run();
+        assert_eq!(refused.code, Some(69), "{refused:#?}");
+        assert!(refused.messages.contains("offers guests no PMU"), "{refused:#?}");
+        assert!(refused.console.is_empty(), "{refused:#?}");
     });
 }

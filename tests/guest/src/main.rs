@@ -7,6 +7,7 @@ mod command_line;
 mod console;
 mod machine;
 mod modules;
+mod pmu;
 mod power_key;
 mod region;
 mod report;

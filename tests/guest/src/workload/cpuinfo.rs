@@ -7,7 +7,7 @@ use std::process::Command;
 use serde_json::{Value, json};
 
 use super::After;
-use crate::{machine, report, system};
+use crate::{machine, pmu, report, system};
 
 pub(super) const NAME: &str = "cpuinfo";
 
@@ -32,6 +32,7 @@ pub(super) fn run(_: Option<&str>) -> Result<After, String> {
             "page_size": system::page_size(),
             "clocksource": machine::text("/sys/devices/system/clocksource/clocksource0/current_clocksource"),
             "monotonic_ns": system::monotonic_ns(),
+            "pmu": { "devices": pmu::devices(), "cycles": pmu::cycles().ok() },
             "real_time_clock": machine::text("/sys/class/rtc/rtc0/name"),
             "real_time_seconds": machine::text("/sys/class/rtc/rtc0/since_epoch").parse::<u64>().ok(),
         }),
