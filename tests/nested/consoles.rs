@@ -69,13 +69,24 @@ fn a_file_takes_the_output_of_one_run() {
         let file = scratch.file("console", "what an earlier run left");
         let target = format!("file:{}", file.display());
 
-        let finished = Plan::workload("smp").with("--serial", &target).run();
+        let guest = Plan::workload("count,10").with("--serial", &target).start();
 
-        let finished = finished.expect_power_off();
+        // Ticks are whole lines here, and the file is read while it is written.
+        let ticking = || {
+            let text = fs::read_to_string(&file).unwrap();
+            let mut reports = text.lines().filter_map(parse);
+            reports.any(|report| report["event"] == "tick").then_some(text)
+        };
+        let text = until("ticks in the file", ticking);
+        assert!(!text.contains("earlier run"), "{text}");
+        // As logrotate's `copytruncate`: the output continues at the start of the file, without a hole.
+        fs::File::options().write(true).open(&file).unwrap().set_len(0).unwrap();
+        let text = until("ticks after the file was truncated", ticking);
+        assert!(!text.contains('\0'), "{text:?}");
+        guest.client().stop().unwrap();
+        let finished = guest.finish();
+        assert_eq!(finished.code, Some(12), "{finished:#?}");
         assert!(finished.console.is_empty(), "{finished:#?}");
-        let text = fs::read_to_string(&file).unwrap();
-        assert!(text.lines().filter_map(parse).any(|report| report["event"] == "done"), "{text}");
-        assert!(!text.contains("earlier run"));
     });
 }
 
