@@ -1,6 +1,7 @@
 //! How a VM ends, and the exit status that says so.
 
 use rustix::process::Signal;
+use testing::broker::Broker;
 use testing::guest::Plan;
 use testing::lab::Lab;
 use testing::scratch::Scratch;
@@ -45,20 +46,34 @@ fn a_panic_of_a_guest_without_init_has_its_status() {
 #[test]
 fn signals_end_the_vm_with_the_shells_statuses() {
     Lab::new().run(|| {
-        for mode in ["off", "strict", "demand"] {
+        let broker = Broker::start(&["--capacity", "64M"]);
+        let demand = [("--tag-storage", "demand")];
+        for (mode, flags) in [
+            ("no tag storage", &[("--tag-storage", "off")][..]),
+            ("strict", &[("--tag-storage", "strict")]),
+            ("demand", &demand),
+            ("demand, broker", &[demand[0], ("--broker", broker.socket())]),
+        ] {
             for (signal, status) in
                 [(Signal::HUP, 129), (Signal::INT, 130), (Signal::QUIT, 131), (Signal::TERM, 143)]
             {
-                let mut guest = Plan::workload("idle").with("--tag-storage", mode).start();
-                guest.report("ready");
+                let plan = Plan::workload("idle").with("--mte", "require");
+                let plan = flags.iter().fold(plan, |plan, (flag, value)| plan.with(flag, value));
+                let guest = plan.start();
+                // All threads run by then; what the guest does is of no account.
+                guest.is_loaded();
 
                 guest.signal(signal);
 
                 let socket = guest.socket().to_owned();
                 assert_eq!(guest.finish().code, Some(status), "{mode}: {signal:?}");
-                assert!(!socket.exists());
+                assert!(!socket.exists(), "{mode}: {signal:?}");
             }
         }
+        let path = broker.path().to_owned();
+        broker.wait("all leases to end", |report| report.pool.leases.is_empty());
+        assert_eq!(broker.end().0, Some(143));
+        assert!(!path.exists());
     });
 }
 
