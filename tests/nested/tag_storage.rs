@@ -4,7 +4,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::Value;
 use tesseractl::client::Client;
-use testing::footprint::{Curve, mib};
+use testing::footprint::{Curve, measured, mib};
 use testing::guest::{Guest, Plan};
 use testing::lab::{Lab, program};
 use testing::memory::{Pages, pages, tagged_ram};
@@ -37,7 +37,7 @@ impl Sample {
         for piece in tagged_ram(guest.pid()) {
             count += pages(guest.pid(), &piece);
         }
-        let footprint: Value = client.get("/footprint").unwrap();
+        let footprint = measured(&mut client);
         client.resume().unwrap();
         let reserved = told["reserved_bytes"].as_u64().unwrap() / TAGS;
         let sample = Self { reserved, pages: count };

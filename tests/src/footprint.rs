@@ -4,10 +4,10 @@ use std::fmt;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use tesseractl::client::Client;
+use tesseractl::client::{Client, Error};
 
 use crate::guest::Guest;
-use crate::wait::PATIENCE;
+use crate::wait::{PATIENCE, until};
 
 /// How often a curve has a point.
 const STEP: Duration = Duration::from_millis(250);
@@ -42,13 +42,24 @@ pub struct Footprint {
     pub inflated: u64,
 }
 
+/// What the VMM answers when it is asked for its footprint: again, for as long as it still counts (503).
+///
+/// # Panics
+/// When it refuses otherwise, or counts for too long.
+pub fn measured(client: &mut Client) -> Value {
+    until("pages to be counted", || match client.get("/footprint") {
+        Err(Error::Refused { status: 503, .. }) => None,
+        answer => Some(answer.unwrap()),
+    })
+}
+
 impl Footprint {
     /// Asks the VMM.
     ///
     /// # Panics
     /// When it does not answer, or leaves a figure out.
     pub fn of(client: &mut Client) -> Self {
-        let body: Value = client.get("/footprint").unwrap();
+        let body = measured(client);
         let bytes = |name: &str| {
             body[name].as_u64().unwrap_or_else(|| panic!("no {name} in the footprint: {body}"))
         };
