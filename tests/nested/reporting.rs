@@ -109,9 +109,16 @@ fn freed_memory_goes_back_to_a_pool_of_huge_pages() {
     Lab::new().alone().run(|| {
         std::fs::write("/proc/sys/vm/nr_hugepages", POOL.to_string()).unwrap();
         assert_eq!(free_huge_pages(), POOL);
-        // The lab's kernel gives no tags to hugetlbfs memory.
         let plan = Plan::workload("memory").append(SHORT_LISTS).with("--memory", "512M");
-        let mut guest = start(plan.with("--mte", "off").with("--memory-backing", "hugetlbfs"));
+        let plan = plan.with("--memory-backing", "hugetlbfs");
+        // The lab's kernel gives no tags to hugetlbfs memory.
+        let no_tags = "--memory-backing anonymous";
+        let refused = plan.clone().with("--mte", "require").run();
+        assert_eq!(refused.code, Some(69), "{refused:#?}");
+        assert!(refused.messages.contains(no_tags), "{refused:#?}");
+        assert!(refused.console.is_empty(), "{refused:#?}");
+        assert_eq!(free_huge_pages(), POOL);
+        let mut guest = start(plan.with("--mte", "auto"));
         Curve::until_still(&guest);
         guest.order(&format!("touch {TOUCH}"), "touched");
         let touched = free_huge_pages();
@@ -130,7 +137,12 @@ fn freed_memory_goes_back_to_a_pool_of_huge_pages() {
         let end = Footprint::of(&mut guest.client());
         assert_eq!((end.failed, end.kept), (0, 0), "{end:?}");
         assert_eq!(end.resident >> 21, POOL - free_huge_pages(), "{end:?}");
-        guest.stop();
+        guest.type_line("poweroff");
+        let finished = guest.finish().expect_power_off();
+        assert_eq!(finished.report("start")["mte"], false, "{finished:#?}");
+        for part in ["cannot give the guest MTE (--mte auto)", no_tags] {
+            assert!(finished.messages.contains(part), "{part}: {finished:#?}");
+        }
         assert_eq!(free_huge_pages(), POOL);
     });
 }
