@@ -69,7 +69,7 @@ pub trait Doorbells: Send {
     /// Has a queue served soon; nothing happens for a queue that does not exist.
     ///
     /// It is called with the model locked, on any thread, and must not block.
-    fn ring(&self, queue: usize);
+    fn signal(&self, queue: usize);
 }
 
 /// A piece of guest-physical address space as a guest names it: it may lie anywhere and pass the end.

@@ -335,7 +335,7 @@ impl Guests {
     }
 
     /// They go on beside the broker that has taken their state back.
-    fn go_on(&mut self, host: &Host) {
+    fn continue_lending(&mut self, host: &Host) {
         for guest in [&mut self.holder, &mut self.borrower] {
             let report = guest.report("touched");
             assert_eq!(report["ok"], true, "{report}");
@@ -360,7 +360,7 @@ fn round_of_vms(host: &mut Host) {
         guests.borrower.is_loaded();
         host.pass(A_START);
         host.kill_broker();
-        guests.go_on(host);
+        guests.continue_lending(host);
     } else {
         host.pass(A_START);
         let first = [&guests.holder, &guests.borrower][victim - 1];

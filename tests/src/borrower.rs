@@ -40,7 +40,7 @@ impl Borrower {
     fn lent(test: &str, mib: u64, by: &str, huge: bool) -> Self {
         let pages = if huge { "huge" } else { "small" };
         let mut borrower = Self(Role::start(test, ROLE, &format!("{mib} {by} {pages}")));
-        assert_eq!(borrower.0.hear(ANSWER), "ready");
+        assert_eq!(borrower.0.wait_for(ANSWER), "ready");
         borrower
     }
 
@@ -52,7 +52,7 @@ impl Borrower {
     /// Gives it a command and returns its answer.
     pub fn order(&mut self, command: &str) -> String {
         self.0.tell(command);
-        self.0.hear(ANSWER)
+        self.0.wait_for(ANSWER)
     }
 
     /// Ends it at once, as a power cut would.

@@ -63,7 +63,7 @@ impl Client {
     /// When the broker refuses.
     pub fn ready(&mut self) {
         if !std::mem::replace(&mut self.is_ready, true) {
-            self.role.hear(READY);
+            self.role.wait_for(READY);
         }
     }
 
@@ -101,7 +101,7 @@ fn hold(path: &Path, mut dice: Dice) {
     // As many as can be had at a host; each that is freed is reserved for again.
     let mut absent: Vec<ChunkIndex> = (0..CHUNKS).map(ChunkIndex).collect();
     loop {
-        client.hear(|_| ());
+        client.handle_events(|_| ());
         let wanted = absent.split_off(absent.len().saturating_sub(1 + dice.below(TOGETHER)));
         let free = |chunks: &[ChunkIndex]| client.free(chunks);
         match client.reserve(&wanted) {
@@ -139,7 +139,7 @@ fn borrow(path: &Path, mib: u64) {
     fill(&ram);
     say_ready();
     loop {
-        tenancy.broker().hear(|_| ());
+        tenancy.broker().handle_events(|_| ());
         assert_eq!(check(&ram), "intact");
         std::thread::sleep(PAUSE);
     }

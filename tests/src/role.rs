@@ -40,7 +40,7 @@ impl Role {
     ///
     /// # Panics
     /// When the process ends before that.
-    pub(crate) fn hear(&mut self, mark: &str) -> String {
+    pub(crate) fn wait_for(&mut self, mark: &str) -> String {
         loop {
             let mut line = String::new();
             assert_ne!(self.stdout.read_line(&mut line).unwrap(), 0, "the process has ended");

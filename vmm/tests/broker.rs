@@ -200,7 +200,7 @@ fn a_broker_that_is_killed_is_replaced_and_told_what_its_vms_hold() {
         broker = Broker::start(&path, &["--capacity", "4M"]);
         let report = wait(&path, "the VM", |report| {
             // As the VM's event loop does.
-            client.hear(drop);
+            client.handle_events(drop);
             report.pool.chunks.reserved == 40
         });
         assert_eq!(report.pool.leases.len(), 1);

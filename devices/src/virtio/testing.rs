@@ -235,17 +235,17 @@ impl Entropy for CountingEntropy {
 
 /// Doorbells that record the queues. Clones share the record.
 #[derive(Clone, Default)]
-pub(crate) struct Bells(Arc<Mutex<Vec<usize>>>);
+pub(crate) struct RecordingDoorbells(Arc<Mutex<Vec<usize>>>);
 
-impl Bells {
-    /// The queues that were rung for since the last call, in order.
+impl RecordingDoorbells {
+    /// The signalled queues since the last call, in order.
     pub(crate) fn take(&self) -> Vec<usize> {
         std::mem::take(&mut *self.0.lock().unwrap())
     }
 }
 
-impl Doorbells for Bells {
-    fn ring(&self, queue: usize) {
+impl Doorbells for RecordingDoorbells {
+    fn signal(&self, queue: usize) {
         self.0.lock().unwrap().push(queue);
     }
 }
@@ -289,28 +289,30 @@ pub(crate) struct Bench<D> {
     pub(crate) transport: Transport<D, Arc<GuestMemoryMmap>>,
     pub(crate) memory: Arc<GuestMemoryMmap>,
     pub(crate) line: CountingLine,
-    pub(crate) bells: Bells,
+    pub(crate) doorbells: RecordingDoorbells,
     rings: Vec<Option<Rings>>,
 }
 
 impl<D: Device> Bench<D> {
     /// A device that no driver has touched.
     pub(crate) fn new(device: D) -> Self {
-        let (memory, line, bells) = (memory(), CountingLine::default(), Bells::default());
+        let (memory, line, doorbells) =
+            (memory(), CountingLine::default(), RecordingDoorbells::default());
         let rings = device.queue_sizes().iter().map(|_| None).collect();
-        let (irq, doorbells) = (Box::new(line.clone()), Box::new(bells.clone()));
-        let transport = Transport::new(device, memory.clone(), irq, doorbells);
-        Self { transport, memory, line, bells, rings }
+        let irq = Box::new(line.clone());
+        let transport = Transport::new(device, memory.clone(), irq, Box::new(doorbells.clone()));
+        Self { transport, memory, line, doorbells, rings }
     }
 
     /// The same machine in another process: the state goes through a file, into `device`.
     pub(crate) fn migrate(self, device: D) -> Result<Self, RestoreError> {
         let state = through_a_file(&self.transport.save());
-        let (line, bells) = (CountingLine::default(), Bells::default());
-        let (irq, doorbells) = (Box::new(line.clone()), Box::new(bells.clone()));
-        let mut transport = Transport::new(device, self.memory.clone(), irq, doorbells);
+        let (line, doorbells) = (CountingLine::default(), RecordingDoorbells::default());
+        let irq = Box::new(line.clone());
+        let mut transport =
+            Transport::new(device, self.memory.clone(), irq, Box::new(doorbells.clone()));
         transport.restore(state)?;
-        Ok(Self { transport, line, bells, ..self })
+        Ok(Self { transport, line, doorbells, ..self })
     }
 
     /// A device whose driver is ready, with all features and with queues of the greatest size.
@@ -414,9 +416,9 @@ impl<D: Device> Bench<D> {
         self.answer();
     }
 
-    /// Serves the queues that were rung for, as the thread does that listens to the doorbells.
+    /// Serves the signalled queues, as the thread that waits for the doorbells does.
     pub(crate) fn answer(&mut self) {
-        for queue in self.bells.take() {
+        for queue in self.doorbells.take() {
             for _ in 0..TURNS {
                 if self.transport.serve(queue) == Served::Done {
                     break;

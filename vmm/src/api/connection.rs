@@ -27,7 +27,7 @@ const MAX_DISCARDED: usize = 1 << 20;
 
 /// Whether a connection stays open after a turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Fate {
+pub(crate) enum Disposition {
     /// It waits for these events.
     Keep(EventSet),
     /// It is over; close it.
@@ -74,15 +74,15 @@ impl Connection {
     }
 
     /// Does what can be done without waiting.
-    pub(crate) fn turn(&mut self, vm: &mut dyn Controller) -> Fate {
+    pub(crate) fn turn(&mut self, vm: &mut dyn Controller) -> Disposition {
         match self.try_turn(vm) {
-            Ok(fate) => fate,
+            Ok(disposition) => disposition,
             // The client is gone (EPIPE, ECONNRESET): there is no reader for an answer.
-            Err(_) => Fate::Drop,
+            Err(_) => Disposition::Drop,
         }
     }
 
-    fn try_turn(&mut self, vm: &mut dyn Controller) -> io::Result<Fate> {
+    fn try_turn(&mut self, vm: &mut dyn Controller) -> io::Result<Disposition> {
         self.flush()?;
         if self.phase == Phase::Serving {
             if self.wants_input() {
@@ -99,10 +99,10 @@ impl Connection {
         if self.phase == Phase::Discarding {
             self.discard()?;
             if self.ended || self.discarded > MAX_DISCARDED {
-                return Ok(Fate::Drop);
+                return Ok(Disposition::Drop);
             }
         }
-        Ok(Fate::Keep(self.interest()))
+        Ok(Disposition::Keep(self.interest()))
     }
 
     /// Bytes of memory this client costs.

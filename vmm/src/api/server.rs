@@ -6,7 +6,7 @@ use std::path::Path;
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 
 use super::Controller;
-use super::connection::{Connection, Fate};
+use super::connection::{Connection, Disposition};
 use crate::sys::unix_socket::{Error, Socket};
 
 /// Clients served at once, as many as Firecracker serves. With the bounds of one connection this
@@ -110,9 +110,9 @@ impl<C: Controller> Server<C> {
         let entry = &mut self.connections[at];
         entry.last_used = self.clock;
         let keep = match entry.connection.turn(&mut self.controller) {
-            Fate::Drop => false,
-            Fate::Keep(interest) if interest == entry.interest => true,
-            Fate::Keep(interest) => {
+            Disposition::Drop => false,
+            Disposition::Keep(interest) if interest == entry.interest => true,
+            Disposition::Keep(interest) => {
                 entry.interest = interest;
                 ops.modify(Events::new(&entry.connection, interest)).is_ok()
             }

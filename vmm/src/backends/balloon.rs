@@ -19,8 +19,8 @@ use devices::virtio::mmio::Transport;
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use serde_json::{Value, json};
 
-use super::queues::{Gate, Shared};
-use super::reporting::{self, Diagnosis, DriverState, Running, Setup};
+use super::queues::{QueueGate, Shared};
+use super::reporting::{self, Diagnosis, DriverState, ReportingConfig, Running};
 use crate::error::say;
 use crate::memory::{GuestRam, reclaim};
 use crate::spec::BalloonSpec;
@@ -57,8 +57,8 @@ struct Inner {
     transport: Shared<Balloon>,
     counters: Arc<balloon::Counters>,
     discards: Arc<reclaim::Counters>,
-    setup: Setup,
-    gate: Gate,
+    config: ReportingConfig,
+    gate: QueueGate,
     deflate_on_oom: bool,
     /// Seconds between two requests for statistics; 0 for none.
     stats_interval_s: Cell<u16>,
@@ -74,7 +74,7 @@ struct Inner {
 }
 
 impl Control {
-    /// Controls this balloon, which was made as `spec` says for a guest of this `setup`, and counts the
+    /// Controls this balloon, which was made as `spec` says for a guest with this reporting `config`, and counts the
     /// host's answers in `discards`. While `gate` is
     /// closed, the guest is asked for nothing.
     ///
@@ -82,17 +82,17 @@ impl Control {
     /// When the host gives no timers.
     pub fn new(
         spec: BalloonSpec,
-        setup: Setup,
+        config: ReportingConfig,
         transport: Shared<Balloon>,
         discards: Arc<reclaim::Counters>,
-        gate: Gate,
+        gate: QueueGate,
     ) -> io::Result<Self> {
         let counters = lock(&transport).device().counters();
         let control = Self(Rc::new(Inner {
             transport,
             counters,
             discards,
-            setup,
+            config,
             gate,
             deflate_on_oom: spec.deflate_on_oom,
             stats_interval_s: Cell::new(0),
@@ -122,9 +122,9 @@ impl Control {
             actual: Bytes::new(device.actual()),
             deflate_on_oom: self.0.deflate_on_oom,
             stats_interval_s: self.0.stats_interval_s.get(),
-            reporting: self.0.setup.offered() && device.reporting(),
+            reporting: self.0.config.offered() && device.reporting(),
             driver: driver_state(&transport),
-            diagnosis: diagnosis(&self.0.setup, &transport),
+            diagnosis: diagnosis(&self.0.config, &transport),
         }
     }
 
@@ -138,8 +138,8 @@ impl Control {
         target_mib: Option<u64>,
         reporting: Option<bool>,
     ) -> Result<(), ChangeError> {
-        let Setup { memory, .. } = self.0.setup;
-        let change = Change::new(target_mib, reporting, memory, self.0.setup.offered())?;
+        let ReportingConfig { memory, .. } = self.0.config;
+        let change = Change::new(target_mib, reporting, memory, self.0.config.offered())?;
         let mut transport = self.transport();
         if let Some(on) = change.reporting {
             transport.device_mut().set_reporting(on);
@@ -154,7 +154,7 @@ impl Control {
 
     /// Asks the guest for this much more than it has given so far, for others. A quarter of its memory stays
     /// its own.
-    pub fn give_back(&self, size: Bytes) {
+    pub fn request_reclaim(&self, size: Bytes) {
         let actual = Bytes::new(self.transport().device().actual());
         let given = actual.get().saturating_sub(self.0.target.get().get());
         let needed = given.saturating_add(size.max(LEAST).get());
@@ -165,7 +165,7 @@ impl Control {
     }
 
     /// Nobody needs that any more. The guest has it back [a while](LINGER) later, unless somebody does again.
-    pub fn take_back(&self) {
+    pub fn cancel_reclaim(&self) {
         if !self.0.needed.get().is_zero() && !self.0.lingers.replace(true) {
             self.wind(LINGER);
         }
@@ -173,7 +173,7 @@ impl Control {
 
     /// What the guest is asked for beyond the user's target.
     fn needed(&self) -> Bytes {
-        let memory = self.0.setup.memory.get();
+        let memory = self.0.config.memory.get();
         let most = (memory - memory / 4).saturating_sub(self.0.target.get().get());
         self.0.needed.get().min(Bytes::new(most)).align_down(PAGE)
     }
@@ -271,9 +271,9 @@ impl Control {
     /// Says why the guest, which has had its time to boot, gives nothing back, unless somebody wanted
     /// it so.
     fn explain(&self) {
-        let found = diagnosis(&self.0.setup, &self.transport());
+        let found = diagnosis(&self.0.config, &self.transport());
         // What was known before the guest started was said then.
-        if found != reporting::forecast(&self.0.setup)
+        if found != reporting::forecast(&self.0.config)
             && let Some(diagnosis) = found.filter(|diagnosis| !diagnosis.is_choice())
         {
             say(&format!("page reporting gives nothing back: {diagnosis}"));
@@ -317,7 +317,10 @@ fn driver_state(transport: &Transport<Balloon, GuestRam>) -> DriverState {
     }
 }
 
-fn diagnosis(setup: &Setup, transport: &Transport<Balloon, GuestRam>) -> Option<Diagnosis> {
+fn diagnosis(
+    config: &ReportingConfig,
+    transport: &Transport<Balloon, GuestRam>,
+) -> Option<Diagnosis> {
     let device = transport.device();
     let running = Running {
         on: device.reporting(),
@@ -327,5 +330,5 @@ fn diagnosis(setup: &Setup, transport: &Transport<Balloon, GuestRam>) -> Option<
             .is_some_and(|acked| acked.contains(Features::BALLOON_PAGE_REPORTING)),
         poison: device.poison(),
     };
-    reporting::diagnosis(setup, &running)
+    reporting::diagnosis(config, &running)
 }

@@ -19,21 +19,21 @@ use crate::memory::GuestRam;
 /// the interrupt handler ([`Window`](devices::virtio::mmio::Window)).
 pub type Shared<D> = Arc<Mutex<Transport<D, GuestRam>>>;
 
-/// The doorbells of a device, an event each by the queue's index. Clones are the same bells.
+/// The doorbells of a device: an eventfd for each queue, by its index. Clones are the same eventfds.
 #[derive(Clone)]
-pub struct QueueBells(Arc<[EventFd]>);
+pub struct QueueDoorbells(Arc<[EventFd]>);
 
-impl From<Vec<EventFd>> for QueueBells {
-    fn from(bells: Vec<EventFd>) -> Self {
-        Self(bells.into())
+impl From<Vec<EventFd>> for QueueDoorbells {
+    fn from(doorbells: Vec<EventFd>) -> Self {
+        Self(doorbells.into())
     }
 }
 
-impl Doorbells for QueueBells {
-    fn ring(&self, queue: usize) {
-        if let Some(bell) = self.0.get(queue) {
+impl Doorbells for QueueDoorbells {
+    fn signal(&self, queue: usize) {
+        if let Some(doorbell) = self.0.get(queue) {
             // A full event counter is an event as well.
-            let _ = bell.write(1);
+            let _ = doorbell.write(1);
         }
     }
 }
@@ -44,15 +44,15 @@ impl Doorbells for QueueBells {
 /// A thread that serves queues looks at it before each turn. Closing it ends no turn: on the main thread
 /// none is under way then, and a device with a thread of its own is quiesced besides.
 #[derive(Clone, Default)]
-pub struct Gate(Arc<GateState>);
+pub struct QueueGate(Arc<QueueGateState>);
 
 #[derive(Default)]
-struct GateState {
+struct QueueGateState {
     open: AtomicBool,
-    bells: Mutex<Vec<QueueBells>>,
+    doorbells: Mutex<Vec<QueueDoorbells>>,
 }
 
-impl Gate {
+impl QueueGate {
     /// Whether devices serve the guest.
     pub fn is_open(&self) -> bool {
         self.0.open.load(Ordering::Acquire)
@@ -66,13 +66,13 @@ impl Gate {
     /// Opens the gate and signals every queue, because notifications are dropped while it is closed.
     pub fn open(&self) {
         self.0.open.store(true, Ordering::Release);
-        for bells in self.bells().iter() {
-            (0..bells.0.len()).for_each(|queue| bells.ring(queue));
+        for doorbells in self.doorbells().iter() {
+            (0..doorbells.0.len()).for_each(|queue| doorbells.signal(queue));
         }
     }
 
-    fn bells(&self) -> MutexGuard<'_, Vec<QueueBells>> {
-        self.0.bells.lock().unwrap_or_else(PoisonError::into_inner)
+    fn doorbells(&self) -> MutexGuard<'_, Vec<QueueDoorbells>> {
+        self.0.doorbells.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -84,29 +84,34 @@ impl Gate {
 pub struct QueueEvents<D: Device> {
     name: &'static str,
     transport: Shared<D>,
-    bells: QueueBells,
-    gate: Gate,
+    doorbells: QueueDoorbells,
+    gate: QueueGate,
     /// That the guest broke the device is printed once, not each time.
-    told: bool,
+    reported: bool,
 }
 
 impl<D: Device> QueueEvents<D> {
     /// The queues of the device called `name`, served while `gate` is open.
-    pub fn new(name: &'static str, transport: Shared<D>, bells: QueueBells, gate: Gate) -> Self {
-        gate.bells().push(bells.clone());
-        Self { name, transport, bells, gate, told: false }
+    pub fn new(
+        name: &'static str,
+        transport: Shared<D>,
+        doorbells: QueueDoorbells,
+        gate: QueueGate,
+    ) -> Self {
+        gate.doorbells().push(doorbells.clone());
+        Self { name, transport, doorbells, gate, reported: false }
     }
 
     fn serve(&mut self, queue: usize) {
         let mut transport = self.transport.lock().unwrap_or_else(PoisonError::into_inner);
         let served = transport.serve(queue);
-        let broken = transport.broken().filter(|_| !self.told).map(|broken| chain(broken));
+        let broken = transport.broken().filter(|_| !self.reported).map(|broken| chain(broken));
         drop(transport);
         if served == Served::More {
-            self.bells.ring(queue);
+            self.doorbells.signal(queue);
         }
         if let Some(broken) = broken {
-            self.told = true;
+            self.reported = true;
             say(&format!(
                 "the guest's driver broke its {}: {broken}; load the driver again in the guest, or restart the guest",
                 self.name
@@ -117,8 +122,8 @@ impl<D: Device> QueueEvents<D> {
 
 impl<D: Device> MutEventSubscriber for QueueEvents<D> {
     fn init(&mut self, ops: &mut EventOps<'_>) {
-        for (queue, bell) in self.bells.0.iter().enumerate() {
-            let watched = ops.add(Events::with_data(bell, queue as u32, EventSet::IN));
+        for (queue, doorbell) in self.doorbells.0.iter().enumerate() {
+            let watched = ops.add(Events::with_data(doorbell, queue as u32, EventSet::IN));
             if let Err(error) = watched {
                 // The guest's driver waits for ever then; the rest of the guest does not.
                 say(&format!(
@@ -131,8 +136,8 @@ impl<D: Device> MutEventSubscriber for QueueEvents<D> {
 
     fn process(&mut self, events: Events, _: &mut EventOps<'_>) {
         let queue = events.data() as usize;
-        let rang = self.bells.0.get(queue).is_some_and(|bell| bell.read().is_ok());
-        if rang && self.gate.is_open() {
+        let signalled = self.doorbells.0.get(queue).is_some_and(|doorbell| doorbell.read().is_ok());
+        if signalled && self.gate.is_open() {
             self.serve(queue);
         }
     }

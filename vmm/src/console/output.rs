@@ -16,7 +16,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::Error;
 use super::socket::Client;
 use crate::sys::nonblocking::NonBlocking;
-use crate::vcpu::Brake;
+use crate::vcpu::OutputThrottle;
 
 /// How often a vCPU that waits for a slow reader looks whether it must give way. Only a pause or the end
 /// of the VM waits for it, and only if the signal that comes with them was missed by a hair.
@@ -101,9 +101,9 @@ impl Output {
     }
 
     /// What keeps a vCPU from running ahead of this output's reader, if anything does.
-    pub fn brake(&self) -> Option<Arc<dyn Brake>> {
+    pub fn throttle(&self) -> Option<Arc<dyn OutputThrottle>> {
         match &self.0 {
-            Target::Stream(stream) => Some(Arc::clone(stream) as Arc<dyn Brake>),
+            Target::Stream(stream) => Some(Arc::clone(stream) as Arc<dyn OutputThrottle>),
             Target::Nowhere | Target::Client(_) => None,
         }
     }
@@ -166,7 +166,7 @@ impl Write for Output {
 /// A file, pipe or terminal.
 ///
 /// The serial port writes with its lock held, and the event loop needs that lock too, so a write never
-/// waits. The vCPU waits for the reader afterwards, as its [`Brake`].
+/// waits. The vCPU waits for the reader afterwards, as its [`OutputThrottle`].
 struct Stream {
     pending: Mutex<Pending>,
     /// Whether bytes are kept: what every vCPU asks after every store, without a lock.
@@ -217,8 +217,8 @@ impl Stream {
     }
 }
 
-impl Brake for Stream {
-    fn hold(&self) {
+impl OutputThrottle for Stream {
+    fn wait(&self) {
         while self.behind.load(Ordering::SeqCst) && !self.quiesce.is_set() {
             let output = Arc::clone(&self.lock().output);
             // What cannot be waited for fails when it is written to, and says so there.

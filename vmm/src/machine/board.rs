@@ -65,7 +65,7 @@ impl Board {
         let loaded = memory::load(vm.ram(), &spec.kernel, spec.initrd.as_deref(), fdt_room)?;
         if let Some(tags) = &tags {
             touch(vm.ram(), loaded.fdt)?;
-            tags.loaded()?;
+            tags.finish_loading()?;
         }
         if spec.lock_memory {
             vm.ram().lock()?;

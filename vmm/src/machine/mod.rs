@@ -15,10 +15,10 @@ use arch::units::Bytes;
 use event_manager::MutEventSubscriber;
 
 use crate::backends::balloon;
-use crate::backends::queues::Gate;
+use crate::backends::queues::QueueGate;
 use crate::console::{Output, Quiesce};
 use crate::hypervisor::Vm;
-use crate::memory::{GuestRam, Reclaimer, Reservations, Unreserved, footprint};
+use crate::memory::{DiscardHooks, GuestRam, NoHooks, Reclaimer, footprint};
 use crate::metrics::VcpuCounters;
 use crate::spec::Spec;
 use crate::tag_storage::broker::Client;
@@ -44,7 +44,7 @@ pub struct Machine {
     counters: Arc<VcpuCounters>,
     quiesce: Quiesce,
     /// Open while the guest runs.
-    gate: Gate,
+    gate: QueueGate,
     tags: Option<TagReservation>,
     placement: Option<BorrowerLease>,
 }
@@ -62,12 +62,12 @@ impl Machine {
         quiesce: Quiesce,
     ) -> Result<Self, Error> {
         let Board { vm, mut cpus, caches, loaded, tags, placement, .. } = board;
-        let throttle = console.brake();
-        let gate = Gate::default();
+        let throttle = console.throttle();
+        let gate = QueueGate::default();
         let reclaimer = || {
-            let reservations = tags.as_ref().map(TagReservation::reservations);
-            let reservations: Box<dyn Reservations> = reservations.unwrap_or(Box::new(Unreserved));
-            Reclaimer::new(vm.ram().clone(), reservations)
+            let hooks = tags.as_ref().map(TagReservation::discard_hooks);
+            let hooks: Box<dyn DiscardHooks> = hooks.unwrap_or(Box::new(NoHooks));
+            Reclaimer::new(vm.ram().clone(), hooks)
         };
         let (devices, plugged) =
             DeviceSet::new(&*vm, spec, &gate, console, reclaimer, loaded.guest_page)?;
@@ -143,14 +143,14 @@ impl Machine {
         // Nothing else frees tag storage as memory goes back.
         let frees = self.tags.as_ref().is_some_and(TagReservation::is_on_demand);
         if let Some(balloon) = self.balloon().filter(|_| frees) {
-            balloon.give_back(Bytes::new(chunks.saturating_mul(layout::CHUNK.get())));
+            balloon.request_reclaim(Bytes::new(chunks.saturating_mul(layout::CHUNK.get())));
         }
     }
 
     /// Ends what [`request_reclaim`](Self::request_reclaim) asked for.
     pub fn cancel_reclaim(&self) {
         if let Some(balloon) = self.balloon() {
-            balloon.take_back();
+            balloon.cancel_reclaim();
         }
     }
 

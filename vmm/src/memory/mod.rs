@@ -10,8 +10,8 @@ mod load;
 mod mapping;
 mod ram;
 pub mod reclaim;
+mod residency;
 pub mod tag_checks;
-mod vacancy;
 
 pub use backing::Backing;
 pub use error::Error;
@@ -19,5 +19,5 @@ pub use footprint::Footprint;
 pub use load::{Error as LoadError, Loaded, load};
 pub(crate) use mapping::huge_page_size;
 pub use ram::{Attributes, GuestRam, Region, Regions};
-pub use reclaim::{Outcome, Reclaimer, Reservations, Unreserved};
-pub(crate) use vacancy::Vacancy;
+pub use reclaim::{DiscardHooks, NoHooks, Outcome, Reclaimer};
+pub(crate) use residency::Residency;

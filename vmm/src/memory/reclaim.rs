@@ -30,7 +30,7 @@ pub enum Outcome {
 /// Every discard is announced with [`before`](Self::before) and concluded with [`after`](Self::after),
 /// for the same range. A guest may touch that range all the while, and have pages in it again before
 /// `after` is called: who frees there must have seen to it in `before` that no such touch escapes.
-pub trait Reservations: Send {
+pub trait DiscardHooks: Send {
     /// The memory of a range is about to go back to the host.
     fn before(&mut self, range: MemoryRange);
 
@@ -41,9 +41,9 @@ pub trait Reservations: Send {
 
 /// Nothing is reserved; or what is reserved stays so for as long as the VM lives, whatever goes back.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Unreserved;
+pub struct NoHooks;
 
-impl Reservations for Unreserved {
+impl DiscardHooks for NoHooks {
     fn before(&mut self, _: MemoryRange) {}
 
     fn after(&mut self, _: MemoryRange, _: Outcome) {}
@@ -98,19 +98,19 @@ impl Pages for GuestRam {
 pub struct Reclaimer {
     memory: Box<dyn Pages>,
     ranges: Vec<MemoryRange>,
-    reservations: Box<dyn Reservations>,
+    hooks: Box<dyn DiscardHooks>,
     counters: Arc<Counters>,
 }
 
 impl Reclaimer {
     /// A reclaimer of this memory.
-    pub fn new(ram: GuestRam, reservations: Box<dyn Reservations>) -> Self {
-        Self::over(Box::new(ram), reservations)
+    pub fn new(ram: GuestRam, hooks: Box<dyn DiscardHooks>) -> Self {
+        Self::over(Box::new(ram), hooks)
     }
 
-    fn over(memory: Box<dyn Pages>, reservations: Box<dyn Reservations>) -> Self {
+    fn over(memory: Box<dyn Pages>, hooks: Box<dyn DiscardHooks>) -> Self {
         let ranges = memory.ranges();
-        Self { memory, ranges, reservations, counters: Arc::default() }
+        Self { memory, ranges, hooks, counters: Arc::default() }
     }
 
     /// Its counters.
@@ -144,15 +144,15 @@ impl Reclaim for Reclaimer {
         for memory in &self.ranges {
             let Some(pages) = whole_pages(range, *memory, page) else { continue };
             let bytes = pages.size.get();
-            self.reservations.before(pages);
+            self.hooks.before(pages);
             match self.discard_checked(pages) {
                 Ok(()) => {
-                    self.reservations.after(pages, Outcome::Gone);
+                    self.hooks.after(pages, Outcome::Gone);
                     sum.discarded += bytes;
                 }
                 // Some of the pages may be gone. What is reserved for them stays so until all are.
                 Err(error) => {
-                    self.reservations.after(pages, Outcome::Failed);
+                    self.hooks.after(pages, Outcome::Failed);
                     let number = error.raw_os_error().unwrap_or(libc::EIO);
                     self.counters.last_error.store(number, Ordering::Relaxed);
                     sum.failed += bytes;

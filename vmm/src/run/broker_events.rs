@@ -49,11 +49,11 @@ impl BrokerEvents {
         Ok(Some(Self { machine, broker, shutdown, balance, complained: false }))
     }
 
-    fn hear(&self, heard: BrokerEvent) {
+    fn handle(&self, event: BrokerEvent) {
         let machine = self.machine.borrow();
         let retry = || machine.tag_storage().into_iter().for_each(|tags| tags.retry());
-        match heard {
-            BrokerEvent::GiveBack { chunks } => machine.request_reclaim(chunks.into()),
+        match event {
+            BrokerEvent::RequestReclaim { chunks } => machine.request_reclaim(chunks.into()),
             BrokerEvent::Retry => retry(),
             BrokerEvent::StopReclaim => machine.cancel_reclaim(),
             BrokerEvent::Detached => {
@@ -100,7 +100,7 @@ impl MutEventSubscriber for BrokerEvents {
                     self.rebalance();
                 }
             }
-            _ => self.broker.hear(|heard| self.hear(heard)),
+            _ => self.broker.handle_events(|event| self.handle(event)),
         }
     }
 }

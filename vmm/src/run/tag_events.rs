@@ -68,15 +68,15 @@ impl TagEvents {
         Ok(Self { machine, notices, action, shutdown, spoken, open, acted, retry })
     }
 
-    fn act_on(&mut self, news: ExhaustionSnapshot) {
-        if let Some(why) = news.failed {
+    fn act_on(&mut self, snapshot: ExhaustionSnapshot) {
+        if let Some(why) = snapshot.failed {
             return self.shutdown.with(ExitReason::Unreserved(why));
         }
-        match news.lacking {
+        match snapshot.lacking {
             None => self.relieved(),
             Some(why) => {
                 self.say_lacking(&why);
-                if news.expired && !self.acted {
+                if snapshot.expired && !self.acted {
                     self.acted = true;
                     self.expired(why);
                 }
@@ -161,8 +161,8 @@ impl MutEventSubscriber for TagEvents {
             }
             return;
         }
-        let news = self.notices.take();
-        self.act_on(news);
+        let snapshot = self.notices.take();
+        self.act_on(snapshot);
     }
 }
 

@@ -85,10 +85,10 @@ pub trait Vcpu: Send {
     fn kicker(&self) -> io::Result<Box<dyn Kick>>;
 }
 
-/// Holds a vCPU back before it goes on after a store: what it wrote has not been taken yet.
-pub trait Brake: Send + Sync {
-    /// Returns when the vCPU may go on, or when it is to be paused. Called without any device's lock.
-    fn hold(&self);
+/// Delays a vCPU after a store until what it wrote has been taken.
+pub trait OutputThrottle: Send + Sync {
+    /// Returns when the vCPU may continue, or when it is to be paused. Called without any device's lock.
+    fn wait(&self);
 }
 
 /// What the run loop serves exits with, shared by all vCPUs.
@@ -96,7 +96,7 @@ pub struct Services {
     /// The devices.
     pub bus: Bus,
     /// What a vCPU waits for after a store, if anything.
-    pub brake: Option<Arc<dyn Brake>>,
+    pub throttle: Option<Arc<dyn OutputThrottle>>,
     /// What is counted.
     pub counters: Arc<VcpuCounters>,
     /// An access that nothing serves has been reported: a guest can make thousands in a second.
@@ -105,13 +105,17 @@ pub struct Services {
 
 impl Services {
     /// Serves exits with these devices.
-    pub fn new(bus: Bus, brake: Option<Arc<dyn Brake>>, counters: Arc<VcpuCounters>) -> Self {
-        Self { bus, brake, counters, reported: AtomicBool::new(false) }
+    pub fn new(
+        bus: Bus,
+        throttle: Option<Arc<dyn OutputThrottle>>,
+        counters: Arc<VcpuCounters>,
+    ) -> Self {
+        Self { bus, throttle, counters, reported: AtomicBool::new(false) }
     }
 
-    fn hold(&self) {
-        if let Some(brake) = &self.brake {
-            brake.hold();
+    fn wait_for_output(&self) {
+        if let Some(throttle) = &self.throttle {
+            throttle.wait();
         }
     }
 }

@@ -58,7 +58,7 @@ impl fmt::Display for Fault {
 pub fn run(index: u32, vcpu: &mut dyn Vcpu, services: &Services) -> Option<VcpuExit> {
     let counters = &services.counters;
     // A pause may have cut a wait short.
-    services.hold();
+    services.wait_for_output();
     let mut entry = Entry::Resume;
     loop {
         let exit = vcpu.enter(entry);
@@ -80,7 +80,7 @@ pub fn run(index: u32, vcpu: &mut dyn Vcpu, services: &Services) -> Option<VcpuE
                 counters.mmio_writes.add(1);
                 match services.bus.write(address, &data[..length.min(8)]) {
                     Ok(()) => {
-                        services.hold();
+                        services.wait_for_output();
                         continue;
                     }
                     Err(_) => unclaimed("a store of", length, address),

@@ -192,7 +192,7 @@ impl<D: Device, S: Deref<Target: GuestMemory + Sized> + Send> Transport<D, S> {
 
     /// Has a queue served when it is its turn: the driver has put something there, or the device has.
     pub fn notify(&self, queue: usize) {
-        self.doorbells.ring(queue);
+        self.doorbells.signal(queue);
     }
 
     /// Gives a queue one turn: the device takes at most as many chains as it is long, and the driver

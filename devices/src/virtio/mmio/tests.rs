@@ -10,7 +10,9 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use super::*;
 use crate::state::{RestoreError, Stateful};
 use crate::testing::BrokenLine;
-use crate::virtio::testing::{Bells, Bench, CountingEntropy, DATA, Descriptor, register, status};
+use crate::virtio::testing::{
+    Bench, CountingEntropy, DATA, Descriptor, RecordingDoorbells, register, status,
+};
 use crate::virtio::{DeviceId, Head};
 
 /// What the transport has called.
@@ -332,8 +334,8 @@ fn an_event_while_another_is_pending_is_an_edge_of_its_own() {
 #[test]
 fn a_cut_line_is_counted_and_leaves_the_interrupt_pending() {
     let memory = crate::virtio::testing::memory();
-    let (line, bells) = (Box::new(BrokenLine), Box::new(Bells::default()));
-    let mut transport = Transport::new(Probe::new(&[]), memory, line, bells);
+    let (line, doorbells) = (Box::new(BrokenLine), Box::new(RecordingDoorbells::default()));
+    let mut transport = Transport::new(Probe::new(&[]), memory, line, doorbells);
     for (offset, value) in [(0x070, 3_u32), (0x024, 1), (0x020, 1), (0x070, 8), (0x070, 15)] {
         transport.write(offset, &value.to_le_bytes());
     }

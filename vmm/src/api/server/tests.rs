@@ -65,7 +65,7 @@ impl House {
     }
 
     /// Everything the server says to these bytes, and whether it closed.
-    fn hear(&mut self, stream: &mut UnixStream) -> (String, bool) {
+    fn receive(&mut self, stream: &mut UnixStream) -> (String, bool) {
         let mut heard = Vec::new();
         let mut chunk = [0; 4096];
         loop {
@@ -84,7 +84,7 @@ impl House {
     fn ask(&mut self, request: &str) -> (String, bool) {
         let mut stream = self.connect();
         self.say(&mut stream, request.as_bytes());
-        self.hear(&mut stream)
+        self.receive(&mut stream)
     }
 
     fn calls(&self) -> Vec<Call> {
@@ -113,7 +113,7 @@ fn connection_serves_one_request_after_another() {
 
     for _ in 0..3 {
         house.say(&mut stream, GET.as_bytes());
-        let (heard, closed) = house.hear(&mut stream);
+        let (heard, closed) = house.receive(&mut stream);
         assert!(heard.starts_with("HTTP/1.1 200 OK") && heard.contains("\"Tessera\""));
         assert!(!closed);
     }
@@ -136,7 +136,7 @@ fn client_that_ends_its_side_still_gets_every_answer() {
     stream.write_all(GET.repeat(50).as_bytes()).unwrap();
     stream.shutdown(Shutdown::Write).unwrap();
 
-    let (heard, closed) = house.hear(&mut stream);
+    let (heard, closed) = house.receive(&mut stream);
 
     assert_eq!(heard.matches("200 OK").count(), 50);
     assert!(closed);
@@ -191,7 +191,7 @@ fn client_of_an_oversized_body_can_send_it_and_reads_413() {
         house.say(&mut stream, &[b'x'; 10_000]);
     }
 
-    let (heard, closed) = house.hear(&mut stream);
+    let (heard, closed) = house.receive(&mut stream);
     assert!(heard.starts_with("HTTP/1.1 413") && closed);
 }
 
@@ -232,9 +232,9 @@ fn expectation_is_met_and_the_request_served() {
     );
 
     house.say(&mut stream, head.as_bytes());
-    let (interim, _) = house.hear(&mut stream);
+    let (interim, _) = house.receive(&mut stream);
     house.say(&mut stream, body.as_bytes());
-    let (last, _) = house.hear(&mut stream);
+    let (last, _) = house.receive(&mut stream);
 
     assert_eq!(interim, "HTTP/1.1 100 Continue\r\n\r\n");
     assert!(last.starts_with("HTTP/1.1 204"));
@@ -256,7 +256,7 @@ fn client_that_never_reads_is_held_at_the_bound_and_gets_everything_once_it_read
     let held = house.server.lock().unwrap().connections[0].connection.held();
     assert!(held < MAX_UNSENT + 2 * answer + READ_CHUNK, "{held} bytes held");
     house.assert_serves();
-    let (heard, closed) = house.hear(&mut stream);
+    let (heard, closed) = house.receive(&mut stream);
     assert_eq!(heard.matches("HTTP/1.1 200").count(), 2_000);
     assert!(!closed);
 }
@@ -290,7 +290,7 @@ fn newcomer_takes_the_place_of_the_longest_silent_client() {
 
     house.assert_serves();
 
-    let closed: Vec<_> = clients.iter_mut().map(|client| house.hear(client).1).collect();
+    let closed: Vec<_> = clients.iter_mut().map(|client| house.receive(client).1).collect();
     let expected: Vec<_> = (0..MAX_CONNECTIONS).map(|index| index == 1).collect();
     assert_eq!(closed, expected);
 }
@@ -305,8 +305,8 @@ fn slow_clients_do_not_hold_up_each_other() {
         house.say(&mut second, &[*byte]);
     }
 
-    assert!(house.hear(&mut first).0.starts_with("HTTP/1.1 200"));
-    assert!(house.hear(&mut second).0.starts_with("HTTP/1.1 200"));
+    assert!(house.receive(&mut first).0.starts_with("HTTP/1.1 200"));
+    assert!(house.receive(&mut second).0.starts_with("HTTP/1.1 200"));
 }
 
 #[test]
@@ -321,7 +321,7 @@ fn removed_subscriber_leaves_no_file_and_no_connection() {
     ));
 
     assert!(!path.exists());
-    assert!(house.hear(&mut stream).1);
+    assert!(house.receive(&mut stream).1);
 }
 
 #[test]
@@ -385,7 +385,7 @@ proptest! {
             }
         }
 
-        let (cut, cut_closed) = house.hear(&mut stream);
+        let (cut, cut_closed) = house.receive(&mut stream);
         prop_assert_eq!(cut, whole);
         prop_assert_eq!(cut_closed, whole_closed);
     }
@@ -413,7 +413,7 @@ proptest! {
             let stream = &mut streams[which];
             let _ = stream.write_all(&bytes);
             match then {
-                0 => drop(house.hear(stream)),
+                0 => drop(house.receive(stream)),
                 1 => drop(stream.shutdown(Shutdown::Write)),
                 2 => *stream = house.connect(),
                 _ => house.settle(),

@@ -87,26 +87,26 @@ const USED: u64 = TABLE + 0x2000;
 /// A device whose driver is ready, in an event loop.
 struct Bench {
     transport: Shared<Probe>,
-    bells: QueueBells,
-    gate: Gate,
+    doorbells: QueueDoorbells,
+    gate: QueueGate,
     memory: GuestRam,
     events: EventManager<QueueEvents<Probe>>,
 }
 
 impl Bench {
     fn new() -> Self {
-        let bell = || EventFd::new(libc::EFD_NONBLOCK).unwrap();
-        let bells = QueueBells::from(vec![bell(), bell()]);
+        let doorbell = || EventFd::new(libc::EFD_NONBLOCK).unwrap();
+        let doorbells = QueueDoorbells::from(vec![doorbell(), doorbell()]);
         let memory = GuestRam::new(Bytes::mib(2), Attributes::default()).unwrap();
         let line = Box::new(Line);
         let transport =
-            Transport::new(Probe::default(), memory.clone(), line, Box::new(bells.clone()));
+            Transport::new(Probe::default(), memory.clone(), line, Box::new(doorbells.clone()));
         let transport = Arc::new(Mutex::new(transport));
-        let gate = Gate::default();
-        let queues = QueueEvents::new("probe", transport.clone(), bells.clone(), gate.clone());
+        let gate = QueueGate::default();
+        let queues = QueueEvents::new("probe", transport.clone(), doorbells.clone(), gate.clone());
         let mut events = EventManager::new().unwrap();
         events.add_subscriber(queues);
-        let mut bench = Self { transport, bells, gate, memory, events };
+        let mut bench = Self { transport, doorbells, gate, memory, events };
         let features = [(0x070, 3), (0x024, 1), (0x020, 1), (0x070, 11)];
         let queue = [(0x030, 0), (0x038, 8), (0x080, TABLE), (0x090, AVAILABLE), (0x0a0, USED)];
         let ready = [(0x044, 1), (0x070, 15)];
@@ -129,7 +129,7 @@ impl Bench {
 }
 
 #[test]
-fn a_queue_is_served_when_it_is_rung_for_and_not_before() {
+fn a_queue_is_served_when_it_is_signalled_and_not_before() {
     let mut bench = Bench::new();
     bench.gate.open();
     bench.turns();
@@ -138,7 +138,7 @@ fn a_queue_is_served_when_it_is_rung_for_and_not_before() {
     bench.write(QUEUE_NOTIFY, 0);
     bench.write(QUEUE_NOTIFY, 0);
     assert_eq!(bench.turns(), 1);
-    bench.bells.ring(usize::MAX);
+    bench.doorbells.signal(usize::MAX);
     assert_eq!(bench.turns(), 0);
 }
 
@@ -175,7 +175,7 @@ fn a_device_may_be_served_by_a_thread_of_its_own() {
     fn is_send<T: Send>() {}
 
     is_send::<QueueEvents<Probe>>();
-    is_send::<Gate>();
+    is_send::<QueueGate>();
 }
 
 #[test]

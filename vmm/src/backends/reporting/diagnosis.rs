@@ -23,7 +23,7 @@ pub enum DriverState {
 
 /// What is settled before the guest starts.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Setup {
+pub struct ReportingConfig {
     /// Whether the configuration has reporting on.
     pub wanted: bool,
     /// Whether guest memory is locked or pinned. Reporting is not offered then, whatever is wanted.
@@ -38,7 +38,7 @@ pub struct Setup {
     pub granularity: Bytes,
 }
 
-impl Setup {
+impl ReportingConfig {
     /// Whether the guest is offered page reporting.
     pub fn offered(&self) -> bool {
         self.wanted && !self.locked
@@ -109,32 +109,32 @@ impl Diagnosis {
 }
 
 /// Why reporting will give nothing back whatever the guest's driver does; `None` if it can.
-pub fn forecast(setup: &Setup) -> Option<Diagnosis> {
-    if setup.locked {
+pub fn forecast(config: &ReportingConfig) -> Option<Diagnosis> {
+    if config.locked {
         return Some(Diagnosis::Locked);
     }
-    if !setup.wanted {
+    if !config.wanted {
         return Some(Diagnosis::NotOffered);
     }
-    let better = best(setup.memory, setup.guest_page, setup.granularity)
-        .filter(|better| *better != setup.order);
-    let unit = unit(setup.order, setup.guest_page);
-    if unit < setup.granularity {
-        let granularity = setup.granularity;
+    let better = best(config.memory, config.guest_page, config.granularity)
+        .filter(|better| *better != config.order);
+    let unit = unit(config.order, config.guest_page);
+    if unit < config.granularity {
+        let granularity = config.granularity;
         return Some(Diagnosis::UnitBelowPage { unit, granularity, better });
     }
-    let batch = batch(setup.order, setup.guest_page);
-    if batch.get() >= setup.memory.get() / TOO_LARGE {
-        let Setup { order, memory, .. } = *setup;
+    let batch = batch(config.order, config.guest_page);
+    if batch.get() >= config.memory.get() / TOO_LARGE {
+        let ReportingConfig { order, memory, .. } = *config;
         return Some(Diagnosis::OrderTooHigh { order, batch, memory, better });
     }
     None
 }
 
 /// Why reporting gives nothing back now; `None` if it does. Of several reasons, the one to act on first.
-pub fn diagnosis(setup: &Setup, running: &Running) -> Option<Diagnosis> {
+pub fn diagnosis(config: &ReportingConfig, running: &Running) -> Option<Diagnosis> {
     let now = match *running {
-        _ if !setup.offered() => None,
+        _ if !config.offered() => None,
         Running { on: false, .. } => Some(Diagnosis::SwitchedOff),
         Running { driver: DriverState::NeedsReset, .. } => Some(Diagnosis::NeedsReset),
         Running { driver: DriverState::Absent, .. } => Some(Diagnosis::NoDriver),
@@ -142,7 +142,7 @@ pub fn diagnosis(setup: &Setup, running: &Running) -> Option<Diagnosis> {
         Running { poison: Some(value), .. } if value != 0 => Some(Diagnosis::Poison { value }),
         Running { .. } => None,
     };
-    now.or_else(|| forecast(setup))
+    now.or_else(|| forecast(config))
 }
 
 impl fmt::Display for Diagnosis {

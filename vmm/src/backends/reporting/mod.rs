@@ -16,7 +16,7 @@ use arch::fdt::MAX_COMMAND_LINE;
 use arch::layout::CHUNK;
 use arch::units::Bytes;
 
-pub use diagnosis::{Diagnosis, DriverState, Running, Setup, diagnosis, forecast};
+pub use diagnosis::{Diagnosis, DriverState, ReportingConfig, Running, diagnosis, forecast};
 
 /// The kernel parameter that sets the order, since Linux 5.14.
 const PARAMETER: &str = "page_reporting.page_reporting_order";

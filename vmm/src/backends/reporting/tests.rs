@@ -191,7 +191,7 @@ proptest! {
 }
 
 /// A guest of 512 MiB in which everything is as it should be.
-const SETUP: Setup = Setup {
+const CONFIG: ReportingConfig = ReportingConfig {
     wanted: true,
     locked: false,
     memory: Bytes::mib(512),
@@ -205,23 +205,23 @@ const RUNNING: Running =
 
 #[test]
 fn a_guest_that_reports_has_no_diagnosis() {
-    assert_eq!(forecast(&SETUP), None);
+    assert_eq!(forecast(&CONFIG), None);
     for poison in [None, Some(0)] {
-        assert_eq!(diagnosis(&SETUP, &Running { poison, ..RUNNING }), None);
+        assert_eq!(diagnosis(&CONFIG, &Running { poison, ..RUNNING }), None);
     }
 }
 
 #[test]
 fn what_is_settled_at_the_start_is_known_before_the_guest_runs() {
-    for (setup, expected) in [
-        (Setup { locked: true, wanted: false, ..SETUP }, Diagnosis::Locked),
-        (Setup { locked: true, ..SETUP }, Diagnosis::Locked),
-        (Setup { wanted: false, ..SETUP }, Diagnosis::NotOffered),
+    for (config, expected) in [
+        (ReportingConfig { locked: true, wanted: false, ..CONFIG }, Diagnosis::Locked),
+        (ReportingConfig { locked: true, ..CONFIG }, Diagnosis::Locked),
+        (ReportingConfig { wanted: false, ..CONFIG }, Diagnosis::NotOffered),
     ] {
-        assert!(!setup.offered());
-        assert_eq!(forecast(&setup), Some(expected));
+        assert!(!config.offered());
+        assert_eq!(forecast(&config), Some(expected));
         let running = Running { on: false, acknowledged: false, ..RUNNING };
-        assert_eq!(diagnosis(&setup, &running), Some(expected));
+        assert_eq!(diagnosis(&config, &running), Some(expected));
         assert!(expected.is_choice());
     }
 }
@@ -234,8 +234,8 @@ fn the_reason_to_act_on_first_is_told() {
         acknowledged: false,
         poison: Some(0xaaaa_aaaa),
     };
-    let setup = Setup { memory: Bytes::mib(64), ..SETUP };
-    let told = |running: &Running| diagnosis(&setup, running);
+    let config = ReportingConfig { memory: Bytes::mib(64), ..CONFIG };
+    let told = |running: &Running| diagnosis(&config, running);
 
     assert_eq!(told(&running), Some(Diagnosis::SwitchedOff));
     running.on = true;
@@ -252,10 +252,10 @@ fn the_reason_to_act_on_first_is_told() {
 
 #[test]
 fn a_unit_below_the_pages_of_guest_memory_is_told_with_the_way_out() {
-    let setup = Setup { order: 3, granularity: Bytes::kib(64), ..SETUP };
-    let hopeless = Setup { granularity: Bytes::gib(1), ..SETUP };
+    let config = ReportingConfig { order: 3, granularity: Bytes::kib(64), ..CONFIG };
+    let hopeless = ReportingConfig { granularity: Bytes::gib(1), ..CONFIG };
 
-    let text = forecast(&setup).unwrap().to_string();
+    let text = forecast(&config).unwrap().to_string();
     let way_out = forecast(&hopeless).unwrap().to_string();
 
     assert!(text.contains("units of 32 KiB, less than the 64 KiB pages"), "{text}");
@@ -265,9 +265,10 @@ fn a_unit_below_the_pages_of_guest_memory_is_told_with_the_way_out() {
 
 #[test]
 fn an_order_that_hardly_ever_finds_a_batch_free_is_told_with_the_way_out() {
-    let told = |mib, order| forecast(&Setup { memory: Bytes::mib(mib), order, ..SETUP });
+    let told = |mib, order| forecast(&ReportingConfig { memory: Bytes::mib(mib), order, ..CONFIG });
     let text = told(128, 9).unwrap().to_string();
-    let hugetlbfs = Setup { memory: Bytes::mib(64), granularity: Bytes::mib(2), ..SETUP };
+    let hugetlbfs =
+        ReportingConfig { memory: Bytes::mib(64), granularity: Bytes::mib(2), ..CONFIG };
     let way_out = forecast(&hugetlbfs).unwrap().to_string();
 
     assert!(text.contains("only while 64 MiB of its 128 MiB is free"), "{text}");
@@ -285,8 +286,8 @@ proptest! {
         let memory = Bytes::mib(2 * chunks);
         let chosen = order(memory, guest_page, granularity);
         let order = chosen.unwrap_or(default_order(guest_page));
-        let setup = Setup { memory, guest_page, order, granularity, ..SETUP };
-        prop_assert_eq!(forecast(&setup), None);
+        let config = ReportingConfig { memory, guest_page, order, granularity, ..CONFIG };
+        prop_assert_eq!(forecast(&config), None);
     }
 
     #[test]
@@ -295,14 +296,14 @@ proptest! {
         granularity in prop::sample::select(PAGES.to_vec()),
     ) {
         let memory = Bytes::mib(2 * chunks);
-        let setup = Setup { memory, guest_page, order, granularity, ..SETUP };
-        let better = match forecast(&setup) {
+        let config = ReportingConfig { memory, guest_page, order, granularity, ..CONFIG };
+        let better = match forecast(&config) {
             Some(Diagnosis::UnitBelowPage { better, .. } | Diagnosis::OrderTooHigh { better, .. }) => {
                 better.unwrap()
             }
             None => return Ok(()),
             Some(other) => panic!("{other:?}"),
         };
-        prop_assert_eq!(forecast(&Setup { order: better, ..setup }), None);
+        prop_assert_eq!(forecast(&ReportingConfig { order: better, ..config }), None);
     }
 }

@@ -38,7 +38,7 @@ impl Ends {
 /// What a vCPU does: it writes, then waits for the reader.
 fn write_and_hold(output: &mut Output, bytes: &[u8]) -> usize {
     let taken = output.write(bytes).unwrap();
-    output.brake().unwrap().hold();
+    output.throttle().unwrap().wait();
     taken
 }
 
@@ -144,10 +144,10 @@ fn a_reader_that_goes_while_a_vcpu_waits_ends_the_wait() {
     let (reader, writer) = full_pipe();
     let mut output = ends.stream(writer);
     assert_eq!(output.write(b"x").unwrap(), 1);
-    let brake = output.brake().unwrap();
+    let throttle = output.throttle().unwrap();
     let (done, when_done) = mpsc::channel();
     let vcpu = std::thread::spawn(move || {
-        brake.hold();
+        throttle.wait();
         done.send(()).unwrap();
     });
     drop(reader);
@@ -199,7 +199,7 @@ fn a_write_itself_never_waits() {
     let ends = Ends::new();
     let (_reader, writer) = full_pipe();
     let mut output = ends.stream(writer);
-    assert_eq!(output.write(b"x").unwrap(), 1, "kept for the brake to wait for");
+    assert_eq!(output.write(b"x").unwrap(), 1, "kept for the throttle to wait for");
 }
 
 /// A terminal whose user has stopped it with Ctrl-S, or does not read, says that it takes a byte, and would

@@ -14,13 +14,13 @@ use vm_memory::GuestAddress;
 
 use super::attached::{Attached, Metrics, Model};
 use super::{Error, Plugged};
-use crate::backends::queues::{Gate, QueueBells, QueueEvents, Shared};
+use crate::backends::queues::{QueueDoorbells, QueueEvents, QueueGate, Shared};
 use crate::hypervisor::Vm;
 
 /// Puts devices into a machine, one after the other.
 pub(super) struct Builder<'a> {
     vm: &'a dyn Vm,
-    gate: &'a Gate,
+    gate: &'a QueueGate,
     pub(super) plugged: Plugged,
     pub(super) attached: Vec<Box<dyn Attached>>,
     pub(super) events: Vec<Box<dyn MutEventSubscriber>>,
@@ -28,12 +28,12 @@ pub(super) struct Builder<'a> {
 
 impl<'a> Builder<'a> {
     /// The queues of the devices are served while `gate` is open.
-    pub(super) fn new(vm: &'a dyn Vm, gate: &'a Gate) -> Self {
+    pub(super) fn new(vm: &'a dyn Vm, gate: &'a QueueGate) -> Self {
         let plugged = Plugged { bus: Bus::new(), nodes: Vec::new() };
         Self { vm, gate, plugged, attached: Vec::new(), events: Vec::new() }
     }
 
-    pub(super) fn gate(&self) -> &Gate {
+    pub(super) fn gate(&self) -> &QueueGate {
         self.gate
     }
 
@@ -72,17 +72,17 @@ impl<'a> Builder<'a> {
         let index = self.plugged.nodes.len() as u32;
         let (range, spi) = layout::virtio(index).ok_or(Error::NoSlot)?;
         let irq = self.vm.irq(spi)?;
-        let bell = GuestAddress(range.base.0 + mmio::QUEUE_NOTIFY);
-        let bells: QueueBells = (0..device.queue_sizes().len() as u32)
-            .map(|queue| self.vm.doorbell(bell, queue))
+        let doorbell = GuestAddress(range.base.0 + mmio::QUEUE_NOTIFY);
+        let doorbells: QueueDoorbells = (0..device.queue_sizes().len() as u32)
+            .map(|queue| self.vm.doorbell(doorbell, queue))
             .collect::<Result<Vec<_>, _>>()?
             .into();
         let memory = self.vm.ram().clone();
-        let transport = Transport::new(device, memory, irq, Box::new(bells.clone()));
+        let transport = Transport::new(device, memory, irq, Box::new(doorbells.clone()));
         let shared = Arc::new(Mutex::new(transport));
         self.map(range, Arc::new(Window::new(Arc::clone(&shared))))?;
         self.plugged.nodes.push(MmioNode { range, spi });
-        let events = QueueEvents::new(called, Arc::clone(&shared), bells, self.gate.clone());
+        let events = QueueEvents::new(called, Arc::clone(&shared), doorbells, self.gate.clone());
         self.events.push(Box::new(events));
         Ok(shared)
     }

@@ -25,8 +25,8 @@ use super::Error;
 use crate::backends::balloon;
 use crate::backends::clock::{HostClock, RtcEvents};
 use crate::backends::entropy::HostEntropy;
-use crate::backends::queues::Gate;
-use crate::backends::reporting::{self, Setup};
+use crate::backends::queues::QueueGate;
+use crate::backends::reporting::{self, ReportingConfig};
 use crate::console::Output;
 use crate::error::say;
 use crate::hypervisor::Vm;
@@ -59,7 +59,7 @@ impl DeviceSet {
     pub(super) fn new(
         vm: &dyn Vm,
         spec: &Spec,
-        gate: &Gate,
+        gate: &QueueGate,
         console: Output,
         reclaimer: impl FnOnce() -> Reclaimer,
         guest_page: Bytes,
@@ -148,7 +148,7 @@ fn balloon(
     guest_page: Bytes,
 ) -> Result<balloon::Control, Error> {
     let ram = builder.vm().ram();
-    let setup = Setup {
+    let reporting_config = ReportingConfig {
         wanted: wanted.reporting,
         locked: ram.is_locked(),
         memory: spec.memory,
@@ -157,11 +157,11 @@ fn balloon(
         granularity: ram.backing().page_size(),
     };
     // That it is off is known to the user who switched it off; that memory is locked may not be.
-    if let Some(why) = reporting::forecast(&setup).filter(|_| setup.wanted) {
+    if let Some(why) = reporting::forecast(&reporting_config).filter(|_| reporting_config.wanted) {
         say(&format!("page reporting will give nothing back: {why}"));
     }
     let config = BalloonConfig {
-        reporting: setup.offered(),
+        reporting: reporting_config.offered(),
         deflate_on_oom: wanted.deflate_on_oom,
         target: wanted.target.get(),
     };
@@ -171,8 +171,9 @@ fn balloon(
     let device = Balloon::new(config, Box::new(reclaimer), range);
     let transport = builder.plug("balloon", device)?;
     let gate = builder.gate().clone();
-    let control = balloon::Control::new(wanted, setup, Arc::clone(&transport), discards, gate)
-        .map_err(|source| Error::Timers { device: "balloon", source })?;
+    let control =
+        balloon::Control::new(wanted, reporting_config, Arc::clone(&transport), discards, gate)
+            .map_err(|source| Error::Timers { device: "balloon", source })?;
     let counted = control.clone();
     builder.attach("balloon", transport, Some(Box::new(move || counted.metrics())));
     Ok(control)

@@ -33,7 +33,7 @@ impl Trace {
     }
 }
 
-impl Reservations for Trace {
+impl DiscardHooks for Trace {
     fn before(&mut self, range: MemoryRange) {
         self.add(Event::Before(range));
     }
@@ -279,7 +279,7 @@ fn discards_and_refaults(ram: &GuestRam) {
     let pattern: Vec<u8> = (0..size).map(|at| (at / 7 + at / 4096) as u8 | 1).collect();
     ram.write_slice(&pattern, RAM_BASE).unwrap();
     let full = Footprint::of(ram).unwrap();
-    let mut reclaimer = Reclaimer::new(ram.clone(), Box::new(Unreserved));
+    let mut reclaimer = Reclaimer::new(ram.clone(), Box::new(NoHooks));
     // From within the first page to within the last: those two stay.
     let inner = size - 2 * page;
 
@@ -341,7 +341,7 @@ fn small_pages_of_a_huge_page_go_back_one_by_one() {
         let ram = ram(backing, true).unwrap();
         ram.write_slice(&[1; 4 << 20], RAM_BASE).unwrap();
         let page = backing.page_size().get();
-        let mut reclaimer = Reclaimer::new(ram.clone(), Box::new(Unreserved));
+        let mut reclaimer = Reclaimer::new(ram.clone(), Box::new(NoHooks));
 
         for index in (1..64).step_by(2) {
             let done = reclaimer.discard(guest(RAM_BASE.0 + index * page, page));
@@ -365,7 +365,7 @@ fn locked_memory_fails_to_go_and_stays() {
             continue;
         }
         ram.write_obj(7u8, RAM_BASE).unwrap();
-        let mut reclaimer = Reclaimer::new(ram.clone(), Box::new(Unreserved));
+        let mut reclaimer = Reclaimer::new(ram.clone(), Box::new(NoHooks));
 
         let done = reclaimer.discard(guest(RAM_BASE.0, 8 << 20));
 

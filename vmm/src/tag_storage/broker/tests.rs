@@ -45,7 +45,7 @@ impl Broker {
     }
 
     fn with_places(path: &Path, chunks: u64, places: usize) -> Self {
-        Self::serve(Server::with_places(path, stock(chunks), places).unwrap(), path)
+        Self::serve(Server::with_places(path, server_resources(chunks), places).unwrap(), path)
     }
 
     fn serve(mut server: Server, path: &Path) -> Self {
@@ -76,7 +76,7 @@ impl Drop for Broker {
     }
 }
 
-fn stock(chunks: u64) -> ServerResources {
+fn server_resources(chunks: u64) -> ServerResources {
     let geometry = Geometry::new(Bytes::kib(4), Bytes::kib(4)).unwrap();
     let capacity = Bytes::kib(64 * chunks);
     let pool = Pool::new(geometry, capacity, Box::new(Ledger)).unwrap();
@@ -131,18 +131,18 @@ fn connect(path: &Path, name: &str) -> Vm {
 }
 
 /// Waits for the next things that a client hears.
-fn hear(client: &Client) -> Vec<BrokerEvent> {
+fn next_events(client: &Client) -> Vec<BrokerEvent> {
     let mut fds = [PollFd::new(client, PollFlags::IN)];
     let limit = Timespec { tv_sec: LONG.as_secs() as i64, tv_nsec: 0 };
     assert_eq!(poll(&mut fds, Some(&limit)).unwrap(), 1, "nothing to hear");
     let mut heard = Vec::new();
-    client.hear(|what| heard.push(what));
+    client.handle_events(|what| heard.push(what));
     heard
 }
 
 /// Waits until a client hears this.
-fn hear_of(client: &Client, expected: impl Fn(BrokerEvent) -> bool) {
-    until("a notice", || hear(client).into_iter().any(&expected));
+fn wait_for_event(client: &Client, expected: impl Fn(BrokerEvent) -> bool) {
+    until("a notice", || next_events(client).into_iter().any(&expected));
 }
 
 /// A connection that says whatever a test wants.
@@ -156,7 +156,7 @@ impl Raw {
     fn open(path: &Path) -> Self {
         let raw = Self::connect(path);
         raw.say(&opening("raw"));
-        assert!(matches!(raw.hear(), Some(Reply::Opened(_))));
+        assert!(matches!(raw.receive(), Some(Reply::Opened(_))));
         raw
     }
 
@@ -165,7 +165,7 @@ impl Raw {
     }
 
     /// The next answer; none when the broker has hung up.
-    fn hear(&self) -> Option<Reply> {
+    fn receive(&self) -> Option<Reply> {
         let mut buffer = [0; BUFFER];
         let message = seqpacket::receive(&self.0, &mut buffer).unwrap()?;
         Some(Reply::decode(message).unwrap())
@@ -175,7 +175,7 @@ impl Raw {
         self.say(&Request::Reserve(chunks));
         let mut all = Vec::new();
         loop {
-            let Some(Reply::Reserved { left, slots }) = self.hear() else { panic!("refused") };
+            let Some(Reply::Reserved { left, slots }) = self.receive() else { panic!("refused") };
             all.extend(slots);
             if left == 0 {
                 return all;

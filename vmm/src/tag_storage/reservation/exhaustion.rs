@@ -1,4 +1,4 @@
-//! What the thread that serves touches has to tell the VM's main thread.
+//! What the thread that serves touches reports to the VM's main thread.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -12,7 +12,7 @@ use super::demand::{Error, Exhaustion};
 use crate::error::chain;
 use crate::tag_storage::chunk::ChunkIndex;
 
-/// What has changed, for the thread that acts on it.
+/// What the guest waits for, for the thread that acts on it.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct ExhaustionSnapshot {
     /// A touch waits for tag storage, for this reason. `None`: none does.
@@ -26,79 +26,79 @@ pub struct ExhaustionSnapshot {
 /// The present state, with an eventfd that signals a change. States that have passed are not kept.
 #[derive(Debug)]
 pub struct ExhaustionStatus {
-    news: Mutex<ExhaustionSnapshot>,
-    /// Whether the news have been taken as they are.
-    heard: AtomicBool,
-    bell: OwnedFd,
+    snapshot: Mutex<ExhaustionSnapshot>,
+    /// Whether the snapshot has been taken since its last change.
+    taken: AtomicBool,
+    eventfd: OwnedFd,
 }
 
 impl ExhaustionStatus {
-    /// No news.
+    /// The state in which nothing is lacking.
     ///
     /// # Errors
     /// When the host gives no descriptor.
     pub fn new() -> io::Result<Self> {
-        let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(Self { news: Mutex::default(), heard: AtomicBool::new(true), bell })
+        let eventfd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        Ok(Self { snapshot: Mutex::default(), taken: AtomicBool::new(true), eventfd })
     }
 
-    /// How things stand, once for each ring of the bell.
+    /// The present state. The eventfd is drained.
     pub fn take(&self) -> ExhaustionSnapshot {
         // It fails when it was taken already.
-        let _ = rustix::io::read(&self.bell, &mut [0; 8]);
-        let news = self.lock();
-        self.heard.store(true, Ordering::Relaxed);
-        news.clone()
+        let _ = rustix::io::read(&self.eventfd, &mut [0; 8]);
+        let snapshot = self.lock();
+        self.taken.store(true, Ordering::Relaxed);
+        snapshot.clone()
     }
 
-    /// How things stand.
+    /// The present state; the eventfd is left as it is.
     pub fn look(&self) -> ExhaustionSnapshot {
         self.lock().clone()
     }
 
     fn lock(&self) -> MutexGuard<'_, ExhaustionSnapshot> {
-        self.news.lock().unwrap_or_else(PoisonError::into_inner)
+        self.snapshot.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn change(&self, change: impl FnOnce(&mut ExhaustionSnapshot)) {
         {
-            let mut news = self.lock();
-            change(&mut news);
-            self.heard.store(false, Ordering::Relaxed);
+            let mut snapshot = self.lock();
+            change(&mut snapshot);
+            self.taken.store(false, Ordering::Relaxed);
         }
-        // It fails when it has rung 2^64 - 2 times and not been heard.
-        let _ = rustix::io::write(&self.bell, &1u64.to_ne_bytes());
+        // It fails after 2^64 - 2 signals that were not drained.
+        let _ = rustix::io::write(&self.eventfd, &1u64.to_ne_bytes());
     }
 }
 
 impl AsFd for ExhaustionStatus {
-    /// Readable when there are news.
+    /// Readable after a change, until [`take`](Self::take).
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.bell.as_fd()
+        self.eventfd.as_fd()
     }
 }
 
 impl Exhaustion for ExhaustionStatus {
     fn exhausted(&self, chunk: ChunkIndex, why: &PoolClientError) {
-        self.change(|news| {
-            news.lacking = Some(format!("the guest touches {chunk}: {}", chain(why)))
+        self.change(|snapshot| {
+            snapshot.lacking = Some(format!("the guest touches {chunk}: {}", chain(why)))
         });
     }
 
     fn relieved(&self) {
-        self.change(|news| (news.lacking, news.expired) = (None, false));
+        self.change(|snapshot| (snapshot.lacking, snapshot.expired) = (None, false));
     }
 
     fn expired(&self, _: ChunkIndex) {
-        self.change(|news| news.expired = true);
+        self.change(|snapshot| snapshot.expired = true);
     }
 
-    fn is_heard(&self) -> bool {
-        self.heard.load(Ordering::Relaxed)
+    fn is_taken(&self) -> bool {
+        self.taken.load(Ordering::Relaxed)
     }
 
     fn failed(&self, why: &Error) {
-        self.change(|news| news.failed = Some(chain(why)));
+        self.change(|snapshot| snapshot.failed = Some(chain(why)));
     }
 }
 
@@ -112,17 +112,17 @@ mod tests {
     use arch::units::Bytes;
 
     #[test]
-    fn news_are_how_things_stand_now() {
+    fn a_snapshot_is_the_present_state() {
         let notices = ExhaustionStatus::new().unwrap();
         let (wanted, max, supply) = (Bytes::kib(64), Bytes::mib(1), SupplyName::Ledger);
         let why = ReserveError::OverMax { wanted, max, supply }.into();
 
         notices.exhausted(ChunkIndex(7), &why);
         notices.expired(ChunkIndex(7));
-        let news = notices.take();
-        let lacking = news.lacking.unwrap();
+        let snapshot = notices.take();
+        let lacking = snapshot.lacking.unwrap();
         assert!(lacking.contains("chunk 7") && lacking.contains("--tag-max"), "{lacking}");
-        assert!(news.expired);
+        assert!(snapshot.expired);
 
         notices.relieved();
         assert_eq!(notices.take(), ExhaustionSnapshot::default());

@@ -23,7 +23,7 @@ use super::placement::borrower;
 use super::placement::policy::LendingError;
 use super::pool::counters::Counters;
 use super::pool::lease::{chunks_of, tags_of};
-use crate::memory::{GuestRam, Reservations, Unreserved};
+use crate::memory::{DiscardHooks, GuestRam, NoHooks};
 use crate::spec::{ReservationMode, TagStorageSpec};
 pub use backend::{Answer, PoolClient, PoolClientError};
 pub use demand::{Demand, Error as DemandError};
@@ -119,13 +119,13 @@ impl TagReservation {
         Ok(Self { hold, broker, spec: spec.clone(), vm: vm.to_owned(), memory, notices, kind })
     }
 
-    /// The VMM has written what the guest starts with: see [`Demand::loaded`].
+    /// The VMM has written what the guest starts with: see [`Demand::finish_loading`].
     ///
     /// # Errors
     /// When there was no tag storage for all of that.
-    pub fn loaded(&self) -> Result<(), Error> {
+    pub fn finish_loading(&self) -> Result<(), Error> {
         let Kind::Demand(demand) = &self.kind else { return Ok(()) };
-        demand.loaded().map_err(|source| Error::Refused {
+        demand.finish_loading().map_err(|source| Error::Refused {
             vm: self.vm.clone(),
             wanted: tags_of(demand.populated().saturating_add(1)),
             memory: self.memory,
@@ -135,9 +135,9 @@ impl TagReservation {
     }
 
     /// What frees tag storage as the memory goes back to the host.
-    pub fn reservations(&self) -> Box<dyn Reservations> {
+    pub fn discard_hooks(&self) -> Box<dyn DiscardHooks> {
         match &self.kind {
-            Kind::Strict(_) => Box::new(Unreserved),
+            Kind::Strict(_) => Box::new(NoHooks),
             Kind::Demand(demand) => Box::new(demand.releaser()),
         }
     }

@@ -9,7 +9,7 @@ use crate::tag_storage::chunk::ChunkIndex;
 use crate::tag_storage::pool::lease::chunks_of;
 
 /// Tag storage for a whole guest. Discarded memory frees none of it
-/// ([`Unreserved`](crate::memory::Unreserved)), so the guest can always touch all of its memory.
+/// ([`NoHooks`](crate::memory::NoHooks)), so the guest can always touch all of its memory.
 pub struct Strict {
     _hold: Arc<dyn PoolClient>,
     chunks: u64,
@@ -38,7 +38,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
-    use crate::memory::{Reclaimer, Unreserved};
+    use crate::memory::{NoHooks, Reclaimer};
     use crate::tag_storage::reservation::testing::{FakeHold, ram};
     use devices::ports::{GuestRange, Reclaim as _};
 
@@ -50,7 +50,7 @@ mod tests {
         let strict = Strict::reserve(hold.clone(), ram.range().size).unwrap();
 
         assert_eq!((strict.chunks(), hold.live()), (4, 4));
-        let mut reclaimer = Reclaimer::new(ram.clone(), Box::new(Unreserved));
+        let mut reclaimer = Reclaimer::new(ram.clone(), Box::new(NoHooks));
         let all = GuestRange { start: ram.range().base, length: ram.range().size.get() };
         assert_eq!(reclaimer.discard(all).discarded, 8 << 20);
         assert_eq!(hold.live(), 4);

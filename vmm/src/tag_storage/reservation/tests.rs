@@ -37,7 +37,7 @@ fn a_strict_vm_has_all_from_the_start() {
     let ram = ram(8);
     let holding =
         TagReservation::new(&spec(ReservationMode::Strict, Bytes::MAX), "vm", &ram).unwrap();
-    holding.loaded().unwrap();
+    holding.finish_loading().unwrap();
 
     let status = holding.status();
 
@@ -55,7 +55,7 @@ fn a_demanding_vm_has_what_it_touches() {
     let ram = ram(8);
     let holding = TagReservation::new(&spec(DEMAND, Bytes::mib(1)), "vm", &ram).unwrap();
     ram.write_slice(&[1; 3 << 20], RAM_BASE).unwrap();
-    holding.loaded().unwrap();
+    holding.finish_loading().unwrap();
 
     let status = holding.status();
 
@@ -76,7 +76,7 @@ fn a_demanding_vm_that_cannot_be_loaded_is_refused_by_name() {
     let holding = TagReservation::new(&spec(DEMAND, Bytes::kib(64)), "vm7", &ram).unwrap();
     ram.write_slice(&[1; 3 << 20], RAM_BASE).unwrap();
 
-    let message = message(&holding.loaded().unwrap_err());
+    let message = message(&holding.finish_loading().unwrap_err());
 
     for word in ["'vm7'", "128 KiB", "64 KiB", "ledger"] {
         assert!(message.contains(word), "{word} is not in: {message}");

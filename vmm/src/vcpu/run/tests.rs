@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use devices::bus::{Bus, MmioDevice};
 
 use super::*;
-use crate::vcpu::Brake;
+use crate::vcpu::OutputThrottle;
 use crate::vcpu::fake::{Event, FakeVcpu, Guest, Step};
 
 const DEVICE: GuestAddress = GuestAddress(0x1000_0000);
@@ -271,19 +271,19 @@ fn a_report_without_registers_says_so() {
 
 /// Counts how often a vCPU was held.
 #[derive(Default)]
-struct CountingBrake(std::sync::atomic::AtomicU32);
+struct CountingThrottle(std::sync::atomic::AtomicU32);
 
-impl Brake for CountingBrake {
-    fn hold(&self) {
+impl OutputThrottle for CountingThrottle {
+    fn wait(&self) {
         self.0.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
     }
 }
 
 #[test]
 fn a_vcpu_is_held_when_it_starts_and_after_each_store() {
-    let brake = Arc::new(CountingBrake::default());
+    let throttle = Arc::new(CountingThrottle::default());
     let mut bench = Bench::new();
-    bench.services.brake = Some(brake.clone());
+    bench.services.throttle = Some(throttle.clone());
     bench.run([load(DEVICE, 1), store(DEVICE, [0; 8], 1), store(DEVICE, [0; 8], 1), power_off()]);
-    assert_eq!(brake.0.load(std::sync::atomic::Ordering::SeqCst), 3);
+    assert_eq!(throttle.0.load(std::sync::atomic::Ordering::SeqCst), 3);
 }

@@ -71,7 +71,7 @@ fn a_driver_goes_on_with_its_initialisation() {
     let head = bench.rings(0).offer(&[Descriptor::writable(DATA, 8)]);
 
     let mut bench = bench.migrate(device()).unwrap();
-    assert!(bench.bells.take().is_empty());
+    assert!(bench.doorbells.take().is_empty());
     bench.start();
 
     assert_eq!(bench.rings(0).used(), [(head.into(), 8)]);

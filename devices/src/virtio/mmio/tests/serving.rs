@@ -11,24 +11,24 @@ fn a_register_serves_nothing_and_rings_for_it() {
     bench.rings(0).offer(&[ANY]);
 
     bench.advance(status::DRIVER_OK);
-    assert_eq!(bench.bells.take(), [0, 1]);
+    assert_eq!(bench.doorbells.take(), [0, 1]);
     for queue in [1, 0] {
         bench.write(register::QUEUE_NOTIFY, queue);
     }
-    assert_eq!(bench.bells.take(), [1, 0]);
+    assert_eq!(bench.doorbells.take(), [1, 0]);
 
     assert_eq!(calls(&mut bench), [Call::Reset, Call::Activate(Features::VERSION_1)]);
     assert_eq!((bench.rings(0).used_index(), bench.line.take()), (0, 0));
 }
 
 #[test]
-fn a_queue_that_breaks_the_device_is_rung_for() {
+fn a_queue_that_breaks_the_device_is_signalled() {
     let mut bench = fresh();
     assert!(bench.negotiate(Features::VERSION_1));
 
     assert!(!bench.set_up_at(1, 3, [RAM; 3]));
 
-    assert_eq!(bench.bells.take(), [1]);
+    assert_eq!(bench.doorbells.take(), [1]);
 }
 
 #[test]

@@ -9,7 +9,7 @@ use super::*;
 use crate::bus::Bus;
 use crate::testing::CountingLine;
 use crate::virtio::rng::Rng;
-use crate::virtio::testing::{Bells, CountingEntropy, memory, register, status};
+use crate::virtio::testing::{CountingEntropy, RecordingDoorbells, memory, register, status};
 
 /// How long an access may take before it counts as one that waits: far more than any busy machine needs.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -21,7 +21,7 @@ const BASE: GuestAddress = GuestAddress(0x1000);
 fn on_a_bus() -> (Shared, Arc<Bus>) {
     let device = Rng::new(Box::new(CountingEntropy::of(0)));
     let line = Box::new(CountingLine::default());
-    let transport = Transport::new(device, memory(), line, Box::new(Bells::default()));
+    let transport = Transport::new(device, memory(), line, Box::new(RecordingDoorbells::default()));
     let transport = Arc::new(Mutex::new(transport));
     let mut bus = Bus::new();
     bus.insert(BASE, 0x200, Arc::new(Window::new(transport.clone()))).unwrap();

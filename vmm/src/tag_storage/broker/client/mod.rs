@@ -44,7 +44,7 @@ const KEPT_EVENTS: usize = 16;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BrokerEvent {
     /// Other VMs lack tag storage: give back this many chunks that the guest can do without.
-    GiveBack {
+    RequestReclaim {
         /// Chunks that are asked of this VM.
         chunks: u32,
     },
@@ -207,7 +207,7 @@ impl Client {
 
     /// Handles what there is for the thread that watches this client's descriptor, without waiting. What is
     /// left makes it readable again.
-    pub fn hear(&self, mut handle: impl FnMut(BrokerEvent)) {
+    pub fn handle_events(&self, mut handle: impl FnMut(BrokerEvent)) {
         // First, so that no signal is lost. It fails when there was none.
         let _ = rustix::io::read(&self.0.eventfd, &mut [0; 8]);
         let connection = {
@@ -218,7 +218,9 @@ impl Client {
         for _ in 0..NOTICES_A_TURN {
             let Some(connection) = &connection else { break };
             match connection.notice() {
-                Ok(Some(Notice::GiveBack { chunks })) => handle(BrokerEvent::GiveBack { chunks }),
+                Ok(Some(Notice::RequestReclaim { chunks })) => {
+                    handle(BrokerEvent::RequestReclaim { chunks })
+                }
                 Ok(Some(Notice::Retry)) => handle(BrokerEvent::Retry),
                 Ok(Some(Notice::StopReclaim)) => handle(BrokerEvent::StopReclaim),
                 Ok(None) => break,
@@ -259,7 +261,7 @@ impl Client {
 }
 
 impl AsFd for Client {
-    /// Readable when there is something for [`hear`](Client::hear). The same descriptor for as long as the
+    /// Readable when there is something for [`handle_events`](Client::handle_events). The same descriptor for as long as the
     /// client lives.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.events.as_fd()

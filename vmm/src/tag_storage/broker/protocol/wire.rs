@@ -117,7 +117,7 @@ pub struct Terms {
 pub(crate) enum Notice {
     /// To a holder: other VMs lack tag storage, and this many chunks are this VM's part of it. Give back what
     /// the guest can do without. Each request stands beside those before it.
-    GiveBack {
+    RequestReclaim {
         /// Chunks that are asked of this VM.
         chunks: u32,
     },
@@ -282,7 +282,7 @@ impl Notice {
     /// The message.
     pub(crate) fn encode(&self) -> Vec<u8> {
         match self {
-            Self::GiveBack { chunks } => Writer::new(GIVE_BACK).u32(*chunks),
+            Self::RequestReclaim { chunks } => Writer::new(GIVE_BACK).u32(*chunks),
             Self::Retry => Writer::new(RETRY),
             Self::StopReclaim => Writer::new(STOP_RECLAIM),
         }
@@ -296,7 +296,7 @@ impl Notice {
     pub(crate) fn decode(message: &[u8]) -> Result<Self, Malformed> {
         let mut reader = Reader::new(message)?;
         let notice = match reader.kind {
-            GIVE_BACK => Self::GiveBack { chunks: reader.u32()? },
+            GIVE_BACK => Self::RequestReclaim { chunks: reader.u32()? },
             RETRY => Self::Retry,
             STOP_RECLAIM => Self::StopReclaim,
             kind => return Err(Malformed::Kind(kind)),

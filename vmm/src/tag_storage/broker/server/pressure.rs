@@ -179,7 +179,7 @@ impl PressureNotifier {
         for ((entry, above), chunks) in can_give.into_iter().zip(asks).filter(|(_, ask)| *ask > 0) {
             entry.asked = Some(above);
             self.asking.store(true, Ordering::Relaxed);
-            if self.send(entry, Notice::GiveBack { chunks }) {
+            if self.send(entry, Notice::RequestReclaim { chunks }) {
                 self.give_backs.add(1);
             }
         }

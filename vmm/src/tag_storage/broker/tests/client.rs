@@ -57,7 +57,7 @@ fn what_is_freed_while_the_socket_is_full_is_sent_when_it_has_room() {
     while !received.is_finished() {
         let limit = Timespec { tv_sec: 1, tv_nsec: 0 };
         if poll(&mut [PollFd::new(&client, PollFlags::IN)], Some(&limit)).unwrap() > 0 {
-            client.hear(|event| panic!("{event:?}"));
+            client.handle_events(|event| panic!("{event:?}"));
         } else {
             assert!(received.is_finished(), "nothing announces room in the socket");
         }

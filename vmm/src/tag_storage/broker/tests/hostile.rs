@@ -38,16 +38,16 @@ fn garbage_ends_the_connection_that_it_comes_from_and_no_other() {
     for message in messages {
         let raw = Raw::connect(&path);
         seqpacket::send(&raw.0, message).unwrap();
-        assert_eq!(reason(raw.hear()), Reason::Protocol);
-        assert_eq!(raw.hear(), None);
+        assert_eq!(reason(raw.receive()), Reason::Protocol);
+        assert_eq!(raw.receive(), None);
     }
 
     // Then one with a lease, which goes with its connection.
     let raw = Raw::open(&path);
     raw.reserve(7);
     seqpacket::send(&raw.0, b"nonsense").unwrap();
-    assert_eq!(reason(raw.hear()), Reason::Protocol);
-    assert_eq!(raw.hear(), None);
+    assert_eq!(reason(raw.receive()), Reason::Protocol);
+    assert_eq!(raw.receive(), None);
     broker.wait_reserved(5);
     assert_eq!(broker.report().traffic.violations, 8);
     assert_eq!(good.reserve(1).unwrap().len(), 1);
@@ -62,17 +62,17 @@ fn requests_for_another_moment_are_refused() {
     {
         let raw = Raw::connect(&path);
         raw.say(&request);
-        assert_eq!(reason(raw.hear()), Reason::Protocol);
+        assert_eq!(reason(raw.receive()), Reason::Protocol);
     }
     for request in [opening("again"), Request::Reserve(0)] {
         let raw = Raw::open(&path);
         raw.say(&request);
-        assert_eq!(reason(raw.hear()), Reason::Protocol);
+        assert_eq!(reason(raw.receive()), Reason::Protocol);
     }
     let raw = Raw::connect(&path);
     let terms = terms("old");
     raw.say(&Request::Open(Open { version: 0, role: Role::Holder, terms }));
-    assert_eq!(reason(raw.hear()), Reason::Version(VERSION));
+    assert_eq!(reason(raw.receive()), Reason::Version(VERSION));
 }
 
 #[test]
@@ -104,7 +104,7 @@ fn adopting_what_another_holds_gives_other_slots_or_none() {
 
     raw.say(&Request::Adopt((0..20).map(SlotIndex).collect()));
 
-    let Some(Reply::Adopted(slots)) = raw.hear() else { panic!("refused") };
+    let Some(Reply::Adopted(slots)) = raw.receive() else { panic!("refused") };
     assert_eq!(slots.iter().flatten().count(), 12);
     broker.wait_reserved(32);
     drop(raw);
@@ -165,7 +165,7 @@ fn descriptors_that_come_along_are_dropped() {
     let (sent, kept) = seqpacket::pair().unwrap();
 
     seqpacket::send_fd(&raw.0, &opening("gift").encode(), sent.as_fd()).unwrap();
-    assert!(matches!(raw.hear(), Some(Reply::Opened(_))));
+    assert!(matches!(raw.receive(), Some(Reply::Opened(_))));
     for _ in 0..100 {
         let message = Request::Free(vec![SlotIndex(9)]).encode();
         seqpacket::send_fd(&raw.0, &message, sent.as_fd()).unwrap();
@@ -201,7 +201,7 @@ fn a_client_cut_off_at_any_step_leaves_nothing() {
             let raw = Raw::connect(&path);
             steps[..cut].iter().for_each(|step| raw.say(step));
             if listens && cut > 0 {
-                raw.hear();
+                raw.receive();
             }
             drop(raw);
             broker.wait("the totals", |report| {
@@ -244,7 +244,7 @@ fn a_live_broker_is_named_and_a_dead_one_replaced() {
     let (_directory, path) = place();
     let broker = Broker::start(&path, 64);
 
-    let error = Server::bind(&path, stock(64)).err().unwrap();
+    let error = Server::bind(&path, server_resources(64)).err().unwrap();
     let own = std::process::id();
     assert!(matches!(error, ServerError::Taken { pid, .. } if pid == own), "{error}");
     connect(&path, "not disturbed").reserve(1).unwrap();
@@ -253,8 +253,8 @@ fn a_live_broker_is_named_and_a_dead_one_replaced() {
 
     // What a killed broker leaves.
     let left = path.with_file_name("left");
-    std::mem::forget(Server::bind(&left, stock(64)).unwrap());
-    assert!(Server::bind(&left, stock(64)).is_err());
+    std::mem::forget(Server::bind(&left, server_resources(64)).unwrap());
+    assert!(Server::bind(&left, server_resources(64)).is_err());
     let stale = path.with_file_name("stale");
     let kind = rustix::net::SocketType::SEQPACKET;
     let dead = rustix::net::socket(rustix::net::AddressFamily::UNIX, kind, None).unwrap();
@@ -272,7 +272,7 @@ fn a_path_with_something_else_is_left_alone() {
     let _listener = UnixListener::bind(&stream).unwrap();
 
     for taken in [&path, &stream] {
-        assert!(Server::bind(taken, stock(64)).is_err());
+        assert!(Server::bind(taken, server_resources(64)).is_err());
         assert!(taken.exists());
     }
 }

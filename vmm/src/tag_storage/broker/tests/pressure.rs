@@ -90,15 +90,15 @@ fn who_has_is_asked_to_give_and_who_lacks_is_told() {
 
     poor.reserve(2).unwrap_err();
 
-    hear_of(&rich, |heard| heard == BrokerEvent::GiveBack { chunks: 2 });
+    wait_for_event(&rich, |heard| heard == BrokerEvent::RequestReclaim { chunks: 2 });
     slots.drain(..4).for_each(|slot| rich.free(slot));
-    hear_of(&poor, |heard| heard == BrokerEvent::Retry);
+    wait_for_event(&poor, |heard| heard == BrokerEvent::Retry);
     until("the slots", || poor.reserve(2).is_ok());
-    hear_of(&rich, |heard| heard == BrokerEvent::StopReclaim);
+    wait_for_event(&rich, |heard| heard == BrokerEvent::StopReclaim);
     let traffic = broker.report().traffic;
     assert!(traffic.give_backs >= 1 && traffic.reliefs >= 1, "{traffic:?}");
     assert_eq!(traffic.notices_lost, 0);
-    idle.hear(|heard| panic!("{heard:?}"));
+    idle.handle_events(|heard| panic!("{heard:?}"));
 }
 
 #[test]
@@ -113,7 +113,7 @@ fn nobody_gives_for_a_request_that_does_not_wait() {
     large.reserve(1 << 20).unwrap_err();
 
     assert_eq!(broker.report().traffic.give_backs, 0);
-    rich.hear(|heard| panic!("{heard:?}"));
+    rich.handle_events(|heard| panic!("{heard:?}"));
 }
 
 #[test]
@@ -126,7 +126,7 @@ fn a_vm_that_ends_relieves_who_lacks() {
 
     drop(rich);
 
-    hear_of(&poor, |heard| heard == BrokerEvent::Retry);
+    wait_for_event(&poor, |heard| heard == BrokerEvent::Retry);
     until("the slots", || poor.reserve(16).is_ok());
 }
 
@@ -200,7 +200,7 @@ fn a_borrower_comes_back_to_a_broker_that_is_started_again() {
 
     // Nobody asks it for anything: it sees the end of its line when it listens.
     broker.wait("the borrower", |report| {
-        borrower.hear(|_| {});
+        borrower.handle_events(|_| {});
         report.borrowers == [std::process::id()]
     });
 }
@@ -233,12 +233,12 @@ fn threads_of_one_client_share_its_connection() {
 /// What a client has been sent so far. Notices to others are sent before a refusal.
 fn heard(client: &Client) -> Vec<BrokerEvent> {
     let mut heard = Vec::new();
-    client.hear(|event| heard.push(event));
+    client.handle_events(|event| heard.push(event));
     heard
 }
 
 #[test]
-fn a_vm_at_its_minimum_is_not_asked_to_give_back() {
+fn a_vm_at_its_minimum_is_not_asked_for_memory() {
     let (_directory, path) = place();
     let _broker = Broker::start(&path, 16);
     let guaranteed = LeaseTerms { min: Bytes::kib(256), ..terms("guaranteed") };
@@ -249,12 +249,12 @@ fn a_vm_at_its_minimum_is_not_asked_to_give_back() {
 
     poor.reserve(1).unwrap_err();
 
-    assert_eq!(heard(&rich), [BrokerEvent::GiveBack { chunks: 1 }]);
+    assert_eq!(heard(&rich), [BrokerEvent::RequestReclaim { chunks: 1 }]);
     assert_eq!(heard(&guaranteed), []);
 }
 
 #[test]
-fn a_starved_vm_is_not_asked_to_give_back() {
+fn a_starved_vm_is_not_asked_for_memory() {
     let (_directory, path) = place();
     let _broker = Broker::start(&path, 16);
     let (first, second) = (connect(&path, "first"), connect(&path, "second"));
@@ -262,7 +262,7 @@ fn a_starved_vm_is_not_asked_to_give_back() {
     second.reserve(8).unwrap();
 
     first.reserve(1).unwrap_err();
-    assert_eq!(heard(&second), [BrokerEvent::GiveBack { chunks: 1 }]);
+    assert_eq!(heard(&second), [BrokerEvent::RequestReclaim { chunks: 1 }]);
     second.reserve(1).unwrap_err();
 
     assert_eq!(heard(&first), []);
@@ -280,8 +280,8 @@ fn what_is_lacking_is_asked_for_once_and_in_proportion() {
 
     poor.reserve(4).unwrap_err();
 
-    assert_eq!(heard(&large), [BrokerEvent::GiveBack { chunks: 3 }]);
-    assert_eq!(heard(&small), [BrokerEvent::GiveBack { chunks: 1 }]);
+    assert_eq!(heard(&large), [BrokerEvent::RequestReclaim { chunks: 3 }]);
+    assert_eq!(heard(&small), [BrokerEvent::RequestReclaim { chunks: 1 }]);
 }
 
 #[test]

@@ -14,7 +14,7 @@ const HOUR: Duration = Duration::from_secs(3600);
 const LASTING: GraceTimes = GraceTimes { quiet: HOUR, after: HOUR, most: HOUR };
 
 fn start(path: &Path, times: GraceTimes) -> Broker {
-    Broker::serve(Server::with(path, stock(16), 64, times).unwrap(), path)
+    Broker::serve(Server::with(path, server_resources(16), 64, times).unwrap(), path)
 }
 
 #[test]
@@ -31,7 +31,7 @@ fn a_broker_that_takes_anothers_place_serves_those_that_come_back_first() {
 
     assert!(refused.to_string().contains("started again"), "{refused}");
     // It looks for the next broker when it notices that this one is gone.
-    hear_of(&client, |heard| heard == BrokerEvent::Attached { owed: 0 });
+    wait_for_event(&client, |heard| heard == BrokerEvent::Attached { owed: 0 });
     broker.wait_reserved(10);
     // It waits like all others for what it does not have.
     let refused = client.reserve(1).unwrap_err();
@@ -147,7 +147,7 @@ fn a_client_that_hung_up_finds_what_it_holds_free_when_it_comes_back() {
     let (_directory, path) = place();
     let gate = Arc::new(Gate::default());
     gate.state.lock().unwrap().held = 3;
-    let mut resources = stock(8);
+    let mut resources = server_resources(8);
     let geometry = Geometry::new(Bytes::kib(4), Bytes::kib(4)).unwrap();
     let supply = Box::new(Gated(Arc::clone(&gate)));
     resources.pool = Pool::new(geometry, Bytes::kib(64 * 8), supply).unwrap();
@@ -161,7 +161,7 @@ fn a_client_that_hung_up_finds_what_it_holds_free_when_it_comes_back() {
             role: Role::Holder,
             terms: terms.clone(),
         }));
-        assert!(matches!(raw.hear(), Some(Reply::Opened(_))));
+        assert!(matches!(raw.receive(), Some(Reply::Opened(_))));
         raw
     };
     let held: Vec<SlotIndex> = (0..4).map(SlotIndex).collect();
@@ -173,7 +173,7 @@ fn a_client_that_hung_up_finds_what_it_holds_free_when_it_comes_back() {
     let second = open();
     second.say(&Request::Adopt(held[..2].to_vec()));
 
-    let Some(Reply::Adopted(adopted)) = second.hear() else { panic!("refused") };
+    let Some(Reply::Adopted(adopted)) = second.receive() else { panic!("refused") };
     assert_eq!(adopted, [Some(SlotIndex(0)), Some(SlotIndex(1))]);
     gate.open();
     broker.wait_reserved(2);

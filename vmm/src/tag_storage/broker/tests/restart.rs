@@ -15,7 +15,7 @@ fn without_its_broker_a_vm_keeps_what_it_has_and_gets_nothing() {
 
     drop(broker);
 
-    hear_of(&client, |heard| heard == BrokerEvent::Detached);
+    wait_for_event(&client, |heard| heard == BrokerEvent::Detached);
     let refused = client.reserve(1).unwrap_err();
     assert!(matches!(refused, Error::Lost { .. } | Error::Detached { .. }), "{refused}");
     assert!(refused.to_string().contains("start it again"), "{refused}");
@@ -32,7 +32,7 @@ fn a_new_broker_takes_over_what_the_vms_hold() {
     let mut held: Vec<_> = clients.iter().map(|client| client.reserve(20).unwrap()).collect();
     drop(broker);
     for (client, slots) in clients.iter().zip(&mut held) {
-        hear_of(client, |heard| heard == BrokerEvent::Detached);
+        wait_for_event(client, |heard| heard == BrokerEvent::Detached);
         // What is freed meanwhile is not taken over.
         slots.drain(..5).for_each(|slot| client.free(slot));
     }
@@ -40,7 +40,7 @@ fn a_new_broker_takes_over_what_the_vms_hold() {
     let broker = Broker::start(&path, 64);
 
     for (client, slots) in clients.iter().zip(&mut held) {
-        hear_of(client, |heard| heard == BrokerEvent::Attached { owed: 0 });
+        wait_for_event(client, |heard| heard == BrokerEvent::Attached { owed: 0 });
         slots.extend(client.reserve(1).unwrap());
         assert_eq!((client.status().chunks, client.status().losses), (16, 1));
     }
@@ -60,26 +60,26 @@ fn a_broker_that_comes_back_as_another_is_not_used() {
     let (holder, borrower) = (connect(&path, "holder"), Client::borrow(&path, "borrower").unwrap());
     holder.reserve(4).unwrap();
     drop(broker);
-    hear_of(&holder, |heard| heard == BrokerEvent::Detached);
+    wait_for_event(&holder, |heard| heard == BrokerEvent::Detached);
 
-    let mut other = stock(64);
+    let mut other = server_resources(64);
     (other.terms.supply, other.terms.lend) = (SupplyName::Node(1), LendPolicy::Eager);
     let broker = Broker::serve(Server::with_places(&path, other, 64).unwrap(), &path);
 
     until("a reason", || {
-        borrower.hear(|_| {});
+        borrower.handle_events(|_| {});
         let refused = holder.reserve(1).unwrap_err().to_string();
         refused.contains("--supply ledger") && refused.contains("--supply node:1")
     });
     drop(broker);
-    let mut lends = stock(64);
+    let mut lends = server_resources(64);
     lends.terms.lend = LendPolicy::Balanced;
     let broker = Broker::serve(Server::with_places(&path, lends, 64).unwrap(), &path);
     // Who holds does not mind how others borrow.
-    hear_of(&holder, |heard| heard == BrokerEvent::Attached { owed: 0 });
+    wait_for_event(&holder, |heard| heard == BrokerEvent::Attached { owed: 0 });
     drop(broker);
     let broker = Broker::start(&path, 64);
-    hear_of(&borrower, is_attached);
+    wait_for_event(&borrower, is_attached);
     assert_eq!(broker.report().borrowers, [std::process::id()]);
 }
 
@@ -93,7 +93,7 @@ fn a_large_guest_comes_back_whole() {
 
     let broker = Broker::start(&path, 5000);
 
-    hear_of(&client, is_attached);
+    wait_for_event(&client, is_attached);
     assert_eq!(broker.report().pool.chunks.reserved, 4321);
 }
 
@@ -106,7 +106,7 @@ fn a_smaller_broker_leaves_a_debt_that_is_settled_by_freeing() {
     drop(broker);
 
     let broker = Broker::start(&path, 16);
-    hear_of(&client, |heard| heard == BrokerEvent::Attached { owed: 4 });
+    wait_for_event(&client, |heard| heard == BrokerEvent::Attached { owed: 4 });
     let refused = client.reserve(1).unwrap_err();
     assert!(refused.to_string().contains("256 KiB that this guest uses already"), "{refused}");
     assert_eq!((client.status().chunks, client.status().owed), (16, 4));
@@ -126,7 +126,7 @@ fn a_debt_is_settled_by_itself_when_others_free() {
     let client = connect(&path, "vm");
     client.reserve(10).unwrap();
     drop(broker);
-    hear_of(&client, |heard| heard == BrokerEvent::Detached);
+    wait_for_event(&client, |heard| heard == BrokerEvent::Detached);
 
     // Where another VM is faster, it has what this one had.
     let aside = path.with_file_name("aside");
@@ -134,11 +134,11 @@ fn a_debt_is_settled_by_itself_when_others_free() {
     let other = connect(&aside, "other");
     let slots = other.reserve(10).unwrap();
     std::fs::rename(&aside, &path).unwrap();
-    hear_of(&client, |heard| heard == BrokerEvent::Attached { owed: 4 });
-    hear_of(&other, |heard| matches!(heard, BrokerEvent::GiveBack { .. }));
+    wait_for_event(&client, |heard| heard == BrokerEvent::Attached { owed: 4 });
+    wait_for_event(&other, |heard| matches!(heard, BrokerEvent::RequestReclaim { .. }));
     slots.into_iter().take(5).for_each(|slot| other.free(slot));
 
-    hear_of(&client, |heard| heard == BrokerEvent::Attached { owed: 0 });
+    wait_for_event(&client, |heard| heard == BrokerEvent::Attached { owed: 0 });
     assert_eq!(client.status().chunks, 10);
     assert_eq!(crate::tag_storage::broker::report(&path).unwrap().pool.chunks.reserved, 15);
     drop(broker);
@@ -174,7 +174,7 @@ fn brokers_come_and_go_while_a_vm_works() {
         for _ in 0..10 {
             drop(broker.take());
             broker = Some(Broker::start(&path, 64));
-            hear_of(&client, is_attached);
+            wait_for_event(&client, is_attached);
         }
         stop.store(true, std::sync::atomic::Ordering::Relaxed);
         workers.into_iter().flat_map(|worker| worker.join().unwrap()).collect()
@@ -196,7 +196,7 @@ fn a_client_that_is_closed_does_not_come_back() {
     let client = connect(&path, "vm");
     client.reserve(3).unwrap();
     drop(broker);
-    hear_of(&client, |heard| heard == BrokerEvent::Detached);
+    wait_for_event(&client, |heard| heard == BrokerEvent::Detached);
 
     client.close();
     let broker = Broker::start(&path, 64);
@@ -228,7 +228,7 @@ fn the_thread_that_looks_for_a_broker_blocks_the_signals_that_end_a_vm() {
     let broker = Broker::start(&path, 64);
     let client = connect(&path, "vm");
     drop(broker);
-    hear_of(&client, |heard| heard == BrokerEvent::Detached);
+    wait_for_event(&client, |heard| heard == BrokerEvent::Detached);
 
     assert!(crate::tag_storage::reservation::testing::threads_block_signals("broker"));
 }

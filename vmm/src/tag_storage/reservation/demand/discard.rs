@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use arch::range::MemoryRange;
 
 use super::Shared;
-use crate::memory::{Outcome, Reservations};
+use crate::memory::{DiscardHooks, Outcome};
 use crate::tag_storage::chunk::{ChunkIndex, Covered, each, one};
 
 /// Frees the slots of the chunks that are discarded.
@@ -33,7 +33,7 @@ impl DiscardHandler {
     }
 }
 
-impl Reservations for DiscardHandler {
+impl DiscardHooks for DiscardHandler {
     fn before(&mut self, range: MemoryRange) {
         self.keep_all();
         let covered = Covered::by(range, self.shared.ram);
@@ -59,7 +59,7 @@ impl Reservations for DiscardHandler {
             self.shared.free(run);
         }
         for chunk in Covered::by(range, self.shared.ram).partly.into_iter().flatten() {
-            self.shared.free_if_vacant(chunk);
+            self.shared.free_if_absent(chunk);
         }
     }
 }
@@ -99,14 +99,14 @@ impl Shared {
     }
 
     /// Frees a populated chunk that turns out to have no page left.
-    fn free_if_vacant(&self, chunk: ChunkIndex) {
-        if !self.is_vacant(chunk) {
+    fn free_if_absent(&self, chunk: ChunkIndex) {
+        if !self.is_absent(chunk) {
             return;
         }
         if !self.begin_discard(chunk) {
             return;
         }
-        match self.arm(&one(chunk)) && self.is_vacant(chunk) {
+        match self.arm(&one(chunk)) && self.is_absent(chunk) {
             true => self.free(&[chunk]),
             false => self.keep(&[chunk]),
         }

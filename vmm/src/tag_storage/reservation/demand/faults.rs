@@ -272,7 +272,7 @@ impl Faults {
             }
             Some(at) if at.elapsed() >= self.limits.listen => {
                 // Busy or stopped it reads that later; waiting for a chunk itself it may never.
-                if !self.listener.is_heard() && self.shared.threads.contains(self.listening) {
+                if !self.listener.is_taken() && self.shared.threads.contains(self.listening) {
                     return Err(Error::Unheard);
                 }
             }

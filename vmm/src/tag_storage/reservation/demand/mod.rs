@@ -30,7 +30,7 @@ use thiserror::Error;
 
 use super::backend::{PoolClient, PoolClientError};
 use super::chunk_table::{ChunkTable, Discard, State};
-use crate::memory::{Backing, GuestRam, Vacancy};
+use crate::memory::{Backing, GuestRam, Residency};
 use crate::metrics::Counter;
 use crate::sys::thread;
 use crate::sys::uffd;
@@ -60,7 +60,7 @@ pub enum Error {
         "cannot see which guest memory is in use: reserve strictly, or mount /proc and use a kernel \
          with CONFIG_PROC_PAGE_MONITOR"
     )]
-    Vacancy(#[source] io::Error),
+    Residency(#[source] io::Error),
     /// A page is more than a chunk.
     #[error(
         "tag storage is reserved on demand in pieces of {CHUNK}, and this guest's memory has pages of \
@@ -129,7 +129,7 @@ pub trait Exhaustion: Send + Sync {
     fn expired(&self, chunk: ChunkIndex);
 
     /// Whether what was reported last has been read by the thread that acts on it.
-    fn is_heard(&self) -> bool;
+    fn is_taken(&self) -> bool;
 
     /// Nothing more is reserved, and the guest is no longer stopped: the VM is to end.
     fn failed(&self, why: &Error);
@@ -161,7 +161,7 @@ pub struct Demand {
 
 impl Demand {
     /// Watches this memory from now on. Nothing may have touched it before: not even the kernel is loaded.
-    /// That is done next, and concluded with [`loaded`](Self::loaded). A touch may wait for as long as
+    /// That is done next, and concluded with [`finish_loading`](Self::finish_loading). A touch may wait for as long as
     /// `deadline` until it is reported; [`Duration::MAX`] for ever.
     ///
     /// # Errors
@@ -202,7 +202,7 @@ impl Demand {
     ///
     /// # Errors
     /// Why there was none for all of it, once. Nothing is stopped or reserved any more then.
-    pub fn loaded(&self) -> Result<(), PoolClientError> {
+    pub fn finish_loading(&self) -> Result<(), PoolClientError> {
         match std::mem::replace(&mut *self.shared.loading(), Loading::Done) {
             Loading::Refused(why) => Err(why),
             Loading::Now | Loading::Done => Ok(()),
@@ -270,7 +270,7 @@ impl Drop for Demand {
 struct Shared {
     ram: MemoryRange,
     faults: ChunkFaults,
-    vacancy: Vacancy,
+    residency: Residency,
     pool: Arc<dyn PoolClient>,
     table: Mutex<ChunkTable>,
     /// A chunk is no longer Populating, or all is closed.
@@ -307,10 +307,10 @@ impl Shared {
         if ram.is_locked() {
             return Err(Error::Locked);
         }
-        let vacancy = Vacancy::new(ram.clone()).map_err(Error::Vacancy)?;
+        let residency = Residency::new(ram.clone()).map_err(Error::Residency)?;
         // The first chunk stands for all: it is where the kernel is loaded.
         let first = MemoryRange::new(range.base, CHUNK);
-        if vacancy.of(first).map_err(Error::Vacancy)? == Some(false) {
+        if residency.is_absent(first).map_err(Error::Residency)? == Some(false) {
             return Err(Error::InUse);
         }
         let anonymous = ram.backing() == Backing::Anonymous;
@@ -321,7 +321,7 @@ impl Shared {
         Ok(Self {
             ram: range,
             faults,
-            vacancy,
+            residency,
             pool,
             table: Mutex::new(ChunkTable::new(range.size.get() / CHUNK.get())),
             settled: Condvar::new(),
@@ -453,8 +453,10 @@ impl Shared {
     }
 
     /// Whether a chunk certainly has no page.
-    fn is_vacant(&self, chunk: ChunkIndex) -> bool {
-        self.vacancy.of(self.faults.range_of(chunk)).is_ok_and(|vacant| vacant == Some(true))
+    fn is_absent(&self, chunk: ChunkIndex) -> bool {
+        self.residency
+            .is_absent(self.faults.range_of(chunk))
+            .is_ok_and(|absent| absent == Some(true))
     }
 }
 

@@ -75,7 +75,7 @@ impl Exhaustion for Listener {
         self.add(Told::Expired(chunk));
     }
 
-    fn is_heard(&self) -> bool {
+    fn is_taken(&self) -> bool {
         true
     }
 
@@ -102,7 +102,7 @@ impl Guest {
         let hold = FakeHold::new(capacity);
         let listener = Arc::new(Listener::default());
         let demand = Demand::start(ram.clone(), hold.clone(), deadline, listener.clone()).unwrap();
-        demand.loaded().unwrap();
+        demand.finish_loading().unwrap();
         Self { ram, hold, demand, listener }
     }
 
@@ -324,7 +324,7 @@ fn a_releaser_that_is_told_no_end_leaves_memory_as_it_was() {
     if !may_catch_faults() {
         return;
     }
-    use crate::memory::Reservations as _;
+    use crate::memory::DiscardHooks as _;
     let guest = Guest::new(ram(8), 4);
     guest.ram.write_slice(&[1; 6 << 20], RAM_BASE).unwrap();
     let mut releaser = guest.demand.releaser();

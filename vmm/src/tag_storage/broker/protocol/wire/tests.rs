@@ -97,7 +97,7 @@ proptest! {
 
 #[test]
 fn a_notice_arrives_as_it_was_sent() {
-    for notice in [Notice::GiveBack { chunks: 7 }, Notice::Retry, Notice::StopReclaim] {
+    for notice in [Notice::RequestReclaim { chunks: 7 }, Notice::Retry, Notice::StopReclaim] {
         assert_eq!(Notice::decode(&notice.encode()), Ok(notice));
     }
 }

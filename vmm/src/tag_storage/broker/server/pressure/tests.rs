@@ -54,7 +54,7 @@ impl Bench {
 }
 
 fn ask(chunks: u32) -> Vec<Notice> {
-    vec![Notice::GiveBack { chunks }]
+    vec![Notice::RequestReclaim { chunks }]
 }
 
 #[test]
@@ -96,7 +96,7 @@ fn one_that_waits_itself_is_to_give_no_more() {
 
     bench.lacking(0, 1, now);
 
-    assert_eq!(bench.sent(0), [Notice::GiveBack { chunks: 1 }, Notice::StopReclaim]);
+    assert_eq!(bench.sent(0), [Notice::RequestReclaim { chunks: 1 }, Notice::StopReclaim]);
 }
 
 #[test]

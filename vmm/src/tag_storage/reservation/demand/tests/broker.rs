@@ -20,7 +20,7 @@ impl Exhaustion for Deaf {
         self.0.expired(chunk);
     }
 
-    fn is_heard(&self) -> bool {
+    fn is_taken(&self) -> bool {
         false
     }
 
@@ -44,7 +44,7 @@ fn a_broker_that_does_not_answer_holds_up_no_deadline_and_no_other_fault() {
     let limits = limits(Duration::from_millis(5), Duration::MAX);
     let demand =
         Demand::with_limits(ram.clone(), Arc::new(client), limits, listener.clone()).unwrap();
-    demand.loaded().unwrap();
+    demand.finish_loading().unwrap();
 
     thread::scope(|scope| {
         let touch = |chunk| {
@@ -87,7 +87,7 @@ fn a_vm_that_is_loaded_waits_for_its_broker() {
         side.serve(0);
     });
 
-    demand.loaded().unwrap();
+    demand.finish_loading().unwrap();
     assert_eq!(listener.all(), []);
 }
 
@@ -122,7 +122,7 @@ fn a_listener_that_is_busy_ends_no_vm() {
     let (ram, listener) = (ram(4), Arc::new(Deaf::default()));
     let (hold, limits) = (FakeHold::new(0), limits(Duration::ZERO, Duration::ZERO));
     let mut demand = Demand::with_limits(ram.clone(), hold, limits, listener.clone()).unwrap();
-    demand.loaded().unwrap();
+    demand.finish_loading().unwrap();
 
     thread::scope(|scope| {
         scope.spawn(|| ram.write_obj(1u8, at(1, 0)).unwrap());
@@ -147,7 +147,7 @@ fn a_listener_that_waits_for_tag_storage_itself_ends_the_vm() {
     let (ram, listener) = (ram(4), Arc::new(Deaf::default()));
     let (hold, limits) = (FakeHold::new(0), limits(Duration::ZERO, Duration::ZERO));
     let demand = Demand::with_limits(ram.clone(), hold, limits, listener.clone()).unwrap();
-    demand.loaded().unwrap();
+    demand.finish_loading().unwrap();
 
     // The thread that has started it is the one that listens.
     ram.write_obj(1u8, at(1, 0)).unwrap();

@@ -144,7 +144,7 @@ fn what_does_not_fit_while_the_guest_is_loaded_is_refused() {
             Demand::start(ram.clone(), hold.clone(), Duration::MAX, listener.clone()).unwrap();
 
         ram.write_slice(&[1; 6 << 20], RAM_BASE).unwrap();
-        let loaded = demand.loaded();
+        let loaded = demand.finish_loading();
 
         assert_eq!(loaded.is_ok(), capacity == 3, "{loaded:?}");
         assert_eq!((hold.live(), listener.all()), (capacity, vec![]));

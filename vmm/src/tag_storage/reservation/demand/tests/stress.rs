@@ -48,9 +48,9 @@ fn discard(reclaimer: &mut Reclaimer, numbers: &mut Numbers) {
 fn check(guest: &Guest) {
     guest.live();
     for chunk in 0..CHUNKS {
-        let vacant = guest.demand.shared.is_vacant(ChunkIndex(chunk));
+        let absent = guest.demand.shared.is_absent(ChunkIndex(chunk));
         match guest.state(chunk) {
-            State::Absent => assert!(vacant, "chunk {chunk} has pages and no slot"),
+            State::Absent => assert!(absent, "chunk {chunk} has pages and no slot"),
             State::Populated => {}
             other => panic!("chunk {chunk} is {other:?} at rest"),
         }

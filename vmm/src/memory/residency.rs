@@ -23,12 +23,12 @@ const SWAPPED: u64 = 1 << 62;
 
 /// Tells whether pieces of guest memory have pages, wherever those are now.
 #[derive(Debug)]
-pub(crate) struct Vacancy {
+pub(crate) struct Residency {
     ram: GuestRam,
     pagemap: File,
 }
 
-impl Vacancy {
+impl Residency {
     /// A view of this memory.
     ///
     /// # Errors
@@ -41,7 +41,7 @@ impl Vacancy {
     ///
     /// # Errors
     /// What the host answers; EINVAL for a range that is not of this memory.
-    pub(crate) fn of(&self, range: MemoryRange) -> io::Result<Option<bool>> {
+    pub(crate) fn is_absent(&self, range: MemoryRange) -> io::Result<Option<bool>> {
         let memory = self.ram.range();
         if !memory.encloses(&range) {
             return Err(io::ErrorKind::InvalidInput.into());
@@ -100,17 +100,17 @@ mod tests {
             let ram = ram(backing, false);
             let all = ram.range();
             let page = backing.page_size();
-            let vacancy = Vacancy::new(ram.clone()).unwrap();
-            assert_eq!(vacancy.of(all).unwrap(), Some(true));
+            let residency = Residency::new(ram.clone()).unwrap();
+            assert_eq!(residency.is_absent(all).unwrap(), Some(true));
             let last = MemoryRange::new(GuestAddress(all.end().0 - page.get()), page);
 
             for at in [all.base, GuestAddress(all.base.0 + (2 << 20)), last.base] {
                 ram.write_obj(1u8, at).unwrap();
                 let here = MemoryRange::new(at, page);
-                assert_eq!(vacancy.of(here).unwrap(), Some(false), "{backing}");
-                assert_eq!(vacancy.of(all).unwrap(), Some(false), "{backing}");
+                assert_eq!(residency.is_absent(here).unwrap(), Some(false), "{backing}");
+                assert_eq!(residency.is_absent(all).unwrap(), Some(false), "{backing}");
                 ram.discard(here).unwrap();
-                assert_eq!(vacancy.of(all).unwrap(), Some(true), "{backing}");
+                assert_eq!(residency.is_absent(all).unwrap(), Some(true), "{backing}");
             }
         }
     }
@@ -121,9 +121,9 @@ mod tests {
             let ram = ram(backing, false);
             let _: u8 = ram.read_obj(ram.range().base).unwrap();
 
-            let vacant = Vacancy::new(ram.clone()).unwrap().of(ram.range()).unwrap();
+            let absent = Residency::new(ram.clone()).unwrap().is_absent(ram.range()).unwrap();
 
-            assert_eq!(vacant, Some(false), "{backing}");
+            assert_eq!(absent, Some(false), "{backing}");
         }
     }
 
@@ -133,22 +133,22 @@ mod tests {
             let ram = ram(backing, true);
             let page = backing.page_size();
             ram.write_slice(&[1; 2 << 20], ram.range().base).unwrap();
-            let vacancy = Vacancy::new(ram.clone()).unwrap();
+            let residency = Residency::new(ram.clone()).unwrap();
             let chunk = MemoryRange::new(ram.range().base, Bytes::mib(2));
             let last = MemoryRange::new(GuestAddress(chunk.end().0 - page.get()), page);
 
             let most = MemoryRange::new(chunk.base, Bytes::new(chunk.size.get() - page.get()));
             ram.discard(most).unwrap();
-            assert_eq!(vacancy.of(chunk).unwrap(), Some(false), "{backing}");
+            assert_eq!(residency.is_absent(chunk).unwrap(), Some(false), "{backing}");
             ram.discard(last).unwrap();
-            assert_eq!(vacancy.of(chunk).unwrap(), Some(true), "{backing}");
+            assert_eq!(residency.is_absent(chunk).unwrap(), Some(true), "{backing}");
         }
     }
 
     #[test]
     fn a_range_outside_of_memory_is_an_error() {
         let ram = ram(Backing::Anonymous, false);
-        let vacancy = Vacancy::new(ram.clone()).unwrap();
+        let residency = Residency::new(ram.clone()).unwrap();
         let before = GuestAddress(ram.range().base.0 - 4096);
 
         for range in [
@@ -156,7 +156,7 @@ mod tests {
             MemoryRange::new(ram.range().end(), Bytes::kib(4)),
             MemoryRange::new(GuestAddress(u64::MAX - 4096), Bytes::kib(4)),
         ] {
-            assert!(vacancy.of(range).is_err(), "{range:?}");
+            assert!(residency.is_absent(range).is_err(), "{range:?}");
         }
     }
 }
