@@ -27,13 +27,14 @@ impl BorrowerConnections {
     /// When what is lent to it could not be taken back.
     pub(crate) fn add(&self, peer: PeerProcess) -> Result<Borrowing, node::BorrowerError> {
         let PeerProcess { pid, pidfd } = peer;
+        // Counted first, so that another connection of the process that ends now leaves it to the supply.
+        *self.lock().entry(pid).or_default() += 1;
+        let borrowing = Borrowing { borrowers: self.clone(), pid };
         if let Some(lent) = &self.lent {
             // Not with the list locked: it takes some system calls.
             lent.add_process(pid, pidfd.ok_or(node::BorrowerError::Missing(pid))?)?;
         }
-        let mut connections = self.lock();
-        *connections.entry(pid).or_default() += 1;
-        Ok(Borrowing { borrowers: self.clone(), pid })
+        Ok(borrowing)
     }
 
     /// The processes.
@@ -71,6 +72,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
+    use crate::testing::{Means, skip};
 
     #[test]
     fn a_process_is_there_for_as_long_as_one_of_its_connections() {
@@ -83,6 +85,35 @@ mod tests {
         assert_eq!(borrowers.pids(), [7, 8]);
         drop(second);
         assert_eq!(borrowers.pids(), [8]);
+    }
+
+    /// A VM that reconnects opens its new connection while its old one ends.
+    #[test]
+    fn a_process_stays_lent_to_while_another_of_its_connections_ends() {
+        let lent = node::BorrowerProcesses::default();
+        let borrowers = BorrowerConnections::of(lent.clone());
+        let pid = std::process::id();
+        let add = || {
+            let number = rustix::process::getpid();
+            let pidfd =
+                rustix::process::pidfd_open(number, rustix::process::PidfdFlags::empty()).unwrap();
+            borrowers.add(PeerProcess { pid, pidfd: Some(pidfd) })
+        };
+        if add().is_err() {
+            return skip(Means::PageMoves, "the kernel does not move pages of another process");
+        }
+        let reconnect = || {
+            for _ in 0..500 {
+                let _borrowing = add().unwrap();
+                assert_eq!(lent.len(), 1);
+            }
+        };
+
+        std::thread::scope(|scope| {
+            (0..3).for_each(|_| drop(scope.spawn(reconnect)));
+        });
+
+        assert!(lent.is_empty() && borrowers.pids().is_empty());
     }
 
     #[test]
