@@ -22,7 +22,7 @@ unsafe extern "C" {
     /// The first byte of the program, by the linker.
     safe static __executable_start: u8;
     /// The first byte behind its text, by the linker.
-    safe static __etext: u8;
+    safe static _etext: u8;
 }
 
 /// Gives them back. Other threads may run meanwhile. Advice that the kernel does not take changes nothing.
@@ -40,7 +40,7 @@ pub(crate) fn release() {
 fn release_text() {
     let page = rustix::param::page_size();
     let start = (&raw const __executable_start).addr() & !(page - 1);
-    let end = (&raw const __etext).addr() & !(page - 1);
+    let end = (&raw const _etext).addr() & !(page - 1);
     // SAFETY: the pages are unmodified pages of the program's file, so they read the same when they come back.
     // Between them are addresses that are not mapped, for which the kernel answers ENOMEM once it is done.
     let _ = unsafe { advise(start, end) };
