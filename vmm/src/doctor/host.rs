@@ -7,8 +7,8 @@ use arch::layout::CHUNK;
 use rustix::param::page_size;
 
 use super::Check;
-use crate::memory::huge_page_size;
 use crate::sys::caches;
+use crate::sys::huge_pages::huge_page_size;
 
 const THP: &str = "/sys/kernel/mm/transparent_hugepage/enabled";
 const NODES: &str = "/sys/devices/system/node";

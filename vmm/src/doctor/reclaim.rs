@@ -9,7 +9,7 @@ use rustix::param::page_size;
 
 use super::Check;
 use crate::backends::reporting;
-use crate::memory::huge_page_size;
+use crate::sys::huge_pages::huge_page_size;
 
 const THP: &str = "/sys/kernel/mm/transparent_hugepage";
 const POOL: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB";

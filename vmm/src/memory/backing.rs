@@ -1,9 +1,7 @@
 //! What guest memory is made of, and the file behind it where it has one.
 
 use std::fmt;
-use std::fs;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
 
 use arch::units::Bytes;
 use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags, SeekFrom};
@@ -34,6 +32,15 @@ pub enum Backing {
 }
 
 impl Backing {
+    /// Its name on the command line.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Anonymous => "anonymous",
+            Self::Memfd => "memfd",
+            Self::Hugetlbfs { .. } => "hugetlbfs",
+        }
+    }
+
     /// The size of the pages in which it can be given back.
     pub fn page_size(self) -> Bytes {
         match self {
@@ -55,12 +62,21 @@ impl Backing {
 
 impl fmt::Display for Backing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Anonymous => "anonymous",
-            Self::Memfd => "memfd",
-            Self::Hugetlbfs { .. } => "hugetlbfs",
-        })
+        f.write_str(self.name())
     }
+}
+
+/// What guest memory is like.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Attributes {
+    /// Mapped with PROT_MTE, so that it shows as such in smaps and a kernel that manages tag storage can
+    /// act on it. KVM wants it possible, not set, for a guest with MTE.
+    pub tags: bool,
+    /// Backed by transparent huge pages wherever the host can. Of a memfd it is only asked: the host's
+    /// /sys/kernel/mm/transparent_hugepage/shmem_enabled must say `advise` or more. Nothing to hugetlbfs.
+    pub huge_pages: bool,
+    /// What it is made of.
+    pub backing: Backing,
 }
 
 /// The file that holds guest memory.
@@ -87,13 +103,13 @@ impl MemoryFile {
             (Backing::Hugetlbfs { page }, Errno::NODEV | Errno::NOENT) => {
                 Error::NoSuchHugePages { page, source: errno.into() }
             }
-            _ => Error::File { size, backing, source: errno.into() },
+            _ => Error::File { size, backing: backing.name(), source: errno.into() },
         })?;
         // Its length is memory that this process touches: nobody who is given it may cut it short.
         let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
         rustix::fs::ftruncate(&file, size.get())
             .and_then(|()| rustix::fs::fcntl_add_seals(&file, seals))
-            .map_err(|errno| Error::File { size, backing, source: errno.into() })?;
+            .map_err(|errno| Error::File { size, backing: backing.name(), source: errno.into() })?;
         Ok(Some(Self { file, knows_holes }))
     }
 
@@ -150,22 +166,6 @@ fn huge_flags(page: Bytes, size: Bytes) -> Result<MemfdFlags, Error> {
     Ok(MemfdFlags::HUGETLB | MemfdFlags::from_bits_retain(logarithm << HUGE_SHIFT))
 }
 
-/// Where the host tells of its pool of huge pages of one size
-/// (Documentation/admin-guide/mm/hugetlbpage.rst).
-pub(super) fn pool(page: Bytes) -> PathBuf {
-    format!("/sys/kernel/mm/hugepages/hugepages-{}kB", page.get() >> 10).into()
-}
-
-/// How many huge pages of a size are neither used nor promised, if that can be read.
-pub(super) fn free_huge_pages(page: Bytes) -> Option<u64> {
-    let number = |name| {
-        fs::read_to_string(pool(page).join(name)).ok().and_then(|text| text.trim().parse().ok())
-    };
-    let free: u64 = number("free_hugepages")?;
-    let promised: u64 = number("resv_hugepages")?;
-    Some(free.saturating_sub(promised))
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -204,7 +204,7 @@ mod tests {
     #[test]
     fn a_punched_range_reads_zero_and_its_neighbours_stay() {
         let memory = memfd();
-        let file = fs::File::from(memory.file().try_clone().unwrap());
+        let file = std::fs::File::from(memory.file().try_clone().unwrap());
         file.write_all_at(&vec![7; SIZE.get() as usize], 0).unwrap();
         let page = Backing::Memfd.page_size().get();
 
@@ -223,7 +223,7 @@ mod tests {
     #[test]
     fn pages_that_stay_are_told() {
         let memory = memfd();
-        let file = fs::File::from(memory.file().try_clone().unwrap());
+        let file = std::fs::File::from(memory.file().try_clone().unwrap());
         let page = Backing::Memfd.page_size().get();
         file.write_all_at(&[7], 2 * page).unwrap();
 

@@ -5,7 +5,7 @@ use std::io;
 use arch::units::Bytes;
 use thiserror::Error;
 
-use super::backing::Backing;
+use crate::sys::huge_pages::pool;
 
 /// Why guest memory could not be made, or not be locked.
 #[derive(Debug, Error)]
@@ -31,7 +31,7 @@ pub enum Error {
         /// The size asked for.
         size: Bytes,
         /// What the memory was to be made of.
-        backing: Backing,
+        backing: &'static str,
         /// The system's reason.
         #[source]
         source: io::Error,
@@ -62,7 +62,7 @@ pub enum Error {
          of them (as root: echo NUMBER > {}), or use another --memory-backing",
         .size.get() / .page.get().max(1),
         .free.map_or("fewer".to_owned(), |free| format!("{free} to give")),
-        super::backing::pool(*.page).join("nr_hugepages").display()
+        pool(*.page).join("nr_hugepages").display()
     )]
     HugePages {
         /// The size asked for.
@@ -79,11 +79,13 @@ pub enum Error {
     #[error(
         "the host's kernel gives no tags to {backing} memory: that takes Linux {} or newer; use \
          --memory-backing anonymous, or --mte off",
-        .backing.mte_since()
+        .since
     )]
     Tags {
         /// What the memory was to be made of.
-        backing: Backing,
+        backing: &'static str,
+        /// The first Linux that gives tags to it.
+        since: &'static str,
         /// The system's reason.
         #[source]
         source: io::Error,
@@ -94,7 +96,7 @@ pub enum Error {
         /// The size asked for.
         size: Bytes,
         /// What it was to be made of.
-        backing: Backing,
+        backing: &'static str,
         /// The system's reason.
         #[source]
         source: io::Error,

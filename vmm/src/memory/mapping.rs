@@ -2,7 +2,6 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::path::Path;
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -13,19 +12,12 @@ use rustix::mm::{
     Advice, MapFlags, ProtFlags, madvise, mlock, mmap, mmap_anonymous, munlock, munmap,
 };
 
-use super::backing::{Backing, MemoryFile, free_huge_pages};
+use super::backing::{Attributes, Backing, MemoryFile};
 use super::error::Error;
-use super::ram::Attributes;
-use crate::sys::small_file;
+use crate::sys::huge_pages::{free_huge_pages, huge_page_size};
 
 /// `PROT_MTE` of arch/arm64/include/uapi/asm/mman.h; the libc crate has it for glibc only.
 const PROT_MTE: u32 = 0x20;
-
-/// The size of the host's transparent huge pages, if it has any.
-pub(crate) fn huge_page_size() -> Option<Bytes> {
-    let text = small_file::text(Path::new("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size"))?;
-    text.trim().parse().ok().map(Bytes::new)
-}
 
 /// Guest memory in this process, unmapped when dropped.
 ///
@@ -72,7 +64,7 @@ impl Mapping {
         let mapping = Self { reserved, length, file, page, locked: AtomicBool::new(false) };
         mapping.advise_all(attributes).map_err(|errno| Error::Map {
             size,
-            backing,
+            backing: backing.name(),
             source: errno.into(),
         })?;
         Ok(mapping)
@@ -229,8 +221,10 @@ fn map_error(size: Bytes, attributes: Attributes, errno: Errno) -> Error {
             Error::HugePages { size, page, free: free_huge_pages(page), source }
         }
         // arch_validate_flags in arch/arm64/include/asm/mman.h: PROT_MTE where it cannot be.
-        (_, Errno::INVAL) if tags => Error::Tags { backing, source },
-        _ => Error::Map { size, backing, source },
+        (_, Errno::INVAL) if tags => {
+            Error::Tags { backing: backing.name(), since: backing.mte_since(), source }
+        }
+        _ => Error::Map { size, backing: backing.name(), source },
     }
 }
 

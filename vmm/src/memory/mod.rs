@@ -13,11 +13,10 @@ pub mod reclaim;
 mod residency;
 pub mod tag_checks;
 
-pub use backing::Backing;
+pub use backing::{Attributes, Backing};
 pub use error::Error;
 pub use footprint::Footprint;
 pub use load::{Error as LoadError, Loaded, load};
-pub(crate) use mapping::huge_page_size;
-pub use ram::{Attributes, GuestRam, Region, Regions};
+pub use ram::{GuestRam, Region, Regions};
 pub use reclaim::{DiscardHooks, NoHooks, Outcome, Reclaimer};
 pub(crate) use residency::Residency;

@@ -15,23 +15,10 @@ use vm_memory::{
     MemoryRegionAddress, VolatileSlice,
 };
 
-use super::backing::{Backing, MemoryFile};
+use super::backing::{Attributes, Backing, MemoryFile};
 use super::error::Error;
 use super::mapping::Mapping;
 use crate::sys::fatal;
-
-/// What guest memory is like.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub struct Attributes {
-    /// Mapped with PROT_MTE, so that it shows as such in smaps and a kernel that manages tag storage can
-    /// act on it. KVM wants it possible, not set, for a guest with MTE.
-    pub tags: bool,
-    /// Backed by transparent huge pages wherever the host can. Of a memfd it is only asked: the host's
-    /// /sys/kernel/mm/transparent_hugepage/shmem_enabled must say `advise` or more. Nothing to hugetlbfs.
-    pub huge_pages: bool,
-    /// What it is made of.
-    pub backing: Backing,
-}
 
 /// The guest's memory: one region from [`RAM_BASE`] up, without holes.
 ///

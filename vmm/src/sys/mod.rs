@@ -1,7 +1,8 @@
-//! System calls, wrapped; nobody's policy.
+//! System calls, wrapped, without policy.
 
 pub(crate) mod caches;
 pub mod fatal;
+pub(crate) mod huge_pages;
 pub(crate) mod nonblocking;
 pub(crate) mod numa;
 pub(crate) mod peer;

@@ -16,8 +16,8 @@ use thiserror::Error;
 
 use self::scan::{PageRegion, ScanPages};
 use super::backing::Backing;
-use super::mapping::huge_page_size;
 use super::ram::GuestRam;
+use crate::sys::huge_pages::huge_page_size;
 
 pub use meter::Meter;
 

@@ -10,7 +10,8 @@ use devices::ports::{GuestRange, Reclaim as _};
 use vm_memory::{Bytes as _, GuestAddress};
 
 use super::*;
-use crate::memory::{Footprint, Reclaimer, huge_page_size};
+use crate::memory::{Footprint, Reclaimer};
+use crate::sys::huge_pages::huge_page_size;
 use crate::tag_storage::pool::{LeaseTerms, Pool};
 use crate::tag_storage::reservation::Embedded;
 use crate::tag_storage::reservation::testing::{

@@ -41,7 +41,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::{Observation, Supply, SupplyName, TakeError};
-use crate::memory::huge_page_size;
+use crate::sys::huge_pages::huge_page_size;
 use borrower::{Effort, Route, Stop};
 use borrowers::Act;
 pub use borrowers::{BorrowerError, BorrowerProcesses, MAX_BORROWERS};
