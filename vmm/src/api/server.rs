@@ -7,6 +7,7 @@ use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 
 use super::Controller;
 use super::connection::{Connection, Disposition};
+use crate::sys::accept::{AcceptPause, Remedy};
 use crate::sys::unix_socket::{Error, Socket};
 
 /// Clients served at once, as many as Firecracker serves. With the bounds of one connection this
@@ -24,6 +25,7 @@ pub(crate) const MAX_CONNECTIONS: usize = 10;
 #[derive(Debug)]
 pub struct Server<C> {
     socket: Socket,
+    pause: AcceptPause,
     connections: Vec<Entry>,
     /// Counts events; stands for the time in [`Entry::last_used`].
     clock: u64,
@@ -47,7 +49,10 @@ impl<C: Controller> Server<C> {
     /// kernel refuses.
     pub fn bind(path: &Path, controller: C) -> Result<Self, Error> {
         let socket = Socket::bind(path)?;
-        Ok(Self { socket, connections: Vec::new(), clock: 0, registered: Ok(()), controller })
+        let pause =
+            AcceptPause::new().map_err(|source| Error::Create { path: path.to_owned(), source })?;
+        let connections = Vec::new();
+        Ok(Self { socket, pause, connections, clock: 0, registered: Ok(()), controller })
     }
 
     /// Whether the event loop took the socket when the server was registered, which
@@ -64,10 +69,14 @@ impl<C: Controller> Server<C> {
         &mut self.controller
     }
 
+    fn event(&self) -> Events {
+        Events::new(self.socket.listener(), EventSet::IN)
+    }
+
     /// One client; if more wait, the listener announces itself again.
     fn accept(&mut self, ops: &mut EventOps<'_>) {
-        match self.socket.listener().accept() {
-            Ok((stream, _)) => {
+        match self.socket.accept() {
+            Ok(stream) => {
                 if stream.set_nonblocking(true).is_err() {
                     return;
                 }
@@ -81,9 +90,11 @@ impl<C: Controller> Server<C> {
                     self.connections.push(Entry { connection, interest, last_used });
                 }
             }
-            Err(error) if Socket::is_out_of_descriptors(&error) => self.refuse(ops),
-            // The client went away while it waited, or the kernel is short of memory.
-            Err(_) => {}
+            Err(error) => match Remedy::for_accept(&error) {
+                Remedy::TurnAway => self.refuse(ops),
+                Remedy::Pause => self.pause.start(self.event(), ops),
+                Remedy::None => {}
+            },
         }
     }
 
@@ -139,13 +150,16 @@ impl<C: Controller> MutEventSubscriber for Server<C> {
         self.clock += 1;
         if events.fd() == self.socket.listener().as_raw_fd() {
             self.accept(ops);
+        } else if events.fd() == self.pause.as_raw_fd() {
+            self.pause.end(self.event(), ops);
         } else {
             self.serve(events.fd(), ops);
         }
     }
 
     fn init(&mut self, ops: &mut EventOps<'_>) {
-        self.registered = ops.add(Events::new(self.socket.listener(), EventSet::IN));
+        let pause = Events::new(&self.pause, EventSet::IN);
+        self.registered = ops.add(self.event()).and_then(|()| ops.add(pause));
     }
 }
 

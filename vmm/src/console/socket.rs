@@ -13,6 +13,7 @@ use rustix::net::{SendFlags, send};
 
 use super::Error;
 use super::input::Feeder;
+use crate::sys::accept::{AcceptPause, Remedy};
 use crate::sys::unix_socket::Socket;
 
 /// The attached client, shared between the event loop, which attaches it, and the vCPU that writes.
@@ -48,6 +49,7 @@ impl Client {
 /// The console's socket, on the event loop. Its file goes with it.
 pub struct Listener {
     socket: Socket,
+    pause: AcceptPause,
     client: Client,
     feeder: Option<Feeder>,
     attached: Option<RawFd>,
@@ -57,15 +59,18 @@ pub struct Listener {
 const LISTENER: u32 = 0;
 const CLIENT: u32 = 1;
 const DRAINED: u32 = 2;
+const PAUSED: u32 = 3;
 
 impl Listener {
     /// Listens on `path`.
     ///
     /// # Errors
-    /// When the socket cannot be made there.
+    /// When the socket cannot be made there, or the host gives no timer.
     pub fn bind(path: &Path) -> Result<Self, Error> {
         let socket = Socket::bind(path)?;
-        Ok(Self { socket, client: Client::default(), feeder: None, attached: None, watched: false })
+        let pause = AcceptPause::new().map_err(Error::Event)?;
+        let client = Client::default();
+        Ok(Self { socket, pause, client, feeder: None, attached: None, watched: false })
     }
 
     /// The client's side for the guest's output.
@@ -82,13 +87,21 @@ impl Listener {
         Ok(())
     }
 
+    fn event(&self) -> Events {
+        Events::with_data(self.socket.listener(), LISTENER, EventSet::IN)
+    }
+
     /// Attaches the next client; one that comes while another is attached is turned away.
     fn accept(&mut self, ops: &mut EventOps<'_>) {
-        let stream = match self.socket.listener().accept() {
-            Ok((stream, _)) => stream,
-            Err(error) if Socket::is_out_of_descriptors(&error) => return self.socket.turn_away(),
-            // The client went away while it waited.
-            Err(_) => return,
+        let stream = match self.socket.accept() {
+            Ok(stream) => stream,
+            Err(error) => {
+                return match Remedy::for_accept(&error) {
+                    Remedy::TurnAway => self.socket.turn_away(),
+                    Remedy::Pause => self.pause.start(self.event(), ops),
+                    Remedy::None => {}
+                };
+            }
         };
         if self.client.has_gone() {
             self.detach(ops);
@@ -156,9 +169,9 @@ impl Listener {
 
 impl MutEventSubscriber for Listener {
     fn init(&mut self, ops: &mut EventOps<'_>) {
-        let listener = Events::with_data(self.socket.listener(), LISTENER, EventSet::IN);
-        // Without the listener's event nobody can attach; the guest runs all the same.
-        let _ = ops.add(listener);
+        // Without the listener's event no client can attach; the guest runs all the same.
+        let _ = ops.add(self.event());
+        let _ = ops.add(Events::with_data(&self.pause, PAUSED, EventSet::IN));
         if let Some(feeder) = &self.feeder {
             let _ = ops.add(Events::with_data(feeder.drained(), DRAINED, EventSet::IN));
         }
@@ -168,6 +181,7 @@ impl MutEventSubscriber for Listener {
         match events.data() {
             LISTENER => self.accept(ops),
             CLIENT => self.receive(ops),
+            PAUSED => self.pause.end(self.event(), ops),
             _ => {
                 if let Some(feeder) = &self.feeder {
                     // Nothing is lost if it is not raised any more.

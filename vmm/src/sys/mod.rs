@@ -1,5 +1,6 @@
 //! System calls, wrapped, without policy.
 
+pub(crate) mod accept;
 pub(crate) mod caches;
 pub mod fatal;
 pub(crate) mod huge_pages;

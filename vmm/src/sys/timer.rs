@@ -10,6 +10,7 @@ use rustix::time::{
 };
 
 /// A timer, stopped at first. Its descriptor is readable once it went off, until [`Timer::take`].
+#[derive(Debug)]
 pub struct Timer(OwnedFd);
 
 impl Timer {
@@ -38,7 +39,7 @@ impl Timer {
         self.set(period, period)
     }
 
-    /// Whether it went off since the last call. If it was set anew meanwhile, it has nothing to say yet.
+    /// Whether it went off since the last call. Setting it anew clears an expiry that was not taken.
     pub fn take(&self) -> bool {
         rustix::io::read(&self.0, &mut [0; 8]).is_ok()
     }

@@ -109,6 +109,9 @@ pub struct Socket {
     has_replaced: bool,
     /// Removes the file where a fault ends the process, unless it is to stay.
     _on_fault: Option<OnFault>,
+    /// The error that the next accepts fail with; zero for none.
+    #[cfg(test)]
+    accept_error: std::sync::Arc<std::sync::atomic::AtomicI32>,
 }
 
 impl Socket {
@@ -155,7 +158,34 @@ impl Socket {
         let file = File::at(path);
         let goes = file.as_ref().filter(|_| !kind.stays_after_fault);
         let on_fault = goes.and_then(|it| OnFault::remove(&it.path, it.device, it.inode));
-        Ok(Self { listener, spare, file, has_replaced, _on_fault: on_fault })
+        Ok(Self {
+            listener,
+            spare,
+            file,
+            has_replaced,
+            _on_fault: on_fault,
+            #[cfg(test)]
+            accept_error: std::sync::Arc::default(),
+        })
+    }
+
+    /// Accepts the next client. What may be done about an error: [`Remedy`](super::accept::Remedy).
+    ///
+    /// # Errors
+    /// As accept(2).
+    pub fn accept(&self) -> io::Result<UnixStream> {
+        #[cfg(test)]
+        match self.accept_error.load(std::sync::atomic::Ordering::SeqCst) {
+            0 => {}
+            errno => return Err(io::Error::from_raw_os_error(errno)),
+        }
+        self.listener.accept().map(|(stream, _)| stream)
+    }
+
+    /// What [`accept`](Self::accept) is to fail with, as the kernel's want of memory cannot be arranged.
+    #[cfg(test)]
+    pub(crate) fn accept_error(&self) -> std::sync::Arc<std::sync::atomic::AtomicI32> {
+        std::sync::Arc::clone(&self.accept_error)
     }
 
     /// Turns the waiting client away after `accept` has failed for want of a descriptor: otherwise the
@@ -165,11 +195,6 @@ impl Socket {
         // Accepted and closed at once.
         let _ = self.listener.accept();
         self.spare = self.listener.try_clone().ok().map(OwnedFd::from);
-    }
-
-    /// Whether `accept` failed for want of a descriptor.
-    pub fn is_out_of_descriptors(error: &io::Error) -> bool {
-        matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
     }
 
     /// Whether it took the place of a socket that a dead process left.

@@ -7,7 +7,9 @@
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use event_manager::{EventManager, SubscriberOps};
 use proptest::prelude::*;
@@ -423,5 +425,25 @@ proptest! {
         house.settle();
         house.assert_serves();
         prop_assert!(house.connections() <= MAX_CONNECTIONS);
+    }
+}
+
+#[test]
+fn a_kernel_short_of_memory_does_not_make_the_server_spin() {
+    for errno in [libc::ENOMEM, libc::ENOBUFS] {
+        let mut house = House::new();
+        let accept_error = house.server.lock().unwrap().socket.accept_error();
+        accept_error.store(errno, Ordering::SeqCst);
+        let mut stream = house.connect();
+        stream.write_all(GET.as_bytes()).unwrap();
+
+        accept_error.store(0, Ordering::SeqCst);
+
+        let limit = Instant::now() + Duration::from_secs(30);
+        while house.server.lock().unwrap().connections.is_empty() {
+            assert!(Instant::now() < limit, "the client is not accepted");
+            house.manager.run_with_timeout(10).unwrap();
+        }
+        assert!(house.receive(&mut stream).0.starts_with("HTTP/1.1 200"));
     }
 }

@@ -2,6 +2,7 @@
 
 use std::io::{ErrorKind, Write};
 use std::os::unix::fs::PermissionsExt;
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;
 
 use event_manager::{EventManager, SubscriberOps};
@@ -16,6 +17,8 @@ struct Bench {
     events: EventManager<Box<dyn MutEventSubscriber>>,
     serial: Arc<Mutex<Serial>>,
     output: Output,
+    /// What accepting fails with.
+    accept_error: Arc<AtomicI32>,
 }
 
 impl Bench {
@@ -23,11 +26,12 @@ impl Bench {
         let directory = tempfile::tempdir().unwrap();
         let serial = serial();
         let mut listener = Listener::bind(&directory.path().join("console")).unwrap();
+        let accept_error = listener.socket.accept_error();
         let output = Output::client(listener.client());
         listener.feed(Arc::clone(&serial)).unwrap();
         let mut events = EventManager::<Box<dyn MutEventSubscriber>>::new().unwrap();
         events.add_subscriber(Box::new(listener));
-        Self { directory, events, serial, output }
+        Self { directory, events, serial, output, accept_error }
     }
 
     fn path(&self) -> std::path::PathBuf {
@@ -95,6 +99,21 @@ fn a_second_client_is_turned_away_and_the_first_stays() {
     assert!(is_closed(&second));
     bench.output.write_all(b"x").unwrap();
     first.read_exact(&mut [0]).unwrap();
+}
+
+#[test]
+fn a_kernel_short_of_memory_leaves_the_loop_idle_and_the_client_attaches_later() {
+    for errno in [libc::ENOMEM, libc::ENOBUFS] {
+        let mut bench = Bench::new();
+        bench.accept_error.store(errno, Ordering::SeqCst);
+        let mut client = bench.connect();
+        assert!(bench.output.write(b"x").is_err(), "no client is attached");
+
+        bench.accept_error.store(0, Ordering::SeqCst);
+
+        turn_until(&mut bench.events, || bench.output.write(b"x").is_ok());
+        client.read_exact(&mut [0]).unwrap();
+    }
 }
 
 #[test]

@@ -19,6 +19,7 @@ use super::grace::{Grace, GraceTimes, RestartMark};
 use super::pressure::Number;
 use super::session::Session;
 use super::state::{ServerResources, ServerState};
+use crate::sys::accept::Remedy;
 use crate::sys::thread;
 use crate::sys::unix_socket::{self, Kind, Socket};
 use crate::sys::{peer, seqpacket};
@@ -71,27 +72,6 @@ pub enum Error {
     /// The host gives no events.
     #[error("the broker cannot wait for its clients")]
     Events(#[source] io::Error),
-}
-
-/// What to do when a connection cannot be accepted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Remedy {
-    /// Accept and close it: there is no descriptor for it.
-    TurnAway,
-    /// Wait a moment: the kernel is short of memory, and the listener stays readable.
-    Pause,
-    /// The client went away while it waited.
-    None,
-}
-
-impl Remedy {
-    fn for_accept(error: &io::Error) -> Self {
-        match error.raw_os_error() {
-            _ if Socket::is_out_of_descriptors(error) => Self::TurnAway,
-            Some(libc::ENOMEM | libc::ENOBUFS) => Self::Pause,
-            _ => Self::None,
-        }
-    }
 }
 
 /// A connection's place among the others, given up on drop.
@@ -203,8 +183,8 @@ impl Server {
                 return Ok(());
             }
             self.state.tick(Instant::now());
-            match self.socket.listener().accept() {
-                Ok((stream, _)) => self.welcome(OwnedFd::from(stream), scope),
+            match self.socket.accept() {
+                Ok(stream) => self.welcome(OwnedFd::from(stream), scope),
                 Err(error) => match Remedy::for_accept(&error) {
                     Remedy::TurnAway => {
                         self.state.turned_away.add(1);
@@ -272,24 +252,4 @@ fn places() -> usize {
 fn owner(path: &Path) -> Option<u32> {
     let socket = seqpacket::connect(path, Duration::from_millis(100)).ok()?;
     peer::pid(&socket).ok()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn without_memory_for_a_connection_the_broker_pauses() {
-        let remedy = |errno| Remedy::for_accept(&io::Error::from_raw_os_error(errno));
-
-        for errno in [libc::ENOMEM, libc::ENOBUFS] {
-            assert_eq!(remedy(errno), Remedy::Pause);
-        }
-        for errno in [libc::EMFILE, libc::ENFILE] {
-            assert_eq!(remedy(errno), Remedy::TurnAway);
-        }
-        for errno in [libc::ECONNABORTED, libc::EAGAIN, libc::EINTR] {
-            assert_eq!(remedy(errno), Remedy::None);
-        }
-    }
 }
