@@ -89,7 +89,7 @@ impl Mix {
         // Huge pages for all, or the figures would be about luck.
         fs::write("/proc/sys/vm/compact_memory", "1").unwrap();
         let (chunks, evictions) = count(&self.broker);
-        // Nobody else's instructions count.
+        // Only this thread's instructions count.
         self.lodger.client().pause().unwrap();
         let took = self.owner.order(&format!("touch {TOUCHED}"), "touched")["took_ns"].as_u64();
         self.lodger.client().resume().unwrap();

@@ -279,7 +279,7 @@ fn demand_against_strict_at_the_start_and_at_512_mib_touched() {
 }
 
 /// Linux takes and clears a huge page before it sees that the touch is caught, and throws it away. Debian's
-/// kernel clears each page twice, unless it is told not to.
+/// kernel clears each page twice, unless a parameter forbids it.
 #[test]
 fn demand_against_strict_on_a_host_that_clears_pages_once() {
     compare("init_on_alloc=0");

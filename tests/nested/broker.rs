@@ -162,7 +162,7 @@ fn each_on_exhausted_does_what_it_says_beside_another_vm() {
         println!("paused: {reason}");
         show(&broker, "exhausted");
 
-        // Its memory free, the one that is paused goes on by itself.
+        // Its memory free, the one that is paused resumes by itself.
         assert_eq!(first.order("free", "freed")["wrong"], 0);
         first.stop();
         paused.report("touched");
@@ -213,7 +213,7 @@ fn guests_survive_their_broker_and_the_next_one_takes_them_over() {
         let before = reserved(&broker, "vm");
 
         broker.kill();
-        // It goes on with what it has, and waits for what it has not.
+        // It runs with what it has, and waits for the rest.
         assert!(guest.order("figures", "figures")["free_kib"].as_u64().unwrap() > 0);
         guest.type_line("touch 100");
         until("a touch that waits for the broker", || {

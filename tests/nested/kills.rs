@@ -88,7 +88,7 @@ impl Host {
         self.scratch.join(SOCKET)
     }
 
-    /// Waits for a moment that nobody has chosen.
+    /// Waits for a random moment.
     fn pass(&mut self, longest: Duration) {
         std::thread::sleep(self.dice.time(longest));
     }
@@ -125,7 +125,7 @@ impl Host {
         })
     }
 
-    /// Nobody is left, nor anything of anybody.
+    /// No process is left, nor anything that one held.
     fn is_whole(&self) {
         let report = self.has_only(&[], &[]);
         assert_eq!(report.pool.chunks.reserved, 0, "{report:?}");

@@ -30,7 +30,7 @@ fn guest_ram_has_tags_and_huge_pages_and_every_touched_page_is_tagged() {
         }
         assert_eq!(ram.addresses.start % (2 << 20), 0, "{ram:x?}");
         assert!(ram.resident >= TOUCHED << 20, "{ram:?}");
-        // The kernel and its own memory beside it: some 55 MiB. The rest is nobody's.
+        // The kernel and its own memory beside it: some 55 MiB. The rest is unused.
         assert!(ram.resident < (TOUCHED + 90) << 20, "{ram:?}");
         assert_eq!(ram.huge, ram.resident, "{ram:?}");
         let page = rustix::param::page_size() as u64;

@@ -220,7 +220,7 @@ fn a_guest_that_may_wait_goes_on_waiting_and_can_be_paused_and_ended() {
         client.stop().unwrap();
         let finished = guest.finish();
         assert_eq!(finished.code, Some(12), "{finished:#?}");
-        for words in ["waits for tag storage", "goes on waiting"] {
+        for words in ["waits for tag storage", "keeps waiting"] {
             assert!(finished.messages.contains(words), "{words}: {finished:#?}");
         }
     });

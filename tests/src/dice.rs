@@ -12,7 +12,7 @@ impl Dice {
         Self(seed)
     }
 
-    /// A sequence that nobody has seen. It says its seed.
+    /// A sequence with a fresh seed, which is printed.
     pub fn new() -> Self {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let seed = (now.as_nanos() as u64) ^ u64::from(std::process::id()).rotate_left(32);

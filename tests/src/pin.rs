@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use rustix::pipe::{IoSliceRaw, PipeFlags, SpliceFlags, pipe_with, vmsplice};
 use vmm::memory::GuestRam;
 
-/// The first pages of a memory, in pipes that nobody reads: pinned until this is dropped.
+/// The first pages of a memory, in pipes without a reader: pinned until this is dropped.
 pub struct Pinned {
     _pipes: Vec<(OwnedFd, OwnedFd)>,
     _ram: GuestRam,

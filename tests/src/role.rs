@@ -12,7 +12,7 @@ pub(crate) struct Role {
 }
 
 impl Role {
-    /// Starts the program for the test of this name, with a variable that tells it what it is.
+    /// Starts the program for the test of this name, with a variable that names its role.
     pub(crate) fn start(test: &str, variable: &str, role: &str) -> Self {
         let mut child = Command::new(env::current_exe().unwrap())
             .args(["--exact", test, "--nocapture"])

@@ -35,7 +35,7 @@ pub enum ExitStatus {
     NoInput = 66,
     /// The host lacks what the VM needs: KVM, MTE, the architecture, vCPUs, memory (`EX_UNAVAILABLE`).
     Unavailable = 69,
-    /// The VMM met an exit nobody handles, or an error of its own (`EX_SOFTWARE`).
+    /// The VMM met an exit that it does not handle, or an error of its own (`EX_SOFTWARE`).
     VmmFault = 70,
     /// A console or a socket cannot be created (`EX_CANTCREAT`).
     CannotCreate = 73,

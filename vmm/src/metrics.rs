@@ -1,4 +1,4 @@
-//! Counters: made in one place, handed to whoever counts, read by the control socket. None is global.
+//! Counters: made in one place, handed to the code that counts, read by the control socket. None is global.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;

@@ -61,8 +61,8 @@ pub struct Spec {
     pub mte: MteMode,
     /// How tag storage is reserved, if it is. A guest that turns out to have no MTE needs none.
     pub tag_storage: Option<TagStorageSpec>,
-    /// The broker that the guest borrows from if it has no MTE: its memory may be in tag storage that nobody
-    /// needs.
+    /// The broker that the guest borrows from if it has no MTE: its memory may be in tag storage that is not
+    /// reserved.
     pub lender: Option<PathBuf>,
     /// Where the serial port goes.
     pub serial: SerialTarget,

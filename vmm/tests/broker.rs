@@ -196,7 +196,7 @@ fn a_broker_that_is_killed_is_replaced_and_told_what_its_vms_hold() {
     for _ in 0..5 {
         let (status, _) = broker.end(Signal::KILL);
         assert_eq!(status, None);
-        assert!(path.exists(), "nobody removes it");
+        assert!(path.exists(), "it is not removed");
         broker = Broker::start(&path, &["--capacity", "4M"]);
         let report = wait(&path, "the VM", |report| {
             // As the VM's event loop does.

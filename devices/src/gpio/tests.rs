@@ -126,7 +126,7 @@ fn a_level_interrupts_as_long_as_it_lasts_and_cannot_be_cleared() {
     gpio.set_power_key(false);
 
     assert_eq!(held, (POWER_KEY, 1));
-    assert_eq!(unmasked, 1, "a handler that masks and unmasks hears it again");
+    assert_eq!(unmasked, 1, "a handler that masks and unmasks is interrupted again");
     assert_eq!((read(&mut gpio, MIS), line.take()), (0, 0));
 }
 

@@ -75,7 +75,7 @@ impl Bench {
         self.rtc.write(offset.into(), &value.to_le_bytes());
     }
 
-    /// The host's time goes on, and its alarm goes off if it is due.
+    /// The host's time advances, and its alarm goes off if it is due.
     fn pass(&mut self, seconds: u64) {
         let due = {
             let mut host = self.host.0.lock().unwrap();

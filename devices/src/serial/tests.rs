@@ -165,7 +165,7 @@ fn an_output_that_refuses_loses_the_byte_and_counts_it() {
 
     assert_eq!(loaded(&serial.counters().lost), 1);
     assert_eq!(loaded(&serial.counters().sent), 0);
-    assert_eq!(line.take(), 1, "the guest goes on");
+    assert_eq!(line.take(), 1, "the guest continues");
 }
 
 #[test]

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 pub(crate) fn send(workload: &str, event: &str, fields: Value) {
     let line = line(workload, event, fields);
     let mut out = std::io::stdout().lock();
-    // A guest without a console has nobody to tell.
+    // A guest without a console cannot report.
     let _ = out.write_all(line.as_bytes()).and_then(|()| out.flush());
 }
 

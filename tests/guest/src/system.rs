@@ -179,7 +179,7 @@ pub(crate) fn rising_edges(chip: &File, offset: u32) -> io::Result<File> {
     // SAFETY: the request has the size and layout that the number of the ioctl names, and lives through it.
     let status = unsafe { libc::ioctl(chip.as_raw_fd(), GET_LINE as _, &raw mut request) };
     check(status.into())?;
-    // SAFETY: on success the kernel has put a new descriptor there, which nobody else owns.
+    // SAFETY: on success the kernel has put a new descriptor there, which has no other owner.
     Ok(unsafe { File::from_raw_fd(request.fd) })
 }
 

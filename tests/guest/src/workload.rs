@@ -47,7 +47,7 @@ const ALL: &[Workload] = &[
     workload(count::NAME, count::run),
     workload(cpuinfo::NAME, cpuinfo::run),
     workload(echo::NAME, echo::run),
-    // A guest that hangs hears no key: it is there to be ended by force.
+    // A guest that hangs ignores keys: it is there to be ended by force.
     Workload { power_key: false, ..workload("hang", ends::hang) },
     workload(hwrng::NAME, hwrng::run),
     workload("idle", ends::idle),

@@ -320,7 +320,7 @@ fn fetch(lab: &Lab, options: &FetchOptions, programs: &Path) -> Result<u8, Error
     let name = options.name.clone().unwrap_or_else(|| format!("{}-{package}", options.suite));
     let kernel = Kernel { package: package.clone(), suite: options.suite.clone() };
     let folder = lab.fetch_kernel(&kernel, &name, options.refresh)?;
-    // Nobody may be there to read it; the folder is there all the same.
+    // Standard output may be closed; the folder exists all the same.
     let _ = writeln!(io::stdout(), "{}", folder.display());
     Ok(0)
 }

@@ -130,7 +130,7 @@ fn follow(lab: &Lab, host: &Taken, request: &Request, output: &mut dyn Write) ->
                 let name = host.folder.file_name().unwrap_or_default().to_string_lossy();
                 lab.progress.say(&format!("on the shared host {name}, after {before} others"));
             }
-            // Where nobody reads it any more, it is lost.
+            // Without a reader it is lost.
             Ok(Reply::Output(bytes)) => {
                 drop(output.write_all(&bytes).and_then(|()| output.flush()))
             }

@@ -199,7 +199,7 @@ impl Service {
         self.interrupt.end_child(Signal::KILL);
     }
 
-    /// From now on nobody finds this host.
+    /// Removes this host from those that can be found.
     fn retire(&self) {
         // It may be gone, with the whole of the lab's products.
         let _ = fs::remove_dir_all(&self.folder);

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-/// Writes a line to standard error; where nobody reads it any more, it is lost.
+/// Writes a line to standard error; without a reader it is lost.
 pub(crate) fn tell(line: &str) {
     let _ = writeln!(stderr(), "{line}");
 }

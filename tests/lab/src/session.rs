@@ -261,7 +261,7 @@ pub(crate) fn with_variables(variables: &[String], script: &str) -> Result<Strin
 /// The script as one line.
 ///
 /// # Errors
-/// [`Error::Lines`] where a command goes on in the next line.
+/// [`Error::Lines`] where a command continues in the next line.
 pub(crate) fn one_line(script: &str) -> Result<String, Error> {
     // A quoted quote is no quote.
     let whole = |line: &str| line.replace("\\'", "").matches('\'').count().is_multiple_of(2);

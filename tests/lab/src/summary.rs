@@ -1,4 +1,4 @@
-//! What a newcomer is told after `lab guest`.
+//! The summary for newcomers after `lab guest`.
 
 use std::env::consts::ARCH;
 use std::fmt::Write as _;

@@ -1,6 +1,6 @@
 //! What a host that serves says between the outputs of its programs.
 
-/// A mark with its verdict is not longer than this; what goes on without a line's end is output.
+/// A mark with its verdict is not longer than this; a longer line is output.
 const MAX_MARK: usize = 96;
 
 /// A part of what the line from the host carries.

@@ -32,16 +32,16 @@ pub use status::{GuestReport, Status, Totals};
 /// The unit in which a balloon counts.
 const PAGE: Bytes = Bytes::kib(4);
 
-/// How long a guest has for booting before its user is told that it gives no memory back: a distribution
+/// How long a guest has for booting before the VMM reports that it gives no memory back: a distribution
 /// loads its drivers within seconds, under emulation within a few more.
 const SETTLED: Duration = Duration::from_secs(30);
 
-/// How long what others need is asked of the guest, unless they say that they need it no more or ask again:
-/// whoever asked may have gone.
+/// How long what others need is asked of the guest, unless the request is cancelled or renewed: the VM
+/// that asked may have ended.
 const NEEDED: Duration = Duration::from_secs(30);
 
-/// How long it is asked for after they need it no more. Whoever is short of tag storage takes it little by
-/// little and is hungry again at once; a guest that got its memory back in between would give the same
+/// How long it is asked for after the request was cancelled. A VM that lacks tag storage takes it little by
+/// little and lacks it again at once; a guest that got its memory back in between would give the same
 /// memory the next time, whose tag storage is free already.
 const LINGER: Duration = Duration::from_secs(5);
 
@@ -164,7 +164,7 @@ impl Control {
         self.wind(NEEDED);
     }
 
-    /// Nobody needs that any more. The guest has it back [a while](LINGER) later, unless somebody does again.
+    /// Cancels the request. The guest has the memory back [a while](LINGER) later, unless it is asked again.
     pub fn cancel_reclaim(&self) {
         if !self.0.needed.get().is_zero() && !self.0.lingers.replace(true) {
             self.wind(LINGER);
@@ -268,8 +268,8 @@ impl Control {
         }
     }
 
-    /// Says why the guest, which has had its time to boot, gives nothing back, unless somebody wanted
-    /// it so.
+    /// Says why the guest, which has had its time to boot, gives nothing back, unless the
+    /// configuration asks for that.
     fn explain(&self) {
         let found = diagnosis(&self.0.config, &self.transport());
         // What was known before the guest started was said then.

@@ -14,7 +14,7 @@ use crate::memory::GuestRam;
 
 /// A device with its transport: on the bus for the vCPUs, in the event loop for its queues.
 ///
-/// Its lock is held for a turn of a queue. A vCPU that accesses the device's registers meanwhile waits,
+/// Its lock is held for a turn of a queue. A vCPU that accesses the device's registers then waits,
 /// for the balloon as long as one batch of pages takes to be given back, but not for the registers of
 /// the interrupt handler ([`Window`](devices::virtio::mmio::Window)).
 pub type Shared<D> = Arc<Mutex<Transport<D, GuestRam>>>;

@@ -66,7 +66,7 @@ impl fmt::Display for TagStorageMode {
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OnExhausted {
-    /// It goes on waiting, and the VMM says so.
+    /// It keeps waiting, and the VMM reports that.
     #[default]
     Wait,
     /// The VM is paused until there is some.

@@ -67,7 +67,7 @@ impl Lost {
         &self.event
     }
 
-    /// Why the output was lost, if it was; told once.
+    /// Why the output was lost, if it was; reported once.
     pub fn take(&self) -> Option<io::Error> {
         self.error.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
@@ -95,7 +95,7 @@ impl Output {
         Self(Target::Nowhere)
     }
 
-    /// Output to whoever is attached to the console's socket.
+    /// Output to the client of the console's socket.
     pub fn client(client: Client) -> Self {
         Self(Target::Client(client))
     }
@@ -136,7 +136,7 @@ impl Output {
         let fd = rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR).map_err(|errno| {
             let hint = match errno {
                 rustix::io::Errno::NOENT => "create its directory first",
-                rustix::io::Errno::NXIO => "it is a pipe or socket that nobody reads",
+                rustix::io::Errno::NXIO => "it is a pipe or socket without a reader",
                 rustix::io::Errno::ISDIR => "it is a directory",
                 rustix::io::Errno::NOSPC => "the disk is full",
                 _ => "choose a place you may write to",

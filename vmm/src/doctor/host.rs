@@ -112,7 +112,7 @@ fn numa() -> Check {
     Check::ok(NAME, found)
 }
 
-/// What a guest is told of them. KVM may show it other caches in CLIDR_EL1, and then it is told of none.
+/// What a guest's device tree says of them. KVM may show other caches in CLIDR_EL1; then it says nothing.
 fn caches() -> Check {
     const NAME: &str = "caches";
     match caches::read() {

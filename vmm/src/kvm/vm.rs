@@ -37,8 +37,8 @@ pub(super) struct Vm {
 }
 
 impl Vm {
-    /// Creates a VM around its memory, with guest-physical addresses of so many bits
-    /// . With `mte`, KVM is told so now: it must be before the first vCPU.
+    /// Creates a VM around its memory, with guest-physical addresses of so many bits.
+    /// With `mte`, the capability is enabled here: it must be before the first vCPU.
     ///
     /// # Errors
     /// When KVM refuses.
@@ -93,7 +93,7 @@ impl Vm {
 }
 
 impl hypervisor::Vm for Vm {
-    /// KVM wants the vCPUs before the interrupt controller, which is told how many there are.
+    /// KVM wants the vCPUs before the interrupt controller, whose size depends on their number.
     fn create_vcpus(&mut self, count: u32, pmu: bool) -> Result<Vcpus, Error> {
         if pmu && !self.features.pmu {
             return Err(Error::NoPmu);

@@ -105,7 +105,7 @@ impl MemoryFile {
             }
             _ => Error::File { size, backing: backing.name(), source: errno.into() },
         })?;
-        // Its length is memory that this process touches: nobody who is given it may cut it short.
+        // Its length is memory that this process touches: no process that is given it may truncate it.
         let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
         rustix::fs::ftruncate(&file, size.get())
             .and_then(|()| rustix::fs::fcntl_add_seals(&file, seals))
@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn pages_that_stay_are_told() {
+    fn pages_that_stay_are_reported() {
         let memory = memfd();
         let file = std::fs::File::from(memory.file().try_clone().unwrap());
         let page = Backing::Memfd.page_size().get();
@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn huge_pages_that_nobody_has_are_named() {
+    fn huge_pages_that_do_not_exist_are_named() {
         // 8 KiB: no architecture has huge pages of two or three pages.
         let page = Bytes::kib(8);
         let error = MemoryFile::new(Backing::Hugetlbfs { page }, SIZE).unwrap_err();

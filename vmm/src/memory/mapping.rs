@@ -52,8 +52,8 @@ impl Mapping {
             return Err(no_room(Errno::NOMEM));
         };
         let reserved = Reserved::new(length, page.max(CHUNK.get() as usize)).map_err(no_room)?;
-        // SAFETY: `start` to `start + length` lies in the addresses just reserved, which nobody else
-        // knows: replacing that part of them touches no memory of anybody's.
+        // SAFETY: `start` to `start + length` lies in the addresses just reserved, which no other
+        // code knows: replacing that part of them touches no other memory.
         let mapped = unsafe { map_over(reserved.start, length, file.as_ref(), attributes) };
         if let Err(errno) = mapped {
             // A failed mmap may have unmapped what was there, and another thread may have mapped there
@@ -180,7 +180,7 @@ impl Mapping {
 /// Maps guest memory over addresses that are reserved for it.
 ///
 /// # Safety
-/// Nobody uses these addresses.
+/// No other code uses these addresses.
 unsafe fn map_over(
     start: NonNull<u8>,
     length: usize,
@@ -193,7 +193,7 @@ unsafe fn map_over(
         prot |= ProtFlags::from_bits_retain(PROT_MTE);
     }
     // Huge pages of a pool are promised with this mapping: a pool that cannot is an error here, and not
-    // the end of the guest later. Other memory is promised by nobody, as guests seldom use all of theirs.
+    // the end of the guest later. Other memory is not reserved, as guests seldom use all of theirs.
     let promise = match attributes.backing {
         Backing::Hugetlbfs { .. } => MapFlags::empty(),
         Backing::Anonymous | Backing::Memfd => MapFlags::NORESERVE,
@@ -228,7 +228,7 @@ fn map_error(size: Bytes, attributes: Attributes, errno: Errno) -> Error {
     }
 }
 
-/// Addresses that nobody else maps, given back when dropped with whatever is mapped there then.
+/// Addresses that no other code maps, given back when dropped with whatever is mapped there then.
 #[derive(Debug)]
 struct Reserved {
     base: NonNull<u8>,

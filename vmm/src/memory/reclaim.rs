@@ -29,13 +29,13 @@ pub enum Outcome {
 ///
 /// Every discard is announced with [`before`](Self::before) and concluded with [`after`](Self::after),
 /// for the same range. A guest may touch that range all the while, and have pages in it again before
-/// `after` is called: who frees there must have seen to it in `before` that no such touch escapes.
+/// `after` is called: an implementation that frees there must see to it in `before` that no such touch escapes.
 pub trait DiscardHooks: Send {
     /// The memory of a range is about to go back to the host.
     fn before(&mut self, range: MemoryRange);
 
-    /// The host has answered. What is reserved for memory that is gone is freed here: the guest is told
-    /// only afterwards. A discard that failed frees nothing.
+    /// The host has answered. What is reserved for memory that is gone is freed here: the guest is
+    /// notified only afterwards. A discard that failed frees nothing.
     fn after(&mut self, range: MemoryRange, outcome: Outcome);
 }
 
@@ -49,7 +49,7 @@ impl DiscardHooks for NoHooks {
     fn after(&mut self, _: MemoryRange, _: Outcome) {}
 }
 
-/// What the host answered. How much it took is for whoever asks to count. Readable at any time, by any
+/// What the host answered. The caller counts how much was taken. Readable at any time, by any
 /// thread.
 #[derive(Debug, Default)]
 pub struct Counters {

@@ -21,7 +21,7 @@ const ENTRY: usize = 8;
 const PRESENT: u64 = 1 << 63;
 const SWAPPED: u64 = 1 << 62;
 
-/// Tells whether pieces of guest memory have pages, wherever those are now.
+/// Which pieces of guest memory have pages, resident or swapped out.
 #[derive(Debug)]
 pub(crate) struct Residency {
     ram: GuestRam,
@@ -37,7 +37,7 @@ impl Residency {
         Ok(Self { ram, pagemap: File::open("/proc/self/pagemap")? })
     }
 
-    /// Whether a range of whole pages has none of them; `None` where that cannot be told.
+    /// Whether a range of whole pages has none of them; `None` where that is unknown.
     ///
     /// # Errors
     /// What the host answers; EINVAL for a range that is not of this memory.
@@ -54,7 +54,7 @@ impl Residency {
                 Some(file) => Ok(file.is_hole(offset, range.size.get())?),
                 None => Ok(None),
             },
-            // The file does not tell, and pagemap leaves out pages on their way to another place.
+            // The file keeps no holes, and pagemap leaves out pages on their way to another place.
             Backing::Hugetlbfs { .. } => Ok(None),
         }
     }

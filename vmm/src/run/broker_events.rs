@@ -19,13 +19,13 @@ use crate::tag_storage::{BorrowerLease, tags_of};
 /// How often a borrower under the balanced policy looks where the host's free memory is.
 const REBALANCE_EVERY: Duration = Duration::from_millis(250);
 
-/// Hears the broker, and gives memory back when others need its tag storage.
+/// Handles the broker's events, and gives memory back when others need its tag storage.
 pub(super) struct BrokerEvents {
     machine: Rc<RefCell<Machine>>,
     broker: Arc<Client>,
     shutdown: ShutdownRequest,
     balance: Option<Timer>,
-    /// The user has been told that memory stays where it was.
+    /// It has been reported that memory stays where it was.
     complained: bool,
 }
 
@@ -58,7 +58,7 @@ impl BrokerEvents {
             BrokerEvent::StopReclaim => machine.cancel_reclaim(),
             BrokerEvent::Detached => {
                 machine.cancel_reclaim();
-                say("the broker is gone: the guest goes on with the tag storage that it has");
+                say("the broker is gone: the guest runs on with the tag storage that it has");
             }
             BrokerEvent::Attached { owed: 0 } => {
                 say("the broker is back");

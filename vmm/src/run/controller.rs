@@ -129,7 +129,7 @@ impl Controller for MachineController {
         match held(&machine) {
             None => Ok(()),
             Some(reason) => Err(ControlError::refused(format!(
-                "the VM goes on by itself as soon as it can, and not before: {reason}"
+                "the VM resumes by itself as soon as it can, and not before: {reason}"
             ))),
         }
     }

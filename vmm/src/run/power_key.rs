@@ -12,7 +12,7 @@ use crate::machine::Machine;
 use crate::sys::timer::Timer;
 
 /// How long the power key is held. Guests debounce it: Linux reads the key 5 ms after its interrupt
-/// unless told otherwise (drivers/input/keyboard/gpio_keys.c).
+/// unless configured otherwise (drivers/input/keyboard/gpio_keys.c).
 const KEY_HELD: Duration = Duration::from_millis(100);
 
 /// Lets the power key go a moment after it was pressed.

@@ -15,7 +15,7 @@ impl ShutdownRequest {
         self.0.borrow_mut().get_or_insert(reason);
     }
 
-    /// How the VM ends, if somebody has said so.
+    /// How the VM ends, if that has been requested.
     pub(super) fn take(&self) -> Option<ExitReason> {
         self.0.borrow_mut().take()
     }

@@ -94,7 +94,7 @@ impl TagEvents {
     fn expired(&mut self, why: String) {
         match self.action {
             OnExhausted::Wait if self.open => {
-                say("it has waited until the deadline, and goes on waiting")
+                say("it has waited until the deadline, and keeps waiting")
             }
             OnExhausted::Wait => {}
             OnExhausted::Pause => {
@@ -122,7 +122,7 @@ impl TagEvents {
             ));
         }
         if std::mem::take(&mut self.open) {
-            say("the guest has its tag storage, and goes on");
+            say("the guest has its tag storage, and runs on");
         }
     }
 }

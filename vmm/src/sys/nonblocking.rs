@@ -27,7 +27,7 @@ pub(crate) struct NonBlocking {
 enum How {
     /// The description is this process's own and does not block, or no reader is waited for.
     Write,
-    /// A socket, which is told not to wait with each message.
+    /// A socket, for which each message has MSG_DONTWAIT.
     Send,
     /// A pipe or terminal that cannot be opened anew. Others may write between the question and the write:
     /// this is the best that there is.

@@ -119,7 +119,7 @@ pub(crate) fn locate(pid: Pid, pages: &[u64]) -> io::Result<Vec<i32>> {
     move_pages(pid, pages, None)
 }
 
-/// Asks the kernel to move pages of a process to a node: [`BATCH`] at most. Which of them did move is told by
+/// Asks the kernel to move pages of a process to a node: [`BATCH`] at most. Which of them did move is in
 /// [`locate`] alone, as the kernel does not say it of all.
 ///
 /// # Errors
@@ -135,7 +135,7 @@ fn move_pages(pid: Pid, pages: &[u64], to: Option<u32>) -> io::Result<Vec<i32>> 
     let flags = if to.is_some() { MOVE } else { 0 };
     // Should the kernel leave one out, it is on no node.
     let mut status = vec![-libc::ENOENT; pages.len()];
-    // SAFETY: all lists have as many entries as the call is told. Moving a page keeps its contents, and only
+    // SAFETY: all lists have as many entries as the call's count. Moving a page keeps its contents, and only
     // pages that no other process maps are moved.
     let result = unsafe {
         libc::syscall(
@@ -152,14 +152,14 @@ fn move_pages(pid: Pid, pages: &[u64], to: Option<u32>) -> io::Result<Vec<i32>> 
     Ok(status)
 }
 
-/// Addresses of this process that hold pages so that nobody else has them. Nothing is ever in them.
+/// Addresses of this process that hold pages so that no other process has them. Nothing is ever in them.
 #[derive(Debug)]
 pub(crate) struct LockedMapping {
     base: NonNull<u8>,
     length: usize,
 }
 
-// SAFETY: the mapping is plain memory without thread affinity, and nobody reads or writes it.
+// SAFETY: the mapping is plain memory without thread affinity, and no code reads or writes it.
 unsafe impl Send for LockedMapping {}
 // SAFETY: as above.
 unsafe impl Sync for LockedMapping {}
@@ -204,7 +204,7 @@ impl LockedMapping {
         if start > end || end > self.length as u64 {
             return Err(io::ErrorKind::InvalidInput.into());
         }
-        // SAFETY: the part lies in the owned mapping, as just checked, and nobody uses what is in it.
+        // SAFETY: the part lies in the owned mapping, as just checked, and no code uses what is in it.
         let result = unsafe {
             libc::madvise(
                 self.base.as_ptr().add(start as usize).cast(),

@@ -255,7 +255,7 @@ fn listen(path: &Path, kind: Kind) -> Result<OwnedFd, Errno> {
     Ok(socket)
 }
 
-/// Removes a socket that nobody listens on; anything else is an error.
+/// Removes a socket without a listener; anything else is an error.
 fn remove_stale(path: &Path, socket_type: SocketType) -> Result<(), Error> {
     let failed = |source| Error::Replace { path: path.to_owned(), source };
     let found = match std::fs::symlink_metadata(path) {

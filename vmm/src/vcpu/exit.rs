@@ -50,7 +50,7 @@ pub enum Exit {
     Unhandled(Unhandled),
 }
 
-/// An exit nobody handles.
+/// An exit that is not handled.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Unhandled {
     /// What happened, in the hypervisor's words.

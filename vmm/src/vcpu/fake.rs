@@ -24,7 +24,7 @@ pub(crate) enum Step {
     Fails(io::ErrorKind),
     /// Runs until it is asked to leave, as a guest that computes; so does one whose script has ended.
     Compute,
-    /// Runs on until the test lets it out with this exit, whoever asks it to leave.
+    /// Runs on until the test lets it out with this exit, whatever asks it to leave.
     Deaf(Arc<Gate>, Exit),
     /// Sits in a system call, out of which nothing but a signal brings it.
     Sleep,
@@ -70,7 +70,7 @@ impl Gate {
     pub(crate) fn wait(&self) {
         let open = self.open.lock().unwrap();
         let (open, _) = self.changed.wait_timeout_while(open, DEADLINE, |open| !*open).unwrap();
-        assert!(*open, "nobody opened the gate");
+        assert!(*open, "the gate stayed closed");
     }
 }
 
@@ -105,7 +105,7 @@ impl Guest {
         }
     }
 
-    /// The counter goes on counting, as it does in a host whose guest is paused.
+    /// The counter keeps counting, as it does in a host whose guest is paused.
     pub(crate) fn pass_time(&self, ticks: u64) {
         self.counter.fetch_add(ticks, Ordering::SeqCst);
     }
@@ -191,7 +191,7 @@ fn sleep_until_a_signal() {
 
 impl Vcpu for FakeVcpu {
     fn enter(&mut self, entry: Entry) -> io::Result<Exit> {
-        // Looked at before the entry is noted: whoever sees it inside knows that its script goes on.
+        // Looked at before the entry is noted: a test that sees it inside knows that its script continues.
         let kicked = self.immediate_exit.is_open();
         self.guest.note(Event::Entered(self.index, entry));
         let exit = if kicked { Ok(Exit::Interrupted) } else { self.next() };

@@ -37,7 +37,7 @@ pub struct Registers {
 ///
 /// # Contract
 /// `enter` is called by the vCPU's own thread only. The other methods may be called from any thread
-/// while nobody is in `enter`; the lock around the vCPU sees to that.
+/// while no thread is in `enter`; the lock around the vCPU sees to that.
 pub trait Vcpu: Send {
     /// Runs the guest until it needs something, after completing what the last exit asked for.
     ///

@@ -13,7 +13,7 @@ use super::thread::{KICK_SIGNAL, Order, VcpuThread};
 use super::{Services, Vcpu, VcpuExit};
 
 /// How long a vCPU may take to leave the guest. It needs microseconds; a host that has it wait this long
-/// is in trouble that the user should hear of.
+/// is in trouble that is to be reported to the user.
 const LEAVE_DEADLINE: Duration = Duration::from_secs(10);
 
 /// How long a vCPU is waited for before it is checked whether it waits for a page: one that does not needs
@@ -100,7 +100,7 @@ impl VcpuSet {
         &self.exit_slot.event
     }
 
-    /// How the VM ended, if it has; it is told once.
+    /// How the VM ended, if it has; it is reported once.
     pub fn end(&self) -> Option<VcpuExit> {
         let mut end = self.exit_slot.end.lock().unwrap_or_else(PoisonError::into_inner);
         end.as_mut().and_then(Option::take)

@@ -34,7 +34,7 @@ pub(super) fn idle(_: Option<&str>) -> Result<After, String> {
     Ok(After::Stay)
 }
 
-/// Keeps one processor busy and hears no key.
+/// Keeps one processor busy and ignores keys.
 pub(super) fn hang(_: Option<&str>) -> Result<After, String> {
     report::send("hang", "ready", json!({}));
     loop {

@@ -68,7 +68,7 @@ pub fn pool(report: &BrokerReport) -> String {
     let chunks = &pool.chunks;
     let _ = writeln!(
         text,
-        "\n{} chunks of 2 MiB: {} reserved, {} set aside, {} free; {} of tag storage for whoever asks \
+        "\n{} chunks of 2 MiB: {} reserved, {} set aside, {} free; {} of tag storage free to reserve \
          ({supply})",
         chunks.total,
         chunks.reserved,

@@ -11,7 +11,7 @@ pub fn tag_storage(state: &TagStorage) -> String {
     if let Some(borrows) = &state.borrows {
         let supply = printable(&borrows.supply);
         return format!(
-            "No tag storage is reserved for this VM; its memory may be in what nobody needs ({supply}, lent \
+            "No tag storage is reserved for this VM; its memory may be in tag storage that is not reserved ({supply}, lent \
              {}).\n",
             printable(&borrows.lend)
         );

@@ -102,7 +102,7 @@ pub enum Diagnosis {
 }
 
 impl Diagnosis {
-    /// Whether somebody wanted it so, as opposed to reporting that is on and gives nothing.
+    /// Whether the configuration asks for it, as opposed to reporting that is on and gives nothing.
     pub fn is_choice(&self) -> bool {
         matches!(self, Self::Locked | Self::NotOffered | Self::SwitchedOff)
     }

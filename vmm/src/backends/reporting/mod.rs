@@ -46,7 +46,7 @@ pub fn order(memory: Bytes, guest_page: Bytes, granularity: Bytes) -> Option<u8>
     best(memory, guest_page, granularity).filter(|best| *best != default_order(guest_page))
 }
 
-/// The order that Linux uses unless it is told another: that of a pageblock, but with 64 KiB pages the
+/// The order that Linux uses unless a parameter names another: that of a pageblock, but with 64 KiB pages the
 /// one that its balloon driver asks for.
 pub fn default_order(guest_page: Bytes) -> u8 {
     match page_shift(guest_page) {
@@ -64,7 +64,7 @@ pub fn in_effect(command_line: &str, guest_page: Bytes) -> u8 {
         .unwrap_or_else(|| default_order(guest_page))
 }
 
-/// The command line for a guest that is offered reporting, and what its user should hear about that.
+/// The command line for a guest that is offered reporting, and what to report to its user about that.
 ///
 /// It sets the [`order`] unless Linux's own will do, or the line sets one.
 pub fn prepare(
@@ -80,7 +80,7 @@ pub fn prepare(
         None => {
             let unit = unit(order, guest_page);
             let note = format!(
-                "a guest of {memory} is told to report free memory in units of {unit}, reporting order {order}"
+                "a guest of {memory} is configured to report free memory in units of {unit}, reporting order {order}"
             );
             (longer, Some(note))
         }

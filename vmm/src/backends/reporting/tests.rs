@@ -154,8 +154,8 @@ proptest! {
             "order {}", best
         );
         prop_assert!(!fits(best + 1), "order {} would do", best + 1);
-        let told = order(memory, guest_page, granularity).unwrap_or(default_order(guest_page));
-        prop_assert_eq!(told, best);
+        let found = order(memory, guest_page, granularity).unwrap_or(default_order(guest_page));
+        prop_assert_eq!(found, best);
     }
 
     #[test]
@@ -235,23 +235,23 @@ fn the_reason_to_act_on_first_is_told() {
         poison: Some(0xaaaa_aaaa),
     };
     let config = ReportingConfig { memory: Bytes::mib(64), ..CONFIG };
-    let told = |running: &Running| diagnosis(&config, running);
+    let found = |running: &Running| diagnosis(&config, running);
 
-    assert_eq!(told(&running), Some(Diagnosis::SwitchedOff));
+    assert_eq!(found(&running), Some(Diagnosis::SwitchedOff));
     running.on = true;
-    assert_eq!(told(&running), Some(Diagnosis::NeedsReset));
+    assert_eq!(found(&running), Some(Diagnosis::NeedsReset));
     running.driver = DriverState::Absent;
-    assert_eq!(told(&running), Some(Diagnosis::NoDriver));
+    assert_eq!(found(&running), Some(Diagnosis::NoDriver));
     running.driver = DriverState::Active;
-    assert_eq!(told(&running), Some(Diagnosis::LeftOut));
+    assert_eq!(found(&running), Some(Diagnosis::LeftOut));
     running.acknowledged = true;
-    assert_eq!(told(&running), Some(Diagnosis::Poison { value: 0xaaaa_aaaa }));
+    assert_eq!(found(&running), Some(Diagnosis::Poison { value: 0xaaaa_aaaa }));
     running.poison = Some(0);
-    assert!(matches!(told(&running), Some(Diagnosis::OrderTooHigh { better: Some(5), .. })));
+    assert!(matches!(found(&running), Some(Diagnosis::OrderTooHigh { better: Some(5), .. })));
 }
 
 #[test]
-fn a_unit_below_the_pages_of_guest_memory_is_told_with_the_way_out() {
+fn a_unit_below_the_pages_of_guest_memory_is_reported_with_the_way_out() {
     let config = ReportingConfig { order: 3, granularity: Bytes::kib(64), ..CONFIG };
     let hopeless = ReportingConfig { granularity: Bytes::gib(1), ..CONFIG };
 
@@ -264,16 +264,17 @@ fn a_unit_below_the_pages_of_guest_memory_is_told_with_the_way_out() {
 }
 
 #[test]
-fn an_order_that_hardly_ever_finds_a_batch_free_is_told_with_the_way_out() {
-    let told = |mib, order| forecast(&ReportingConfig { memory: Bytes::mib(mib), order, ..CONFIG });
-    let text = told(128, 9).unwrap().to_string();
+fn an_order_that_hardly_ever_finds_a_batch_free_is_reported_with_the_way_out() {
+    let found =
+        |mib, order| forecast(&ReportingConfig { memory: Bytes::mib(mib), order, ..CONFIG });
+    let text = found(128, 9).unwrap().to_string();
     let hugetlbfs =
         ReportingConfig { memory: Bytes::mib(64), granularity: Bytes::mib(2), ..CONFIG };
     let way_out = forecast(&hugetlbfs).unwrap().to_string();
 
     assert!(text.contains("only while 64 MiB of its 128 MiB is free"), "{text}");
     assert!(text.ends_with("page_reporting_order=6 on its command line"), "{text}");
-    assert_eq!(told(130, 9), None);
+    assert_eq!(found(130, 9), None);
     assert!(way_out.ends_with("give it more --memory"), "{way_out}");
 }
 

@@ -100,7 +100,7 @@ fn a_place_that_cannot_be_opened_is_an_error_that_says_why() {
     };
     assert_eq!(hint(&directory.path().join("no/such")), "create its directory first");
     assert_eq!(hint(directory.path()), "it is a directory");
-    assert_eq!(hint(&fifo(&directory)), "it is a pipe or socket that nobody reads");
+    assert_eq!(hint(&fifo(&directory)), "it is a pipe or socket without a reader");
 }
 
 #[test]

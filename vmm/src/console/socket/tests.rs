@@ -73,7 +73,7 @@ fn is_closed(mut client: &UnixStream) -> bool {
 }
 
 #[test]
-fn a_client_and_the_guest_hear_each_other() {
+fn a_client_and_the_guest_exchange_bytes() {
     let mut bench = Bench::new();
     let mut client = bench.connect();
     bench.output.write_all(b"login: ").unwrap();
@@ -121,7 +121,7 @@ fn after_a_client_has_left_another_can_attach() {
     let mut bench = Bench::new();
     drop(bench.connect());
     settle(&mut bench.events);
-    assert!(bench.output.write(b"x").is_err(), "nobody is there");
+    assert!(bench.output.write(b"x").is_err(), "no client is attached");
     let mut next = bench.connect();
     bench.output.write_all(b"y").unwrap();
     next.read_exact(&mut [0]).unwrap();

@@ -43,7 +43,7 @@ impl DiscardHooks for Trace {
     }
 }
 
-/// Memory that answers as it is told, and then always well.
+/// Memory that answers from a list, and then always well.
 struct FakePages {
     trace: Trace,
     ranges: Vec<MemoryRange>,
@@ -228,7 +228,7 @@ proptest! {
             sum.failed += done.failed;
         }
 
-        let mut told = Discarded::default();
+        let mut found = Discarded::default();
         let mut open = None;
         for event in trace.take() {
             match (event, open) {
@@ -237,15 +237,15 @@ proptest! {
                 (Event::After(range, outcome), Some(announced)) => {
                     prop_assert_eq!(range, announced);
                     match outcome {
-                        Outcome::Gone => told.discarded += range.size.get(),
-                        Outcome::Failed => told.failed += range.size.get(),
+                        Outcome::Gone => found.discarded += range.size.get(),
+                        Outcome::Failed => found.failed += range.size.get(),
                     }
                     open = None;
                 }
                 (event, open) => prop_assert!(false, "{event:?} while {open:?} is announced"),
             }
         }
-        prop_assert_eq!((open, told), (None, sum));
+        prop_assert_eq!((open, found), (None, sum));
     }
 
     #[test]

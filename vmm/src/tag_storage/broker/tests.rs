@@ -130,17 +130,17 @@ fn connect(path: &Path, name: &str) -> Vm {
     Vm::of(Client::connect(path, terms(name)).unwrap())
 }
 
-/// Waits for the next things that a client hears.
+/// Waits for the next events of a client.
 fn next_events(client: &Client) -> Vec<BrokerEvent> {
     let mut fds = [PollFd::new(client, PollFlags::IN)];
     let limit = Timespec { tv_sec: LONG.as_secs() as i64, tv_nsec: 0 };
-    assert_eq!(poll(&mut fds, Some(&limit)).unwrap(), 1, "nothing to hear");
+    assert_eq!(poll(&mut fds, Some(&limit)).unwrap(), 1, "no event");
     let mut heard = Vec::new();
     client.handle_events(|what| heard.push(what));
     heard
 }
 
-/// Waits until a client hears this.
+/// Waits until a client gets this event.
 fn wait_for_event(client: &Client, expected: impl Fn(BrokerEvent) -> bool) {
     until("a notice", || next_events(client).into_iter().any(&expected));
 }

@@ -181,7 +181,7 @@ impl TagReservation {
         }
     }
 
-    /// Its broker, if it has one: to be heard by the main thread.
+    /// Its broker, if it has one: the main thread handles its events.
     pub fn broker(&self) -> Option<&Arc<Client>> {
         self.broker.as_ref()
     }

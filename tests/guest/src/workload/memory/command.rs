@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-/// What the workload is told to do; sizes in bytes.
+/// A command to the workload; sizes in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Command {
     Touch(usize),

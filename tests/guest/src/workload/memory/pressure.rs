@@ -1,4 +1,4 @@
-//! A thread that goes on taking, checking and freeing memory.
+//! A thread that keeps taking, checking and freeing memory.
 
 use std::collections::VecDeque;
 use std::sync::Arc;

@@ -158,7 +158,7 @@ pub fn report(path: &Path) -> Result<BrokerReport, Error> {
     let unreachable =
         |errno: Errno| Error::Unreachable { path: path.to_owned(), source: errno.into() };
     let socket = seqpacket::connect(path, GREETING).map_err(unreachable)?;
-    // If that fails, there is something to hear all the same.
+    // If that fails, there is an event to handle all the same.
     let _ = seqpacket::send(&socket, &Request::Report { version: VERSION }.encode());
     let (mut buffer, mut text) = ([0; BUFFER], Vec::new());
     loop {

@@ -36,7 +36,7 @@ pub enum Error {
     /// It is gone, and no other has been found.
     #[error(
         "the broker at {path:?} is gone, so that no tag storage can be had: start it again; the guest \
-         goes on with what it has{last_error}"
+         runs on with what it has{last_error}"
     )]
     Detached {
         /// Its path.

@@ -31,7 +31,7 @@ pub struct BrokerArgs {
     /// How much tag storage there is; `auto` is all of the node, or what the device tree says, or 1/32 of memory
     #[arg(long, value_name = "auto|SIZE", default_value = "auto")]
     pub capacity: Wanted,
-    /// When VMs without MTE live in tag storage that nobody needs, which is to be `node:N`: never; last-resort, when
+    /// When VMs without MTE live in tag storage that is not reserved, which is to be `node:N`: never; last-resort, when
     /// other memory is used up; balanced, while most free memory is there; eager, first of all
     #[arg(long, value_name = "POLICY", default_value = "never")]
     pub lend: LendPolicy,

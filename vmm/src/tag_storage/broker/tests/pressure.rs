@@ -186,7 +186,7 @@ fn a_borrower_is_known_for_as_long_as_it_is_there() {
     assert_eq!(broker.report().borrowers, [std::process::id()]);
 
     drop(borrower);
-    broker.wait("nobody", |report| report.borrowers.is_empty());
+    broker.wait("no borrower", |report| report.borrowers.is_empty());
 }
 
 #[test]
@@ -198,7 +198,7 @@ fn a_borrower_comes_back_to_a_broker_that_is_started_again() {
     drop(broker);
     let broker = Broker::start(&path, 4);
 
-    // Nobody asks it for anything: it sees the end of its line when it listens.
+    // No request is pending: it sees the end of its connection when it handles events.
     broker.wait("the borrower", |report| {
         borrower.handle_events(|_| {});
         report.borrowers == [std::process::id()]

@@ -203,7 +203,7 @@ fn a_client_that_is_closed_does_not_come_back() {
 
     assert!(client.reserve(1).is_err());
     drop(client);
-    broker.wait("nobody", |report| report.pool.leases.is_empty());
+    broker.wait("no lease", |report| report.pool.leases.is_empty());
     assert_eq!(broker.report().traffic.adopted, 0);
 }
 

@@ -1,4 +1,4 @@
-//! Threads at one pool, one interleaving after the other: nobody waits for ever, the books are right at the
+//! Threads at one pool, one interleaving after the other: no thread waits for ever, the books are right at the
 //! end, and each history makes sense in some order.
 
 use std::collections::BTreeSet;
@@ -43,7 +43,7 @@ impl Numbers {
         (self.0 >> 33) % bound
     }
 
-    /// Of one of two leases. Frees what others got, or what nobody got, only where nobody asks for many: a
+    /// Of one of two leases. Frees what others got, or what no lease got, only where no thread asks for many: a
     /// slot may not be freed before it is given.
     fn step(&mut self, many: bool) -> Step {
         let lease = self.below(2) as usize;

@@ -36,7 +36,7 @@ enum Told {
     Failed,
 }
 
-/// Writes down what it is told.
+/// Records what is reported to it.
 #[derive(Default)]
 struct Listener {
     told: Mutex<Vec<Told>>,

@@ -351,8 +351,8 @@ impl Supply for Node {
             0 => 0,
             wanted => self.move_off(wanted)?,
         };
-        // A borrower that has ended, or freed memory by itself, has helped as well. And where nobody is left to
-        // help, what was out of reach may be within it by now.
+        // A borrower that has ended, or freed memory by itself, has helped as well. And where no borrower is left
+        // to help, what was out of reach may be within it by now.
         let short = match moved < wanted {
             true => self.lacking(count, 0).map_err(TakeError::Host)?.min(wanted - moved),
             false => 0,

@@ -296,7 +296,7 @@ fn a_borrower_with_vast_and_empty_memory_keeps_nobody_waiting() {
 #[test]
 fn memory_that_came_unnoticed_is_evicted_as_well() {
     let mut rig = Rig::new(4, 1);
-    // Nobody has looked since.
+    // No call has looked since.
     rig.borrow(7, 4 * CHUNK);
 
     assert_eq!(rig.reserve_all(), 4);

@@ -66,7 +66,7 @@ fn stress(backing: Backing, huge_pages: bool, capacity: u64, rounds: u64) {
             let (mut reclaimer, touched) = (guest.reclaimer(), &touched);
             scope.spawn(move || {
                 let mut numbers = Numbers(seed << 32);
-                // Where tag storage is short nobody could go on if these stopped earlier.
+                // Where tag storage is short no toucher could continue if these stopped earlier.
                 while !touched.load(Ordering::SeqCst) {
                     discard(&mut reclaimer, &mut numbers);
                 }
