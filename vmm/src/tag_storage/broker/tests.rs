@@ -185,7 +185,8 @@ impl Raw {
 }
 
 fn opening(name: &str) -> Request {
-    Request::Open(Open { version: VERSION, role: Role::Holder, terms: terms(name) })
+    let (role, returning) = (Role::Holder, false);
+    Request::Open(Open { version: VERSION, role, returning, terms: terms(name) })
 }
 
 fn place() -> (TempDir, PathBuf) {

@@ -40,12 +40,17 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
-    /// Connects and opens.
-    pub(crate) fn open(path: &Path, role: Role, terms: &LeaseTerms) -> Result<Self, Error> {
+    /// Connects and opens; `returning` after a connection that was lost.
+    pub(crate) fn open(
+        path: &Path,
+        role: Role,
+        returning: bool,
+        terms: &LeaseTerms,
+    ) -> Result<Self, Error> {
         let unreachable =
             |errno: Errno| Error::Unreachable { path: path.to_owned(), source: errno.into() };
         let socket = seqpacket::connect(path, GREETING).map_err(unreachable)?;
-        let open = Open { version: VERSION, role, terms: terms.clone() };
+        let open = Open { version: VERSION, role, returning, terms: terms.clone() };
         let sent = seqpacket::send(&socket, &Request::Open(open).encode());
         let mut buffer = [0; BUFFER];
         // A broker that sends a newcomer away has closed already, and has said why.

@@ -178,7 +178,7 @@ impl Client {
         let eventfd =
             eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(refused)?;
         watch(&events, &eventfd, epoll::EventFlags::IN).map_err(refused)?;
-        let connection = Connection::open(path, role, &wanted)?;
+        let connection = Connection::open(path, role, false, &wanted)?;
         let shared = Shared {
             path: path.to_owned(),
             role,

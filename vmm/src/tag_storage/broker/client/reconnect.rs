@@ -108,7 +108,8 @@ impl Shared {
         if let Some(connection) = present {
             return self.settle_rest(&connection);
         }
-        let connection = Arc::new(Connection::open(&self.path, self.role, &self.wanted)?);
+        let connection = Connection::open(&self.path, self.role, true, &self.wanted)?;
+        let connection = Arc::new(connection);
         self.is_as_before(&connection.terms)?;
         let settled = self.settle(&connection, false);
         let attached = match &settled {

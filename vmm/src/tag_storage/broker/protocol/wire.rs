@@ -52,6 +52,8 @@ pub(crate) struct Open {
     pub version: u32,
     /// What it is.
     pub role: Role,
+    /// It was a client of a broker before this one. Nothing proves it.
+    pub returning: bool,
     /// What it wants. A borrower has a name only.
     pub terms: LeaseTerms,
 }
@@ -154,6 +156,7 @@ impl Request {
                 };
                 let terms = &open.terms;
                 let message = Writer::new(OPEN).u32(open.version).u32(role);
+                let message = message.u32(u32::from(open.returning));
                 let message = message.u64(terms.min.get()).u64(terms.max.get());
                 message.bytes(terms.name.as_bytes(), MAX_NAME)
             }
@@ -178,17 +181,24 @@ impl Request {
                 if version != VERSION {
                     let terms =
                         LeaseTerms { name: String::new(), min: Bytes::ZERO, max: Bytes::ZERO };
-                    return Ok(Self::Open(Open { version, role: Role::Borrower, terms }));
+                    let (role, returning) = (Role::Borrower, false);
+                    return Ok(Self::Open(Open { version, role, returning, terms }));
                 }
                 let role = match reader.u32()? {
                     1 => Role::Holder,
                     2 => Role::Borrower,
                     _ => return Err(reader.nonsense()),
                 };
+                let returning = match reader.u32()? {
+                    0 => false,
+                    1 => true,
+                    _ => return Err(reader.nonsense()),
+                };
                 let (min, max) = (Bytes::new(reader.u64()?), Bytes::new(reader.u64()?));
                 let name = reader.bytes(MAX_NAME)?.to_vec();
                 let name = String::from_utf8(name).map_err(|_| reader.nonsense())?;
-                Self::Open(Open { version, role, terms: LeaseTerms { name, min, max } })
+                let terms = LeaseTerms { name, min, max };
+                Self::Open(Open { version, role, returning, terms })
             }
             ADOPT => Self::Adopt(reader.slots(1..=MAX_ADOPT)?),
             RESERVE => Self::Reserve(reader.u32()?),

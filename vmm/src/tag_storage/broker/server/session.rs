@@ -152,6 +152,11 @@ impl Session {
                 seqpacket::send(&self.socket, &opened)?;
             }
             Role::Holder => {
+                let is_new = !open.returning && !open.terms.min.is_zero();
+                if is_new && self.state.is_recovering(Instant::now()) {
+                    // Its minimum would be set aside before those come back whose memory may be there.
+                    return Err(End::Refused(Refusal::recovering()));
+                }
                 self.state.close_gone();
                 // Its descriptor is not needed.
                 let pid = self.peer.take().map_or(0, |peer| peer.pid);

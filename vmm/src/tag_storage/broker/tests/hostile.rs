@@ -71,7 +71,8 @@ fn requests_for_another_moment_are_refused() {
     }
     let raw = Raw::connect(&path);
     let terms = terms("old");
-    raw.say(&Request::Open(Open { version: 0, role: Role::Holder, terms }));
+    let (role, returning) = (Role::Holder, false);
+    raw.say(&Request::Open(Open { version: 0, role, returning, terms }));
     assert_eq!(reason(raw.receive()), Reason::Version(VERSION));
 }
 

@@ -40,6 +40,22 @@ fn a_broker_that_takes_anothers_place_serves_those_that_come_back_first() {
 }
 
 #[test]
+fn a_minimum_of_a_new_vm_is_not_set_aside_before_others_have_come_back() {
+    let (_directory, path) = place();
+    let broker = start(&path, LASTING);
+    let with_min = |name| LeaseTerms { min: Bytes::kib(64 * 10), ..terms(name) };
+    let client = Vm::of(Client::connect(&path, with_min("vm")).unwrap());
+    client.reserve(12).unwrap();
+    drop(broker);
+
+    let _broker = start(&path, LASTING);
+    let refused = Client::connect(&path, with_min("new")).unwrap_err();
+
+    assert!(refused.to_string().contains("started again"), "{refused}");
+    hear_of(&client, |heard| heard == BrokerEvent::Attached { owed: 0 });
+}
+
+#[test]
 fn what_has_to_wait_for_others_to_come_back_is_served_after_that() {
     let (_directory, path) = place();
     let broker = start(&path, LASTING);
@@ -159,6 +175,7 @@ fn a_client_that_hung_up_finds_what_it_holds_free_when_it_comes_back() {
         raw.say(&Request::Open(Open {
             version: VERSION,
             role: Role::Holder,
+            returning: true,
             terms: terms.clone(),
         }));
         assert!(matches!(raw.receive(), Some(Reply::Opened(_))));

@@ -12,10 +12,12 @@ fn slots() -> impl Strategy<Value = Vec<SlotIndex>> {
 
 fn request() -> impl Strategy<Value = Request> {
     let role = prop_oneof![Just(Role::Holder), Just(Role::Borrower)];
-    let open = (role, ".{0,32}", any::<u64>(), any::<u64>()).prop_map(|(role, name, min, max)| {
-        let terms = LeaseTerms { name, min: Bytes::new(min), max: Bytes::new(max) };
-        Request::Open(Open { version: VERSION, role, terms })
-    });
+    let limits = (any::<u64>(), any::<u64>());
+    let open =
+        (role, any::<bool>(), ".{0,32}", limits).prop_map(|(role, returning, name, limits)| {
+            let terms = LeaseTerms { name, min: Bytes::new(limits.0), max: Bytes::new(limits.1) };
+            Request::Open(Open { version: VERSION, role, returning, terms })
+        });
     prop_oneof![
         open,
         slots().prop_map(|mut slots| {
