@@ -14,6 +14,10 @@ use crate::sys::thread;
 /// without tag storage for it to act. Some hundred GiB are counted in less.
 const PATIENCE: Duration = Duration::from_secs(1);
 
+/// How long a count that took longer than a caller waits is kept for its next call: Prometheus, for one, asks
+/// every 15 s to 60 s.
+const KEEP: Duration = Duration::from_secs(60);
+
 /// The thread's stack: what it reads is elsewhere.
 const STACK_SIZE: usize = 128 << 10;
 
@@ -24,6 +28,7 @@ const STACK_SIZE: usize = 128 << 10;
 pub struct Meter {
     shared: Arc<Shared>,
     patience: Duration,
+    keep: Duration,
 }
 
 /// Counts once, or stops.
@@ -41,7 +46,7 @@ struct State {
     thread: Option<JoinHandle<()>>,
     /// A count has been asked for, and has not ended.
     asked: bool,
-    /// The latest count, until it has been returned.
+    /// The latest count, until it has been returned or is old.
     ended: Option<Result<Counted, Error>>,
     /// The latest that has been.
     latest: Option<Counted>,
@@ -71,7 +76,7 @@ impl Meter {
             changed: Condvar::new(),
             stop: AtomicBool::new(false),
         };
-        Self { shared: Arc::new(shared), patience }
+        Self { shared: Arc::new(shared), patience, keep: KEEP }
     }
 
     /// How much of the host guest memory takes.
@@ -83,6 +88,8 @@ impl Meter {
         if let Some(latest) = state.latest.as_ref().filter(|latest| latest.is_fresh()) {
             return Ok(Arc::clone(&latest.footprint));
         }
+        // It is of a time that says nothing of now.
+        state.ended.take_if(|ended| ended.as_ref().is_ok_and(|it| it.at.elapsed() >= self.keep));
         if state.ended.is_none() {
             let waited_for = state.asked && state.is_alive();
             if waited_for {

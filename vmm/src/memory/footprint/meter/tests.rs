@@ -75,6 +75,20 @@ fn a_long_count_is_waited_for_once_and_returned_later() {
 }
 
 #[test]
+fn a_count_that_ended_long_ago_is_not_the_footprint_now() {
+    let mut bench = Bench::new(Duration::from_millis(1));
+    assert!(matches!(bench.meter.footprint(), Err(Error::Counting)));
+    bench.begun.recv_timeout(DEADLINE).unwrap();
+    bench.end.send(Ok(footprint(4096))).unwrap();
+    bench.wait_for_the_end();
+    (bench.meter.patience, bench.meter.keep) = (DEADLINE, Duration::ZERO);
+
+    bench.end.send(Ok(footprint(8192))).unwrap();
+
+    assert_eq!(bench.meter.footprint().unwrap().resident, Bytes::new(8192));
+}
+
+#[test]
 fn calls_in_a_row_share_one_count() {
     let bench = Bench::new(DEADLINE);
     bench.end.send(Ok(footprint(4096))).unwrap();
