@@ -112,12 +112,13 @@ fn hold(path: &Path, mut dice: Dice) {
                 free(&freed);
                 absent.extend(freed);
             }
-            // Nothing can be had until it is back, and little is freed.
+            // Nothing can be had until it is back, and little is freed: never all, however long that takes.
             Err(_) => {
                 absent.extend(wanted);
-                if let Some(chunk) = held.pop() {
-                    free(&[chunk]);
-                    absent.push(chunk);
+                if held.len() > 1 {
+                    let freed = held.split_off(held.len() - 1);
+                    free(&freed);
+                    absent.extend(freed);
                 }
                 std::thread::sleep(LOST);
                 continue;
