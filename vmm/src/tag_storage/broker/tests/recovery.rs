@@ -52,7 +52,7 @@ fn a_minimum_of_a_new_vm_is_not_set_aside_before_others_have_come_back() {
     let refused = Client::connect(&path, with_min("new")).unwrap_err();
 
     assert!(refused.to_string().contains("started again"), "{refused}");
-    hear_of(&client, |heard| heard == BrokerEvent::Attached { owed: 0 });
+    wait_for_event(&client, |event| event == BrokerEvent::Attached { owed: 0 });
 }
 
 #[test]
