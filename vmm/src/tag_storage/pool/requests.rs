@@ -14,8 +14,9 @@ pub(super) const ATTEMPTS: u32 = 32;
 /// move. Far less than a client of a broker waits for its answer.
 const AT_MOST: Duration = Duration::from_secs(10);
 
-/// How much longer for each of its chunks.
-const A_CHUNK: Duration = Duration::from_millis(10);
+/// How much longer for each of its chunks: an emulated host that is busy has been seen to move the pages of
+/// twenty a second.
+const A_CHUNK: Duration = Duration::from_millis(100);
 
 /// Whose turn it is when several leases want the same slots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

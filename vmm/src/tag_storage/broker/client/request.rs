@@ -17,8 +17,8 @@ use crate::tag_storage::pool::{SlotIndex, tags_of};
 pub(super) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// How much longer for each chunk of a large request, as a VM makes before it starts: each may have to move
-/// pages.
-const A_CHUNK: Duration = Duration::from_millis(20);
+/// pages. More than the pool takes at most (`A_CHUNK` in pool/requests.rs).
+const A_CHUNK: Duration = Duration::from_millis(120);
 
 /// Chunks of a request that is not large.
 const FEW: usize = 1024;
