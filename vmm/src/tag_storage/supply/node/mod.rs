@@ -104,7 +104,7 @@ pub enum NodeError {
     },
     /// The pages of the node cannot be held.
     #[error("cannot hold memory of NUMA node {node}: Linux 5.18 or newer is needed")]
-    PoolClient {
+    Take {
         /// The node.
         node: u32,
         /// The system's reason.
@@ -201,7 +201,7 @@ impl Node {
             Some(libc::ENOMEM | libc::EPERM | libc::EAGAIN) => {
                 NodeError::LockLimit { size, source }
             }
-            _ => NodeError::PoolClient { node: number, source },
+            _ => NodeError::Take { node: number, source },
         })?;
         Ok(Self::with(number, plan, Box::new(memory)))
     }
