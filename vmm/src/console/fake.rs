@@ -3,7 +3,6 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -11,9 +10,7 @@ use devices::bus::MmioDevice;
 use devices::ports::IrqLine;
 use devices::serial::Serial;
 use event_manager::{EventManager, MutEventSubscriber};
-use rustix::fs::{Mode, OFlags};
 use rustix::pipe::PipeFlags;
-use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 
 struct NoIrq;
 
@@ -31,16 +28,6 @@ pub(super) fn serial() -> Arc<Mutex<Serial>> {
 pub(super) fn pipe() -> (File, File) {
     let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).unwrap();
     (reader.into(), writer.into())
-}
-
-/// The user's side of a terminal, and the program's.
-pub(super) fn terminal() -> (OwnedFd, OwnedFd) {
-    let user = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
-    grantpt(&user).unwrap();
-    unlockpt(&user).unwrap();
-    let name = ptsname(&user, Vec::new()).unwrap();
-    let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
-    (user, rustix::fs::open(name, flags, Mode::empty()).unwrap())
 }
 
 /// Takes what the port has received, as a guest's driver does.

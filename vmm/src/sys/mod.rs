@@ -11,6 +11,8 @@ pub(crate) mod seqpacket;
 pub mod signals;
 pub(crate) mod small_file;
 pub(crate) mod startup_pages;
+#[cfg(test)]
+pub(crate) mod testing;
 pub mod thread;
 pub mod timer;
 pub(crate) mod uffd;

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::console::fake::pipe;
+use crate::sys::testing::terminal;
 
 /// How long a test waits for what takes milliseconds, before it fails.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -210,7 +211,7 @@ fn a_write_to_a_terminal_never_waits_either() {
     ends.quiesce.set(true);
     // How much room there is at the end depends on how fast the kernel moves it on: many are tried.
     for _ in 0..50 {
-        let (_user, terminal) = crate::console::fake::terminal();
+        let (_user, terminal) = terminal();
         let mut output = ends.stream(terminal);
         let (done, when_done) = mpsc::channel();
         std::thread::spawn(move || {

@@ -1,12 +1,10 @@
 #![allow(clippy::unwrap_used)]
 
 use std::env;
-use std::fs::File;
 use std::process::{Command, Stdio};
 
-use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-
 use super::*;
+use crate::sys::testing::terminal;
 
 /// Set in the process that a test starts for itself, whose standard input is a terminal.
 const INSIDE: &str = "TESSERA_TEST_TERMINAL";
@@ -20,12 +18,7 @@ fn on_a_terminal(test: &str) -> bool {
         rustix::process::ioctl_tiocsctty(io::stdin()).unwrap();
         return true;
     }
-    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
-    let user = openpt(flags).unwrap();
-    grantpt(&user).unwrap();
-    unlockpt(&user).unwrap();
-    let name = ptsname(&user, Vec::new()).unwrap();
-    let terminal = File::options().read(true).write(true).open(name.to_str().unwrap()).unwrap();
+    let (_user, terminal) = terminal();
     let run = Command::new(env::current_exe().unwrap())
         .args(["--exact", test, "--nocapture"])
         .env(INSIDE, "")

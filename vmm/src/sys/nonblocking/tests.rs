@@ -7,23 +7,13 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{Action, tcflow};
 
 use super::*;
+use crate::sys::testing::terminal;
 
 /// How long a test waits for what takes milliseconds, before it fails.
 const DEADLINE: Duration = Duration::from_secs(30);
-
-/// The user's side of a terminal, and the program's.
-fn terminal() -> (OwnedFd, OwnedFd) {
-    let user = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
-    grantpt(&user).unwrap();
-    unlockpt(&user).unwrap();
-    let name = ptsname(&user, Vec::new()).unwrap();
-    let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
-    (user, rustix::fs::open(name, flags, Mode::empty()).unwrap())
-}
 
 fn pipe() -> (OwnedFd, OwnedFd) {
     pipe_with(PipeFlags::CLOEXEC).unwrap()
