@@ -15,12 +15,14 @@
 //! [`Broken`] makes the transport set DEVICE_NEEDS_RESET (2.1.2), and nothing but a reset is served.
 
 pub mod balloon;
+mod buffers;
 pub mod mmio;
 mod ring;
 pub mod rng;
 #[cfg(test)]
 pub(crate) mod testing;
 
+pub use buffers::{Slice, Stream};
 pub use ring::{Buffer, Chain, Head, Ring};
 
 use std::fmt;

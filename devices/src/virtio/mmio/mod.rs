@@ -201,24 +201,34 @@ impl<D: Device, S: Deref<Target: GuestMemory + Sized> + Send> Transport<D, S> {
     /// The thread that waits for the doorbells calls it, after spurious notifications as well. It does
     /// nothing for a queue or a device that is not ready (2.1.2, 4.2.2.1).
     pub fn serve(&mut self, queue: usize) -> Served {
+        self.with_queue(queue, |device, ring| turn(device, queue, ring)).unwrap_or(Served::Done)
+    }
+
+    /// Has the device use a queue outside of a turn, for example to complete chains whose work was done
+    /// meanwhile, and interrupts the driver if it wants to be. `None` for a queue or a device that is not
+    /// ready, or that breaks.
+    pub fn with_queue<T>(
+        &mut self,
+        queue: usize,
+        work: impl FnOnce(&mut D, &mut Ring<'_, S::Target>) -> Result<T, Broken>,
+    ) -> Option<T> {
         if !self.is_active() {
-            return Served::Done;
+            return None;
         }
-        let ready = self.slots.get_mut(queue).and_then(|slot| slot.queue.as_mut());
-        let Some(ready) = ready else { return Served::Done };
+        let ready = self.slots.get_mut(queue)?.queue.as_mut()?;
         count(&self.counters.turns);
         let mut ring = Ring::new(ready, &*self.memory);
-        let served = turn(&mut self.device, queue, &mut ring);
+        let done = work(&mut self.device, &mut ring);
         // Chains that were completed before the driver broke the device are completed.
         let interrupt = ring.needs_interrupt();
         if let Ok(true) = interrupt {
             self.interrupt(USED_BUFFER);
         }
-        match served.and_then(|served| interrupt.map(|_| served)) {
-            Ok(served) => served,
+        match done.and_then(|done| interrupt.map(|_| done)) {
+            Ok(done) => Some(done),
             Err(broken) => {
                 self.break_down(broken);
-                Served::Done
+                None
             }
         }
     }

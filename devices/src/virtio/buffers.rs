@@ -1,0 +1,151 @@
+//! The bytes of a chain, whatever its layout.
+//!
+//! A driver may cut a request into descriptors as it likes, as long as what the device reads comes before
+//! what it writes (2.7.4.2). So a device looks at two streams of bytes, and at no descriptor.
+
+use vm_memory::bitmap::{BS, Bitmap};
+use vm_memory::{Bytes, GuestMemory, Permissions, VolatileSlice};
+
+use super::{Broken, Buffer, Chain};
+
+/// A piece of guest memory, for a port that reads or writes it in place.
+pub type Slice<'m, M> = VolatileSlice<'m, BS<'m, <M as GuestMemory>::Bitmap>>;
+
+/// A part of a chain, all of it read or all of it written by the device, from its first byte on.
+///
+/// Its addresses and lengths are the driver's, and not checked before they are used.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Stream {
+    buffers: Vec<Buffer>,
+    length: u64,
+}
+
+impl Chain {
+    /// What the device reads of the chain, and what it writes.
+    ///
+    /// # Errors
+    /// [`Broken::Chain`] when the chain does not end as the specification wants it to, and
+    /// [`Broken::Form`] when a buffer to read comes after one to write.
+    pub fn streams(&self) -> Result<(Stream, Stream), Broken> {
+        let buffers = self.buffers()?;
+        let readable = buffers.iter().take_while(|buffer| !buffer.writable).count();
+        let (read, written) = buffers.split_at(readable);
+        if written.iter().any(|buffer| !buffer.writable) {
+            return Err(Broken::Form("a buffer to read comes after one to write (2.7.4.2)"));
+        }
+        Ok((Stream::new(read), Stream::new(written)))
+    }
+}
+
+impl Stream {
+    fn new(buffers: &[Buffer]) -> Self {
+        let length = buffers.iter().map(|buffer| u64::from(buffer.length)).sum();
+        Self { buffers: buffers.to_vec(), length }
+    }
+
+    /// How many bytes are left, below 2^48.
+    pub fn len(&self) -> u64 {
+        self.length
+    }
+
+    /// Whether none is left.
+    pub fn is_empty(&self) -> bool {
+        self.length == 0
+    }
+
+    /// Takes the first `length` bytes off, or all that there are.
+    #[must_use]
+    pub fn split_off_front(&mut self, length: u64) -> Self {
+        let mut front = Vec::new();
+        let mut wanted = length.min(self.length);
+        let (mut whole, mut front_length) = (0, 0);
+        for buffer in &mut self.buffers {
+            let size = u64::from(buffer.length);
+            front_length += size.min(wanted);
+            if size > wanted {
+                // Less than `size`, which has 32 bits.
+                let cut = wanted as u32;
+                if cut > 0 {
+                    front.push(Buffer { length: cut, ..*buffer });
+                    buffer.address.0 = buffer.address.0.wrapping_add(wanted);
+                    buffer.length -= cut;
+                }
+                break;
+            }
+            front.push(*buffer);
+            whole += 1;
+            wanted -= size;
+        }
+        self.buffers.drain(..whole);
+        self.length -= front_length;
+        Self { buffers: front, length: front_length }
+    }
+
+    /// Takes the last `length` bytes off, or all that there are.
+    #[must_use]
+    pub fn split_off_back(&mut self, length: u64) -> Self {
+        let front = self.split_off_front(self.length.saturating_sub(length));
+        std::mem::replace(self, front)
+    }
+
+    /// Takes the first bytes off and copies them to `bytes`; whether there were as many.
+    ///
+    /// # Errors
+    /// [`Broken::Buffer`] when they are not in guest memory.
+    pub fn read<M: GuestMemory>(&mut self, memory: &M, bytes: &mut [u8]) -> Result<bool, Broken> {
+        if self.length < bytes.len() as u64 {
+            return Ok(false);
+        }
+        let mut rest = bytes;
+        for Buffer { address, length, .. } in self.split_off_front(rest.len() as u64).buffers {
+            let (piece, after) = rest.split_at_mut(length as usize);
+            let outside = |_| Broken::Buffer { address, length };
+            memory.read_slice(piece, address).map_err(outside)?;
+            rest = after;
+        }
+        Ok(true)
+    }
+
+    /// Takes the first bytes off and writes `bytes` there; whether there was room.
+    ///
+    /// # Errors
+    /// [`Broken::Buffer`] when they are not in guest memory.
+    pub fn write<M: GuestMemory>(&mut self, memory: &M, bytes: &[u8]) -> Result<bool, Broken> {
+        if self.length < bytes.len() as u64 {
+            return Ok(false);
+        }
+        let mut rest = bytes;
+        for Buffer { address, length, .. } in self.split_off_front(rest.len() as u64).buffers {
+            let (piece, after) = rest.split_at(length as usize);
+            let outside = |_| Broken::Buffer { address, length };
+            memory.write_slice(piece, address).map_err(outside)?;
+            rest = after;
+        }
+        Ok(true)
+    }
+
+    /// The pieces of guest memory that it is made of, in order, none of them empty.
+    ///
+    /// # Errors
+    /// [`Broken::Buffer`] when one is not in guest memory.
+    pub fn slices<'m, M: GuestMemory>(&self, memory: &'m M) -> Result<Vec<Slice<'m, M>>, Broken>
+    where
+        M::Bitmap: Bitmap,
+    {
+        let mut slices = Vec::with_capacity(self.buffers.len());
+        for &Buffer { address, length, writable } in &self.buffers {
+            let access = if writable { Permissions::Write } else { Permissions::Read };
+            if length == 0 {
+                continue;
+            }
+            let outside = |_| Broken::Buffer { address, length };
+            for slice in memory.get_slices(address, length as usize, access).map_err(outside)? {
+                slices.push(slice.map_err(outside)?);
+            }
+        }
+        Ok(slices)
+    }
+}
+
+#[cfg(test)]
+mod tests;
