@@ -110,6 +110,7 @@ const UNSAFE: &[&str] = &[
     "vmm/src/sys/startup_pages.rs",
     "vmm/src/sys/thread.rs",
     "vmm/src/sys/uffd.rs",
+    "vmm/src/sys/vectored.rs",
 ];
 
 fn sources(folder: &Path, found: &mut Vec<std::path::PathBuf>) {

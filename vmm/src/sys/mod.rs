@@ -17,3 +17,4 @@ pub mod thread;
 pub mod timer;
 pub(crate) mod uffd;
 pub mod unix_socket;
+pub mod vectored;

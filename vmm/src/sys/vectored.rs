@@ -1,0 +1,155 @@
+//! Reads and writes between a file descriptor and pieces of guest memory, in one call and without a copy.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+
+use vm_memory::VolatileSlice;
+use vm_memory::bitmap::BitmapSlice;
+
+/// Most pieces that one call takes (UIO_MAXIOV, Linux `include/uapi/linux/uio.h`).
+pub const MOST_PIECES: usize = 1024;
+
+/// How many pieces fit on the stack: a request of Linux has 128 segments at most by default, and a frame 17.
+const FEW: usize = 32;
+
+/// Reads into the pieces in turn, at most [`MOST_PIECES`] of them. Returns how many bytes it was.
+///
+/// # Errors
+/// The system's. Nothing has been read then.
+pub fn readv<B: BitmapSlice>(from: impl AsFd, into: &[VolatileSlice<'_, B>]) -> io::Result<usize> {
+    let file = from.as_fd().as_raw_fd();
+    // SAFETY: see `with_pieces`; the kernel writes to the pieces, as the guest may at any time.
+    with_pieces(into, |pieces, count| unsafe { libc::readv(file, pieces, count) })
+}
+
+/// Writes the pieces in turn, at most [`MOST_PIECES`] of them. Returns how many bytes it was.
+///
+/// # Errors
+/// The system's. Nothing has been written then.
+pub fn writev<B: BitmapSlice>(to: impl AsFd, from: &[VolatileSlice<'_, B>]) -> io::Result<usize> {
+    let file = to.as_fd().as_raw_fd();
+    // SAFETY: see `with_pieces`; the kernel only reads them.
+    with_pieces(from, |pieces, count| unsafe { libc::writev(file, pieces, count) })
+}
+
+/// As [`readv`], from this offset of a file in bytes.
+///
+/// # Errors
+/// As for [`readv`], and an offset beyond 2^63.
+pub fn preadv<B: BitmapSlice>(
+    from: impl AsFd,
+    into: &[VolatileSlice<'_, B>],
+    offset: u64,
+) -> io::Result<usize> {
+    let (file, offset) = (from.as_fd().as_raw_fd(), file_offset(offset)?);
+    // SAFETY: as for `readv`.
+    with_pieces(into, |pieces, count| unsafe { libc::preadv(file, pieces, count, offset) })
+}
+
+/// As [`writev`], at this offset of a file in bytes.
+///
+/// # Errors
+/// As for [`writev`], and an offset beyond 2^63.
+pub fn pwritev<B: BitmapSlice>(
+    to: impl AsFd,
+    from: &[VolatileSlice<'_, B>],
+    offset: u64,
+) -> io::Result<usize> {
+    let (file, offset) = (to.as_fd().as_raw_fd(), file_offset(offset)?);
+    // SAFETY: as for `writev`.
+    with_pieces(from, |pieces, count| unsafe { libc::pwritev(file, pieces, count, offset) })
+}
+
+fn file_offset(offset: u64) -> io::Result<libc::off_t> {
+    libc::off_t::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput.into())
+}
+
+/// Calls with the addresses and lengths of the pieces. They stay valid for the call: each slice borrows the
+/// mapping that it lies in, and the slices are borrowed meanwhile.
+fn with_pieces<B: BitmapSlice>(
+    slices: &[VolatileSlice<'_, B>],
+    call: impl Fn(*const libc::iovec, libc::c_int) -> libc::ssize_t,
+) -> io::Result<usize> {
+    let slices = &slices[..slices.len().min(MOST_PIECES)];
+    let piece = |slice: &VolatileSlice<'_, B>| libc::iovec {
+        iov_base: slice.ptr_guard_mut().as_ptr().cast(),
+        iov_len: slice.len(),
+    };
+    let mut few = [libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; FEW];
+    let many: Vec<_>;
+    let pieces = match few.get_mut(..slices.len()) {
+        Some(few) => {
+            few.iter_mut().zip(slices).for_each(|(place, slice)| *place = piece(slice));
+            &*few
+        }
+        None => {
+            many = slices.iter().map(piece).collect();
+            &many
+        }
+    };
+    loop {
+        // At most MOST_PIECES.
+        let done = call(pieces.as_ptr(), pieces.len() as libc::c_int);
+        if let Ok(done) = usize::try_from(done) {
+            return Ok(done);
+        }
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::io::{Read, Seek, Write};
+
+    use super::*;
+
+    fn slices(bytes: &mut [u8], size: usize) -> Vec<VolatileSlice<'_>> {
+        bytes.chunks_mut(size).map(VolatileSlice::from).collect()
+    }
+
+    #[test]
+    fn bytes_go_through_any_number_of_pieces() {
+        for size in [1, 7, 100, 4000] {
+            let mut file = tempfile::tempfile().unwrap();
+            let mut bytes: Vec<u8> = (0..4000u32).map(|at| at as u8).collect();
+            let expected = bytes.clone();
+            let whole = 4000.min(size * MOST_PIECES);
+
+            assert_eq!(pwritev(&file, &slices(&mut bytes, size), 10).unwrap(), whole);
+            let mut read = vec![0; 4000];
+            assert_eq!(preadv(&file, &slices(&mut read, size), 10).unwrap(), whole);
+
+            assert_eq!(read[..whole], expected[..whole]);
+            let mut text = Vec::new();
+            file.read_to_end(&mut text).unwrap();
+            assert_eq!((text.len(), &text[..10]), (10 + whole, &[0; 10][..]));
+        }
+    }
+
+    #[test]
+    fn a_file_goes_on_where_it_was() {
+        let mut file = tempfile::tempfile().unwrap();
+        assert_eq!(writev(&file, &slices(&mut b"abcdef".to_vec(), 4)).unwrap(), 6);
+        file.write_all(b"g").unwrap();
+        file.rewind().unwrap();
+        let mut read = [0; 8];
+
+        assert_eq!(readv(&file, &slices(&mut read, 3)).unwrap(), 7);
+
+        assert_eq!(&read, b"abcdefg\0");
+    }
+
+    #[test]
+    fn an_offset_that_no_file_has_is_an_error() {
+        let file = tempfile::tempfile().unwrap();
+        let error = preadv(&file, &slices(&mut [0], 1), u64::MAX).unwrap_err();
+
+        assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+    }
+}
