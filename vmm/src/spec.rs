@@ -16,9 +16,11 @@ use crate::config::{
 };
 
 mod balloon;
+mod rate_limiter;
 mod tag_storage;
 
 pub use balloon::{BalloonSpec, TargetError as BalloonTargetError, target as balloon_target};
+pub use rate_limiter::{BucketSpec, RateLimiterSpec, RefillError};
 pub use tag_storage::{ReservationMode, TagStorageSpec};
 
 /// Memory of a guest for which none was asked.

@@ -8,6 +8,7 @@ mod args;
 mod balloon;
 mod deferred;
 mod file;
+mod rate_limiter;
 mod tag_storage;
 
 use std::path::{Path, PathBuf};
@@ -24,6 +25,7 @@ pub use file::{
     BootSource, Config, EntropySection, HugePages, MachineConfig, MemoryBacking, MteMode,
     MteSection, SerialSection,
 };
+pub use rate_limiter::{RateLimiterSection, TokenBucketSection};
 pub use tag_storage::{
     ExhaustedFlag, OnExhausted, ParseExhaustedError, TagStorageMode, TagStorageSection,
 };
