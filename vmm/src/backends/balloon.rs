@@ -19,7 +19,8 @@ use devices::virtio::mmio::Transport;
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use serde_json::{Value, json};
 
-use super::queues::{QueueGate, Shared};
+use super::gate::QueueGate;
+use super::queues::Shared;
 use super::reporting::{self, Diagnosis, DriverState, ReportingConfig, Running};
 use crate::error::say;
 use crate::memory::{GuestRam, reclaim};
@@ -291,7 +292,7 @@ impl MutEventSubscriber for Control {
 
     fn process(&mut self, events: Events, _: &mut EventOps<'_>) {
         let fired = |timer: &Timer| events.fd() == timer.as_raw_fd() && timer.take();
-        if fired(&self.0.statistics_timer) && self.0.gate.is_open() {
+        if fired(&self.0.statistics_timer) && self.0.gate.enter().is_some() {
             self.ask();
         }
         if fired(&self.0.settled_timer) {

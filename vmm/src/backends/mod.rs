@@ -3,5 +3,8 @@
 pub mod balloon;
 pub mod clock;
 pub mod entropy;
+pub mod gate;
 pub mod queues;
+pub mod rate_limiter;
 pub mod reporting;
+pub mod worker;

@@ -1,7 +1,6 @@
-//! Virtio devices on the main thread: their queues as events of its loop.
+//! The queues of virtio devices as events of a loop: the main thread's, or that of a device's worker.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use devices::ports::Doorbells;
 use devices::virtio::Device;
@@ -9,6 +8,7 @@ use devices::virtio::mmio::{Served, Transport};
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use vmm_sys_util::eventfd::EventFd;
 
+use super::gate::QueueGate;
 use crate::error::{chain, say};
 use crate::memory::GuestRam;
 
@@ -29,6 +29,13 @@ impl From<Vec<EventFd>> for QueueDoorbells {
     }
 }
 
+impl QueueDoorbells {
+    /// Has every queue served soon.
+    pub(super) fn signal_all(&self) {
+        (0..self.0.len()).for_each(|queue| self.signal(queue));
+    }
+}
+
 impl Doorbells for QueueDoorbells {
     fn signal(&self, queue: usize) {
         if let Some(doorbell) = self.0.get(queue) {
@@ -38,43 +45,8 @@ impl Doorbells for QueueDoorbells {
     }
 }
 
-/// Whether devices serve the guest: not while the VM is paused, so that its memory does not change.
-/// Clones are one gate, closed at first.
-///
-/// A thread that serves queues looks at it before each turn. Closing it ends no turn: on the main thread
-/// none is under way then, and a device with a thread of its own is quiesced besides.
-#[derive(Clone, Default)]
-pub struct QueueGate(Arc<QueueGateState>);
-
-#[derive(Default)]
-struct QueueGateState {
-    open: AtomicBool,
-    doorbells: Mutex<Vec<QueueDoorbells>>,
-}
-
-impl QueueGate {
-    /// Whether devices serve the guest.
-    pub fn is_open(&self) -> bool {
-        self.0.open.load(Ordering::Acquire)
-    }
-
-    /// Drops notifications until it is opened.
-    pub fn close(&self) {
-        self.0.open.store(false, Ordering::Release);
-    }
-
-    /// Opens the gate and signals every queue, because notifications are dropped while it is closed.
-    pub fn open(&self) {
-        self.0.open.store(true, Ordering::Release);
-        for doorbells in self.doorbells().iter() {
-            (0..doorbells.0.len()).for_each(|queue| doorbells.signal(queue));
-        }
-    }
-
-    fn doorbells(&self) -> MutexGuard<'_, Vec<QueueDoorbells>> {
-        self.0.doorbells.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
+/// Numbers of events below this one are those of queues' doorbells: no device has as many.
+pub const QUEUES_END: u32 = 64;
 
 /// Serves a device's queues when they are signalled.
 ///
@@ -82,7 +54,7 @@ impl QueueGate {
 /// process. The transport signals for what the driver did before it was ready, and the balloon for the
 /// guest's statistics.
 pub struct QueueEvents<D: Device> {
-    name: &'static str,
+    name: Arc<str>,
     transport: Shared<D>,
     doorbells: QueueDoorbells,
     gate: QueueGate,
@@ -93,23 +65,40 @@ pub struct QueueEvents<D: Device> {
 impl<D: Device> QueueEvents<D> {
     /// The queues of the device called `name`, served while `gate` is open.
     pub fn new(
-        name: &'static str,
+        name: impl Into<Arc<str>>,
         transport: Shared<D>,
         doorbells: QueueDoorbells,
         gate: QueueGate,
     ) -> Self {
-        gate.doorbells().push(doorbells.clone());
-        Self { name, transport, doorbells, gate, reported: false }
+        gate.watch(doorbells.clone());
+        Self { name: name.into(), transport, doorbells, gate, reported: false }
     }
 
-    fn serve(&mut self, queue: usize) {
-        let mut transport = self.transport.lock().unwrap_or_else(PoisonError::into_inner);
-        let served = transport.serve(queue);
-        let broken = transport.broken().filter(|_| !self.reported).map(|broken| chain(broken));
-        drop(transport);
-        if served == Served::More {
+    /// What every turn of the device enters.
+    pub fn gate(&self) -> &QueueGate {
+        &self.gate
+    }
+
+    /// Whose doorbell an event is, which is taken; `None` for events of others. For a device with descriptors of
+    /// its own, whose events have numbers from [`QUEUES_END`] on.
+    pub fn signalled(&self, events: &Events) -> Option<usize> {
+        let queue = events.data() as usize;
+        self.doorbells.0.get(queue)?.read().is_ok().then_some(queue)
+    }
+
+    /// Gives a queue a turn, and another one soon if it has more. The caller has entered the gate.
+    pub fn serve(&mut self, queue: usize) {
+        if self.with(|transport| transport.serve(queue)) == Served::More {
             self.doorbells.signal(queue);
         }
+    }
+
+    /// Does something with the device locked. That the guest has broken it is printed once.
+    pub fn with<T>(&mut self, work: impl FnOnce(&mut Transport<D, GuestRam>) -> T) -> T {
+        let mut transport = self.transport.lock().unwrap_or_else(PoisonError::into_inner);
+        let done = work(&mut transport);
+        let broken = transport.broken().filter(|_| !self.reported).map(|broken| chain(broken));
+        drop(transport);
         if let Some(broken) = broken {
             self.reported = true;
             say(&format!(
@@ -117,6 +106,7 @@ impl<D: Device> QueueEvents<D> {
                 self.name
             ));
         }
+        done
     }
 }
 
@@ -135,9 +125,9 @@ impl<D: Device> MutEventSubscriber for QueueEvents<D> {
     }
 
     fn process(&mut self, events: Events, _: &mut EventOps<'_>) {
-        let queue = events.data() as usize;
-        let signalled = self.doorbells.0.get(queue).is_some_and(|doorbell| doorbell.read().is_ok());
-        if signalled && self.gate.is_open() {
+        let Some(queue) = self.signalled(&events) else { return };
+        let gate = self.gate.clone();
+        if let Some(_turn) = gate.enter() {
             self.serve(queue);
         }
     }

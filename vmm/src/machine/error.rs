@@ -57,6 +57,15 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// The thread of a device cannot be started.
+    #[error("cannot start the thread {name}: look at ulimit -n and ulimit -u")]
+    Worker {
+        /// Its name.
+        name: String,
+        /// The system's reason.
+        #[source]
+        source: io::Error,
+    },
     /// The vCPUs' threads cannot be started.
     #[error(transparent)]
     Vcpus(#[from] vcpu::Error),
@@ -95,6 +104,7 @@ impl Error {
             | Self::TagStorage(_)
             | Self::BorrowerLease(_)
             | Self::Timers { .. }
+            | Self::Worker { .. }
             | Self::Vcpus(_) => ExitStatus::Unavailable,
             Self::NoSlot => ExitStatus::Config,
             Self::Fdt(_) | Self::WriteFdt(_) | Self::Bus(_) => ExitStatus::VmmFault,

@@ -8,6 +8,7 @@ mod metrics;
 mod run_state;
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use ::devices::serial::Serial;
 use arch::layout;
@@ -15,7 +16,7 @@ use arch::units::Bytes;
 use event_manager::MutEventSubscriber;
 
 use crate::backends::balloon;
-use crate::backends::queues::QueueGate;
+use crate::backends::gate::QueueGate;
 use crate::console::{Output, Quiesce};
 use crate::hypervisor::Vm;
 use crate::memory::{DiscardHooks, GuestRam, NoHooks, Reclaimer, footprint};
@@ -32,6 +33,10 @@ use run_state::{Change, RunState};
 
 // The device tree and the model must mean the same line.
 const _: () = assert!(arch::fdt::POWER_KEY_LINE == ::devices::gpio::POWER_KEY_LINE as u32);
+
+/// How long a pause waits for what devices have under way: far longer than that usually takes, and less than a
+/// client notices.
+const DRAIN_PATIENCE: Duration = Duration::from_millis(10);
 
 /// A VM with its devices and vCPU threads. Dropped, it ends.
 pub struct Machine {
@@ -164,8 +169,9 @@ impl Machine {
         self.run.reason(reason)
     }
 
-    /// Stops the guest and its clock by request; pending MMIO is finished first. Its memory does not
-    /// change until [`Machine::resume`], as no queue is served.
+    /// Stops the guest and its clock by request; pending MMIO is finished first. No queue is served until
+    /// [`Machine::resume`]. What a slow disk has under way may still reach guest memory
+    /// ([`DeviceSet::quiesce`]).
     ///
     /// # Errors
     /// When a vCPU does not leave the guest: then the guest runs, unless there is another reason.
@@ -229,7 +235,12 @@ impl Machine {
         let waits = |thread| tags.is_some_and(|tags| tags.is_waiting(thread));
         let paused = self.vcpus.pause_excusing(waits);
         match paused {
-            Ok(()) => self.gate.close(),
+            Ok(()) => {
+                self.gate.close();
+                // A disk that is slow, or a buffer that waits for tag storage, must not hold up the caller: what
+                // needs memory that does not change asks the devices whether they are quiet.
+                let _ = self.gate.drain(DRAIN_PATIENCE);
+            }
             Err(_) => self.quiesce.set(false),
         }
         paused

@@ -90,7 +90,7 @@ fn the_guest_runs_while_there_is_no_reason_for_a_pause() {
     machine.pause_for(PauseReason::TagStorage, "none left").unwrap();
     machine.pause().unwrap();
     assert_eq!(inside(&hypervisor.guest.events()), 0);
-    assert!(machine.is_paused() && !machine.gate.is_open());
+    assert!(machine.is_paused() && machine.gate.enter().is_none());
     assert_eq!(machine.pause_reason(PauseReason::TagStorage), Some("none left"));
 
     machine.resume().unwrap();
@@ -98,7 +98,7 @@ fn the_guest_runs_while_there_is_no_reason_for_a_pause() {
 
     machine.release_pause(PauseReason::TagStorage).unwrap();
     hypervisor.guest.wait_until_inside(2);
-    assert!(!machine.is_paused() && machine.gate.is_open());
+    assert!(!machine.is_paused() && machine.gate.enter().is_some());
 }
 
 #[test]
@@ -114,7 +114,7 @@ fn a_pause_by_request_that_fails_is_forgotten() {
     machine.pause().unwrap_err();
 
     assert!(!machine.is_paused() && !machine.is_unsettled());
-    assert!(machine.gate.is_open());
+    assert!(machine.gate.enter().is_some());
     hypervisor.guest.wait_until_inside(1);
 }
 
@@ -138,7 +138,7 @@ fn a_pause_of_the_vmms_own_that_fails_is_tried_again() {
     machine.release_pause(PauseReason::TagStorage).unwrap_err();
     assert!(machine.is_paused() && machine.is_unsettled());
     assert_eq!(machine.pause_reason(PauseReason::TagStorage), None);
-    assert!(!machine.gate.is_open());
+    assert!(machine.gate.enter().is_none());
 
     fails.store(false, Ordering::SeqCst);
     machine.settle().unwrap();

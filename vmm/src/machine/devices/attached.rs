@@ -13,7 +13,7 @@ pub enum StateError {
     #[error("the state of the {device} cannot be used")]
     Form {
         /// Which device.
-        device: &'static str,
+        device: Arc<str>,
         /// What is wrong.
         #[source]
         source: serde_json::Error,
@@ -22,7 +22,7 @@ pub enum StateError {
     #[error("the state of the {device} does not fit")]
     Restore {
         /// Which device.
-        device: &'static str,
+        device: Arc<str>,
         /// Why.
         #[source]
         source: RestoreError,
@@ -31,7 +31,7 @@ pub enum StateError {
     #[error("there is no state of the {device}")]
     Missing {
         /// Which device.
-        device: &'static str,
+        device: Arc<str>,
     },
 }
 
@@ -40,7 +40,7 @@ pub enum StateError {
 /// The life cycle of a saved state is that of [`devices::state`].
 pub trait Attached {
     /// Its name, which is its key in metrics and in saved states.
-    fn name(&self) -> &'static str;
+    fn name(&self) -> &str;
 
     /// Its counters, each with its unit at the end of its name, if it has any.
     fn metrics(&self) -> Option<Value>;
@@ -66,7 +66,7 @@ pub(super) type Metrics = Box<dyn Fn() -> Value>;
 
 /// A device model that others hold as well: the bus, the event loop.
 pub(super) struct Model<D> {
-    pub(super) name: &'static str,
+    pub(super) name: Arc<str>,
     pub(super) device: Arc<Mutex<D>>,
     pub(super) metrics: Option<Metrics>,
 }
@@ -78,8 +78,8 @@ impl<D> Model<D> {
 }
 
 impl<D: Stateful> Attached for Model<D> {
-    fn name(&self) -> &'static str {
-        self.name
+    fn name(&self) -> &str {
+        &self.name
     }
 
     fn metrics(&self) -> Option<Value> {
@@ -92,13 +92,16 @@ impl<D: Stateful> Attached for Model<D> {
 
     fn save(&self) -> Result<Value, StateError> {
         let state = self.lock().save();
-        serde_json::to_value(state).map_err(|source| StateError::Form { device: self.name, source })
+        serde_json::to_value(state)
+            .map_err(|source| StateError::Form { device: Arc::clone(&self.name), source })
     }
 
     fn restore(&self, state: Value) -> Result<(), StateError> {
-        let device = self.name;
-        let state =
-            serde_json::from_value(state).map_err(|source| StateError::Form { device, source })?;
-        self.lock().restore(state).map_err(|source| StateError::Restore { device, source })
+        let device = || Arc::clone(&self.name);
+        let state = serde_json::from_value(state)
+            .map_err(|source| StateError::Form { device: device(), source })?;
+        self.lock()
+            .restore(state)
+            .map_err(|source| StateError::Restore { device: device(), source })
     }
 }

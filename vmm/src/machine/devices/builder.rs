@@ -14,7 +14,9 @@ use vm_memory::GuestAddress;
 
 use super::attached::{Attached, Metrics, Model};
 use super::{Error, Plugged};
-use crate::backends::queues::{QueueDoorbells, QueueEvents, QueueGate, Shared};
+use crate::backends::gate::QueueGate;
+use crate::backends::queues::{QueueDoorbells, QueueEvents, Shared};
+use crate::backends::worker::{Worker, WorkerEvents};
 use crate::hypervisor::Vm;
 
 /// Puts devices into a machine, one after the other.
@@ -24,13 +26,14 @@ pub(super) struct Builder<'a> {
     pub(super) plugged: Plugged,
     pub(super) attached: Vec<Box<dyn Attached>>,
     pub(super) events: Vec<Box<dyn MutEventSubscriber>>,
+    pub(super) workers: Vec<Worker>,
 }
 
 impl<'a> Builder<'a> {
     /// The queues of the devices are served while `gate` is open.
     pub(super) fn new(vm: &'a dyn Vm, gate: &'a QueueGate) -> Self {
         let plugged = Plugged { bus: Bus::new(), nodes: Vec::new() };
-        Self { vm, gate, plugged, attached: Vec::new(), events: Vec::new() }
+        Self { vm, gate, plugged, attached: Vec::new(), events: Vec::new(), workers: Vec::new() }
     }
 
     pub(super) fn gate(&self) -> &QueueGate {
@@ -49,7 +52,7 @@ impl<'a> Builder<'a> {
     /// Puts a device at its fixed place.
     pub(super) fn add<D: MmioDevice + Stateful + 'static>(
         &mut self,
-        name: &'static str,
+        name: &str,
         range: MemoryRange,
         device: D,
         metrics: Option<Metrics>,
@@ -60,15 +63,30 @@ impl<'a> Builder<'a> {
         Ok(device)
     }
 
-    /// Gives a virtio device the next place. `called` is its name in messages to the user.
+    /// Gives a virtio device the next place. The main thread serves its queues. `called` is its name in messages
+    /// to the user.
     ///
     /// # Errors
     /// When there is no place, or the host runs out of something.
     pub(super) fn plug<D: Device + 'static>(
         &mut self,
-        called: &'static str,
+        called: &str,
         device: D,
     ) -> Result<Shared<D>, Error> {
+        let (shared, events) = self.place(called, device)?;
+        self.events.push(Box::new(events));
+        Ok(shared)
+    }
+
+    /// Gives a virtio device the next place. The events of its queues are for a [worker](Self::work).
+    ///
+    /// # Errors
+    /// When there is no place, or the host runs out of something.
+    pub(super) fn place<D: Device + 'static>(
+        &mut self,
+        called: &str,
+        device: D,
+    ) -> Result<(Shared<D>, QueueEvents<D>), Error> {
         let index = self.plugged.nodes.len() as u32;
         let (range, spi) = layout::virtio(index).ok_or(Error::NoSlot)?;
         let irq = self.vm.irq(spi)?;
@@ -83,17 +101,28 @@ impl<'a> Builder<'a> {
         self.map(range, Arc::new(Window::new(Arc::clone(&shared))))?;
         self.plugged.nodes.push(MmioNode { range, spi });
         let events = QueueEvents::new(called, Arc::clone(&shared), doorbells, self.gate.clone());
-        self.events.push(Box::new(events));
-        Ok(shared)
+        Ok((shared, events))
+    }
+
+    /// Starts a thread that serves a device. `name` is the thread's.
+    ///
+    /// # Errors
+    /// When the host has no thread or descriptor left.
+    #[allow(dead_code)]
+    pub(super) fn work(&mut self, name: &str, events: WorkerEvents) -> Result<(), Error> {
+        let worker = Worker::start(name, events)
+            .map_err(|source| Error::Worker { name: name.to_owned(), source })?;
+        self.workers.push(worker);
+        Ok(())
     }
 
     /// Puts a device into the list.
     pub(super) fn attach<D: Stateful + 'static>(
         &mut self,
-        name: &'static str,
+        name: &str,
         device: Arc<Mutex<D>>,
         metrics: Option<Metrics>,
     ) {
-        self.attached.push(Box::new(Model { name, device, metrics }));
+        self.attached.push(Box::new(Model { name: name.into(), device, metrics }));
     }
 }

@@ -25,8 +25,9 @@ use super::Error;
 use crate::backends::balloon;
 use crate::backends::clock::{HostClock, RtcEvents};
 use crate::backends::entropy::HostEntropy;
-use crate::backends::queues::QueueGate;
+use crate::backends::gate::QueueGate;
 use crate::backends::reporting::{self, ReportingConfig};
+use crate::backends::worker::Worker;
 use crate::console::Output;
 use crate::error::say;
 use crate::hypervisor::Vm;
@@ -46,6 +47,8 @@ pub struct DeviceSet {
     pub(super) balloon: Option<balloon::Control>,
     /// What serves the queues and the alarm, until the event loop takes it.
     pub(super) events: Vec<Box<dyn MutEventSubscriber>>,
+    /// The threads of devices that have one.
+    _workers: Vec<Worker>,
 }
 
 /// What the rest of the machine needs to know of its devices once.
@@ -76,8 +79,8 @@ impl DeviceSet {
         if spec.rng {
             entropy_source(&mut builder)?;
         }
-        let Builder { plugged, attached, events, .. } = builder;
-        Ok((Self { attached, serial, gpio, balloon, events }, plugged))
+        let Builder { plugged, attached, events, workers, .. } = builder;
+        Ok((Self { attached, serial, gpio, balloon, events, _workers: workers }, plugged))
     }
 
     /// Every device.
@@ -105,14 +108,14 @@ impl DeviceSet {
     /// When one is missing, or is not of such a device.
     pub fn restore(&self, mut states: Map<String, Value>) -> Result<(), StateError> {
         for device in self.iter() {
-            let missing = || StateError::Missing { device: device.name() };
+            let missing = || StateError::Missing { device: device.name().into() };
             device.restore(states.remove(device.name()).ok_or_else(missing)?)?;
         }
         Ok(())
     }
 
     /// The counters of every device that has some, by its name.
-    pub(super) fn metrics(&self) -> impl Iterator<Item = (&'static str, Value)> {
+    pub(super) fn metrics(&self) -> impl Iterator<Item = (&str, Value)> {
         self.iter().filter_map(|device| Some((device.name(), device.metrics()?)))
     }
 }
