@@ -113,6 +113,15 @@ pub trait Entropy: Send {
     fn fill(&mut self, bytes: &mut [u8]) -> io::Result<()>;
 }
 
+/// Limits what a device does in a time.
+pub trait Throttle: Send {
+    /// Whether something may begin now. If not, the owner of the device has its queues served again when it may.
+    fn is_open(&mut self) -> bool;
+
+    /// Counts an operation of so many bytes, which has been let through.
+    fn spend(&mut self, bytes: u64);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -15,6 +15,7 @@
 //! [`Broken`] makes the transport set DEVICE_NEEDS_RESET (2.1.2), and nothing but a reset is served.
 
 pub mod balloon;
+pub mod block;
 mod buffers;
 pub mod mmio;
 mod ring;
@@ -37,6 +38,8 @@ use crate::state::Stateful;
 pub struct DeviceId(pub u32);
 
 impl DeviceId {
+    /// Block device (5.2).
+    pub const BLOCK: Self = Self(2);
     /// Entropy source (5.4).
     pub const ENTROPY: Self = Self(4);
     /// Traditional memory balloon (5.5).
