@@ -66,6 +66,9 @@ can() {
         # A kernel without nodes moves nothing, and a container's filter may forbid it.
         [[ -d /sys/devices/system/node ]] && grep -q $'^Seccomp:\t0' /proc/self/status
         ;;
+    direct-io)
+        dd if=/dev/zero of="$(mktemp -u "${TMPDIR:-/tmp}/direct.XXXXXX")" bs=4096 count=1 oflag=direct status=none 2>/dev/null
+        ;;
     descriptors)
         [[ $(ulimit -Hn) == unlimited || $(ulimit -Hn) -ge ${2%% *} ]]
         ;;

@@ -16,10 +16,12 @@ use crate::config::{
 };
 
 mod balloon;
+mod disk;
 mod rate_limiter;
 mod tag_storage;
 
 pub use balloon::{BalloonSpec, TargetError as BalloonTargetError, target as balloon_target};
+pub use disk::{DiskError, DiskSpec};
 pub use rate_limiter::{BucketSpec, RateLimiterSpec, RefillError};
 pub use tag_storage::{ReservationMode, TagStorageSpec};
 
@@ -53,6 +55,8 @@ pub struct Spec {
     pub lock_memory: bool,
     /// The memory balloon.
     pub balloon: Option<BalloonSpec>,
+    /// Its disks, in the order in which the guest finds them.
+    pub disks: Vec<DiskSpec>,
     /// Whether the guest has a source of random numbers.
     pub rng: bool,
     /// Number of vCPUs, 1 or more. The host's maximum is checked when the VM is created.
@@ -110,6 +114,9 @@ pub enum Error {
         /// What `memory_backing` or `--memory-backing` says.
         backing: MemoryBacking,
     },
+    /// Disks that make no sense.
+    #[error(transparent)]
+    Disks(#[from] DiskError),
     /// A balloon larger than the guest.
     #[error(transparent)]
     BalloonTarget(#[from] BalloonTargetError),
@@ -246,17 +253,20 @@ impl Spec {
         let mte = config.mte.map_or(MteMode::default(), |section| section.mode);
         let lock_memory = machine.lock_memory.unwrap_or(false);
         let tag_storage = config.tag_storage.unwrap_or_default();
+        let disks = DiskSpec::all(config.drives)?;
+        let boot_args = boot.boot_args.as_deref().unwrap_or("");
         let lender = tag_storage.broker.clone().filter(|_| mte != MteMode::Require);
         let spec = Self {
             kernel: boot.kernel_image_path.ok_or(Error::NoKernel)?,
             initrd: boot.initrd_path,
-            command_line: command_line(boot.boot_args.as_deref().unwrap_or(""), bare_command_line)?,
+            command_line: command_line(boot_args, disks.first(), bare_command_line)?,
             bare_command_line,
             memory,
             huge_pages,
             backing,
             lock_memory,
             balloon: BalloonSpec::new(config.balloon, memory)?,
+            disks,
             rng: config.entropy.is_some(),
             cpus: machine.vcpu_count.unwrap_or(1),
             pmu: machine.pmu.unwrap_or(false),
@@ -307,24 +317,28 @@ impl Spec {
             Some(balloon) => BalloonSetting::Section(balloon.to_section()),
             None => BalloonSetting::None,
         };
+        config.drives = self.disks.iter().map(DiskSpec::to_section).collect();
         config.entropy = self.rng.then(EntropySection::default);
         config
     }
 
     /// An output over an input, or over another output, would destroy one of them.
     fn check_paths(&self, flags: CommandLineOnly<'_>) -> Result<(), Error> {
-        let named = [
+        let outputs =
+            [("the serial target", self.serial.path()), ("the control socket", flags.api_sock)];
+        let inputs = [
             ("the kernel", Some(self.kernel.as_path())),
             ("the initrd", self.initrd.as_deref()),
             ("the configuration file", flags.config),
-            ("the serial target", self.serial.path()),
-            ("the control socket", flags.api_sock),
         ];
-        // The first three are only read.
-        for (at, &(second, path)) in named.iter().enumerate().skip(3) {
-            let Some(path) = path else { continue };
-            for &(first, other) in &named[..at] {
-                if other.is_some_and(|other| same_file(other, path)) {
+        // Each with whether it is written.
+        let inputs = inputs.into_iter().filter_map(|(name, path)| Some((name, path?, false)));
+        let outputs = outputs.into_iter().filter_map(|(name, path)| Some((name, path?, true)));
+        let disks = self.disks.iter().map(|disk| ("a disk", disk.path.as_path(), !disk.read_only));
+        let named: Vec<_> = inputs.chain(disks).chain(outputs).collect();
+        for (at, &(second, path, written)) in named.iter().enumerate() {
+            for &(first, other, other_written) in &named[..at] {
+                if (written || other_written) && same_file(other, path) {
                     return Err(Error::PathConflict { path: path.to_owned(), first, second });
                 }
             }
@@ -379,14 +393,15 @@ fn backing(machine: &MachineConfig) -> Result<(HugePages, MemoryBacking), Error>
     }
 }
 
-/// Puts before the user's parameters those that let the VMM tell a panic from a reboot, unless they are to be
+/// Puts before the user's parameters the root device, if one of the disks is that, and those that let the VMM tell
+/// a panic from a reboot, unless they are to be
 /// the whole command line: a guest that is no Linux may take the first word for its own.
 ///
 /// A panic with `panic=-1` restarts the guest at once, and `reboot=panic_warm` makes that restart a
 /// PSCI SYSTEM_RESET2. An orderly reboot is one too only if the guest has been told to reboot warm or soft
 /// (`reboot=w`, `reboot=s`, /sys/kernel/reboot/mode; kernel/reboot.c, drivers/firmware/psci). Later
 /// parameters win, so a user's own `panic=` or `reboot=panic_...` stands.
-fn command_line(user: &str, bare: bool) -> Result<String, Error> {
+fn command_line(user: &str, first_disk: Option<&DiskSpec>, bare: bool) -> Result<String, Error> {
     let user = user.trim();
     // What follows a lone `--` is for the guest's init, not for its kernel (init/main.c).
     let kernel_words = || user.split_ascii_whitespace().take_while(|word| *word != "--");
@@ -394,11 +409,16 @@ fn command_line(user: &str, bare: bool) -> Result<String, Error> {
         kernel_words().any(|word| word.starts_with(name) && word.contains(part))
     };
     // A `reboot=` without a `panic_` mode says nothing of panics, and does not replace ours.
-    let added: Vec<&str> = [("panic=", "", "panic=-1"), ("reboot=", "panic_", "reboot=panic_warm")]
-        .into_iter()
-        .filter(|(name, part, _)| !bare && !given(name, part))
-        .map(|(.., parameter)| parameter)
-        .collect();
+    let root = first_disk.filter(|disk| disk.root).map(DiskSpec::boot_parameters);
+    let added: Vec<&str> = [
+        ("panic=", "", Some("panic=-1")),
+        ("reboot=", "panic_", Some("reboot=panic_warm")),
+        ("root=", "", root.as_deref()),
+    ]
+    .into_iter()
+    .filter(|(name, part, _)| !bare && !given(name, part))
+    .filter_map(|(.., parameter)| parameter)
+    .collect();
     let prefix = added.join(" ");
     let whole = format!("{prefix} {user}");
     let whole = whole.trim();

@@ -16,6 +16,8 @@ pub(crate) enum Means {
     HugePages,
     /// Pages of another process moved.
     PageMoves,
+    /// Files that are read and written past the page cache, where temporary files are.
+    DirectIo,
     /// As many descriptors as the reason says.
     Descriptors,
 }
@@ -27,6 +29,7 @@ impl Means {
             Self::Userfaultfd => "userfaultfd",
             Self::HugePages => "huge-pages",
             Self::PageMoves => "page-moves",
+            Self::DirectIo => "direct-io",
             Self::Descriptors => "descriptors",
         }
     }

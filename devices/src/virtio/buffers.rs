@@ -38,7 +38,8 @@ impl Chain {
 }
 
 impl Stream {
-    fn new(buffers: &[Buffer]) -> Self {
+    /// The bytes of these buffers, in order. There are fewer than 65536 of them.
+    pub fn new(buffers: &[Buffer]) -> Self {
         let length = buffers.iter().map(|buffer| u64::from(buffer.length)).sum();
         Self { buffers: buffers.to_vec(), length }
     }

@@ -1,6 +1,7 @@
 //! The host's side of devices.
 
 pub mod balloon;
+pub mod block;
 pub mod clock;
 pub mod entropy;
 pub mod gate;

@@ -1,8 +1,10 @@
 //! Limits on what a device does in a time: Firecracker's token buckets.
 
 use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use devices::ports::Throttle;
 use rustix::fd::{AsRawFd, RawFd};
 
 use crate::error::say;
@@ -72,8 +74,7 @@ impl Bucket {
 pub struct RateLimiter {
     bandwidth: Option<Bucket>,
     ops: Option<Bucket>,
-    /// Only a limiter that limits has one.
-    timer: Option<Timer>,
+    timer: Timer,
     waiting: bool,
     throttled: u64,
 }
@@ -85,26 +86,21 @@ impl RateLimiter {
     /// When the host gives no timer.
     pub fn new(spec: RateLimiterSpec) -> io::Result<Self> {
         let now = Instant::now();
-        let limits = spec.bandwidth.is_some() || spec.ops.is_some();
         Ok(Self {
             bandwidth: spec.bandwidth.map(|bucket| Bucket::new(bucket, now)),
             ops: spec.ops.map(|bucket| Bucket::new(bucket, now)),
-            timer: limits.then(Timer::new).transpose()?,
+            timer: Timer::new()?,
             waiting: false,
             throttled: 0,
         })
     }
 
     /// Replaces the buckets by those that are given, full; the others stay.
-    ///
-    /// # Errors
-    /// When the host gives no timer. Nothing is changed then.
-    pub fn update(&mut self, spec: RateLimiterSpec) -> io::Result<()> {
-        let new = Self::new(spec)?;
-        self.bandwidth = new.bandwidth.or(self.bandwidth.take());
-        self.ops = new.ops.or(self.ops.take());
-        self.timer = self.timer.take().or(new.timer);
-        Ok(())
+    pub fn update(&mut self, spec: RateLimiterSpec) {
+        let now = Instant::now();
+        let bucket = |spec: Option<BucketSpec>| spec.map(|bucket| Bucket::new(bucket, now));
+        self.bandwidth = bucket(spec.bandwidth).or(self.bandwidth.take());
+        self.ops = bucket(spec.ops).or(self.ops.take());
     }
 
     /// Whether an operation may begin now. If not, [`timer`](Self::timer) goes off when it may.
@@ -120,11 +116,11 @@ impl RateLimiter {
                 bucket.wait()
             })
             .max();
-        let (Some(wait), Some(timer)) = (wait, &self.timer) else { return true };
+        let Some(wait) = wait else { return true };
         if !self.waiting {
             self.waiting = true;
             self.throttled += 1;
-            if let Err(error) = timer.once(wait) {
+            if let Err(error) = self.timer.once(wait) {
                 say(&format!("a device is not limited, as its timer cannot be set: {error}"));
                 self.waiting = false;
                 return true;
@@ -144,13 +140,13 @@ impl RateLimiter {
     }
 
     /// What goes off when operations may begin again.
-    pub fn timer(&self) -> Option<RawFd> {
-        self.timer.as_ref().map(AsRawFd::as_raw_fd)
+    pub fn timer(&self) -> RawFd {
+        self.timer.as_raw_fd()
     }
 
     /// Takes the timer's event: whether it went off.
     pub fn take_timer(&mut self) -> bool {
-        let went_off = self.timer.as_ref().is_some_and(Timer::take);
+        let went_off = self.timer.take();
         self.waiting &= !went_off;
         went_off
     }
@@ -158,6 +154,59 @@ impl RateLimiter {
     /// How often it has held a device up.
     pub fn throttled(&self) -> u64 {
         self.throttled
+    }
+}
+
+/// A limiter that a device asks, its thread waits for, and the control socket changes. Clones are one limiter.
+#[derive(Clone, Debug)]
+pub struct SharedLimiter {
+    limiter: Arc<Mutex<RateLimiter>>,
+    timer: RawFd,
+}
+
+impl SharedLimiter {
+    /// A limiter whose buckets are full.
+    ///
+    /// # Errors
+    /// When the host gives no timer.
+    pub fn new(spec: RateLimiterSpec) -> io::Result<Self> {
+        let limiter = RateLimiter::new(spec)?;
+        let timer = limiter.timer();
+        Ok(Self { limiter: Arc::new(Mutex::new(limiter)), timer })
+    }
+
+    /// See [`RateLimiter::update`].
+    pub fn update(&self, spec: RateLimiterSpec) {
+        self.lock().update(spec);
+    }
+
+    /// See [`RateLimiter::timer`]. It is open for as long as this lives.
+    pub fn timer(&self) -> RawFd {
+        self.timer
+    }
+
+    /// See [`RateLimiter::take_timer`].
+    pub fn take_timer(&self) -> bool {
+        self.lock().take_timer()
+    }
+
+    /// See [`RateLimiter::throttled`].
+    pub fn throttled(&self) -> u64 {
+        self.lock().throttled()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, RateLimiter> {
+        self.limiter.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Throttle for SharedLimiter {
+    fn is_open(&mut self) -> bool {
+        self.lock().is_open()
+    }
+
+    fn spend(&mut self, bytes: u64) {
+        self.lock().spend(bytes);
     }
 }
 
@@ -243,7 +292,6 @@ mod tests {
         limiter.spend(u64::MAX);
 
         assert!(limiter.is_open());
-        assert_eq!(limiter.timer(), None);
     }
 
     proptest! {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use arch::units::Bytes;
 use clap::Args;
 
-use super::{BalloonFlag, ExhaustedFlag, MemoryBacking, MteMode, TagStorageMode};
+use super::{BalloonFlag, DiskFlag, ExhaustedFlag, MemoryBacking, MteMode, TagStorageMode};
 
 /// Boot a guest and run it until it ends.
 #[derive(Args, Clone, Debug, Default)]
@@ -79,6 +79,11 @@ pub struct RunArgs {
     /// Give the guest no memory balloon
     #[arg(long, conflicts_with = "balloon")]
     pub no_balloon: bool,
+
+    /// A disk: a raw image or a block device, and perhaps ro, direct (past the host's page cache) and id=NAME,
+    /// separated by commas; may be given several times
+    #[arg(long, value_name = "PATH[,...]")]
+    pub disk: Vec<DiskFlag>,
 
     /// Give the guest a source of random numbers
     #[arg(long)]

@@ -13,7 +13,7 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
-use super::{BalloonSetting, Error, TagStorageSection};
+use super::{BalloonSetting, DriveSection, Error, TagStorageSection};
 
 /// No configuration comes near this size; a file that does is something else.
 const MAX_FILE: u64 = 1 << 20;
@@ -40,14 +40,15 @@ pub struct Config {
     /// The memory balloon.
     #[serde(default, skip_serializing_if = "BalloonSetting::is_default")]
     pub balloon: BalloonSetting,
+    /// Disks.
+    #[serde(default, deserialize_with = "sections", skip_serializing_if = "Vec::is_empty")]
+    pub drives: Vec<DriveSection>,
     /// A source of random numbers for the guest.
     #[serde(default, deserialize_with = "section", skip_serializing_if = "Option::is_none")]
     pub entropy: Option<EntropySection>,
 
     // Firecracker writes these sections into every configuration it reports, empty where the device is
     // absent. Empty is accepted for that reason; anything else names a device that this VMM lacks.
-    #[serde(default, skip_serializing)]
-    drives: Absent,
     #[serde(default, skip_serializing)]
     network_interfaces: Absent,
     #[serde(default, skip_serializing)]
@@ -260,6 +261,14 @@ pub(super) fn section<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
     Ok(Option::<Object<T>>::deserialize(deserializer)?.map(|Object(section)| section))
 }
 
+/// A list of sections; `null` is an empty one.
+pub(super) fn sections<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    deserializer: D,
+) -> Result<Vec<T>, D::Error> {
+    let sections = Option::<Vec<Object<T>>>::deserialize(deserializer)?.unwrap_or_default();
+    Ok(sections.into_iter().map(|Object(section)| section).collect())
+}
+
 /// A section of Firecracker's for something this VMM does not have: `null` and `[]` say so too.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 struct Absent;
@@ -274,6 +283,10 @@ impl<'de> Deserialize<'de> for Absent {
             )),
         }
     }
+}
+
+pub(super) fn absent<'de, D: Deserializer<'de>>(deserializer: D) -> Result<(), D::Error> {
+    Absent::deserialize(deserializer).map(|_| ())
 }
 
 pub(super) fn only_false<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {

@@ -7,6 +7,7 @@
 mod args;
 mod balloon;
 mod deferred;
+mod drive;
 mod file;
 mod rate_limiter;
 mod tag_storage;
@@ -20,6 +21,7 @@ use crate::exit_status::ExitStatus;
 pub use args::RunArgs;
 pub use balloon::{BalloonFlag, BalloonSection, BalloonSetting, ParseBalloonError};
 pub use deferred::Deferred;
+pub use drive::{CacheType, DiskFlag, DriveSection, IoEngine, ParseDiskError};
 pub(crate) use file::Object;
 pub use file::{
     BootSource, Config, EntropySection, HugePages, MachineConfig, MemoryBacking, MteMode,
@@ -126,6 +128,10 @@ impl RunArgs {
         }
         if self.no_balloon {
             config.balloon = BalloonSetting::None;
+        }
+        if !self.disk.is_empty() {
+            let disks = self.disk.iter().enumerate();
+            config.drives = disks.map(|(index, disk)| disk.to_section(index)).collect();
         }
         if self.rng {
             config.entropy.get_or_insert_default();

@@ -2,15 +2,17 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::file::section;
+
 /// Firecracker's `RateLimiter`.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct RateLimiterSection {
     /// Bytes.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "section", skip_serializing_if = "Option::is_none")]
     pub bandwidth: Option<TokenBucketSection>,
     /// Operations.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "section", skip_serializing_if = "Option::is_none")]
     pub ops: Option<TokenBucketSection>,
 }
 

@@ -195,7 +195,7 @@ fn empty_and_null_sections_are_as_good_as_none() {
 #[test]
 fn a_device_that_this_vmm_lacks_is_refused_and_not_ignored() {
     for text in [
-        r#"{"drives": [{"drive_id": "rootfs"}]}"#,
+        r#"{"drives": [{"drive_id": "rootfs", "socket": "/vhost-user.sock"}]}"#,
         r#"{"vsock": {"guest_cid": 3}}"#,
         r#"{"memory-hotplug": {}}"#,
         r#"{"entropy": {"rate_limiter": {}}}"#,

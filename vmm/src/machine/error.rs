@@ -5,6 +5,7 @@ use std::io;
 use arch::layout;
 use thiserror::Error;
 
+use crate::backends::block;
 use crate::error::is_denied;
 use crate::exit_status::ExitStatus;
 use crate::hypervisor;
@@ -48,6 +49,9 @@ pub enum Error {
     /// It may not live beside the broker's tag storage.
     #[error(transparent)]
     BorrowerLease(#[from] BorrowerLeaseError),
+    /// A disk cannot be had.
+    #[error(transparent)]
+    Disk(#[from] block::Error),
     /// The timers of a device cannot be had.
     #[error("the host gives no timers for the {device}: look at ulimit -n")]
     Timers {
@@ -97,6 +101,7 @@ impl Error {
             Self::TagStorage(error) if is_denied(error) => ExitStatus::NoPermission,
             Self::BorrowerLease(error) if is_denied(error) => ExitStatus::NoPermission,
             Self::Load(error) => error.status(),
+            Self::Disk(error) => error.status(),
             Self::Hypervisor(_)
             | Self::Memory(_)
             | Self::BootState(_)

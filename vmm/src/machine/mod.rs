@@ -15,13 +15,13 @@ use arch::layout;
 use arch::units::Bytes;
 use event_manager::MutEventSubscriber;
 
-use crate::backends::balloon;
 use crate::backends::gate::QueueGate;
+use crate::backends::{balloon, block};
 use crate::console::{Output, Quiesce};
 use crate::hypervisor::Vm;
 use crate::memory::{DiscardHooks, GuestRam, NoHooks, Reclaimer, footprint};
 use crate::metrics::VcpuCounters;
-use crate::spec::Spec;
+use crate::spec::{DiskSpec, Spec};
 use crate::tag_storage::broker::Client;
 use crate::tag_storage::{BorrowerLease, TagReservation};
 use crate::vcpu::{self, Services, VcpuSet};
@@ -98,6 +98,16 @@ impl Machine {
     /// The balloon, if there is one.
     pub fn balloon(&self) -> Option<&balloon::Control> {
         self.devices.balloon.as_ref()
+    }
+
+    /// The disk of this name.
+    pub fn disk_mut(&mut self, id: &str) -> Option<&mut block::Control> {
+        self.devices.disks.iter_mut().find(|disk| disk.id() == id)
+    }
+
+    /// The disks as they are now.
+    pub fn disks(&self) -> impl Iterator<Item = &DiskSpec> {
+        self.devices.disks.iter().map(block::Control::spec)
     }
 
     /// The serial port, for its input.

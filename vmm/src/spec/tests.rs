@@ -392,11 +392,11 @@ fn the_configuration_file_is_not_written_over() {
 
 #[test]
 fn a_reboot_parameter_that_says_nothing_of_panics_leaves_ours_in_place() {
-    let line = command_line("console=ttyS0 reboot=k panic=1", false).unwrap();
+    let line = command_line("console=ttyS0 reboot=k panic=1", None, false).unwrap();
 
     assert_eq!(line, "reboot=panic_warm console=ttyS0 reboot=k panic=1");
     assert_eq!(
-        command_line("reboot=panic_cold panic=0", false).unwrap(),
+        command_line("reboot=panic_cold panic=0", None, false).unwrap(),
         "reboot=panic_cold panic=0"
     );
 }

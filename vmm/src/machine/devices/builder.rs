@@ -108,7 +108,6 @@ impl<'a> Builder<'a> {
     ///
     /// # Errors
     /// When the host has no thread or descriptor left.
-    #[allow(dead_code)]
     pub(super) fn work(&mut self, name: &str, events: WorkerEvents) -> Result<(), Error> {
         let worker = Worker::start(name, events)
             .map_err(|source| Error::Worker { name: name.to_owned(), source })?;

@@ -23,6 +23,7 @@ use serde_json::{Map, Value, json};
 
 use super::Error;
 use crate::backends::balloon;
+use crate::backends::block::{self, BlockEvents};
 use crate::backends::clock::{HostClock, RtcEvents};
 use crate::backends::entropy::HostEntropy;
 use crate::backends::gate::QueueGate;
@@ -32,7 +33,7 @@ use crate::console::Output;
 use crate::error::say;
 use crate::hypervisor::Vm;
 use crate::memory::Reclaimer;
-use crate::spec::{BalloonSpec, Spec};
+use crate::spec::{BalloonSpec, DiskSpec, Spec};
 pub use attached::{Attached, StateError};
 use builder::Builder;
 
@@ -45,6 +46,8 @@ pub struct DeviceSet {
     pub(super) gpio: Arc<Mutex<Gpio>>,
     /// The balloon, for its target and statistics.
     pub(super) balloon: Option<balloon::Control>,
+    /// The disks, for their sizes and limits.
+    pub(super) disks: Vec<block::Control>,
     /// What serves the queues and the alarm, until the event loop takes it.
     pub(super) events: Vec<Box<dyn MutEventSubscriber>>,
     /// The threads of devices that have one.
@@ -76,11 +79,13 @@ impl DeviceSet {
             .balloon
             .map(|wanted| balloon(&mut builder, wanted, spec, reclaimer(), guest_page))
             .transpose()?;
+        let disks = spec.disks.iter().map(|disk| self::disk(&mut builder, disk));
+        let disks = disks.collect::<Result<_, _>>()?;
         if spec.rng {
             entropy_source(&mut builder)?;
         }
         let Builder { plugged, attached, events, workers, .. } = builder;
-        Ok((Self { attached, serial, gpio, balloon, events, _workers: workers }, plugged))
+        Ok((Self { attached, serial, gpio, balloon, disks, events, _workers: workers }, plugged))
     }
 
     /// Every device.
@@ -179,6 +184,18 @@ fn balloon(
             .map_err(|source| Error::Timers { device: "balloon", source })?;
     let counted = control.clone();
     builder.attach("balloon", transport, Some(Box::new(move || counted.metrics())));
+    Ok(control)
+}
+
+fn disk(builder: &mut Builder<'_>, spec: &DiskSpec) -> Result<block::Control, Error> {
+    let opened = block::Opened::new(spec)?;
+    let device = opened.device();
+    let counters = device.counters();
+    let (transport, queues) = builder.place(&format!("disk {}", spec.id), device)?;
+    let control = opened.control(Arc::clone(&transport), counters);
+    let events = BlockEvents::new(&control, queues, builder.vm().ram().clone());
+    builder.attach(&format!("block_{}", spec.id), transport, Some(control.reader()));
+    builder.work(&format!("disk-{}", spec.id), Box::new(events))?;
     Ok(control)
 }
 
