@@ -11,8 +11,8 @@ use event_manager::{EventManager, SubscriberOps};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use vmm::api::model::{
-    Balloon, BalloonStats, BalloonStatsUpdate, BalloonUpdate, DriverState, Footprint, GuestStats,
-    InstanceInfo, Reporting, State, TagStorage,
+    Balloon, BalloonStats, BalloonStatsUpdate, BalloonUpdate, DriveUpdate, DriverState, Footprint,
+    GuestStats, InstanceInfo, Reporting, State, TagStorage,
 };
 use vmm::api::{ControlError, Controller, Server};
 use vmm::backends::balloon::Change;
@@ -88,6 +88,9 @@ impl Controller for FakeVm {
         let balloon = self.balloon.as_mut().ok_or_else(ControlError::no_balloon)?;
         balloon.stats_polling_interval_s = update.stats_polling_interval_s;
         Ok(())
+    }
+    fn patch_drive(&mut self, id: &str, _: DriveUpdate) -> Result<(), ControlError> {
+        Err(ControlError::no_such("disk", id))
     }
     fn footprint(&self) -> Result<Footprint, ControlError> {
         Ok(Footprint { guest_bytes: 4 << 20, resident_bytes: 1 << 20, ..Footprint::default() })

@@ -119,7 +119,13 @@ impl Contract {
                     true
                 }
                 "additionalProperties" => self.validate_rest(schema, rule, value, at)?,
-                "description" | "nullable" | "x-tessera" => true,
+                "items" => {
+                    for (index, item) in value.as_array().into_iter().flatten().enumerate() {
+                        self.validate(rule, item, &format!("{at}[{index}]"))?;
+                    }
+                    true
+                }
+                "description" | "example" | "nullable" | "x-tessera" => true,
                 unknown => return Err(format!("{at}: the test does not know {unknown:?}")),
             };
             if !holds {

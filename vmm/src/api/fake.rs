@@ -4,8 +4,9 @@ use arch::units::Bytes;
 use serde_json::{Value, json};
 
 use super::model::{
-    Balloon, BalloonStats, BalloonStatsUpdate, BalloonUpdate, DriverState, Footprint, GuestStats,
-    InstanceInfo, OnExhausted, Reporting, State, TagStorage, TagStorageChunks, TagStorageMode,
+    Balloon, BalloonStats, BalloonStatsUpdate, BalloonUpdate, DriveUpdate, DriverState, Footprint,
+    GuestStats, InstanceInfo, OnExhausted, Reporting, State, TagStorage, TagStorageChunks,
+    TagStorageMode,
 };
 use super::{ControlError, Controller};
 use crate::backends::balloon::{Change, GuestReport};
@@ -114,6 +115,13 @@ impl Controller for FakeVm {
                 "free_page_hinting": false,
                 "free_page_reporting": true,
             },
+            "drives": [{
+                "drive_id": "root",
+                "path_on_host": "/images/root.ext4",
+                "is_root_device": true,
+                "is_read_only": false,
+                "rate_limiter": { "ops": { "size": 1000, "refill_time": 100 } },
+            }],
             "entropy": {},
         })
     }
@@ -185,6 +193,14 @@ impl Controller for FakeVm {
     fn patch_balloon_statistics(&mut self, update: BalloonStatsUpdate) -> Result<(), ControlError> {
         self.balloon_mut()?.interval = update.stats_polling_interval_s;
         Ok(())
+    }
+
+    fn patch_drive(&mut self, id: &str, update: DriveUpdate) -> Result<(), ControlError> {
+        self.check()?;
+        match (id, update.drive_id.as_str()) {
+            ("root", "root") => Ok(()),
+            _ => Err(ControlError::no_such("disk", id)),
+        }
     }
 
     fn footprint(&self) -> Result<Footprint, ControlError> {

@@ -82,6 +82,13 @@ pub trait Controller {
         update: model::BalloonStatsUpdate,
     ) -> Result<(), ControlError>;
 
+    /// Takes the size of a disk's file anew, or replaces the file or its limits, as `PATCH /drives/{drive_id}` says.
+    /// `id` is the path's.
+    ///
+    /// # Errors
+    /// There is no such disk, or its file cannot be used. Nothing is changed then.
+    fn patch_drive(&mut self, id: &str, update: model::DriveUpdate) -> Result<(), ControlError>;
+
     /// The answer to `GET /footprint`: what the guest costs the host at this moment. Served without a
     /// balloon as well.
     ///
@@ -157,6 +164,11 @@ impl ControlError {
             "this VM has no balloon: it was started with --no-balloon, or with \"balloon\": null in its \
              configuration file",
         )
+    }
+
+    /// The answer to a change of a thing that is not there, of a kind such as "disk".
+    pub fn no_such(kind: &str, id: &str) -> Self {
+        Self::refused(format!("this VM has no {kind} '{id}': GET /vm/config lists what it has"))
     }
 
     /// The answer to `GET /balloon/statistics` while the guest is not asked for them.

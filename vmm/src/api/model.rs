@@ -4,11 +4,14 @@
 //! not be ignored). What a client receives is read leniently, so that an older `tesseractl` can
 //! talk to a newer `tessera`.
 
+use std::path::PathBuf;
+
 use serde::ser::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 
-pub use crate::config::{OnExhausted, TagStorageMode};
+use crate::config::Object;
+pub use crate::config::{OnExhausted, RateLimiterSection, TagStorageMode};
 pub use devices::virtio::balloon::Statistics as GuestStats;
 
 /// The version of Firecracker's interface description from which paths, fields and status codes are
@@ -236,6 +239,13 @@ fn not_null<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
     T::deserialize(deserializer).map(Some)
 }
 
+/// As [`not_null`], for an object of fields: an array is none.
+fn object<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    deserializer: D,
+) -> Result<Option<T>, D::Error> {
+    Object::deserialize(deserializer).map(|Object(object)| Some(object))
+}
+
 /// Firecracker's `BalloonStats`: the answer to `GET /balloon/statistics`. What the guest did not say is
 /// absent; the sizes that it says are in bytes.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -297,6 +307,20 @@ pub struct Footprint {
     pub poison_skipped_bytes: u64,
     /// Reported and not given back, as reporting was switched off.
     pub kept_bytes: u64,
+}
+
+/// Firecracker's `PartialDrive`: the body of `PATCH /drives/{drive_id}`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DriveUpdate {
+    /// The disk, as the path names it.
+    pub drive_id: String,
+    /// Its file, whose size is taken anew, or another one.
+    #[serde(default, deserialize_with = "not_null", skip_serializing_if = "Option::is_none")]
+    pub path_on_host: Option<PathBuf>,
+    /// New limits; those that are not given stay.
+    #[serde(default, deserialize_with = "object", skip_serializing_if = "Option::is_none")]
+    pub rate_limiter: Option<RateLimiterSection>,
 }
 
 /// Tag storage of a VM: the answer to `GET /tag-storage`. Every size is tag storage, of the supply named

@@ -20,11 +20,25 @@ pub(crate) struct Route {
     handler: Handler,
 }
 
+impl Route {
+    /// Whether a path is this one: `{...}` at its end stands for any name.
+    fn serves(&self, path: &str) -> bool {
+        match self.path.split_once('{') {
+            None => self.path == path,
+            Some((before, _)) => path
+                .strip_prefix(before)
+                .is_some_and(|name| !name.is_empty() && !name.contains('/')),
+        }
+    }
+}
+
 enum Handler {
     /// Looks at the VM; takes no body.
     Read(fn(&dyn Controller) -> Outcome),
     /// Changes the VM as the body says.
     Write(fn(&mut dyn Controller, &[u8]) -> Outcome),
+    /// The same for one of several things of a kind, which the end of the path names.
+    WriteOne(fn(&mut dyn Controller, &str, &[u8]) -> Outcome),
 }
 
 /// The one resource that is served as text, too.
@@ -41,6 +55,11 @@ pub(crate) const ROUTES: &[Route] = &[
     get("/balloon", |vm| show(vm.balloon()?)),
     patch("/balloon", |vm, body| done(vm.patch_balloon(parse(body)?))),
     get("/balloon/statistics", |vm| show(vm.balloon_statistics()?)),
+    Route {
+        method: "PATCH",
+        path: "/drives/{drive_id}",
+        handler: Handler::WriteOne(|vm, id, body| done(vm.patch_drive(id, parse(body)?))),
+    },
     patch("/balloon/statistics", |vm, body| done(vm.patch_balloon_statistics(parse(body)?))),
     get("/footprint", |vm| show(vm.footprint()?)),
     get("/tag-storage", |vm| show(vm.tag_storage()?)),
@@ -131,11 +150,15 @@ fn dispatch(vm: &mut dyn Controller, request: &Request) -> Outcome {
         Handler::Read(_) if !request.body.is_empty() => Err(Fault::UnwantedBody),
         Handler::Read(handler) => handler(vm),
         Handler::Write(handler) => handler(vm, &request.body),
+        Handler::WriteOne(handler) => {
+            let name = request.path.rsplit('/').next().unwrap_or_default();
+            handler(vm, name, &request.body)
+        }
     }
 }
 
 fn find(request: &Request) -> Result<&'static Route, Fault> {
-    let on_path = || ROUTES.iter().filter(|route| route.path == request.path);
+    let on_path = || ROUTES.iter().filter(|route| route.serves(&request.path));
     if let Some(route) = on_path().find(|route| route.method == request.method) {
         return Ok(route);
     }

@@ -11,8 +11,9 @@ use super::power_key::PowerKeyTimer;
 use super::shutdown::ShutdownRequest;
 use crate::api::{ControlError, Controller, model};
 use crate::backends::balloon;
+use crate::error::chain;
 use crate::machine::{Machine, PauseReason};
-use crate::spec::Spec;
+use crate::spec::{DiskSpec, RateLimiterSpec, Spec};
 
 /// Everything that a client of the control socket may do.
 pub(super) struct MachineController {
@@ -64,7 +65,13 @@ impl Controller for MachineController {
     }
 
     fn vm_config(&self) -> Value {
-        self.config.clone()
+        let mut config = self.config.clone();
+        // They are what can have changed.
+        if let (Ok(machine), Some(drives)) = (self.machine(), config.get_mut("drives")) {
+            let sections: Vec<_> = machine.borrow().disks().map(DiskSpec::to_section).collect();
+            *drives = serde_json::to_value(sections).unwrap_or_default();
+        }
+        config
     }
 
     fn machine_config(&self) -> Value {
@@ -95,6 +102,25 @@ impl Controller for MachineController {
     ) -> Result<(), ControlError> {
         let set = self.balloon_control()?.set_stats_interval(update.stats_polling_interval_s);
         set.map_err(|error| ControlError::failed("set the statistics' timer", error))
+    }
+
+    fn patch_drive(&mut self, id: &str, update: model::DriveUpdate) -> Result<(), ControlError> {
+        if update.drive_id != id {
+            return Err(ControlError::refused(format!(
+                "the path names the disk '{id}' and the body '{}': name the same one",
+                update.drive_id
+            )));
+        }
+        let limits = RateLimiterSpec::new(update.rate_limiter.unwrap_or_default());
+        let limits = limits.map_err(|error| ControlError::refused(error.to_string()))?;
+        let machine = self.machine()?;
+        let mut machine = machine.borrow_mut();
+        let disk = machine.disk_mut(id).ok_or_else(|| ControlError::no_such("disk", id))?;
+        if let Some(path) = update.path_on_host {
+            disk.refresh(&path).map_err(|error| ControlError::refused(chain(&error)))?;
+        }
+        disk.limit(limits);
+        Ok(())
     }
 
     fn footprint(&self) -> Result<model::Footprint, ControlError> {

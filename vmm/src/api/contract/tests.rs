@@ -1,7 +1,7 @@
 //! The server against `resources/openapi.yaml`, in both directions.
 #![allow(clippy::unwrap_used)]
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::Contract;
 use crate::api::fake::{Failure, FakeBalloon, FakeVm};
@@ -20,7 +20,7 @@ fn ask(method: &str, path: &str, body: &str) -> (u16, Option<Value>) {
 fn ask_of(vm: &mut FakeVm, method: &str, path: &str, body: &str) -> (u16, Option<Value>) {
     let request = Request {
         method: method.to_owned(),
-        path: path.to_owned(),
+        path: path.replace("{drive_id}", "root"),
         body: body.as_bytes().to_vec(),
         keep_alive: true,
         wants_text: false,
@@ -80,8 +80,22 @@ fn every_read_answers_200_with_the_body_described() {
 /// A body that a request takes; reads have none.
 fn body_for(contract: &Contract, method: &str, path: &str) -> String {
     let Some(schema) = contract.request_schema(method, path) else { return String::new() };
-    let (field, rule) = schema["properties"].as_object().unwrap().iter().next_back().unwrap();
-    json!({ field: named(contract.resolve(rule)).last() }).to_string()
+    let mut body = required(contract, schema);
+    if body.is_empty() {
+        let (field, rule) = schema["properties"].as_object().unwrap().iter().next_back().unwrap();
+        body.insert(field.clone(), named(contract.resolve(rule)).pop().unwrap());
+    }
+    Value::Object(body).to_string()
+}
+
+/// The fields that a body must have, with values for them.
+fn required(contract: &Contract, schema: &Value) -> Map<String, Value> {
+    let fields = schema.get("required").and_then(Value::as_array).into_iter().flatten();
+    let value = |field: &str| named(contract.resolve(&schema["properties"][field])).pop().unwrap();
+    fields
+        .map(|field| field.as_str().unwrap())
+        .map(|field| (field.to_owned(), value(field)))
+        .collect()
 }
 
 #[test]
@@ -108,10 +122,12 @@ fn what_fails_in_the_vmm_is_answered_with_a_status_of_its_own_where_described_an
     }
 }
 
-/// Every value that a schema names: those of an enumeration, both of a switch, both ends of a range.
+/// Every value that a schema names: those of an enumeration, both of a switch, both ends of a range, an example.
 fn named(rule: &Value) -> Vec<Value> {
     match (rule.get("enum"), rule["type"].as_str()) {
         (Some(values), _) => values.as_array().unwrap().clone(),
+        (None, Some("string")) if rule.get("example").is_some() => vec![rule["example"].clone()],
+        (None, Some("object")) => vec![json!({})],
         (None, Some("boolean")) => vec![json!(false), json!(true)],
         (None, Some("integer")) => {
             ["minimum", "maximum"].iter().filter_map(|end| rule.get(*end).cloned()).collect()
@@ -124,6 +140,8 @@ fn named(rule: &Value) -> Vec<Value> {
 fn beyond(rule: &Value) -> Vec<Value> {
     let mut values = vec![json!(null), json!([]), json!({}), json!(1.5), json!("no such value")];
     match rule["type"].as_str() {
+        Some("string") if rule.get("enum").is_none() => values.retain(|value| !value.is_string()),
+        Some("object") => values.retain(|value| !value.is_object()),
         Some("integer") => {
             let past = |end: &str, by| rule.get(end).map(|end| json!(end.as_i64().unwrap() + by));
             values.extend([past("minimum", -1), past("maximum", 1)].into_iter().flatten());
@@ -134,7 +152,7 @@ fn beyond(rule: &Value) -> Vec<Value> {
     values
 }
 
-/// Every field of every change that is described.
+/// Every field of every change that is described: method, path, field and its rule.
 fn fields_of_changes(contract: &Contract) -> Vec<(String, String, String, Value)> {
     let mut fields = Vec::new();
     for (method, path) in contract.operations() {
@@ -149,19 +167,26 @@ fn fields_of_changes(contract: &Contract) -> Vec<(String, String, String, Value)
     fields
 }
 
+/// A body in which a field has this value.
+fn with(contract: &Contract, method: &str, path: &str, field: &str, value: Value) -> String {
+    let mut body = required(contract, contract.request_schema(method, path).unwrap());
+    body.insert(field.to_owned(), value);
+    Value::Object(body).to_string()
+}
+
 #[test]
 fn every_change_answers_each_value_described_as_described() {
     let contract = Contract::load();
 
     for (method, path, field, rule) in fields_of_changes(&contract) {
         for value in named(&rule) {
-            let body = json!({ &field: value }).to_string();
+            let body = with(&contract, &method, &path, &field, value);
             let (status, answer) = ask(&method, &path, &body);
             contract.check(&method, &path, status, answer.as_ref()).unwrap();
             let message = answer.map(|fault| fault["fault_message"].to_string());
             assert!(
                 !message.unwrap_or_default().contains("not what this request takes"),
-                "{path} does not know {value}"
+                "{path} does not know {body}"
             );
         }
     }
@@ -172,17 +197,20 @@ fn every_change_refuses_a_body_beyond_its_schema() {
     let contract = Contract::load();
 
     for (method, path, field, rule) in fields_of_changes(&contract) {
-        let known = &named(&rule)[0];
+        let known = named(&rule).swap_remove(0);
+        let valid = with(&contract, &method, &path, &field, known);
+        let more = valid.replacen('{', "{\"more\":1,", 1);
         let mut bodies = vec![
             String::new(),
             "{}".to_owned(),
             "null".to_owned(),
             "[]".to_owned(),
             "{".to_owned(),
-            json!({ &field: known, "more": 1 }).to_string(),
-            format!("{} {{}}", json!({ &field: known })),
+            more,
+            format!("{valid} {{}}"),
         ];
-        bodies.extend(beyond(&rule).iter().map(|value| json!({ &field: value }).to_string()));
+        let beyond = beyond(&rule).into_iter();
+        bodies.extend(beyond.map(|value| with(&contract, &method, &path, &field, value)));
         for body in bodies {
             let (status, answer) = ask(&method, &path, &body);
             assert_eq!(status, 400, "{method} {path} took {body:?}");
