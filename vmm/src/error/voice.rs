@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::Timespec;
 
@@ -44,7 +44,7 @@ impl Voice {
         Self { output: None, dropped: 0, cut: false }
     }
 
-    /// Writes a message, for whose room it waits so long, and before it how many were dropped.
+    /// Writes a message, for the room of all of which it waits so long, and before it how many were dropped.
     fn say(&mut self, message: &str, patience: Duration) {
         let mut text = String::new();
         if self.cut {
@@ -76,10 +76,8 @@ impl Voice {
                 Err(_) => return Written::None,
             },
         };
-        let patience = Timespec {
-            tv_sec: i64::try_from(patience.as_secs()).unwrap_or(i64::MAX),
-            tv_nsec: patience.subsec_nanos().into(),
-        };
+        // One for all pieces: a reader that takes one now and then keeps the process no longer.
+        let deadline = Instant::now() + patience;
         let mut left = text;
         while !left.is_empty() {
             // A pipe takes a piece of this size as a whole, or not at all.
@@ -88,12 +86,21 @@ impl Voice {
                 Ok(n) if n > 0 => left = &left[n..],
                 Err(error)
                     if error.kind() == io::ErrorKind::WouldBlock
-                        && output.wait(&patience).unwrap_or(false) => {}
+                        && output.wait(&left_until(deadline)).unwrap_or(false) => {}
                 Ok(_) | Err(_) if left.len() == text.len() => return Written::None,
                 Ok(_) | Err(_) => return Written::Some,
             }
         }
         Written::All
+    }
+}
+
+/// The time that is left until a deadline, for poll(2).
+fn left_until(deadline: Instant) -> Timespec {
+    let left = deadline.saturating_duration_since(Instant::now());
+    Timespec {
+        tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: left.subsec_nanos().into(),
     }
 }
 

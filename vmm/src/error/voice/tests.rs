@@ -74,6 +74,25 @@ fn the_last_message_waits_for_room() {
 }
 
 #[test]
+fn a_reader_that_takes_a_piece_now_and_then_does_not_prolong_the_wait() {
+    let (mut voice, mut reader) = voice(PIPE_BUF, 1);
+    let patience = Duration::from_millis(200);
+    // All of the message takes it eight times the patience, each piece a quarter.
+    let message = "x".repeat(32 * PIPE_BUF);
+    let reader = std::thread::spawn(move || {
+        while reader.read(&mut [0; PIPE_BUF]).unwrap() > 0 {
+            std::thread::sleep(patience / 4);
+        }
+    });
+
+    voice.say(&message, patience);
+
+    assert!(voice.cut);
+    drop(voice);
+    reader.join().unwrap();
+}
+
+#[test]
 fn a_reader_that_has_gone_is_no_error() {
     let (mut voice, reader) = voice(0, 1);
     drop(reader);
