@@ -11,13 +11,14 @@ use std::ffi::{CStr, CString, c_int, c_void};
 use std::fmt::{self, Write};
 use std::mem::MaybeUninit;
 use std::ops::Range;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::ptr;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 
 use rustix::termios::Termios;
 
+use super::nonblocking::NonBlocking;
 use crate::exit_status::ExitStatus;
 
 /// SIGABRT comes last in a panic that cannot unwind.
@@ -221,13 +222,18 @@ fn report(address: u64, code: c_int) {
         write!(text, "tessera: thread {thread} touched the VMM's own memory at {address:#x}")
     };
     let _ = writeln!(text, ", and the host cannot give that page: {why}. The process ends.");
-    let mut asked = libc::pollfd { fd: 2, events: libc::POLLOUT, revents: 0 };
-    // SAFETY: one pollfd is passed, and as many bytes as have been written. The text is shorter than what a
-    // pipe takes at once.
-    unsafe {
-        if libc::poll(&mut asked, 1, 0) == 1 {
-            libc::write(2, text.bytes.as_ptr().cast(), text.length);
-        }
+    say(&text.bytes[..text.length]);
+}
+
+/// Writes what standard error takes of a text at once.
+fn say(text: &[u8]) {
+    // SAFETY: nothing in this process closes standard error; if it was closed at the start, the copy fails.
+    let stderr = unsafe { BorrowedFd::borrow_raw(libc::STDERR_FILENO) };
+    let Ok(copy) = stderr.try_clone_to_owned() else { return };
+    let output = NonBlocking::shared(copy);
+    let mut left = text;
+    while let Ok(written @ 1..) = output.write(left) {
+        left = left.get(written..).unwrap_or_default();
     }
 }
 

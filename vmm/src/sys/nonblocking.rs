@@ -2,8 +2,11 @@
 //!
 //! O_NONBLOCK is a flag of the open file description. Standard output and standard error share theirs with
 //! the shell and with other programs, which would not expect that their writes fail.
+//!
+//! Nothing here allocates or takes a lock: a signal handler may write in this way, too.
 
-use std::io;
+use std::ffi::CStr;
+use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -15,6 +18,8 @@ use rustix::net::SendFlags;
 pub(crate) const PIPE_BUF: usize = 4096;
 /// A terminal promises no more (n_tty_poll in drivers/tty/n_tty.c).
 const TERMINAL: usize = 1;
+/// Bytes for the path of a descriptor in /proc, whose number has at most ten digits.
+const PATH: usize = 32;
 
 /// A descriptor that is written to without waiting.
 #[derive(Debug)]
@@ -108,7 +113,10 @@ impl NonBlocking {
 
 /// Another open file description of the same file, for writing without waiting.
 fn open_anew(fd: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
-    let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
+    let mut path = [0; PATH];
+    // The zero at its end stays.
+    write!(&mut path[..PATH - 1], "/proc/self/fd/{}", fd.as_raw_fd()).map_err(|_| Errno::INVAL)?;
+    let path = CStr::from_bytes_until_nul(&path).map_err(|_| Errno::INVAL)?;
     let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     rustix::fs::open(path, flags, Mode::empty())
 }

@@ -2,17 +2,26 @@
 
 use std::env;
 use std::fs;
+use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use super::*;
+use crate::sys::nonblocking::NonBlocking;
 use crate::sys::thread;
 use crate::sys::unix_socket::Socket;
 
 /// Names the directory to the process that a test starts for itself, which ends in a fault.
 const INSIDE: &str = "TESSERA_TEST_FAULT";
+
+/// How many bytes that process first writes to its terminal.
+const ROOM: &str = "TESSERA_TEST_ROOM";
+
+/// How long a test waits for what takes milliseconds, before it fails.
+const DEADLINE: Duration = Duration::from_secs(20);
 
 /// Runs the test of this name once more, in a process of its own that has the handlers, and returns how that
 /// ended; or, in that process, where its files are to be.
@@ -21,10 +30,15 @@ fn in_a_process(test: &str, directory: &Path) -> Result<Output, PathBuf> {
         install();
         return Err(directory.into());
     }
+    Ok(command(test, directory).output().unwrap())
+}
+
+/// Runs the test of this name in a process of its own.
+fn command(test: &str, directory: &Path) -> Command {
     let mut command = Command::new(env::current_exe().unwrap());
     command.args(["--exact", &format!("sys::fatal::tests::{test}"), "--nocapture"]);
     command.env(INSIDE, directory).stdin(Stdio::null());
-    Ok(command.output().unwrap())
+    command
 }
 
 /// Ends in a fault, in a thread of the VMM's and with a socket that must not stay.
@@ -55,6 +69,53 @@ fn a_touch_of_memory_that_is_gone_ends_the_process_in_order() {
         "tessera: thread toucher touched guest memory at guest address 0x40000010, and the host";
     assert!(said(&output).contains(expected), "{}", said(&output));
     assert!(!directory.path().join("socket").exists());
+}
+
+/// Writes so many bytes to a terminal that nothing is read from, or as many as it takes. Returns how many.
+fn fill(terminal: &OwnedFd, most: usize) -> usize {
+    let output = NonBlocking::shared(terminal.try_clone().unwrap());
+    (0..most).take_while(|_| output.write(b".").is_ok()).count()
+}
+
+/// A terminal takes the first part of the message and not the rest when it is almost full. How full that is
+/// differs from kernel to kernel.
+#[test]
+fn a_terminal_that_nothing_reads_does_not_keep_the_process() {
+    let test = "a_terminal_that_nothing_reads_does_not_keep_the_process";
+    if let Some(directory) = env::var_os(INSIDE) {
+        install();
+        let room: usize = env::var(ROOM).unwrap().parse().unwrap();
+        let terminal = std::io::stderr().as_fd().try_clone_to_owned().unwrap();
+        fill(&terminal, room);
+        end(Path::new(&directory), || {
+            touch_behind_the_end(&tempfile::tempfile().unwrap(), None);
+        });
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let (user, terminal) = crate::sys::testing::terminal();
+    let all = fill(&terminal, usize::MAX);
+    drop((user, terminal));
+
+    for left in (0..1024).step_by(64) {
+        let (user, terminal) = crate::sys::testing::terminal();
+        let mut command = command(test, directory.path());
+        command.env(ROOM, (all - left).to_string()).stdout(Stdio::null()).stderr(terminal);
+        let mut child = command.spawn().unwrap();
+
+        let deadline = Instant::now() + DEADLINE;
+        let ended = loop {
+            match child.try_wait().unwrap() {
+                Some(status) => break Some(status),
+                None if Instant::now() >= deadline => break None,
+                None => std::thread::sleep(Duration::from_millis(5)),
+            }
+        };
+        // One that hangs ends with its terminal.
+        child.kill().unwrap();
+        drop(user);
+        let code = ended.map(|status| status.code());
+        assert_eq!(code, Some(Some(15)), "with room for {left} bytes");
+    }
 }
 
 #[test]
