@@ -5,7 +5,7 @@
 //!   Free --------> Reserving --------> Reserved -------> Releasing -------> Free
 //!    |  \                                 ^
 //!    |   lend                             | complete
-//!    |    \       start, recall           |
+//!    |    \           start               |
 //! Disabled Lent ----------------> Evicting ----> Lent, Free, or Pinned, which is Lent again later
 //! ```
 //!
@@ -19,7 +19,6 @@ mod lending;
 mod span;
 
 use std::fmt;
-use std::ops::Range;
 
 use arch::layout::CHUNK;
 use arch::mte::geometry::{BlockIndex, Geometry};
@@ -218,14 +217,6 @@ impl BlockTable {
     pub(crate) fn span(&self, slot: SlotIndex) -> Span {
         let separate = self.separate_span(slot);
         separate.unwrap_or_else(|| Span::new(&self.geometry, self.slot_pages, slot))
-    }
-
-    /// The slots that have tags in these blocks.
-    pub(crate) fn slots(&self, blocks: &Range<usize>) -> Range<u32> {
-        // Less than 2^32 pages.
-        let page = |block: usize| block as u64 * self.geometry.covered_pages();
-        let first = page(blocks.start) / self.slot_pages;
-        first as u32..page(blocks.end).div_ceil(self.slot_pages) as u32
     }
 
     #[inline(always)]

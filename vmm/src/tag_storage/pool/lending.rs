@@ -1,15 +1,9 @@
 //! Blocks that are not needed for tags serve as ordinary memory.
 
-use std::ops::Range;
 use std::sync::PoisonError;
 
-use arch::mte::geometry::BlockIndex;
-
-use super::{BlockState, Guard, Pool, TakeError, pending};
+use super::{BlockState, Pool};
 use crate::tag_storage::supply::Observation;
-
-/// Lent blocks that are called back at once: 2 MiB of the smallest.
-const RECALL_RUN: usize = 512;
 
 impl Pool {
     /// Lends up to `blocks` free blocks, from the end that slots reach last: ordinary memory, movable and
@@ -26,26 +20,6 @@ impl Pool {
             lent += more;
         }
         lent
-    }
-
-    /// Calls back up to `blocks` lent blocks, from the end that slots reach first: they are evicted and
-    /// free. Returns how many. Those that would not move are pinned or still lent.
-    pub fn recall(&self, blocks: u64) -> u64 {
-        let (mut free, mut from) = (0, 0);
-        let mut state = self.lock();
-        while free < blocks && from < state.blocks.len() && state.blocks.total(BlockState::Lent) > 0
-        {
-            let limit = usize::try_from(blocks - free).unwrap_or(usize::MAX).min(RECALL_RUN);
-            let run;
-            (run, from) = state.blocks.recall(limit, from);
-            if !run.is_empty() {
-                let more;
-                (state, more) = self.empty(state, run);
-                free += more;
-            }
-            state = self.let_others(state);
-        }
-        free
     }
 
     /// Follows what other memory does to blocks that are not taken: which are lent, pinned or free again is
@@ -115,23 +89,5 @@ impl Pool {
             state = self.let_others(state);
         }
         unpinned
-    }
-
-    /// Empties blocks that are marked as Evicting. Returns how many are free.
-    fn empty<'a>(&'a self, mut state: Guard<'a>, run: Range<usize>) -> (Guard<'a>, u64) {
-        let blocks = BlockIndex(run.start as u64)..BlockIndex(run.end as u64);
-        state.settling += 1;
-        let (mut state, result) = self.call(state, |supply| pending::evict(supply, &blocks));
-        let pinned = match &result {
-            Err(TakeError::Pinned(pinned)) => {
-                let pinned = pending::within(pinned, &blocks);
-                pinned.start.0 as usize..pinned.end.0 as usize
-            }
-            _ => run.start..run.start,
-        };
-        // No other request touches blocks that are Evicting: there is nothing to report.
-        let free = state.recalled(run, &result, pinned).unwrap_or(0);
-        self.wake(&state);
-        (state, free)
     }
 }

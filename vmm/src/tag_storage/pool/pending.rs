@@ -80,19 +80,8 @@ fn move_in(supply: &dyn Supply, blocks: &Range<BlockIndex>) -> (bool, Result<(),
     (evicted, Err(TakeError::Busy))
 }
 
-/// Empties lent blocks.
-pub(crate) fn evict(supply: &dyn Supply, blocks: &Range<BlockIndex>) -> Result<(), TakeError> {
-    for _ in 0..TRIES {
-        match supply.evict(blocks.clone()) {
-            Err(TakeError::Busy) => {}
-            result => return result,
-        }
-    }
-    Err(TakeError::Busy)
-}
-
 /// The part of `pinned` in `blocks`; all of them where a supply names others, for something there is.
-pub(crate) fn within(pinned: &Range<BlockIndex>, blocks: &Range<BlockIndex>) -> Range<BlockIndex> {
+fn within(pinned: &Range<BlockIndex>, blocks: &Range<BlockIndex>) -> Range<BlockIndex> {
     let part = pinned.start.max(blocks.start)..pinned.end.min(blocks.end);
     if part.is_empty() { blocks.clone() } else { part }
 }

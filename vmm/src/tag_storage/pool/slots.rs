@@ -8,8 +8,6 @@
 
 mod at_once;
 
-use std::ops::Range;
-
 use super::blocks::{BlockTable, Outlook, SWEEP, Span};
 pub(crate) use super::units::SlotIndex;
 
@@ -255,15 +253,6 @@ impl Slots {
     /// A slot failed.
     pub(crate) fn postpone(&mut self, slot: SlotIndex) {
         self.put(slot, Queue::Tail, End::Back);
-    }
-
-    /// Nothing is lent any more in the blocks of these slots: those at the tail need not wait there.
-    pub(crate) fn leave_tail(&mut self, slots: Range<u32>) {
-        for slot in slots.map(SlotIndex) {
-            if self.place(slot) == Some(Place::Tail) {
-                self.put(slot, Queue::Recycled, End::Back);
-            }
-        }
     }
 
     /// Takes a free slot out of its queue: it is Moving.

@@ -325,27 +325,6 @@ impl State {
         self.blocks.lend_again(&span, lent);
     }
 
-    /// Ends the calling back of lent blocks. Returns how many are free.
-    pub(crate) fn recalled(
-        &mut self,
-        run: std::ops::Range<usize>,
-        result: &Result<(), TakeError>,
-        pinned: std::ops::Range<usize>,
-    ) -> Result<u64, blocks::Error> {
-        self.settling -= 1;
-        let count = run.len() as u64;
-        if result.is_ok() {
-            self.counters.evictions += count;
-            self.slots.leave_tail(self.blocks.slots(&run));
-            return self.blocks.recalled(run, BlockState::Free).map(|()| count);
-        }
-        self.counters.pinned += pinned.len() as u64;
-        self.blocks.recalled(run.start..pinned.start, BlockState::Lent)?;
-        self.blocks.recalled(pinned.clone(), BlockState::Pinned)?;
-        self.blocks.recalled(pinned.end..run.end, BlockState::Lent)?;
-        Ok(0)
-    }
-
     pub(crate) fn report(&self) -> PoolReport {
         let total = |state| self.blocks.total(state);
         let blocks = self.blocks.len() as u64;

@@ -86,8 +86,8 @@ pub enum TakeError {
 ///
 /// The pool calls [`take`](Self::take) for blocks that are free or were just evicted,
 /// [`release`](Self::release) for blocks that it took, [`evict`](Self::evict) for blocks that it lent; never
-/// two of them at the same time for one block. Ranges are not empty, and lie in the tags of one chunk
-/// except where lent blocks are called back.
+/// two of them at the same time for one block. Ranges are not empty, and lie in the tags of one
+/// chunk.
 ///
 /// Unless the supply [is instant](Self::is_instant), no lock is held during a call, so that it may sleep.
 pub trait Supply: Send + Sync {

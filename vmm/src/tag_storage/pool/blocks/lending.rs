@@ -1,10 +1,6 @@
-//! Blocks that serve as ordinary memory: lent, called back, found to be pinned.
+//! Blocks that serve as ordinary memory: lent, and found to be pinned.
 
-use std::ops::Range;
-
-use arch::mte::geometry::BlockIndex;
-
-use super::{BlockState, BlockTable, Error, Mask, SWEEP, Span};
+use super::{BlockState, BlockTable, Mask, SWEEP, Span};
 
 impl BlockTable {
     /// Lends up to `limit` free blocks among those below `below`, from the highest down, and looks at
@@ -32,36 +28,6 @@ impl BlockTable {
                 self.change(index, BlockState::Lent.bits());
             }
         }
-    }
-
-    /// Starts to call back lent blocks: the first run of up to `limit` of them, from `from` on and within
-    /// [`SWEEP`] blocks, is marked as Evicting. Returns it and where to go on.
-    pub(crate) fn recall(&mut self, limit: usize, from: usize) -> (Range<usize>, usize) {
-        let end = from.saturating_add(SWEEP).min(self.len());
-        let is_lent = |index: &usize| self.entries[*index] == BlockState::Lent.bits();
-        let start = (from..end).find(is_lent).unwrap_or(end);
-        let stop = (start..end.min(start.saturating_add(limit))).find(|index| !is_lent(index));
-        let run = start..stop.unwrap_or(end.min(start.saturating_add(limit)));
-        for index in run.clone() {
-            self.change(index, BlockState::Evicting.bits());
-        }
-        let next = run.end;
-        (run, next)
-    }
-
-    /// Ends the call for blocks marked by [`recall`](Self::recall).
-    ///
-    /// # Errors
-    /// When one of them is not Evicting.
-    pub(crate) fn recalled(&mut self, run: Range<usize>, to: BlockState) -> Result<(), Error> {
-        for index in run {
-            let is = BlockState::of(self.entries[index]);
-            if is != BlockState::Evicting {
-                return Err(Error::Impossible { block: BlockIndex(index as u64), is, to });
-            }
-            self.change(index, to.bits());
-        }
-        Ok(())
     }
 
     /// Takes pinned blocks for merely lent ones again, among [`SWEEP`] from `from` on. Returns how many and

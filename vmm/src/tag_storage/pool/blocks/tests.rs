@@ -75,25 +75,6 @@ fn the_short_way_ends_where_the_long_one_does() {
     }
 }
 
-#[test]
-fn slots_of_blocks_are_those_whose_spans_touch_them() {
-    for block in [4, 8, 20, 64, 96, 128] {
-        let table = table(block, 9);
-        for run in (0..table.len()).flat_map(|end| (0..end).map(move |start| start..end)) {
-            let touching: Vec<u32> = (0..9)
-                .filter(|slot| {
-                    let span = table.span(SlotIndex(*slot)).range();
-                    span.start < run.end && run.start < span.end
-                })
-                .collect();
-
-            let found: Vec<u32> = table.slots(&run).filter(|slot| *slot < 9).collect();
-
-            assert_eq!(found, touching, "{block}: {run:?}");
-        }
-    }
-}
-
 /// A step that may make no sense: of what slot, and with which mask.
 #[derive(Clone, Copy, Debug)]
 enum Step {
@@ -103,8 +84,7 @@ enum Step {
     Release(u32),
     Settle(u32, Mask),
     Lend(u64, usize),
-    Recall(usize, usize),
-    Recalled(usize),
+    Pin(u64, usize),
     Unpin(usize),
 }
 
@@ -121,8 +101,7 @@ fn step() -> impl Strategy<Value = Step> {
         4 => slot.clone().prop_map(Step::Release),
         4 => (slot, mask).prop_map(|(slot, mask)| Step::Settle(slot, mask)),
         1 => (0u64..9, 0usize..200).prop_map(|(limit, below)| Step::Lend(limit, below)),
-        1 => (1usize..9, 0usize..200).prop_map(|(limit, from)| Step::Recall(limit, from)),
-        1 => (0usize..200).prop_map(Step::Recalled),
+        1 => (1u64..9, 0usize..200).prop_map(|(limit, from)| Step::Pin(limit, from)),
         1 => (0usize..200).prop_map(Step::Unpin),
     ]
 }
@@ -148,14 +127,10 @@ fn apply(table: &mut BlockTable, step: Step) -> Result<(), Error> {
             table.lend(limit, below);
             Ok(())
         }
-        Step::Recall(limit, from) => {
-            table.recall(limit, from);
+        Step::Pin(limit, from) => {
+            table.turn((BlockState::Lent, BlockState::Pinned), limit, from);
             Ok(())
         }
-        Step::Recalled(block) if block < table.len() => {
-            table.recalled(block..block + 1, BlockState::Pinned)
-        }
-        Step::Recalled(_) => Ok(()),
         Step::Unpin(from) => {
             table.unpin(from);
             Ok(())

@@ -6,6 +6,7 @@ use arch::mte::geometry::Geometry;
 use arch::units::Bytes;
 
 use super::*;
+use crate::tag_storage::pool::blocks::BlockState;
 
 impl Slots {
     /// Checks that each slot is in the queue that its place names, once, and in no other.
@@ -110,8 +111,7 @@ fn a_slot_is_chosen_by_its_number_unless_it_is_held_or_out_of_use() {
     hold(&mut slots, &mut blocks, SlotIndex(6));
     slots.postpone(SlotIndex(2));
     blocks.lend(2, 3);
-    let run = blocks.recall(1, 0).0;
-    blocks.recalled(run, crate::tag_storage::pool::blocks::BlockState::Pinned).unwrap();
+    blocks.turn((BlockState::Lent, BlockState::Pinned), 1, 0);
 
     let chosen: Vec<u32> =
         (0..10).filter(|slot| slots.choose_this(SlotIndex(*slot), &blocks).is_some()).collect();

@@ -227,7 +227,7 @@ fn slots_whose_blocks_are_lent_and_pinned() {
     }
 }
 
-/// One thread lends and calls back what the others reserve.
+/// One thread lends what the others reserve.
 #[test]
 fn lending_while_others_reserve() {
     let test = || {
@@ -237,7 +237,6 @@ fn lending_while_others_reserve() {
         let lender = Arc::clone(&bench.pool);
         let lender = shuttle::thread::spawn(move || {
             lender.lend(24);
-            lender.recall(8);
             lender.lend(4);
             lender.retry_pinned();
         });

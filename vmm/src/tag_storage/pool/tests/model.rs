@@ -23,7 +23,6 @@ enum Step {
     Adopt(usize, Vec<u32>),
     Close(usize),
     Lend(u64),
-    Recall(u64),
     RetryPinned,
     /// From now on these blocks do not move.
     Pin(Vec<u64>),
@@ -45,7 +44,6 @@ fn step() -> impl Strategy<Value = Step> {
             .prop_map(|(lease, slots)| Step::Adopt(lease, slots)),
         1 => lease.prop_map(Step::Close),
         2 => prop_oneof![0u64..40, Just(u64::MAX)].prop_map(Step::Lend),
-        1 => prop_oneof![0u64..40, Just(u64::MAX)].prop_map(Step::Recall),
         1 => Just(Step::RetryPinned),
         2 => prop::collection::vec(0u64..60, 0..5).prop_map(Step::Pin),
         1 => (0u32..8).prop_map(Step::Busy),
@@ -244,11 +242,6 @@ impl Model {
                 let free = self.bench.pool.snapshot().blocks.free;
                 assert_eq!(self.bench.pool.lend(blocks), blocks.min(free));
             }
-            Step::Recall(blocks) => {
-                let lent = self.bench.pool.snapshot().blocks.lent;
-                let recalled = self.bench.pool.recall(blocks);
-                assert!(recalled <= blocks.min(lent));
-            }
             Step::RetryPinned => {
                 let pinned = self.bench.pool.snapshot().blocks.pinned;
                 assert_eq!(self.bench.pool.retry_pinned(), pinned);
@@ -340,7 +333,7 @@ proptest! {
                 model.apply(Step::Close(lease));
             }
             model.bench.pool.retry_pinned();
-            model.bench.pool.recall(u64::MAX);
+            model.bench.pool.lock().blocks.turn((BlockState::Lent, BlockState::Free), u64::MAX, 0);
 
             model.check();
             let report = model.bench.pool.snapshot();
