@@ -42,7 +42,7 @@ impl Pool {
         let mut adopted = Adopted { slots: vec![None; slots.len()], shortfall: None };
         // The same ones first, so that none is taken in place of another.
         let in_time = || match is_late(deadline) {
-            true => Err(self.lock().exhausted(1)),
+            true => Err(self.lock().timed_out(1)),
             false => Ok(()),
         };
         let same = |slot| in_time().and_then(|()| self.reserve_same(lease, slot));

@@ -73,6 +73,17 @@ pub enum ReserveError {
         /// The supply.
         supply: SupplyName,
     },
+    /// There was enough, and not all of it was reserved in time. A lack that ends by itself.
+    #[error(
+        "the request for {wanted} of tag storage ran out of time, as what is in the way moves slowly ({supply}): try \
+         again, give the host less to do, or start the broker with --lend never"
+    )]
+    TimedOut {
+        /// What was asked for.
+        wanted: Bytes,
+        /// The supply.
+        supply: SupplyName,
+    },
     /// The host refuses; other slots would not help.
     #[error("the supply of tag storage, {supply}, fails: see why below")]
     Supply {
@@ -90,7 +101,7 @@ pub enum ReserveError {
 impl ReserveError {
     /// Whether tag storage itself was lacking, so that freeing some, wherever, may help.
     pub fn is_lack(&self) -> bool {
-        matches!(self, Self::Exhausted { .. } | Self::Supply { .. })
+        matches!(self, Self::Exhausted { .. } | Self::TimedOut { .. } | Self::Supply { .. })
     }
 }
 

@@ -90,7 +90,7 @@ impl Pool {
     /// As [`reserve_many`](Self::reserve_many), and starts nothing that may take long after this time.
     ///
     /// # Errors
-    /// As [`reserve_many`](Self::reserve_many); being late is a lack.
+    /// As [`reserve_many`](Self::reserve_many), and when the time is over.
     pub(crate) fn reserve_by(
         &self,
         lease: LeaseId,
@@ -117,7 +117,7 @@ impl Pool {
                 Ok(more) => had.push(more),
                 Err(error) => {
                     let unmet = chunks - had.len() as u32;
-                    let error = error.unwrap_or_else(|| state.exhausted(unmet));
+                    let error = error.unwrap_or_else(|| state.timed_out(chunks));
                     state = self.roll_back(state, lease, had);
                     state.retract(lease, unmet);
                     state.count_failure(&error);
@@ -216,7 +216,7 @@ impl Pool {
         let (mut attempts, mut waits) = (ATTEMPTS, WAITS);
         // The tail is a queue: who meets this one again has been through it.
         let mut first_failed = None;
-        let mut followed = false;
+        let (mut followed, mut late) = (false, false);
         loop {
             let Some(index) = state.leases.find(lease) else {
                 return (state, Err(ReserveError::UnknownLease(lease)));
@@ -224,7 +224,10 @@ impl Pool {
             let next = state.choose().filter(|next| Some(next.slot) != first_failed);
             let Some(candidate) = next.filter(|_| attempts > 0) else {
                 if attempts == 0 || waits == 0 || state.settling == 0 {
-                    let error = state.exhausted(1);
+                    let error = match late || waits == 0 {
+                        true => state.timed_out(1),
+                        false => state.exhausted(1),
+                    };
                     return (state, Err(error));
                 }
                 let settled;
@@ -248,7 +251,8 @@ impl Pool {
                 Ok(Attempt::Failed(source)) => return (state, Err(self.refused(source))),
                 Err(error) => return (state, Err(error)),
             }
-            attempts = if is_late(deadline) { 0 } else { attempts - 1 };
+            late = is_late(deadline);
+            attempts = if late { 0 } else { attempts - 1 };
             first_failed = first_failed.or(Some(candidate.slot));
         }
     }

@@ -134,6 +134,10 @@ impl State {
         }
     }
 
+    pub(crate) fn timed_out(&self, chunks: u32) -> ReserveError {
+        ReserveError::TimedOut { wanted: tags_of(chunks), supply: self.supply }
+    }
+
     /// Whether something is under way that may end in more being available: a call of the supply, a
     /// lease being closed, or a request whose promise may come to nothing.
     pub(crate) fn may_settle(&self) -> bool {

@@ -38,6 +38,12 @@ pub enum Reason {
     /// The broker was started again and serves only VMs that come back, for some seconds. A lack that ends by
     /// itself: wait as for [`Exhausted`](Self::Exhausted) and ask again.
     Recovering,
+    /// There was enough tag storage, and it was not reserved in time. Wait as for
+    /// [`Exhausted`](Self::Exhausted) and ask again.
+    TimedOut {
+        /// What was asked for.
+        wanted: Bytes,
+    },
 }
 
 impl Reason {
@@ -50,6 +56,7 @@ impl Reason {
             Self::Protocol => 5,
             Self::Other => 6,
             Self::Recovering => 7,
+            Self::TimedOut { .. } => 8,
         }
     }
 
@@ -63,6 +70,7 @@ impl Reason {
             5 => Self::Protocol,
             6 => Self::Other,
             7 => Self::Recovering,
+            8 => Self::TimedOut { wanted: first },
             _ => return None,
         })
     }
@@ -112,6 +120,7 @@ impl Refusal {
                 [wanted.get(), free.get(), set_aside.get()]
             }
             Reason::OverMax { wanted, max } => [wanted.get(), max.get(), 0],
+            Reason::TimedOut { wanted } => [wanted.get(), 0, 0],
             Reason::Version(version) => [version.into(), 0, 0],
             Reason::Full | Reason::Protocol | Reason::Other | Reason::Recovering => [0; 3],
         }
@@ -124,6 +133,7 @@ impl Refusal {
                 Some(ReserveError::Exhausted { wanted, free, set_aside, supply })
             }
             Reason::OverMax { wanted, max } => Some(ReserveError::OverMax { wanted, max, supply }),
+            Reason::TimedOut { wanted } => Some(ReserveError::TimedOut { wanted, supply }),
             _ => None,
         }
     }
@@ -142,6 +152,7 @@ impl From<&ReserveError> for Refusal {
                 Reason::Exhausted { wanted, free, set_aside }
             }
             ReserveError::OverMax { wanted, max, .. } => Reason::OverMax { wanted, max },
+            ReserveError::TimedOut { wanted, .. } => Reason::TimedOut { wanted },
             ReserveError::TooManyLeases => Reason::Full,
             _ => Reason::Other,
         };
@@ -170,14 +181,19 @@ mod tests {
 
     #[test]
     fn what_the_pool_says_arrives_as_the_pool_said_it() {
-        let said = ReserveError::OverMax {
-            wanted: Bytes::kib(64),
-            max: Bytes::mib(1),
-            supply: SupplyName::Ledger,
-        };
+        let (wanted, supply) = (Bytes::kib(64), SupplyName::Ledger);
+        let (max, free, set_aside) = (Bytes::mib(1), Bytes::ZERO, Bytes::kib(128));
+        for said in [
+            ReserveError::OverMax { wanted, max, supply },
+            ReserveError::Exhausted { wanted, free, set_aside, supply },
+            ReserveError::TimedOut { wanted, supply },
+        ] {
+            let refusal = Refusal::from(&said);
+            let reason = Reason::of(refusal.reason.code(), refusal.figures());
 
-        let heard = Refusal::from(&said).as_reserve_error(SupplyName::Ledger);
-
-        assert_eq!(heard.map(|error| error.to_string()), Some(said.to_string()));
+            assert_eq!(reason, Some(refusal.reason));
+            let heard = refusal.as_reserve_error(supply);
+            assert_eq!(heard.map(|error| error.to_string()), Some(said.to_string()));
+        }
     }
 }

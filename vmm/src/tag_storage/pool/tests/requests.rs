@@ -256,7 +256,7 @@ fn a_request_that_is_late_fails_and_keeps_nothing() {
     let over = Some(std::time::Instant::now());
 
     let many = bench.pool.reserve_by(lease, 3, over);
-    assert!(matches!(many, Err(ReserveError::Exhausted { .. })));
+    assert!(matches!(many, Err(ReserveError::TimedOut { .. })));
     let adopted = bench.pool.adopt_by(lease, &[SlotIndex(1), SlotIndex(2)], over).unwrap();
     assert_eq!(adopted.slots, [None, None]);
     assert!(adopted.shortfall.is_some_and(|error| error.is_lack()));
@@ -268,4 +268,21 @@ fn a_request_that_is_late_fails_and_keeps_nothing() {
 
     assert!(bench.fake.books().calls - before <= 2);
     assert_eq!(bench.pool.reserve_by(lease, 0, over).unwrap(), []);
+}
+
+#[test]
+fn a_request_that_runs_out_of_time_is_not_for_want_of_tag_storage() {
+    let bench = Bench::small(8, false);
+    let lease = bench.lease();
+    let over = Some(std::time::Instant::now());
+    let many = bench.pool.reserve_by(lease, 3, over).unwrap_err();
+    let adopted = bench.pool.adopt_by(lease, &[SlotIndex(1)], over).unwrap().shortfall.unwrap();
+    bench.fake.books().busy = u32::MAX;
+    let one = bench.pool.reserve_by(lease, 1, over).unwrap_err();
+
+    for (error, wanted) in [(many, "192 KiB"), (adopted, "64 KiB"), (one, "64 KiB")] {
+        let text = error.to_string();
+        assert!(text.contains(wanted) && text.contains("ran out of time"), "{text}");
+        assert!(error.is_lack() && !text.contains("exhausted"), "{text}");
+    }
 }

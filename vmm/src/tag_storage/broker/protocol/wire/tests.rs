@@ -39,7 +39,7 @@ fn reply() -> impl Strategy<Value = Reply> {
     let adopted = prop::collection::vec(prop::option::of(0..u32::MAX), 1..=MAX_SLOTS);
     let adopted =
         adopted.prop_map(|slots| slots.into_iter().map(|slot| slot.map(SlotIndex)).collect());
-    let refused = (1..8u32, any::<[u32; 3]>(), ".{0,300}").prop_map(|(code, figures, text)| {
+    let refused = (1..9u32, any::<[u32; 3]>(), ".{0,300}").prop_map(|(code, figures, text)| {
         Reply::Refused(Refusal::new(Reason::of(code, figures.map(u64::from)).unwrap(), text))
     });
     prop_oneof![
