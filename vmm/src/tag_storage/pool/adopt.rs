@@ -19,14 +19,20 @@ pub struct Adopted {
 impl Pool {
     /// Reserves slots again that a lease's VM had before, and others for those that are not free. Unlike
     /// [`reserve_many`](Self::reserve_many) it keeps what it got where there is not enough: the VM uses
-    /// that memory already.
+    /// that memory already. Nothing proves that: [`Order::First`] is for the time in which no other request is
+    /// served.
     ///
     /// It takes time in proportion to `slots`, whose number the caller bounds, and lets others in between.
     ///
     /// # Errors
     /// When the lease is unknown. It then has none of them.
-    pub fn adopt(&self, lease: LeaseId, slots: &[SlotIndex]) -> Result<Adopted, ReserveError> {
-        self.adopt_by(lease, slots, self.deadline(slots.len() as u32))
+    pub(crate) fn adopt(
+        &self,
+        lease: LeaseId,
+        slots: &[SlotIndex],
+        order: Order,
+    ) -> Result<Adopted, ReserveError> {
+        self.adopt_by(lease, slots, order, self.deadline(slots.len() as u32))
     }
 
     /// As [`adopt`](Self::adopt), and tries no further slot after this time: those are lacking.
@@ -37,6 +43,7 @@ impl Pool {
         &self,
         lease: LeaseId,
         slots: &[SlotIndex],
+        order: Order,
         deadline: Option<Instant>,
     ) -> Result<Adopted, ReserveError> {
         let mut adopted = Adopted { slots: vec![None; slots.len()], shortfall: None };
@@ -45,11 +52,10 @@ impl Pool {
             true => Err(self.lock().timed_out(1)),
             false => Ok(()),
         };
-        let same = |slot| in_time().and_then(|()| self.reserve_same(lease, slot));
-        let first = (lease, Order::First);
+        let same = |slot| in_time().and_then(|()| self.reserve_same((lease, order), slot));
         let other = |_| {
             in_time()?;
-            self.reserve_long(self.lock(), first, deadline).map(Some)
+            self.reserve_long(self.lock(), (lease, order), deadline).1.map(Some)
         };
         let result = adopted.fill(slots, same).and_then(|()| adopted.fill(slots, other));
         match result {
@@ -67,10 +73,10 @@ impl Pool {
     /// Reserves this very slot if it is free. What fails here fails for every other slot as well.
     fn reserve_same(
         &self,
-        lease: LeaseId,
+        (lease, order): (LeaseId, Order),
         slot: SlotIndex,
     ) -> Result<Option<SlotIndex>, ReserveError> {
-        let (mut state, promised) = self.promise(self.lock(), (lease, Order::First), 1);
+        let (mut state, promised) = self.promise(self.lock(), (lease, order), 1);
         promised?;
         let index = state.leases.find(lease).ok_or(ReserveError::UnknownLease(lease))?;
         let Some(candidate) = state.slots.choose_this(slot, &state.blocks) else {

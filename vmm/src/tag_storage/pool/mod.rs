@@ -42,11 +42,14 @@ pub use counters::Counters;
 pub use error::{FreeError, PoolError, ReserveError};
 pub use lease::{LeaseTerms, MAX_LEASES, MAX_NAME, TermsError};
 use pending::Release;
+pub(crate) use requests::Order;
 use slots::Slots;
 use state::State;
 pub use status::{BlocksReport, ChunksReport, LeaseReport, PoolReport};
 use sync::{Condvar, Mutex, MutexGuard};
 pub use units::{LeaseId, MAX_CAPACITY, SlotIndex, TAGS_OF_CHUNK, tags_of};
+#[cfg(test)]
+pub(crate) use waiters::FORGET_AFTER;
 
 /// Pages that can refer to one block, so that the table has room for the count: 2 TiB of the smallest.
 const MAX_REFERENCES: u64 = (1 << 29) - 1;

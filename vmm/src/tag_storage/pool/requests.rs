@@ -23,7 +23,7 @@ const A_CHUNK: Duration = Duration::from_millis(100);
 pub(crate) enum Order {
     /// Leases that wait and rank before this one come first.
     Fair,
-    /// This request comes first: it is for memory that is in use already.
+    /// This request comes first: it is for memory that is in use already, as its VM says.
     First,
 }
 
@@ -72,7 +72,12 @@ impl Pool {
                 None => {}
             }
         }
-        self.reserve_long(state, (lease, Order::Fair), deadline)
+        let (mut state, result) = self.reserve_long(state, (lease, Order::Fair), deadline);
+        if result.is_ok() {
+            state.end_wait(lease);
+            self.count_waiters(&state);
+        }
+        result
     }
 
     /// Reserves the tag storage of `chunks` chunks, or of none.
@@ -157,29 +162,24 @@ impl Pool {
 
     /// Reserves a slot whatever it takes.
     #[inline(never)]
-    pub(super) fn reserve_long(
-        &self,
-        state: Guard<'_>,
+    pub(super) fn reserve_long<'a>(
+        &'a self,
+        state: Guard<'a>,
         (lease, order): (LeaseId, Order),
         deadline: Option<Instant>,
-    ) -> Reserved {
+    ) -> (Guard<'a>, Reserved) {
         let (mut state, promised) = self.promise(state, (lease, order), 1);
-        promised?;
+        if let Err(error) = promised {
+            return (state, Err(error));
+        }
         let result;
         (state, result) = self.acquire(state, lease, deadline);
-        match &result {
-            Err(error) => {
-                state.retract(lease, 1);
-                state.count_failure(error);
-            }
-            Ok(_) if order == Order::Fair => {
-                state.end_wait(lease);
-                self.count_waiters(&state);
-            }
-            Ok(_) => {}
+        if let Err(error) = &result {
+            state.retract(lease, 1);
+            state.count_failure(error);
         }
         self.wake(&state);
-        result.map(|had| had.slot)
+        (state, result.map(|had| had.slot))
     }
 
     pub(super) fn promise<'a>(

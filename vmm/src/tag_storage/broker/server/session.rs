@@ -19,7 +19,7 @@ use crate::tag_storage::broker::protocol::report::Holder;
 use crate::tag_storage::broker::protocol::wire::{
     BUFFER, MAX_PART, MAX_SLOTS, Open, Reply, Request, Role, VERSION,
 };
-use crate::tag_storage::pool::{LeaseId, ReserveError, SlotIndex};
+use crate::tag_storage::pool::{LeaseId, Order, ReserveError, SlotIndex};
 
 /// How long a connection may stay silent before it is a lease's: a client sends its first message at once,
 /// and one that does not takes the place of another.
@@ -267,7 +267,14 @@ fn reserve(lease: &Lease, socket: &OwnedFd, chunks: u32) -> Result<(), End> {
 fn adopt(lease: &Lease, socket: &OwnedFd, slots: &[SlotIndex]) -> Result<(), End> {
     let pool = &lease.state.pool;
     lease.state.has_adopted(Instant::now());
-    let adopted = pool.adopt(lease.id, slots);
+    // Nothing proves what a client says that it had. While VMs come back, no other request is served;
+    // after that it waits with the others.
+    let order = match lease.state.is_recovering(Instant::now()) {
+        true => Order::First,
+        false => Order::Fair,
+    };
+    pool.expire_waiters_now();
+    let adopted = pool.adopt(lease.id, slots, order);
     let adopted = adopted.map_err(|error| End::Refused(Refusal::from(&error)))?;
     let count = adopted.slots.iter().flatten().count() as u64;
     lease.state.adopted.add(count);

@@ -10,6 +10,7 @@ use super::*;
 use crate::tag_storage::broker::protocol::limits::{MAX_MESSAGE, MAX_SLOTS};
 use crate::tag_storage::broker::protocol::refusal::Reason;
 use crate::tag_storage::broker::server::ServerError;
+use crate::tag_storage::pool::FORGET_AFTER;
 
 fn reason(reply: Option<Reply>) -> Reason {
     match reply {
@@ -296,4 +297,35 @@ fn nobody_at_the_path_is_said_with_the_path() {
 
     let text = crate::error::chain(&error);
     assert!(text.contains(path.to_str().unwrap()) && text.contains("tessera broker"), "{text}");
+}
+
+/// Has a VM that holds nothing wait for the last slot of a pool while another says that it had all of them
+/// before. Returns what that one adopted, and whether the VM may have fallen silent for too long meanwhile.
+fn adopt_what_another_waits_for() -> (Vec<Option<SlotIndex>>, bool) {
+    let (_directory, path) = place();
+    let broker = Broker::start(&path, 4);
+    let (holder, waiting) = (connect(&path, "holder"), connect(&path, "waiting"));
+    let liar = Raw::open(&path);
+    let chunks = holder.reserve(4).unwrap();
+    let asked = Instant::now();
+    waiting.reserve(1).unwrap_err();
+    holder.free(chunks[0]);
+    broker.wait_reserved(3);
+
+    liar.say(&Request::Adopt((0..4).map(SlotIndex).collect()));
+
+    let Some(Reply::Adopted(slots)) = liar.receive() else { panic!("refused") };
+    (slots, asked.elapsed() >= FORGET_AFTER)
+}
+
+#[test]
+fn a_client_that_claims_what_it_never_had_comes_before_nobody() {
+    let slots = loop {
+        let (slots, silent) = adopt_what_another_waits_for();
+        if !silent {
+            break slots;
+        }
+    };
+
+    assert_eq!(slots, [None; 4]);
 }

@@ -7,7 +7,8 @@ fn slots(numbers: &[u32]) -> Vec<SlotIndex> {
 }
 
 fn adopted(bench: &Bench, lease: LeaseId, wanted: &[u32]) -> (Vec<Option<u32>>, bool) {
-    let Adopted { slots, shortfall } = bench.pool.adopt(lease, &slots(wanted)).unwrap();
+    let Adopted { slots, shortfall } =
+        bench.pool.adopt(lease, &slots(wanted), Order::First).unwrap();
     (slots.iter().map(|slot| slot.map(|slot| slot.0)).collect(), shortfall.is_some())
 }
 
@@ -61,7 +62,7 @@ fn a_maximum_holds_for_what_is_adopted() {
     let bench = Bench::small(8, true);
     let lease = bench.pool.open_lease(terms(0, 2)).unwrap();
 
-    let result = bench.pool.adopt(lease, &slots(&[5, 6, 7])).unwrap();
+    let result = bench.pool.adopt(lease, &slots(&[5, 6, 7]), Order::First).unwrap();
 
     assert_eq!(result.slots, [Some(SlotIndex(5)), Some(SlotIndex(6)), None]);
     assert!(matches!(result.shortfall, Some(ReserveError::OverMax { .. })));
@@ -78,7 +79,7 @@ fn pinned_and_refused_memory_is_not_adopted() {
         assert_eq!(adopted(&bench, lease, &[0, 1]), (vec![Some(2), Some(1)], false));
 
         bench.fake.books().broken = true;
-        let result = bench.pool.adopt(lease, &slots(&[3])).unwrap();
+        let result = bench.pool.adopt(lease, &slots(&[3]), Order::First).unwrap();
         assert!(matches!(result.shortfall, Some(ReserveError::Supply { .. })));
         bench.examine();
     }
@@ -90,7 +91,7 @@ fn an_unknown_lease_adopts_nothing() {
     let lease = bench.lease();
     bench.pool.close_lease(lease).unwrap();
 
-    let result = bench.pool.adopt(lease, &slots(&[1]));
+    let result = bench.pool.adopt(lease, &slots(&[1]), Order::First);
 
     assert!(matches!(result, Err(ReserveError::UnknownLease(_))));
     assert_eq!(bench.examine().holders.len(), 0);

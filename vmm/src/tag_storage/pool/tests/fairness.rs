@@ -149,9 +149,40 @@ fn memory_that_is_in_use_already_comes_before_all_that_wait() {
     pool.wait_for(poor, 1, now);
     pool.free(holder, slots[0]).unwrap();
 
-    let adopted = pool.adopt(returning, &slots[1..2]).unwrap();
+    let adopted = pool.adopt(returning, &slots[1..2], Order::First).unwrap();
 
     assert_eq!(adopted.slots, [Some(slots[0])]);
+}
+
+#[test]
+fn what_is_adopted_in_the_fair_order_is_left_for_those_that_rank_before() {
+    for instant in [true, false] {
+        let bench = Bench::small(12, instant);
+        let [holder, poor, returning, late] = [(); 4].map(|()| bench.lease());
+        let (pool, now) = (&bench.pool, Instant::now());
+        pool.reserve(late).unwrap();
+        let slots = pool.reserve_many(holder, 11).unwrap();
+        pool.wait_for(poor, 1, now);
+        pool.wait_for(returning, 3, now);
+
+        pool.free(holder, slots[0]).unwrap();
+        let adopted = pool.adopt(returning, &slots[..2], Order::Fair).unwrap();
+        assert_eq!(adopted.slots, [None, None]);
+        assert!(adopted.shortfall.is_some_and(|error| error.is_lack()));
+
+        // One is left for it, which is not one of those that it had.
+        pool.free(holder, slots[1]).unwrap();
+        let adopted = pool.adopt(returning, &slots[5..7], Order::Fair).unwrap();
+        assert_eq!(adopted.slots.iter().flatten().count(), 1);
+
+        // For the rest it waits from when it began to wait.
+        pool.wait_for(returning, 1, now);
+        pool.wait_for(late, 1, now);
+        pool.reserve(poor).unwrap();
+        pool.free(holder, slots[2]).unwrap();
+        assert_eq!(pool.next_waiters(9), [returning]);
+        bench.examine();
+    }
 }
 
 #[test]

@@ -270,7 +270,7 @@ fn adopting_while_others_reserve() {
         let threads = [first, second].map(|lease| {
             let pool = Arc::clone(&bench.pool);
             shuttle::thread::spawn(move || {
-                let adopted = pool.adopt(lease, &wanted)?;
+                let adopted = pool.adopt(lease, &wanted, Order::First)?;
                 Ok::<_, ReserveError>(adopted.slots.into_iter().flatten().count())
             })
         });

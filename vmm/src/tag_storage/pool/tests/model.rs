@@ -192,7 +192,7 @@ impl Model {
         let (id, before) = (self.id(lease), books(&self.bench.pool));
         let may_fail = self.supply_may_fail(wanted.len() as u32);
         let sound = !self.supply_may_fail(self.total() - before.holders.len() as u32);
-        match self.bench.pool.adopt(id, wanted) {
+        match self.bench.pool.adopt(id, wanted, Order::First) {
             Err(error) => {
                 assert!(!self.leases.contains_key(&lease), "{error}");
                 self.check_unchanged(before);

@@ -257,7 +257,8 @@ fn a_request_that_is_late_fails_and_keeps_nothing() {
 
     let many = bench.pool.reserve_by(lease, 3, over);
     assert!(matches!(many, Err(ReserveError::TimedOut { .. })));
-    let adopted = bench.pool.adopt_by(lease, &[SlotIndex(1), SlotIndex(2)], over).unwrap();
+    let adopted =
+        bench.pool.adopt_by(lease, &[SlotIndex(1), SlotIndex(2)], Order::First, over).unwrap();
     assert_eq!(adopted.slots, [None, None]);
     assert!(adopted.shortfall.is_some_and(|error| error.is_lack()));
     bench.examine();
@@ -276,7 +277,8 @@ fn a_request_that_runs_out_of_time_is_not_for_want_of_tag_storage() {
     let lease = bench.lease();
     let over = Some(std::time::Instant::now());
     let many = bench.pool.reserve_by(lease, 3, over).unwrap_err();
-    let adopted = bench.pool.adopt_by(lease, &[SlotIndex(1)], over).unwrap().shortfall.unwrap();
+    let adopted =
+        bench.pool.adopt_by(lease, &[SlotIndex(1)], Order::First, over).unwrap().shortfall.unwrap();
     bench.fake.books().busy = u32::MAX;
     let one = bench.pool.reserve_by(lease, 1, over).unwrap_err();
 
