@@ -16,7 +16,7 @@ pub(crate) mod error;
 pub(crate) mod lease;
 mod lending;
 pub(crate) mod pending;
-mod pressure;
+pub(crate) mod pressure;
 mod requests;
 pub(crate) mod share;
 pub(crate) mod slots;

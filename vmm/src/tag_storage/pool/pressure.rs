@@ -10,8 +10,19 @@ use super::{Guard, LeaseId, Pool};
 pub(crate) struct Pressure {
     /// Chunks that are lacking beside those that are free.
     pub lacking: u32,
-    /// Leases that do not wait and hold more than their minimum, and how many chunks more.
-    pub can_give: Vec<(LeaseId, u32)>,
+    /// Leases that can give something.
+    pub can_give: Vec<CanGive>,
+}
+
+/// A lease that can give. One that does not wait can do without what is above its minimum. One that waits needs what
+/// it has, and gives what is above its entitlement where others lack what they are entitled to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct CanGive {
+    pub lease: LeaseId,
+    /// How much.
+    pub chunks: u32,
+    /// What it holds.
+    pub held: u32,
 }
 
 impl Pool {
@@ -56,6 +67,11 @@ impl Pool {
     /// What is lacking and who could give it.
     pub(crate) fn pressure(&self) -> Pressure {
         self.lock().pressure()
+    }
+
+    /// Whether a lease can give something to those that wait.
+    pub(crate) fn can_give(&self, lease: LeaseId) -> bool {
+        self.lock().can_give(lease) > 0
     }
 
     pub(super) fn count_waiters(&self, state: &Guard<'_>) {

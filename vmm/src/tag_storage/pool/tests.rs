@@ -18,6 +18,7 @@ use examine::{books, examine};
 use fake::{Fake, Shared};
 
 use super::counters::Counters;
+use super::pressure::CanGive;
 use super::requests::Order;
 use super::status::{BlocksReport, ChunksReport};
 use super::*;

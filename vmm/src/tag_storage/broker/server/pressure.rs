@@ -1,11 +1,11 @@
 //! VMs that wait for tag storage, VMs that are asked to give some back, and the notices to both.
 //!
 //! The pool knows which leases wait and in which order they come (`pool/share.rs`). A VM that waits is sent
-//! `Retry` when there is something for it. Until then VMs that do not wait and hold more than their minimum are
-//! asked to give back what is lacking in all, each in proportion to what it holds above its minimum: every
-//! [`ASK_EVERY`], as long as something is lacking. One that has given nothing since it was last asked is left out
-//! until all others were asked as well: it may have no balloon. All are sent `StopReclaim` when no VM waits any
-//! more, and one of them when it has nothing more to give, or has to wait itself.
+//! `Retry` when there is something for it. Until then VMs that can give are asked to give back what is lacking in
+//! all, each in proportion to what it can give: every [`ASK_EVERY`], as long as something is lacking. That is what
+//! a VM holds above its minimum; of one that waits itself, what it holds above its entitlement. One that has given
+//! nothing since it was last asked is left out until all others were asked as well: it may have no balloon. All are
+//! sent `StopReclaim` when no VM waits any more, and one of them when it has nothing more to give.
 //!
 //! Nothing here waits for a client: a notice that finds no room is lost, and a VM that waits asks again by itself.
 
@@ -19,6 +19,7 @@ use crate::metrics::Counter;
 use crate::sys::seqpacket;
 use crate::tag_storage::broker::protocol::report::Holder;
 use crate::tag_storage::broker::protocol::wire::Notice;
+use crate::tag_storage::pool::pressure::CanGive;
 use crate::tag_storage::pool::{LeaseId, Pool, share};
 
 /// How often holders are asked to give back. A balloon needs about as long to do something. It bounds as well
@@ -41,7 +42,7 @@ struct ClientEntry {
     notices: OwnedFd,
     /// It was sent `Retry`, and has not asked since.
     notified: bool,
-    /// It was asked to give back, and not sent `StopReclaim` since: what it held above its minimum then.
+    /// It was asked to give back, and not sent `StopReclaim` since: what it held then.
     asked: Option<u32>,
     /// It had given nothing when the last round looked.
     unresponsive: bool,
@@ -137,8 +138,10 @@ impl PressureNotifier {
     ) {
         let Some(entry) = clients.entries.get_mut(&number) else { return };
         entry.notified = false;
-        self.stop(entry);
         pool.wait_for(entry.holder.lease, chunks.min(ASK_MOST), now);
+        if entry.asked.is_some() && !pool.can_give(entry.holder.lease) {
+            self.stop(entry);
+        }
     }
 
     /// Sends `Retry` to those for which there is enough.
@@ -160,13 +163,14 @@ impl PressureNotifier {
     /// Asks those that can give for what is lacking.
     fn ask(&self, pool: &Pool, clients: &mut Clients) {
         let pressure = pool.pressure();
-        let above: BTreeMap<LeaseId, u32> = pressure.can_give.into_iter().collect();
+        let leases: BTreeMap<LeaseId, CanGive> =
+            pressure.can_give.into_iter().map(|can| (can.lease, can)).collect();
         let mut can_give = Vec::new();
         for entry in clients.entries.values_mut() {
-            match above.get(&entry.holder.lease) {
-                Some(above) => {
-                    entry.unresponsive = entry.asked.is_some_and(|before| *above >= before);
-                    can_give.push((entry, *above));
+            match leases.get(&entry.holder.lease) {
+                Some(can) => {
+                    entry.unresponsive = entry.asked.is_some_and(|before| can.held >= before);
+                    can_give.push((entry, *can));
                 }
                 None => self.stop(entry),
             }
@@ -174,10 +178,10 @@ impl PressureNotifier {
         if can_give.iter().any(|(entry, _)| !entry.unresponsive) {
             can_give.retain(|(entry, _)| !entry.unresponsive);
         }
-        let figures: Vec<u32> = can_give.iter().map(|(_, above)| *above).collect();
+        let figures: Vec<u32> = can_give.iter().map(|(_, can)| can.chunks).collect();
         let asks = share::asks(pressure.lacking.min(ASK_MOST), &figures);
-        for ((entry, above), chunks) in can_give.into_iter().zip(asks).filter(|(_, ask)| *ask > 0) {
-            entry.asked = Some(above);
+        for ((entry, can), chunks) in can_give.into_iter().zip(asks).filter(|(_, ask)| *ask > 0) {
+            entry.asked = Some(can.held);
             self.asking.store(true, Ordering::Relaxed);
             if self.send(entry, Notice::RequestReclaim { chunks }) {
                 self.give_backs.add(1);

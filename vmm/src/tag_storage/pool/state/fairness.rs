@@ -2,16 +2,16 @@
 
 use std::time::Instant;
 
-use super::super::pressure::Pressure;
+use super::super::pressure::{CanGive, Pressure};
 use super::super::share;
 use super::super::waiters::Standing;
-use super::{BlockState, LeaseId, State};
+use super::{BlockState, Lease, LeaseId, State};
 
 impl State {
     /// Divides the pool among its open leases.
     pub(super) fn divide(&mut self) {
         let open = self.leases.iter().filter(|lease| !lease.closing);
-        self.share = share::share(self.slots.len(), open.map(super::Lease::limits));
+        self.share = share::share(self.slots.len(), open.map(Lease::limits));
     }
 
     /// How far the lease at an index is below its entitlement.
@@ -95,10 +95,38 @@ impl State {
             }
             lacking => lacking,
         };
-        let others = self.leases.iter().filter(|lease| {
-            !lease.closing && lease.above_min() > 0 && !self.waiters.contains(lease.id.index())
+        let entitled = self.entitled();
+        let leases = self.leases.iter().map(|lease| CanGive {
+            lease: lease.id,
+            chunks: self.spare(lease, entitled),
+            held: lease.held,
         });
-        let can_give = others.map(|lease| (lease.id, lease.above_min())).collect();
-        Pressure { lacking, can_give }
+        Pressure { lacking, can_give: leases.filter(|lease| lease.chunks > 0).collect() }
+    }
+
+    /// What a lease can give to those that wait.
+    pub(crate) fn can_give(&self, id: LeaseId) -> u32 {
+        let lease = self.leases.find(id).and_then(|index| self.leases.get(index));
+        lease.map_or(0, |lease| self.spare(lease, self.entitled()))
+    }
+
+    /// What the leases that wait lack together of what they are entitled to.
+    fn entitled(&self) -> u32 {
+        let lack = |other: Standing| {
+            let below = u32::try_from(self.distance(other.index)).unwrap_or(0);
+            self.needs(&other).min(below)
+        };
+        let waiting = self.waiters.standings(|index| self.distance(index));
+        waiting.map(lack).fold(0, u32::saturating_add)
+    }
+
+    /// What a lease can give where others lack so much of what they are entitled to. From above one entitlement to
+    /// below another, nothing goes back and forth.
+    fn spare(&self, lease: &Lease, entitled: u32) -> u32 {
+        match self.waiters.contains(lease.id.index()) {
+            _ if lease.closing => 0,
+            true => lease.held.saturating_sub(lease.limits().entitlement(self.share)).min(entitled),
+            false => lease.above_min(),
+        }
     }
 }

@@ -198,7 +198,31 @@ fn those_that_wait_are_not_among_those_that_can_give() {
 
     let pressure = pool.pressure();
 
-    assert_eq!((pressure.lacking, pressure.can_give), (2, vec![(rich, 5)]));
+    let can_give = vec![CanGive { lease: rich, chunks: 5, held: 5 }];
+    assert_eq!((pressure.lacking, pressure.can_give), (2, can_give));
+}
+
+#[test]
+fn one_that_waits_gives_what_is_above_its_entitlement_for_those_before_it() {
+    let bench = Bench::small(12, true);
+    let (pool, now) = (&bench.pool, Instant::now());
+    // Each is entitled to 6.
+    let (leaking, poor) = (bench.lease(), bench.lease());
+    pool.reserve_many(leaking, 8).unwrap();
+    pool.reserve_many(poor, 4).unwrap();
+    pool.wait_for(leaking, 5, now);
+    // There is none that it could give for.
+    assert!(pool.pressure().can_give.iter().all(|can| can.lease == poor));
+
+    pool.wait_for(poor, 2, now);
+
+    let pressure = pool.pressure();
+    assert_eq!(pressure.can_give, [CanGive { lease: leaking, chunks: 2, held: 8 }]);
+    // No more than the other is entitled to, and asks for.
+    pool.wait_for(poor, 64, now);
+    assert_eq!(pool.pressure().can_give, [CanGive { lease: leaking, chunks: 2, held: 8 }]);
+    pool.wait_for(poor, 1, now);
+    assert_eq!(pool.pressure().can_give, [CanGive { lease: leaking, chunks: 1, held: 8 }]);
 }
 
 /// What a history of leases does.

@@ -89,14 +89,39 @@ fn one_that_gives_nothing_is_left_out_for_a_round() {
 }
 
 #[test]
-fn one_that_waits_itself_is_to_give_no_more() {
+fn one_that_waits_itself_is_to_give_nothing_of_its_entitlement() {
+    // Each is entitled to 5.
     let bench = Bench::new(&[12, 4, 0]);
     let now = Instant::now();
-    bench.lacking(2, 1, now);
+    bench.lacking(2, 4, now);
+    assert_eq!((bench.sent(0), bench.sent(1)), (ask(3), ask(1)));
 
+    bench.lacking(1, 1, now);
+    bench.lacking(1, 1, now + ASK_EVERY);
+
+    assert_eq!(bench.sent(1), [Notice::StopReclaim]);
+}
+
+#[test]
+fn one_above_its_entitlement_is_asked_although_it_waits() {
+    // Each is entitled to 8: one guest leaks memory, and its neighbour starts.
+    let bench = Bench::new(&[16, 0]);
+    let now = Instant::now();
     bench.lacking(0, 1, now);
+    bench.lacking(1, 3, now);
+    assert_eq!(bench.sent(0), []);
 
-    assert_eq!(bench.sent(0), [Notice::RequestReclaim { chunks: 1 }, Notice::StopReclaim]);
+    bench.lacking(0, 1, now + ASK_EVERY);
+    assert_eq!(bench.sent(0), ask(3));
+    // It asks for more all the time.
+    bench.lacking(0, 1, now + ASK_EVERY);
+    assert_eq!(bench.sent(0), []);
+
+    // There is none any more that it could give for.
+    let (lease, _) = bench.clients[1];
+    bench.pool.close_lease(lease).unwrap();
+    bench.lacking(0, 1, now + ASK_EVERY);
+    assert_eq!(bench.sent(0), [Notice::StopReclaim]);
 }
 
 #[test]
