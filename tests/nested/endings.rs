@@ -5,6 +5,7 @@ use testing::broker::Broker;
 use testing::guest::Plan;
 use testing::lab::Lab;
 use testing::scratch::Scratch;
+use vmm::tag_storage::broker::BrokerReport;
 
 /// An arm64 Image that runs `code` and nothing else.
 pub(crate) fn image(code: &[u32]) -> Vec<u8> {
@@ -47,12 +48,14 @@ fn a_panic_of_a_guest_without_init_has_its_status() {
 fn signals_end_the_vm_with_the_shells_statuses() {
     Lab::new().run(|| {
         let broker = Broker::start(&["--capacity", "64M"]);
-        let demand = [("--tag-storage", "demand")];
+        let (strict, demand) = (("--tag-storage", "strict"), ("--tag-storage", "demand"));
+        let shared = ("--broker", broker.socket());
         for (mode, flags) in [
             ("no tag storage", &[("--tag-storage", "off")][..]),
-            ("strict", &[("--tag-storage", "strict")]),
-            ("demand", &demand),
-            ("demand, broker", &[demand[0], ("--broker", broker.socket())]),
+            ("strict", &[strict]),
+            ("strict, broker", &[strict, shared]),
+            ("demand", &[demand]),
+            ("demand, broker", &[demand, shared]),
         ] {
             for (signal, status) in
                 [(Signal::HUP, 129), (Signal::INT, 130), (Signal::QUIT, 131), (Signal::TERM, 143)]
@@ -62,16 +65,22 @@ fn signals_end_the_vm_with_the_shells_statuses() {
                 let guest = plan.start();
                 // All threads run by then; what the guest does is of no account.
                 guest.is_loaded();
+                let has_tags = |report: &BrokerReport| report.pool.chunks.reserved > 0;
+                if flags.contains(&shared) {
+                    broker.wait("tag storage for the VM", has_tags);
+                }
 
                 guest.signal(signal);
 
                 let socket = guest.socket().to_owned();
                 assert_eq!(guest.finish().code, Some(status), "{mode}: {signal:?}");
                 assert!(!socket.exists(), "{mode}: {signal:?}");
+                broker.wait("its lease to end", |report| {
+                    report.pool.leases.is_empty() && !has_tags(report)
+                });
             }
         }
         let path = broker.path().to_owned();
-        broker.wait("all leases to end", |report| report.pool.leases.is_empty());
         assert_eq!(broker.end().0, Some(143));
         assert!(!path.exists());
     });
