@@ -6,7 +6,7 @@
 pub mod api;
 pub mod backends;
 pub mod config;
-pub mod console;
+pub(crate) mod console;
 pub mod doctor;
 pub mod error;
 pub mod exit_status;

@@ -19,7 +19,7 @@ const CONTROL_A: u8 = 0x01;
 
 /// What the user's keys ask of the VMM itself.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Verb {
+pub(crate) enum Verb {
     /// End the VM now.
     Quit,
 }
@@ -27,13 +27,13 @@ pub enum Verb {
 /// Finds the escape sequences in what is typed: Ctrl-A x quits, Ctrl-A Ctrl-A sends one Ctrl-A. Ctrl-A
 /// before any other key sends both.
 #[derive(Debug, Default)]
-pub struct Keys {
+pub(crate) struct Keys {
     escaped: bool,
 }
 
 impl Keys {
     /// Takes typed bytes: what is for the guest, and what is for the VMM.
-    pub fn take(&mut self, typed: &[u8]) -> (Vec<u8>, Option<Verb>) {
+    pub(crate) fn take(&mut self, typed: &[u8]) -> (Vec<u8>, Option<Verb>) {
         let mut guest = Vec::with_capacity(typed.len() + 1);
         for &byte in typed {
             match (std::mem::take(&mut self.escaped), byte) {
@@ -83,7 +83,7 @@ impl Feeder {
 }
 
 /// Standard input, on the event loop.
-pub struct Input<Q: FnMut(Verb)> {
+pub(crate) struct Input<Q: FnMut(Verb)> {
     feeder: Feeder,
     file: File,
     keys: Option<Keys>,
@@ -113,7 +113,11 @@ impl<Q: FnMut(Verb)> Input<Q> {
     ///
     /// # Errors
     /// When standard input is closed, or the host gives no event.
-    pub fn new(serial: Arc<Mutex<Serial>>, keys: Option<Keys>, on_verb: Q) -> Result<Self, Error> {
+    pub(crate) fn new(
+        serial: Arc<Mutex<Serial>>,
+        keys: Option<Keys>,
+        on_verb: Q,
+    ) -> Result<Self, Error> {
         let stdin = io::stdin().as_fd().try_clone_to_owned().map_err(Error::Stdio)?;
         Self::reading(stdin.into(), serial, keys, on_verb)
     }

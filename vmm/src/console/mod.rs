@@ -15,10 +15,10 @@ use thiserror::Error;
 use crate::exit_status::ExitStatus;
 use crate::sys::unix_socket;
 
-pub use input::{Input, Keys, Verb};
-pub use output::{Lost, Output, Quiesce};
-pub use socket::Listener;
-pub use terminal::RawTerminal;
+pub(crate) use input::{Input, Keys, Verb};
+pub(crate) use output::{Lost, Output, Quiesce};
+pub(crate) use socket::Listener;
+pub(crate) use terminal::RawTerminal;
 
 /// Why a console cannot be had.
 #[derive(Debug, Error)]

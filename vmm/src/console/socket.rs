@@ -47,7 +47,7 @@ impl Client {
 }
 
 /// The console's socket, on the event loop. Its file goes with it.
-pub struct Listener {
+pub(crate) struct Listener {
     socket: Socket,
     pause: AcceptPause,
     client: Client,
@@ -66,7 +66,7 @@ impl Listener {
     ///
     /// # Errors
     /// When the socket cannot be made there, or the host gives no timer.
-    pub fn bind(path: &Path) -> Result<Self, Error> {
+    pub(crate) fn bind(path: &Path) -> Result<Self, Error> {
         let socket = Socket::bind(path)?;
         let pause = AcceptPause::new().map_err(Error::Event)?;
         let client = Client::default();
@@ -74,7 +74,7 @@ impl Listener {
     }
 
     /// The client's side for the guest's output.
-    pub fn client(&self) -> Client {
+    pub(crate) fn client(&self) -> Client {
         self.client.clone()
     }
 
@@ -82,7 +82,7 @@ impl Listener {
     ///
     /// # Errors
     /// When the host gives no event.
-    pub fn feed(&mut self, serial: Arc<Mutex<Serial>>) -> Result<(), Error> {
+    pub(crate) fn feed(&mut self, serial: Arc<Mutex<Serial>>) -> Result<(), Error> {
         self.feeder = Some(Feeder::new(serial)?);
         Ok(())
     }

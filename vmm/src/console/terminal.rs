@@ -15,7 +15,7 @@ use crate::sys::fatal::OnFault;
 ///
 /// Output processing stays on: the VMM's own messages and the guest's lines end in a plain newline.
 #[derive(Debug)]
-pub struct RawTerminal {
+pub(crate) struct RawTerminal {
     terminal: OwnedFd,
     /// As they were.
     modes: Termios,
@@ -28,7 +28,7 @@ impl RawTerminal {
     ///
     /// # Errors
     /// When the terminal refuses.
-    pub fn enter() -> io::Result<Option<Self>> {
+    pub(crate) fn enter() -> io::Result<Option<Self>> {
         let stdin = io::stdin();
         if !stdin.is_terminal() || tcgetpgrp(&stdin).ok() != Some(rustix::process::getpgrp()) {
             return Ok(None);

@@ -8,13 +8,13 @@ pub(crate) mod nonblocking;
 pub(crate) mod numa;
 pub(crate) mod peer;
 pub(crate) mod seqpacket;
-pub mod signals;
+pub(crate) mod signals;
 pub(crate) mod small_file;
 pub(crate) mod startup_pages;
 #[cfg(test)]
 pub(crate) mod testing;
-pub mod thread;
-pub mod timer;
+pub(crate) mod thread;
+pub(crate) mod timer;
 pub(crate) mod uffd;
-pub mod unix_socket;
+pub(crate) mod unix_socket;
 pub mod vectored;

@@ -16,7 +16,7 @@ const ENDING: [(libc::c_int, ExitStatus); 4] = [
 
 /// Takes SIGHUP, SIGINT, SIGQUIT and SIGTERM from a descriptor instead of dying by them.
 #[derive(Debug)]
-pub struct Signals(OwnedFd);
+pub(crate) struct Signals(OwnedFd);
 
 impl Signals {
     /// Blocks the signals in this thread, which is to be the main thread, and opens the descriptor they
@@ -28,7 +28,7 @@ impl Signals {
     ///
     /// A signal that the process was started to ignore, as nohup and shells do for background jobs, stays
     /// ignored. SIGXFSZ, which a file size limit sends, is ignored from here on: the write fails instead.
-    pub fn block() -> io::Result<Self> {
+    pub(crate) fn block() -> io::Result<Self> {
         let mut set = MaybeUninit::<libc::sigset_t>::uninit();
         // SAFETY: `sigemptyset` initialises the set; the signal numbers are valid.
         let set = unsafe {
@@ -58,7 +58,7 @@ impl Signals {
     }
 
     /// Which signal has come, as the status that the process ends with.
-    pub fn take(&self) -> Option<ExitStatus> {
+    pub(crate) fn take(&self) -> Option<ExitStatus> {
         const SIZE: usize = size_of::<libc::signalfd_siginfo>();
         let mut buffer = [0u8; SIZE];
         match rustix::io::read(&self.0, &mut buffer) {

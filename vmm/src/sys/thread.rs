@@ -19,7 +19,7 @@ const SYNCHRONOUS: [libc::c_int; 6] =
 ///
 /// # Errors
 /// When the host refuses a thread.
-pub fn spawn(
+pub(crate) fn spawn(
     name: impl Into<String>,
     stack: usize,
     body: impl FnOnce() + Send + 'static,
@@ -32,7 +32,7 @@ pub fn spawn(
 ///
 /// # Errors
 /// When the host refuses a thread.
-pub fn spawn_scoped<'scope>(
+pub(crate) fn spawn_scoped<'scope>(
     scope: &'scope Scope<'scope, '_>,
     name: impl Into<String>,
     stack: usize,

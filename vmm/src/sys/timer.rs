@@ -11,14 +11,14 @@ use rustix::time::{
 
 /// A timer, stopped at first. Its descriptor is readable once it went off, until [`Timer::take`].
 #[derive(Debug)]
-pub struct Timer(OwnedFd);
+pub(crate) struct Timer(OwnedFd);
 
 impl Timer {
     /// A timer.
     ///
     /// # Errors
     /// When the host gives none.
-    pub fn new() -> io::Result<Self> {
+    pub(crate) fn new() -> io::Result<Self> {
         let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
         Ok(Self(timerfd_create(TimerfdClockId::Monotonic, flags)?))
     }
@@ -27,7 +27,7 @@ impl Timer {
     ///
     /// # Errors
     /// When the host refuses: then it is as before.
-    pub fn once(&self, after: Duration) -> io::Result<()> {
+    pub(crate) fn once(&self, after: Duration) -> io::Result<()> {
         self.set(after, Duration::ZERO)
     }
 
@@ -35,12 +35,12 @@ impl Timer {
     ///
     /// # Errors
     /// When the host refuses: then it is as before.
-    pub fn every(&self, period: Duration) -> io::Result<()> {
+    pub(crate) fn every(&self, period: Duration) -> io::Result<()> {
         self.set(period, period)
     }
 
     /// Whether it went off since the last call. Setting it anew clears an expiry that was not taken.
-    pub fn take(&self) -> bool {
+    pub(crate) fn take(&self) -> bool {
         rustix::io::read(&self.0, &mut [0; 8]).is_ok()
     }
 
@@ -53,14 +53,14 @@ impl Timer {
 
 /// An alarm on the wall clock (CLOCK_REALTIME), none at first. Its descriptor is readable once it went
 /// off, until [`WallTimer::take`]. It goes off, too, when the clock is set to a time beyond it.
-pub struct WallTimer(OwnedFd);
+pub(crate) struct WallTimer(OwnedFd);
 
 impl WallTimer {
     /// An alarm that is not set.
     ///
     /// # Errors
     /// When the host gives none.
-    pub fn new() -> io::Result<Self> {
+    pub(crate) fn new() -> io::Result<Self> {
         let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
         Ok(Self(timerfd_create(TimerfdClockId::Realtime, flags)?))
     }
@@ -69,7 +69,7 @@ impl WallTimer {
     ///
     /// # Errors
     /// When the host refuses: then it is as before.
-    pub fn set(&self, at: Option<u64>) -> io::Result<()> {
+    pub(crate) fn set(&self, at: Option<u64>) -> io::Result<()> {
         // Zero stops a timer. Any other time in the past is as good.
         let at = at.map_or(0, |at| i64::try_from(at).unwrap_or(i64::MAX).max(1));
         let when = Itimerspec {
@@ -81,7 +81,7 @@ impl WallTimer {
     }
 
     /// Whether it went off since the last call.
-    pub fn take(&self) -> bool {
+    pub(crate) fn take(&self) -> bool {
         rustix::io::read(&self.0, &mut [0; 8]).is_ok()
     }
 }

@@ -20,7 +20,7 @@ const BACKLOG: i32 = 16;
 
 /// What kind of socket, and who may connect to it.
 #[derive(Clone, Copy, Debug)]
-pub struct Kind {
+pub(crate) struct Kind {
     /// How its bytes travel.
     pub socket_type: SocketType,
     /// The file's mode: who may write may connect. The umask takes from it.
@@ -33,7 +33,7 @@ pub struct Kind {
 
 impl Kind {
     /// A stream for the socket's owner only.
-    pub const PRIVATE_STREAM: Self = Self {
+    pub(crate) const PRIVATE_STREAM: Self = Self {
         socket_type: SocketType::STREAM,
         mode: Mode::RUSR.union(Mode::WUSR),
         backlog: BACKLOG,
@@ -100,7 +100,7 @@ impl Error {
 
 /// A listening socket and its file, which is removed on drop.
 #[derive(Debug)]
-pub struct Socket {
+pub(crate) struct Socket {
     listener: UnixListener,
     /// A descriptor to give up when the process has none left: see [`Socket::turn_away`].
     spare: Option<OwnedFd>,
@@ -119,7 +119,7 @@ impl Socket {
     ///
     /// # Errors
     /// When the path is too long or taken, or the kernel refuses.
-    pub fn bind(path: &Path) -> Result<Self, Error> {
+    pub(crate) fn bind(path: &Path) -> Result<Self, Error> {
         Self::bind_as(path, Kind::PRIVATE_STREAM)
     }
 
@@ -128,7 +128,7 @@ impl Socket {
     ///
     /// # Errors
     /// As [`bind`](Self::bind).
-    pub fn bind_as(path: &Path, kind: Kind) -> Result<Self, Error> {
+    pub(crate) fn bind_as(path: &Path, kind: Kind) -> Result<Self, Error> {
         let length = path.as_os_str().len();
         if length > MAX_PATH {
             let path = path.to_owned();
@@ -173,7 +173,7 @@ impl Socket {
     ///
     /// # Errors
     /// As accept(2).
-    pub fn accept(&self) -> io::Result<UnixStream> {
+    pub(crate) fn accept(&self) -> io::Result<UnixStream> {
         #[cfg(test)]
         match self.accept_error.load(std::sync::atomic::Ordering::SeqCst) {
             0 => {}
@@ -190,7 +190,7 @@ impl Socket {
 
     /// Turns the waiting client away after `accept` has failed for want of a descriptor: otherwise the
     /// listener would announce it for ever. The spare descriptor makes room for the moment it takes.
-    pub fn turn_away(&mut self) {
+    pub(crate) fn turn_away(&mut self) {
         self.spare = None;
         // Accepted and closed at once.
         let _ = self.listener.accept();
@@ -198,12 +198,12 @@ impl Socket {
     }
 
     /// Whether it took the place of a socket that a dead process left.
-    pub fn has_replaced(&self) -> bool {
+    pub(crate) fn has_replaced(&self) -> bool {
         self.has_replaced
     }
 
     /// The listener: non-blocking, close-on-exec.
-    pub fn listener(&self) -> &UnixListener {
+    pub(crate) fn listener(&self) -> &UnixListener {
         &self.listener
     }
 }
