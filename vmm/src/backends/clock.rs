@@ -14,14 +14,14 @@ use crate::sys::timer::WallTimer;
 
 /// The host's wall clock. Clones have the same alarm.
 #[derive(Clone)]
-pub struct HostClock(Arc<WallTimer>);
+pub(crate) struct HostClock(Arc<WallTimer>);
 
 impl HostClock {
     /// The clock, without an alarm.
     ///
     /// # Errors
     /// When the host gives no timer.
-    pub fn new() -> io::Result<Self> {
+    pub(crate) fn new() -> io::Result<Self> {
         Ok(Self(Arc::new(WallTimer::new()?)))
     }
 }
@@ -38,14 +38,14 @@ impl WallClock for HostClock {
 }
 
 /// Passes the alarm on to the guest's real-time clock.
-pub struct RtcEvents {
+pub(crate) struct RtcEvents {
     rtc: Arc<Mutex<Rtc>>,
     clock: HostClock,
 }
 
 impl RtcEvents {
     /// The events of `rtc`, whose alarm `clock` has.
-    pub fn new(rtc: Arc<Mutex<Rtc>>, clock: HostClock) -> Self {
+    pub(crate) fn new(rtc: Arc<Mutex<Rtc>>, clock: HostClock) -> Self {
         Self { rtc, clock }
     }
 }

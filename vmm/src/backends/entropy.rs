@@ -11,7 +11,7 @@ use rustix::rand::{GetRandomFlags, getrandom};
 ///
 /// # Errors
 /// When the host has none.
-pub fn fill(bytes: &mut [u8]) -> Result<(), Errno> {
+pub(crate) fn fill(bytes: &mut [u8]) -> Result<(), Errno> {
     let mut rest = bytes;
     while !rest.is_empty() {
         match getrandom(&mut *rest, GetRandomFlags::empty()) {
@@ -25,7 +25,7 @@ pub fn fill(bytes: &mut [u8]) -> Result<(), Errno> {
 
 /// The host's random number generator, for a device.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct HostEntropy;
+pub(crate) struct HostEntropy;
 
 impl Entropy for HostEntropy {
     fn fill(&mut self, bytes: &mut [u8]) -> io::Result<()> {

@@ -2,8 +2,8 @@
 
 pub mod balloon;
 pub mod block;
-pub mod clock;
-pub mod entropy;
+pub(crate) mod clock;
+pub(crate) mod entropy;
 pub mod gate;
 pub mod queues;
 pub mod rate_limiter;

@@ -25,10 +25,10 @@ use crate::spec::{DiskSpec, Spec};
 use crate::tag_storage::broker::Client;
 use crate::tag_storage::{BorrowerLease, TagReservation};
 use crate::vcpu::{self, Services, VcpuSet};
-pub use board::{Board, Mte};
+pub(crate) use board::{Board, Mte};
 pub use devices::{Attached, DeviceSet, StateError};
 pub use error::Error;
-pub use run_state::PauseReason;
+pub(crate) use run_state::PauseReason;
 use run_state::{Change, RunState};
 
 // The device tree and the model must mean the same line.

@@ -9,14 +9,14 @@ mod kernel;
 mod load;
 mod mapping;
 mod ram;
-pub mod reclaim;
+pub(crate) mod reclaim;
 mod residency;
-pub mod tag_checks;
+pub(crate) mod tag_checks;
 
 pub use backing::{Attributes, Backing};
 pub use error::Error;
 pub use footprint::Footprint;
 pub use load::{Error as LoadError, Loaded, load};
 pub use ram::{GuestRam, Region, Regions};
-pub use reclaim::{DiscardHooks, NoHooks, Outcome, Reclaimer};
+pub(crate) use reclaim::{DiscardHooks, NoHooks, Outcome, Reclaimer};
 pub(crate) use residency::Residency;

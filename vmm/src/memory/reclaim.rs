@@ -41,7 +41,7 @@ pub trait DiscardHooks: Send {
 
 /// Nothing is reserved; or what is reserved stays so for as long as the VM lives, whatever goes back.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct NoHooks;
+pub(crate) struct NoHooks;
 
 impl DiscardHooks for NoHooks {
     fn before(&mut self, _: MemoryRange) {}
@@ -95,7 +95,7 @@ impl Pages for GuestRam {
 }
 
 /// Gives a guest's memory back to the host, and what is reserved for it.
-pub struct Reclaimer {
+pub(crate) struct Reclaimer {
     memory: Box<dyn Pages>,
     ranges: Vec<MemoryRange>,
     hooks: Box<dyn DiscardHooks>,
@@ -104,7 +104,7 @@ pub struct Reclaimer {
 
 impl Reclaimer {
     /// A reclaimer of this memory.
-    pub fn new(ram: GuestRam, hooks: Box<dyn DiscardHooks>) -> Self {
+    pub(crate) fn new(ram: GuestRam, hooks: Box<dyn DiscardHooks>) -> Self {
         Self::over(Box::new(ram), hooks)
     }
 
@@ -114,7 +114,7 @@ impl Reclaimer {
     }
 
     /// Its counters.
-    pub fn counters(&self) -> Arc<Counters> {
+    pub(crate) fn counters(&self) -> Arc<Counters> {
         Arc::clone(&self.counters)
     }
 

@@ -10,7 +10,7 @@ const TAG_CHECK_MASK: libc::c_ulong = 0b11 << 1;
 /// Turns tag checking off in this thread, and so in every thread it starts later. Guest memory is mapped
 /// with tags that only the guest knows: a VMM that checked them would fault on its own accesses. The
 /// environment can turn checking on in any process that is started (GLIBC_TUNABLES, a parent's prctl).
-pub fn disable() {
+pub(crate) fn disable() {
     let none: libc::c_ulong = 0;
     // SAFETY: the call takes no pointers; the arguments it does not use must be zero.
     let now = unsafe { libc::prctl(GET_TAGGED_ADDR_CTRL, none, none, none, none) };
