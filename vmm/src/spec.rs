@@ -19,11 +19,13 @@ mod balloon;
 mod disk;
 mod rate_limiter;
 mod tag_storage;
+mod vsock;
 
 pub use balloon::{BalloonSpec, TargetError as BalloonTargetError, target as balloon_target};
 pub use disk::{DiskError, DiskSpec};
 pub use rate_limiter::{BucketSpec, RateLimiterSpec, RefillError};
 pub use tag_storage::{ReservationMode, TagStorageSpec};
+pub use vsock::VsockSpec;
 
 /// Memory of a guest for which none was asked.
 const DEFAULT_MEMORY: Bytes = Bytes::mib(512);
@@ -59,6 +61,8 @@ pub struct Spec {
     pub disks: Vec<DiskSpec>,
     /// Whether the guest has a source of random numbers.
     pub rng: bool,
+    /// Sockets between guest and host.
+    pub vsock: Option<VsockSpec>,
     /// Number of vCPUs, 1 or more. The host's maximum is checked when the VM is created.
     pub cpus: u32,
     /// Whether the vCPUs have performance monitors.
@@ -195,6 +199,11 @@ pub enum Error {
         /// The second use.
         second: &'static str,
     },
+    /// A context identifier that no guest can have.
+    #[error(
+        "{0} is no context identifier of a guest: give 3 to 4294967294 (guest_cid, or cid= of --vsock)"
+    )]
+    VsockCid(u32),
     /// A name that is empty, long, or has odd characters.
     #[error("the id '{0}' is not usable: 1 to {MAX_ID} letters, digits and hyphens")]
     Id(String),
@@ -268,6 +277,7 @@ impl Spec {
             balloon: BalloonSpec::new(config.balloon, memory)?,
             disks,
             rng: config.entropy.is_some(),
+            vsock: config.vsock.map(VsockSpec::new).transpose()?,
             cpus: machine.vcpu_count.unwrap_or(1),
             pmu: machine.pmu.unwrap_or(false),
             mte,
@@ -319,6 +329,7 @@ impl Spec {
         };
         config.drives = self.disks.iter().map(DiskSpec::to_section).collect();
         config.entropy = self.rng.then(EntropySection::default);
+        config.vsock = self.vsock.as_ref().map(VsockSpec::to_section);
         config
     }
 

@@ -1,7 +1,7 @@
 //! Virtio devices (Virtual I/O Device specification, version 1.2 and later) and what they share.
 //!
 //! ```text
-//! bus  ->  mmio::Transport (registers, status, queues)  ->  Device (rng, balloon)
+//! bus  ->  mmio::Transport (registers, status, queues)  ->  Device (rng, balloon, vsock)
 //!                                                              Ring (chains of one queue)
 //! ```
 //!
@@ -22,6 +22,7 @@ mod ring;
 pub mod rng;
 #[cfg(test)]
 pub(crate) mod testing;
+pub mod vsock;
 
 pub use buffers::{Slice, Stream};
 pub use ring::{Buffer, Chain, Head, Ring};
@@ -44,6 +45,8 @@ impl DeviceId {
     pub const ENTROPY: Self = Self(4);
     /// Traditional memory balloon (5.5).
     pub const BALLOON: Self = Self(5);
+    /// Socket device (5.10).
+    pub const SOCKET: Self = Self(19);
 }
 
 /// A set of feature bits, offered or acknowledged (2.2).

@@ -8,4 +8,5 @@ pub mod gate;
 pub mod queues;
 pub mod rate_limiter;
 pub mod reporting;
+pub mod vsock;
 pub mod worker;

@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use arch::units::Bytes;
 use clap::Args;
 
-use super::{BalloonFlag, DiskFlag, ExhaustedFlag, MemoryBacking, MteMode, TagStorageMode};
+use super::{
+    BalloonFlag, DiskFlag, ExhaustedFlag, MemoryBacking, MteMode, TagStorageMode, VsockFlag,
+};
 
 /// Boot a guest and run it until it ends.
 #[derive(Args, Clone, Debug, Default)]
@@ -88,6 +90,10 @@ pub struct RunArgs {
     /// Give the guest a source of random numbers
     #[arg(long)]
     pub rng: bool,
+
+    /// Connect sockets of the guest (AF_VSOCK) with the host through this Unix socket [default: cid=3]
+    #[arg(long, value_name = "PATH[,cid=N]")]
+    pub vsock: Option<VsockFlag>,
 
     /// The guest's serial port: stdio, file:PATH, socket:PATH or none [default: stdio]
     #[arg(long, value_name = "WHERE")]

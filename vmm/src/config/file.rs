@@ -13,7 +13,7 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
-use super::{BalloonSetting, DriveSection, Error, TagStorageSection};
+use super::{BalloonSetting, DriveSection, Error, TagStorageSection, VsockSection};
 
 /// No configuration comes near this size; a file that does is something else.
 const MAX_FILE: u64 = 1 << 20;
@@ -46,6 +46,9 @@ pub struct Config {
     /// A source of random numbers for the guest.
     #[serde(default, deserialize_with = "section", skip_serializing_if = "Option::is_none")]
     pub entropy: Option<EntropySection>,
+    /// Sockets between guest and host.
+    #[serde(default, deserialize_with = "section", skip_serializing_if = "Option::is_none")]
+    pub vsock: Option<VsockSection>,
 
     // Firecracker writes these sections into every configuration it reports, empty where the device is
     // absent. Empty is accepted for that reason; anything else names a device that this VMM lacks.
@@ -53,8 +56,6 @@ pub struct Config {
     network_interfaces: Absent,
     #[serde(default, skip_serializing)]
     pmem: Absent,
-    #[serde(default, skip_serializing)]
-    vsock: Absent,
     #[serde(default, skip_serializing)]
     cpu_config: Absent,
     #[serde(default, skip_serializing)]

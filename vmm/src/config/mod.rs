@@ -11,6 +11,7 @@ mod drive;
 mod file;
 mod rate_limiter;
 mod tag_storage;
+mod vsock;
 
 use std::path::{Path, PathBuf};
 
@@ -31,6 +32,7 @@ pub use rate_limiter::{RateLimiterSection, TokenBucketSection};
 pub use tag_storage::{
     ExhaustedFlag, OnExhausted, ParseExhaustedError, TagStorageMode, TagStorageSection,
 };
+pub use vsock::{ParseVsockError, VsockFlag, VsockSection};
 
 /// Why a configuration could not be read.
 #[derive(Debug, Error)]
@@ -135,6 +137,9 @@ impl RunArgs {
         }
         if self.rng {
             config.entropy.get_or_insert_default();
+        }
+        if let Some(flag) = &self.vsock {
+            flag.lay_over(&mut config.vsock);
         }
         if let Some(mode) = self.mte {
             config.mte = Some(MteSection { mode });

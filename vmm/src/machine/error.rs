@@ -5,7 +5,7 @@ use std::io;
 use arch::layout;
 use thiserror::Error;
 
-use crate::backends::block;
+use crate::backends::{block, vsock};
 use crate::error::is_denied;
 use crate::exit_status::ExitStatus;
 use crate::hypervisor;
@@ -52,6 +52,9 @@ pub enum Error {
     /// A disk cannot be had.
     #[error(transparent)]
     Disk(#[from] block::Error),
+    /// The sockets of the guest cannot be served.
+    #[error(transparent)]
+    Vsock(#[from] vsock::Error),
     /// The timers of a device cannot be had.
     #[error("the host gives no timers for the {device}: look at ulimit -n")]
     Timers {
@@ -102,6 +105,7 @@ impl Error {
             Self::BorrowerLease(error) if is_denied(error) => ExitStatus::NoPermission,
             Self::Load(error) => error.status(),
             Self::Disk(error) => error.status(),
+            Self::Vsock(error) => error.status(),
             Self::Hypervisor(_)
             | Self::Memory(_)
             | Self::BootState(_)

@@ -279,8 +279,11 @@ fn remove_stale(path: &Path, socket_type: SocketType) -> Result<(), Error> {
     std::fs::remove_file(path).map_err(failed)
 }
 
-/// Connects without waiting for a place in the backlog.
-fn connect(path: &Path, socket_type: SocketType) -> Result<UnixStream, Errno> {
+/// Connects without waiting for a place in the backlog. The stream does not block.
+///
+/// # Errors
+/// As connect(2); EAGAIN when the backlog is full.
+pub(crate) fn connect(path: &Path, socket_type: SocketType) -> Result<UnixStream, Errno> {
     let socket = socket(socket_type)?;
     rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
     Ok(UnixStream::from(socket))

@@ -18,6 +18,7 @@ use devices::rtc::Rtc;
 use devices::serial::Serial;
 use devices::virtio::balloon::{Balloon, BalloonConfig};
 use devices::virtio::rng::Rng;
+use devices::virtio::vsock::Vsock;
 use event_manager::MutEventSubscriber;
 use serde_json::{Map, Value, json};
 
@@ -28,12 +29,13 @@ use crate::backends::clock::{HostClock, RtcEvents};
 use crate::backends::entropy::HostEntropy;
 use crate::backends::gate::QueueGate;
 use crate::backends::reporting::{self, ReportingConfig};
+use crate::backends::vsock::{HostPeers, VsockEvents};
 use crate::backends::worker::Worker;
 use crate::console::Output;
 use crate::error::say;
 use crate::hypervisor::Vm;
 use crate::memory::Reclaimer;
-use crate::spec::{BalloonSpec, DiskSpec, Spec};
+use crate::spec::{BalloonSpec, DiskSpec, Spec, VsockSpec};
 pub use attached::{Attached, StateError};
 use builder::Builder;
 
@@ -83,6 +85,9 @@ impl DeviceSet {
         let disks = disks.collect::<Result<_, _>>()?;
         if spec.rng {
             entropy_source(&mut builder)?;
+        }
+        if let Some(wanted) = &spec.vsock {
+            vsock(&mut builder, wanted)?;
         }
         let Builder { plugged, attached, events, workers, .. } = builder;
         Ok((Self { attached, serial, gpio, balloon, disks, events, _workers: workers }, plugged))
@@ -210,6 +215,29 @@ fn entropy_source(builder: &mut Builder<'_>) -> Result<(), Error> {
         })
     };
     builder.attach("entropy", transport, Some(Box::new(metrics)));
+    Ok(())
+}
+
+fn vsock(builder: &mut Builder<'_>, wanted: &VsockSpec) -> Result<(), Error> {
+    let device = Vsock::new(wanted.cid, HostPeers::listen(&wanted.path)?);
+    let counters = device.counters();
+    let (transport, queues) = builder.place("socket device", device)?;
+    let events = VsockEvents::new(&transport, queues)
+        .map_err(|source| Error::Timers { device: "socket device", source })?;
+    builder.work("vsock", Box::new(events))?;
+    let metrics = move || {
+        json!({
+            "connections": counters.connections.load(Ordering::Relaxed),
+            "from_host_total": counters.from_host.load(Ordering::Relaxed),
+            "from_guest_total": counters.from_guest.load(Ordering::Relaxed),
+            "refused_total": counters.refused.load(Ordering::Relaxed),
+            "resets_total": counters.resets.load(Ordering::Relaxed),
+            "dropped_packets_total": counters.dropped.load(Ordering::Relaxed),
+            "input_bytes": counters.to_guest.load(Ordering::Relaxed),
+            "output_bytes": counters.to_host.load(Ordering::Relaxed),
+        })
+    };
+    builder.attach("vsock", transport, Some(Box::new(metrics)));
     Ok(())
 }
 
