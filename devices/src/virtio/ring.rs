@@ -1,6 +1,6 @@
 //! One queue as a device sees it: chains of buffers to take and to complete (2.7, split virtqueues).
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, fence};
 
 use serde::{Deserialize, Serialize};
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
@@ -84,8 +84,8 @@ pub struct Ring<'a, M> {
     budget: u16,
     /// Whether the last look at the available ring found no chain.
     found_none: bool,
-    /// Whether a chain has been completed.
-    completed: bool,
+    /// The index of the used ring before any chain was completed.
+    used_before: u16,
 }
 
 impl<'a, M: GuestMemory> Ring<'a, M> {
@@ -95,7 +95,8 @@ impl<'a, M: GuestMemory> Ring<'a, M> {
     /// they are taken must not keep the thread.
     pub fn new(queue: &'a mut Queue, memory: &'a M) -> Self {
         let budget = queue.size();
-        Self { queue, memory, budget, found_none: false, completed: false }
+        let used_before = queue.next_used();
+        Self { queue, memory, budget, found_none: false, used_before }
     }
 
     /// Guest memory.
@@ -144,9 +145,45 @@ impl<'a, M: GuestMemory> Ring<'a, M> {
     /// # Errors
     /// When the used ring cannot be written.
     pub fn complete(&mut self, head: Head, written: u32) -> Result<(), Broken> {
-        self.queue.add_used(self.memory, head.0, written).map_err(|_| Broken::Used)?;
-        self.completed = true;
-        Ok(())
+        self.queue.add_used(self.memory, head.0, written).map_err(|_| Broken::Used)
+    }
+
+    /// Gives chains back that belong together: the driver sees all of them or none, as it must for a frame
+    /// that lies in several (5.1.6.4).
+    ///
+    /// # Errors
+    /// When the used ring cannot be written.
+    pub fn complete_together(&mut self, chains: &[(Head, u32)]) -> Result<(), Broken> {
+        let Some(((last, last_written), others)) = chains.split_last() else { return Ok(()) };
+        let size = self.queue.size();
+        let first = self.queue.next_used();
+        for (offset, (head, written)) in (0..).zip(others) {
+            if head.0 >= size {
+                return Err(Broken::Used);
+            }
+            // The size is a power of two.
+            let place = first.wrapping_add(offset) & (size - 1);
+            let mut element = [0; 8];
+            element[..4].copy_from_slice(&u32::from(head.0).to_le_bytes());
+            element[4..].copy_from_slice(&written.to_le_bytes());
+            let address = self.queue.used_ring().saturating_add(4 + 8 * u64::from(place));
+            let put = self.memory.write_slice(&element, GuestAddress(address));
+            put.map_err(|_| Broken::Used)?;
+        }
+        // Adding the last one moves the index over all of them.
+        self.queue.set_next_used(first.wrapping_add(others.len() as u16));
+        self.complete(*last, *last_written)
+    }
+
+    /// Puts the last chains that were taken back to where they were. None taken after them has been completed.
+    pub fn put_back(&mut self, chains: u16) {
+        self.queue.set_next_avail(self.queue.next_avail().wrapping_sub(chains));
+        self.budget = self.budget.saturating_add(chains);
+    }
+
+    /// How many chains the queue holds at most.
+    pub fn size(&self) -> u16 {
+        self.queue.size()
     }
 
     /// Takes no more chains before others had their turn: those taken were work enough.
@@ -183,19 +220,25 @@ impl<'a, M: GuestMemory> Ring<'a, M> {
 
     /// Whether the driver wants an interrupt for the chains that have been completed (2.7.7.2).
     pub(super) fn needs_interrupt(&mut self) -> Result<bool, Broken> {
-        if !self.completed {
+        let (before, now) = (self.used_before, self.queue.next_used());
+        if before == now {
             return Ok(false);
         }
-        // With event indices this decides; otherwise it orders the reading of the flags, which it does
-        // not look at, after the writing of the used ring.
-        let wanted = self.queue.needs_notification(self.memory).map_err(|_| Broken::Available)?;
+        self.used_before = now;
+        // What the driver asks for is read after the used ring has been written: it writes in the other order.
+        fence(Ordering::SeqCst);
+        let load = |offset: u64| -> Result<u16, Broken> {
+            let address = GuestAddress(self.queue.avail_ring().saturating_add(offset));
+            let value: u16 =
+                self.memory.load(address, Ordering::Relaxed).map_err(|_| Broken::Available)?;
+            Ok(u16::from_le(value))
+        };
         if self.queue.event_idx_enabled() {
-            return Ok(wanted);
+            // The driver wants to know when the index passes this one.
+            let event = load(4 + 2 * u64::from(self.queue.size()))?;
+            return Ok(now.wrapping_sub(event).wrapping_sub(1) < now.wrapping_sub(before));
         }
-        let flags = GuestAddress(self.queue.avail_ring());
-        let flags: u16 =
-            self.memory.load(flags, Ordering::Relaxed).map_err(|_| Broken::Available)?;
-        Ok(u16::from_le(flags) & NO_INTERRUPT == 0)
+        Ok(load(0)? & NO_INTERRUPT == 0)
     }
 }
 
