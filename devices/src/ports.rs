@@ -5,7 +5,10 @@
 use std::io;
 use std::sync::Arc;
 
-use vm_memory::GuestAddress;
+use vm_memory::bitmap::BitmapSlice;
+use vm_memory::{GuestAddress, VolatileSlice};
+
+use crate::virtio::Features;
 
 /// An interrupt line whose rising edge means an event.
 ///
@@ -120,6 +123,40 @@ pub trait Throttle: Send {
 
     /// Counts an operation of so many bytes, which has been let through.
     fn spend(&mut self, bytes: u64);
+}
+
+/// Where the frames of a network device come from and go to.
+///
+/// No method waits for a peer. A port that has lost its peer answers that nothing is there
+/// ([`WouldBlock`](io::ErrorKind::WouldBlock)) when it is read, and fails when it is written to.
+pub trait NetPort: Send {
+    /// Whether each frame has a `virtio_net_hdr_v1` of 12 bytes before it (5.1.6), as the driver sees it.
+    /// Otherwise it has none, and the port has no offloads.
+    fn has_header(&self) -> bool;
+
+    /// The features that say which work on frames the port does for the driver, or takes from it: of bits 0,
+    /// 1, 7 to 14 and 54 to 56 (5.1.3).
+    fn offloads(&self) -> Features;
+
+    /// Reads no frames but such that the driver takes, having acknowledged these features.
+    fn set_offloads(&mut self, acked: Features);
+
+    /// Reads one frame into the pieces in turn, and what they do not take into `rest`. Returns its length; what
+    /// is beyond the end of `rest` is lost, and not counted.
+    ///
+    /// # Errors
+    /// `WouldBlock` when there is none now. Others are counted: the port is to be read again.
+    fn receive<B: BitmapSlice>(
+        &mut self,
+        pieces: &[VolatileSlice<'_, B>],
+        rest: &mut [u8],
+    ) -> io::Result<usize>;
+
+    /// Sends the bytes of the pieces as one frame.
+    ///
+    /// # Errors
+    /// `WouldBlock` when it cannot be taken now and is to be sent again. After others the frame is lost.
+    fn send<B: BitmapSlice>(&mut self, pieces: &[VolatileSlice<'_, B>]) -> io::Result<()>;
 }
 
 #[cfg(test)]

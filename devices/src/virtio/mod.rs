@@ -1,7 +1,7 @@
 //! Virtio devices (Virtual I/O Device specification, version 1.2 and later) and what they share.
 //!
 //! ```text
-//! bus  ->  mmio::Transport (registers, status, queues)  ->  Device (rng, balloon, vsock)
+//! bus  ->  mmio::Transport (registers, status, queues)  ->  Device (rng, block, net, ...)
 //!                                                              Ring (chains of one queue)
 //! ```
 //!
@@ -18,6 +18,7 @@ pub mod balloon;
 pub mod block;
 mod buffers;
 pub mod mmio;
+pub mod net;
 mod ring;
 pub mod rng;
 #[cfg(test)]
@@ -41,6 +42,8 @@ pub struct DeviceId(pub u32);
 impl DeviceId {
     /// Block device (5.2).
     pub const BLOCK: Self = Self(2);
+    /// Network device (5.1).
+    pub const NETWORK: Self = Self(1);
     /// Entropy source (5.4).
     pub const ENTROPY: Self = Self(4);
     /// Traditional memory balloon (5.5).

@@ -1,0 +1,72 @@
+//! transmitq (5.1.6.2): frames from the driver to the port.
+
+use std::io::ErrorKind;
+
+use vm_memory::GuestMemory;
+
+use super::counters::count;
+use super::{HEADER, LONGEST, Net, Progress, SHORTEST};
+use crate::ports::NetPort;
+use crate::virtio::{Broken, Chain, Ring};
+
+/// What became of a frame.
+enum Sent {
+    /// The driver gets its buffers back.
+    Done,
+    /// It is to be sent again.
+    Blocked,
+}
+
+impl<P: NetPort> Net<P> {
+    /// A turn of transmitq: at most as many frames as it is long.
+    ///
+    /// # Errors
+    /// When the driver has broken the device.
+    pub fn transmit<M: GuestMemory>(&mut self, ring: &mut Ring<'_, M>) -> Result<Progress, Broken> {
+        ring.disable_notifications()?;
+        loop {
+            let Some(chain) = ring.take()? else {
+                // A frame that came before notifications were enabled is announced by none (2.7.10). The driver
+                // can move its index to and fro: others get their turn in between.
+                let more = ring.is_exhausted() || ring.enable_notifications()?;
+                return Ok(if more { Progress::More } else { Progress::Driver });
+            };
+            match self.send(&chain, ring.memory())? {
+                Sent::Done => ring.complete(chain.head(), 0)?,
+                Sent::Blocked => {
+                    ring.put_back(1);
+                    count(&self.counters.tx_blocked, 1);
+                    return Ok(Progress::Port);
+                }
+            }
+        }
+    }
+
+    fn send<M: GuestMemory>(&mut self, chain: &Chain, memory: &M) -> Result<Sent, Broken> {
+        let (mut frame, written) = chain.streams()?;
+        if !written.is_empty() {
+            return Err(Broken::Form("a frame to be sent has a buffer to write (5.1.6.2)"));
+        }
+        if !(SHORTEST as u64..=LONGEST as u64).contains(&frame.len()) {
+            count(&self.counters.tx_malformed, 1);
+            return Ok(Sent::Done);
+        }
+        let bytes = frame.len() - HEADER as u64;
+        if !self.port.has_header() {
+            // Without offloads it says nothing (5.1.6.2).
+            let _ = frame.split_off_front(HEADER as u64);
+        }
+        match self.port.send(&frame.slices(memory)?) {
+            Ok(()) => {
+                count(&self.counters.tx_frames, 1);
+                count(&self.counters.tx_bytes, bytes);
+            }
+            Err(error) => match error.kind() {
+                ErrorKind::WouldBlock => return Ok(Sent::Blocked),
+                ErrorKind::NotConnected => count(&self.counters.tx_unlinked, 1),
+                _ => count(&self.counters.tx_failures, 1),
+            },
+        }
+        Ok(Sent::Done)
+    }
+}
