@@ -11,6 +11,7 @@ pub(crate) mod seqpacket;
 pub(crate) mod signals;
 pub(crate) mod small_file;
 pub(crate) mod startup_pages;
+pub(crate) mod tap;
 #[cfg(test)]
 pub(crate) mod testing;
 pub(crate) mod thread;

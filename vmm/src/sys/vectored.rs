@@ -13,6 +13,40 @@ pub const MOST_PIECES: usize = 1024;
 /// How many pieces fit on the stack: a request of Linux has 128 segments at most by default, and a frame 17.
 const FEW: usize = 32;
 
+/// Reads into the pieces in turn, at most [`MOST_PIECES`] less one of them, and then into `rest`. Returns how many
+/// bytes it was.
+///
+/// # Errors
+/// The system's. Nothing has been read then.
+pub fn readv_then<B: BitmapSlice>(
+    from: impl AsFd,
+    into: &[VolatileSlice<'_, B>],
+    rest: &mut [u8],
+) -> io::Result<usize> {
+    let file = from.as_fd().as_raw_fd();
+    let last = libc::iovec { iov_base: rest.as_mut_ptr().cast(), iov_len: rest.len() };
+    // SAFETY: see `with_pieces`; `rest` is borrowed for the call, and writable.
+    with_pieces(None, into, Some(last), |pieces, count| unsafe { libc::readv(file, pieces, count) })
+}
+
+/// Writes `first` and then the pieces in turn, at most [`MOST_PIECES`] less one of them. Returns how many bytes it
+/// was.
+///
+/// # Errors
+/// The system's. Nothing has been written then.
+pub fn writev_after<B: BitmapSlice>(
+    to: impl AsFd,
+    first: &[u8],
+    from: &[VolatileSlice<'_, B>],
+) -> io::Result<usize> {
+    let file = to.as_fd().as_raw_fd();
+    let head = libc::iovec { iov_base: first.as_ptr().cast_mut().cast(), iov_len: first.len() };
+    // SAFETY: see `with_pieces`; `first` is borrowed for the call, and the kernel only reads it.
+    with_pieces(Some(head), from, None, |pieces, count| unsafe {
+        libc::writev(file, pieces, count)
+    })
+}
+
 /// Reads into the pieces in turn, at most [`MOST_PIECES`] of them. Returns how many bytes it was.
 ///
 /// # Errors
@@ -20,7 +54,7 @@ const FEW: usize = 32;
 pub fn readv<B: BitmapSlice>(from: impl AsFd, into: &[VolatileSlice<'_, B>]) -> io::Result<usize> {
     let file = from.as_fd().as_raw_fd();
     // SAFETY: see `with_pieces`; the kernel writes to the pieces, as the guest may at any time.
-    with_pieces(into, |pieces, count| unsafe { libc::readv(file, pieces, count) })
+    with_pieces(None, into, None, |pieces, count| unsafe { libc::readv(file, pieces, count) })
 }
 
 /// Writes the pieces in turn, at most [`MOST_PIECES`] of them. Returns how many bytes it was.
@@ -30,7 +64,7 @@ pub fn readv<B: BitmapSlice>(from: impl AsFd, into: &[VolatileSlice<'_, B>]) -> 
 pub fn writev<B: BitmapSlice>(to: impl AsFd, from: &[VolatileSlice<'_, B>]) -> io::Result<usize> {
     let file = to.as_fd().as_raw_fd();
     // SAFETY: see `with_pieces`; the kernel only reads them.
-    with_pieces(from, |pieces, count| unsafe { libc::writev(file, pieces, count) })
+    with_pieces(None, from, None, |pieces, count| unsafe { libc::writev(file, pieces, count) })
 }
 
 /// As [`readv`], from this offset of a file in bytes.
@@ -44,7 +78,9 @@ pub fn preadv<B: BitmapSlice>(
 ) -> io::Result<usize> {
     let (file, offset) = (from.as_fd().as_raw_fd(), file_offset(offset)?);
     // SAFETY: as for `readv`.
-    with_pieces(into, |pieces, count| unsafe { libc::preadv(file, pieces, count, offset) })
+    with_pieces(None, into, None, |pieces, count| unsafe {
+        libc::preadv(file, pieces, count, offset)
+    })
 }
 
 /// As [`writev`], at this offset of a file in bytes.
@@ -58,33 +94,39 @@ pub fn pwritev<B: BitmapSlice>(
 ) -> io::Result<usize> {
     let (file, offset) = (to.as_fd().as_raw_fd(), file_offset(offset)?);
     // SAFETY: as for `writev`.
-    with_pieces(from, |pieces, count| unsafe { libc::pwritev(file, pieces, count, offset) })
+    with_pieces(None, from, None, |pieces, count| unsafe {
+        libc::pwritev(file, pieces, count, offset)
+    })
 }
 
 fn file_offset(offset: u64) -> io::Result<libc::off_t> {
     libc::off_t::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput.into())
 }
 
-/// Calls with the addresses and lengths of the pieces. They stay valid for the call: each slice borrows the
-/// mapping that it lies in, and the slices are borrowed meanwhile.
+/// Calls with the addresses and lengths of the pieces, and of what is before and after them. They stay valid for
+/// the call: each slice borrows the mapping that it lies in, and the slices are borrowed meanwhile.
 fn with_pieces<B: BitmapSlice>(
+    before: Option<libc::iovec>,
     slices: &[VolatileSlice<'_, B>],
+    after: Option<libc::iovec>,
     call: impl Fn(*const libc::iovec, libc::c_int) -> libc::ssize_t,
 ) -> io::Result<usize> {
-    let slices = &slices[..slices.len().min(MOST_PIECES)];
+    let others = usize::from(before.is_some()) + usize::from(after.is_some());
+    let slices = &slices[..slices.len().min(MOST_PIECES - others)];
     let piece = |slice: &VolatileSlice<'_, B>| libc::iovec {
         iov_base: slice.ptr_guard_mut().as_ptr().cast(),
         iov_len: slice.len(),
     };
+    let all = before.into_iter().chain(slices.iter().map(piece)).chain(after);
     let mut few = [libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; FEW];
     let many: Vec<_>;
-    let pieces = match few.get_mut(..slices.len()) {
+    let pieces = match few.get_mut(..slices.len() + others) {
         Some(few) => {
-            few.iter_mut().zip(slices).for_each(|(place, slice)| *place = piece(slice));
+            few.iter_mut().zip(all).for_each(|(place, piece)| *place = piece);
             &*few
         }
         None => {
-            many = slices.iter().map(piece).collect();
+            many = all.collect();
             &many
         }
     };
@@ -143,6 +185,23 @@ mod tests {
         assert_eq!(readv(&file, &slices(&mut read, 3)).unwrap(), 7);
 
         assert_eq!(&read, b"abcdefg\0");
+    }
+
+    #[test]
+    fn bytes_before_and_after_the_pieces_are_part_of_one_call() {
+        for size in [1, 7, 100] {
+            let mut file = tempfile::tempfile().unwrap();
+            let mut bytes: Vec<u8> = (0..200u8).collect();
+            assert_eq!(writev_after(&file, b"head", &slices(&mut bytes, size)).unwrap(), 204);
+            file.rewind().unwrap();
+            let (mut read, mut rest) = (vec![0; 150], vec![0; 100]);
+
+            let length = readv_then(&file, &slices(&mut read, size), &mut rest).unwrap();
+
+            assert_eq!(length, 204);
+            assert_eq!((&read[..4], &read[4..]), (&b"head"[..], &bytes[..146]));
+            assert_eq!((&rest[..54], &rest[54..]), (&bytes[146..], &[0; 46][..]));
+        }
     }
 
     #[test]
