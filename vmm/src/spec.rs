@@ -17,12 +17,14 @@ use crate::config::{
 
 mod balloon;
 mod disk;
+mod network;
 mod rate_limiter;
 mod tag_storage;
 mod vsock;
 
 pub use balloon::{BalloonSpec, TargetError as BalloonTargetError, target as balloon_target};
 pub use disk::{DiskError, DiskSpec};
+pub use network::{NetBackendSpec, NetError, NetSpec, PortForward};
 pub use rate_limiter::{BucketSpec, RateLimiterSpec, RefillError};
 pub use tag_storage::{ReservationMode, TagStorageSpec};
 pub use vsock::VsockSpec;
@@ -63,6 +65,8 @@ pub struct Spec {
     pub rng: bool,
     /// Sockets between guest and host.
     pub vsock: Option<VsockSpec>,
+    /// The guest's network interfaces.
+    pub net: Vec<NetSpec>,
     /// Number of vCPUs, 1 or more. The host's maximum is checked when the VM is created.
     pub cpus: u32,
     /// Whether the vCPUs have performance monitors.
@@ -204,6 +208,9 @@ pub enum Error {
         "{0} is no context identifier of a guest: give 3 to 4294967294 (guest_cid, or cid= of --vsock)"
     )]
     VsockCid(u32),
+    /// A network interface that makes no sense.
+    #[error(transparent)]
+    Net(#[from] NetError),
     /// A name that is empty, long, or has odd characters.
     #[error("the id '{0}' is not usable: 1 to {MAX_ID} letters, digits and hyphens")]
     Id(String),
@@ -264,6 +271,7 @@ impl Spec {
         let tag_storage = config.tag_storage.unwrap_or_default();
         let disks = DiskSpec::all(config.drives)?;
         let boot_args = boot.boot_args.as_deref().unwrap_or("");
+        let id = valid_id(flags.id.unwrap_or("tessera"))?;
         let lender = tag_storage.broker.clone().filter(|_| mte != MteMode::Require);
         let spec = Self {
             kernel: boot.kernel_image_path.ok_or(Error::NoKernel)?,
@@ -278,13 +286,14 @@ impl Spec {
             disks,
             rng: config.entropy.is_some(),
             vsock: config.vsock.map(VsockSpec::new).transpose()?,
+            net: network::interfaces(config.network_interfaces, &id)?,
             cpus: machine.vcpu_count.unwrap_or(1),
             pmu: machine.pmu.unwrap_or(false),
             mte,
             tag_storage: TagStorageSpec::new(tag_storage, mte, lock_memory)?,
             lender,
             serial: SerialTarget::from_section(config.serial.unwrap_or_default())?,
-            id: valid_id(flags.id.unwrap_or("tessera"))?,
+            id,
         };
         if spec.cpus == 0 {
             return Err(Error::NoCpus);
@@ -330,23 +339,29 @@ impl Spec {
         config.drives = self.disks.iter().map(DiskSpec::to_section).collect();
         config.entropy = self.rng.then(EntropySection::default);
         config.vsock = self.vsock.as_ref().map(VsockSpec::to_section);
+        config.network_interfaces = self.net.iter().map(NetSpec::to_section).collect();
         config
     }
 
     /// An output over an input, or over another output, would destroy one of them.
     fn check_paths(&self, flags: CommandLineOnly<'_>) -> Result<(), Error> {
-        let outputs =
-            [("the serial target", self.serial.path()), ("the control socket", flags.api_sock)];
         let inputs = [
             ("the kernel", Some(self.kernel.as_path())),
             ("the initrd", self.initrd.as_deref()),
             ("the configuration file", flags.config),
         ];
+        let outputs = [
+            ("the serial target", self.serial.path()),
+            ("the socket of --vsock", self.vsock.as_ref().map(|vsock| vsock.path.as_path())),
+            ("the control socket", flags.api_sock),
+        ];
         // Each with whether it is written.
         let inputs = inputs.into_iter().filter_map(|(name, path)| Some((name, path?, false)));
         let outputs = outputs.into_iter().filter_map(|(name, path)| Some((name, path?, true)));
         let disks = self.disks.iter().map(|disk| ("a disk", disk.path.as_path(), !disk.read_only));
-        let named: Vec<_> = inputs.chain(disks).chain(outputs).collect();
+        let sockets = self.net.iter().filter_map(NetSpec::socket);
+        let sockets = sockets.map(|path| ("the socket of a network interface", path, false));
+        let named: Vec<_> = inputs.chain(disks).chain(sockets).chain(outputs).collect();
         for (at, &(second, path, written)) in named.iter().enumerate() {
             for &(first, other, other_written) in &named[..at] {
                 if (written || other_written) && same_file(other, path) {

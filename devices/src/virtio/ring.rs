@@ -134,12 +134,6 @@ impl<'a, M: GuestMemory> Ring<'a, M> {
         }
     }
 
-    /// Leaves the chain that was taken last in the ring after all: the next one taken is that one again.
-    pub fn put_back(&mut self, _: Chain) {
-        self.queue.set_next_avail(self.queue.next_avail().wrapping_sub(1));
-        self.budget += 1;
-    }
-
     /// Gives a chain back to the driver, with the bytes that the device has written into it.
     ///
     /// # Errors

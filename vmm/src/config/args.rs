@@ -6,7 +6,8 @@ use arch::units::Bytes;
 use clap::Args;
 
 use super::{
-    BalloonFlag, DiskFlag, ExhaustedFlag, MemoryBacking, MteMode, TagStorageMode, VsockFlag,
+    BalloonFlag, DiskFlag, ExhaustedFlag, MemoryBacking, MteMode, NetFlag, TagStorageMode,
+    VsockFlag,
 };
 
 /// Boot a guest and run it until it ends.
@@ -94,6 +95,11 @@ pub struct RunArgs {
     /// Connect sockets of the guest (AF_VSOCK) with the host through this Unix socket [default: cid=3]
     #[arg(long, value_name = "PATH[,cid=N]")]
     pub vsock: Option<VsockFlag>,
+
+    /// A network interface: tap=NAME, fd=N, stream=PATH or user, and perhaps ,mac=..,mtu=..,id=.. and
+    /// ,forward=HOST:GUEST for user. May be given several times
+    #[arg(long, value_name = "BACKEND,...")]
+    pub net: Vec<NetFlag>,
 
     /// The guest's serial port: stdio, file:PATH, socket:PATH or none [default: stdio]
     #[arg(long, value_name = "WHERE")]

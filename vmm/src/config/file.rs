@@ -13,7 +13,10 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
-use super::{BalloonSetting, DriveSection, Error, TagStorageSection, VsockSection};
+use super::{
+    BalloonSetting, DriveSection, Error, NetworkInterfaceSection, TagStorageSection, VsockSection,
+    network,
+};
 
 /// No configuration comes near this size; a file that does is something else.
 const MAX_FILE: u64 = 1 << 20;
@@ -50,10 +53,12 @@ pub struct Config {
     #[serde(default, deserialize_with = "section", skip_serializing_if = "Option::is_none")]
     pub vsock: Option<VsockSection>,
 
+    /// The network interfaces.
+    #[serde(default, deserialize_with = "network::list", skip_serializing_if = "Vec::is_empty")]
+    pub network_interfaces: Vec<NetworkInterfaceSection>,
+
     // Firecracker writes these sections into every configuration it reports, empty where the device is
     // absent. Empty is accepted for that reason; anything else names a device that this VMM lacks.
-    #[serde(default, skip_serializing)]
-    network_interfaces: Absent,
     #[serde(default, skip_serializing)]
     pmem: Absent,
     #[serde(default, skip_serializing)]

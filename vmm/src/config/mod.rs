@@ -9,6 +9,7 @@ mod balloon;
 mod deferred;
 mod drive;
 mod file;
+mod network;
 mod rate_limiter;
 mod tag_storage;
 mod vsock;
@@ -28,6 +29,7 @@ pub use file::{
     BootSource, Config, EntropySection, HugePages, MachineConfig, MemoryBacking, MteMode,
     MteSection, SerialSection,
 };
+pub use network::{NetBackend, NetFlag, NetworkInterfaceSection, ParseNetError};
 pub use rate_limiter::{RateLimiterSection, TokenBucketSection};
 pub use tag_storage::{
     ExhaustedFlag, OnExhausted, ParseExhaustedError, TagStorageMode, TagStorageSection,
@@ -134,6 +136,9 @@ impl RunArgs {
         if !self.disk.is_empty() {
             let disks = self.disk.iter().enumerate();
             config.drives = disks.map(|(index, disk)| disk.to_section(index)).collect();
+        }
+        if !self.net.is_empty() {
+            config.network_interfaces = network::sections(&self.net);
         }
         if self.rng {
             config.entropy.get_or_insert_default();

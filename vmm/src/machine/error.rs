@@ -5,7 +5,7 @@ use std::io;
 use arch::layout;
 use thiserror::Error;
 
-use crate::backends::{block, vsock};
+use crate::backends::{block, net, vsock};
 use crate::error::is_denied;
 use crate::exit_status::ExitStatus;
 use crate::hypervisor;
@@ -55,6 +55,15 @@ pub enum Error {
     /// The sockets of the guest cannot be served.
     #[error(transparent)]
     Vsock(#[from] vsock::Error),
+    /// The host's side of a network interface cannot be had.
+    #[error("cannot connect the network interface {id}")]
+    Net {
+        /// Its name.
+        id: String,
+        /// Why.
+        #[source]
+        source: net::OpenError,
+    },
     /// The timers of a device cannot be had.
     #[error("the host gives no timers for the {device}: look at ulimit -n")]
     Timers {
@@ -103,6 +112,7 @@ impl Error {
             }
             Self::TagStorage(error) if is_denied(error) => ExitStatus::NoPermission,
             Self::BorrowerLease(error) if is_denied(error) => ExitStatus::NoPermission,
+            Self::Net { source, .. } if source.is_denied() => ExitStatus::NoPermission,
             Self::Load(error) => error.status(),
             Self::Disk(error) => error.status(),
             Self::Vsock(error) => error.status(),
@@ -112,6 +122,7 @@ impl Error {
             | Self::Seeds(_)
             | Self::TagStorage(_)
             | Self::BorrowerLease(_)
+            | Self::Net { .. }
             | Self::Timers { .. }
             | Self::Worker { .. }
             | Self::Vcpus(_) => ExitStatus::Unavailable,

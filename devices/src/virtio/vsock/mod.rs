@@ -137,7 +137,7 @@ impl<P: Peers> Vsock<P> {
             }
             match self.muxer.give(&buffer, ring.memory())? {
                 Some(length) => ring.complete(chain.head(), length)?,
-                None => ring.put_back(chain),
+                None => ring.put_back(1),
             }
         }
         Ok(())

@@ -17,6 +17,7 @@ use devices::ports::GuestRange;
 use devices::rtc::Rtc;
 use devices::serial::Serial;
 use devices::virtio::balloon::{Balloon, BalloonConfig};
+use devices::virtio::net::Net;
 use devices::virtio::rng::Rng;
 use devices::virtio::vsock::Vsock;
 use event_manager::MutEventSubscriber;
@@ -28,6 +29,7 @@ use crate::backends::block::{self, BlockEvents};
 use crate::backends::clock::{HostClock, RtcEvents};
 use crate::backends::entropy::HostEntropy;
 use crate::backends::gate::QueueGate;
+use crate::backends::net::{self, NetEvents};
 use crate::backends::reporting::{self, ReportingConfig};
 use crate::backends::vsock::{HostPeers, VsockEvents};
 use crate::backends::worker::Worker;
@@ -35,7 +37,7 @@ use crate::console::Output;
 use crate::error::say;
 use crate::hypervisor::Vm;
 use crate::memory::Reclaimer;
-use crate::spec::{BalloonSpec, DiskSpec, Spec, VsockSpec};
+use crate::spec::{BalloonSpec, DiskSpec, NetSpec, Spec, VsockSpec};
 pub use attached::{Attached, StateError};
 use builder::Builder;
 
@@ -89,6 +91,7 @@ impl DeviceSet {
         if let Some(wanted) = &spec.vsock {
             vsock(&mut builder, wanted)?;
         }
+        spec.net.iter().try_for_each(|net| network_interface(&mut builder, net))?;
         let Builder { plugged, attached, events, workers, .. } = builder;
         Ok((Self { attached, serial, gpio, balloon, disks, events, _workers: workers }, plugged))
     }
@@ -238,6 +241,20 @@ fn vsock(builder: &mut Builder<'_>, wanted: &VsockSpec) -> Result<(), Error> {
         })
     };
     builder.attach("vsock", transport, Some(Box::new(metrics)));
+    Ok(())
+}
+
+fn network_interface(builder: &mut Builder<'_>, spec: &NetSpec) -> Result<(), Error> {
+    let port = net::Port::open(spec);
+    let port = port.map_err(|source| Error::Net { id: spec.id.clone(), source })?;
+    let name = format!("net-{}", spec.id);
+    let called = format!("network interface {}", spec.id);
+    let (transport, queues) = builder.place(&called, Net::new(port, spec.mac, spec.mtu))?;
+    let events = NetEvents::new(queues)
+        .map_err(|source| Error::Timers { device: "network interface", source })?;
+    builder.work(&name, Box::new(events))?;
+    let control = net::Control::new(Arc::clone(&transport));
+    builder.attach(&name, transport, Some(Box::new(move || control.metrics())));
     Ok(())
 }
 

@@ -1,0 +1,191 @@
+//! What makes a network device work: its doorbells, its port, its timers.
+
+use std::io;
+use std::os::fd::AsRawFd;
+use std::time::Duration;
+
+use devices::virtio::net::{Net, Progress, RECEIVE, TRANSMIT};
+use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
+
+use super::port::{Port, Watch};
+use crate::backends::queues::{QUEUES_END, QueueEvents};
+use crate::error::say;
+use crate::sys::timer::Timer;
+
+// What events are of that no doorbell has.
+const PORT: u32 = QUEUES_END;
+const RX_TIMER: u32 = QUEUES_END + 1;
+const TX_TIMER: u32 = QUEUES_END + 2;
+const RETRY: u32 = QUEUES_END + 3;
+
+/// The first attempt to have a peer back comes so soon ...
+const FIRST_RETRY: Duration = Duration::from_millis(100);
+/// ... each other after twice the time, but not more: a user who has started the peer again does not wait long.
+const LAST_RETRY: Duration = Duration::from_secs(5);
+
+/// What an event asks for.
+#[derive(Clone, Copy, Debug, Default)]
+struct Due {
+    rx: bool,
+    tx: bool,
+    hung_up: bool,
+    retry: bool,
+}
+
+/// Serves a network device, on a worker.
+pub struct NetEvents {
+    queues: QueueEvents<Net<Port>>,
+    retry: Timer,
+    delay: Duration,
+    watched: Watch,
+}
+
+impl NetEvents {
+    /// Of the device whose queues these are.
+    ///
+    /// # Errors
+    /// When the host gives no timer.
+    pub fn new(queues: QueueEvents<Net<Port>>) -> io::Result<Self> {
+        Ok(Self { queues, retry: Timer::new()?, delay: FIRST_RETRY, watched: Watch::default() })
+    }
+
+    fn due(&mut self, events: &Events) -> Due {
+        if let Some(queue) = self.queues.signalled(events) {
+            return Due { rx: queue == RECEIVE, tx: queue == TRANSMIT, ..Due::default() };
+        }
+        match events.data() {
+            PORT => {
+                let set = events.event_set();
+                let closed = EventSet::HANG_UP | EventSet::ERROR | EventSet::READ_HANG_UP;
+                let hung_up = set.intersects(closed);
+                Due {
+                    rx: hung_up || set.contains(EventSet::IN),
+                    tx: hung_up || set.contains(EventSet::OUT),
+                    hung_up,
+                    retry: false,
+                }
+            }
+            RX_TIMER => {
+                self.queues.with(|transport| transport.device_mut().port_mut().take_rx_timer());
+                Due { rx: true, ..Due::default() }
+            }
+            TX_TIMER => {
+                self.queues.with(|transport| transport.device_mut().port_mut().take_tx_timer());
+                Due { tx: true, ..Due::default() }
+            }
+            RETRY => Due { retry: self.retry.take(), ..Due::default() },
+            _ => Due::default(),
+        }
+    }
+
+    /// A turn of the device, with its gate entered. What is to be watched then.
+    fn turn(&mut self, due: Due) -> Watch {
+        self.queues.with(|transport| {
+            if due.hung_up {
+                let read = transport.is_active();
+                transport.device_mut().port_mut().hung_up(read);
+            }
+            let mut came_back = false;
+            if due.retry {
+                came_back = transport.device_mut().port_mut().reconnect();
+            }
+            if due.tx {
+                transport.device_mut().port_mut().flush();
+                if let Some(Progress::More) = transport.with_queue(TRANSMIT, Net::transmit) {
+                    transport.notify(TRANSMIT);
+                }
+            }
+            if (due.rx || came_back)
+                && let Some(Progress::More) = transport.with_queue(RECEIVE, Net::receive)
+            {
+                transport.notify(RECEIVE);
+            }
+            let device = transport.device_mut();
+            let up = device.port().is_up();
+            if device.set_link(up) {
+                transport.config_changed();
+            }
+            transport.device().port().watch()
+        })
+    }
+
+    /// Watches what is to be watched, and closes a port whose peer has gone.
+    fn watch(&mut self, wanted: Watch, ops: &mut EventOps<'_>) {
+        match (self.watched.port, wanted.port) {
+            (None, Some((descriptor, blocked))) => {
+                add(ops, Events::with_data_raw(descriptor, PORT, edges(blocked)));
+            }
+            (Some((before, was_blocked)), Some((descriptor, blocked))) => {
+                if before == descriptor && was_blocked != blocked {
+                    let events = Events::with_data_raw(descriptor, PORT, edges(blocked));
+                    if let Err(error) = ops.modify(events) {
+                        say(&format!(
+                            "a network device is slow, as its port cannot be watched: {error}"
+                        ));
+                    }
+                }
+            }
+            (Some((before, _)), None) => {
+                // It is open: it is closed below at the earliest.
+                let _ = ops.remove(Events::empty_raw(before));
+            }
+            (None, None) => {}
+        }
+        self.watched = wanted;
+        if wanted.lost && self.queues.with(|transport| transport.device_mut().port_mut().close()) {
+            self.delay = FIRST_RETRY;
+            self.try_later();
+        }
+    }
+
+    fn try_later(&mut self) {
+        if let Err(error) = self.retry.once(self.delay) {
+            say(&format!("a network device stays without its peer, as it has no timer: {error}"));
+        }
+        self.delay = LAST_RETRY.min(self.delay * 2);
+    }
+}
+
+fn edges(blocked: bool) -> EventSet {
+    let readable = EventSet::IN | EventSet::READ_HANG_UP | EventSet::EDGE_TRIGGERED;
+    if blocked { readable | EventSet::OUT } else { readable }
+}
+
+fn add(ops: &mut EventOps<'_>, events: Events) {
+    if let Err(error) = ops.add(events) {
+        say(&format!("a network device is dead, as its port cannot be watched: {error}"));
+    }
+}
+
+impl MutEventSubscriber for NetEvents {
+    fn init(&mut self, ops: &mut EventOps<'_>) {
+        self.queues.init(ops);
+        add(ops, Events::with_data_raw(self.retry.as_raw_fd(), RETRY, EventSet::IN));
+        let ((rx, tx), wanted) = self.queues.with(|transport| {
+            let port = transport.device().port();
+            (port.timers(), port.watch())
+        });
+        add(ops, Events::with_data_raw(rx, RX_TIMER, EventSet::IN));
+        add(ops, Events::with_data_raw(tx, TX_TIMER, EventSet::IN));
+        self.watch(wanted, ops);
+    }
+
+    fn process(&mut self, events: Events, ops: &mut EventOps<'_>) {
+        let due = self.due(&events);
+        let gate = self.queues.gate().clone();
+        // A port's edge is not lost on a closed gate: its queues are served when it opens.
+        let Some(turn) = gate.enter() else {
+            if due.retry {
+                self.try_later();
+            }
+            return;
+        };
+        let wanted = self.turn(due);
+        drop(turn);
+        let was_up = self.watched.port.is_some();
+        self.watch(wanted, ops);
+        if due.retry && !was_up && self.watched.port.is_none() {
+            self.try_later();
+        }
+    }
+}

@@ -1,0 +1,204 @@
+//! The host's side of network devices.
+//!
+//! ```text
+//! worker net-ID:  NetEvents  ->  Transport<Net<Port>>  ->  Port (rate limiters)  ->  TapPort
+//!                                                                               \->  StreamPort  ->  Peer
+//! ```
+//!
+//! The descriptor of a port is watched for edges (EPOLLET): each turn reads until there is nothing, so a guest
+//! without buffers, or one that is paused, leaves it alone and causes no wake-ups beyond those of arrivals.
+
+mod events;
+mod frames;
+mod peer;
+mod port;
+mod stream;
+mod tap;
+
+use std::io;
+use std::os::fd::RawFd;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, MutexGuard, PoisonError};
+
+use devices::virtio::mmio::Transport;
+use devices::virtio::net::{Counters, Net, RECEIVE, TRANSMIT};
+use serde_json::{Value, json};
+use thiserror::Error;
+
+use crate::backends::queues::Shared;
+use crate::memory::GuestRam;
+use crate::spec::RateLimiterSpec;
+pub use events::NetEvents;
+pub use port::Port;
+
+/// Why the host's side of a network device cannot be had.
+#[derive(Debug, Error)]
+pub enum OpenError {
+    /// The host has no tap devices.
+    #[error("/dev/net/tun is not there: load the module tun on the host")]
+    NoTaps(#[source] io::Error),
+    /// A tap that is another user's, or that is to be made without the right to.
+    #[error(
+        "the tap {name} is not this user's, or does not exist: make it with `ip tuntap add mode tap user $USER \
+         vnet_hdr {name}` as root"
+    )]
+    TapDenied {
+        /// Its name.
+        name: String,
+        /// The system's reason.
+        #[source]
+        source: io::Error,
+    },
+    /// A tap that another process has.
+    #[error(
+        "the tap {name} is attached to another process: give each network interface one of its own"
+    )]
+    TapBusy {
+        /// Its name.
+        name: String,
+        /// The system's reason.
+        #[source]
+        source: io::Error,
+    },
+    /// An interface that is no tap, or one of several queues.
+    #[error("{name} is no tap device with a single queue: choose another name, or remove it")]
+    NoTap {
+        /// Its name.
+        name: String,
+        /// The system's reason.
+        #[source]
+        source: io::Error,
+    },
+    /// Another reason.
+    #[error("cannot attach to the tap {name}")]
+    Tap {
+        /// Its name.
+        name: String,
+        /// The system's reason.
+        #[source]
+        source: io::Error,
+    },
+    /// The kernel's taps do not have the header that virtio has.
+    #[error("the tap {name} does not take virtio's header: the host needs Linux 2.6.32 or later")]
+    TapHeader {
+        /// Its name.
+        name: String,
+        /// The system's reason.
+        #[source]
+        source: io::Error,
+    },
+    /// A descriptor that is no tap.
+    #[error(
+        "descriptor {number} is no tap device: pass one that was opened with IFF_TAP, IFF_NO_PI and IFF_VNET_HDR"
+    )]
+    Descriptor {
+        /// Its number.
+        number: RawFd,
+        /// The system's reason.
+        #[source]
+        source: io::Error,
+    },
+    /// No peer.
+    #[error("cannot connect to the network's peer at {}: start passt, gvproxy or whatever serves it first", path.display())]
+    Socket {
+        /// Where it should listen.
+        path: PathBuf,
+        /// The system's reason.
+        #[source]
+        source: io::Error,
+    },
+    /// No passt.
+    #[error(
+        "there is no program passt, which --net user needs: install it (Debian's package passt)"
+    )]
+    NoPasst,
+    /// A passt that cannot be started.
+    #[error("cannot start passt")]
+    Passt {
+        /// The system's reason.
+        #[source]
+        source: io::Error,
+    },
+    /// No timer.
+    #[error("the host gives no timers for a rate limiter: look at ulimit -n")]
+    Timer(#[source] io::Error),
+}
+
+impl OpenError {
+    /// Why TUNSETIFF failed (tun_set_iff in Linux `drivers/net/tun.c`).
+    fn tap(name: &str, source: io::Error) -> Self {
+        let name = name.to_owned();
+        match source.raw_os_error() {
+            Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => Self::NoTaps(source),
+            Some(libc::EPERM | libc::EACCES) => Self::TapDenied { name, source },
+            Some(libc::EBUSY) => Self::TapBusy { name, source },
+            Some(libc::EINVAL | libc::EEXIST) => Self::NoTap { name, source },
+            _ => Self::Tap { name, source },
+        }
+    }
+
+    /// Whether it is for a lack of rights.
+    pub fn is_denied(&self) -> bool {
+        match self {
+            Self::TapDenied { .. } => true,
+            Self::Socket { source, .. } => source.kind() == io::ErrorKind::PermissionDenied,
+            _ => false,
+        }
+    }
+}
+
+/// Changes and observes a network device. Clones are for the same device.
+#[derive(Clone)]
+pub struct Control {
+    transport: Shared<Net<Port>>,
+    counters: Arc<Counters>,
+}
+
+impl Control {
+    /// Of this device.
+    pub fn new(transport: Shared<Net<Port>>) -> Self {
+        let counters = lock(&transport).device().counters();
+        Self { transport, counters }
+    }
+
+    /// Replaces those rate limits that are given; the others stay.
+    pub fn limit(&self, rx: RateLimiterSpec, tx: RateLimiterSpec) {
+        let mut transport = lock(&self.transport);
+        transport.device_mut().port_mut().limit(rx, tx);
+        // What has waited for the old limits need not wait for the new ones.
+        transport.notify(RECEIVE);
+        transport.notify(TRANSMIT);
+    }
+
+    /// The device's counters.
+    pub fn metrics(&self) -> Value {
+        let (up, (rx_throttled, tx_throttled)) = {
+            let transport = lock(&self.transport);
+            (transport.device().is_link_up(), transport.device().port().throttled())
+        };
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let counters = &self.counters;
+        json!({
+            "link_up": up,
+            "link_changes_total": read(&counters.link_changes),
+            "rx_frames_total": read(&counters.rx_frames),
+            "rx_bytes": read(&counters.rx_bytes),
+            "rx_oversized_total": read(&counters.rx_oversized),
+            "rx_failures_total": read(&counters.rx_failures),
+            "rx_starved_total": read(&counters.rx_starved),
+            "rx_throttled_total": rx_throttled,
+            "tx_frames_total": read(&counters.tx_frames),
+            "tx_bytes": read(&counters.tx_bytes),
+            "tx_malformed_total": read(&counters.tx_malformed),
+            "tx_unlinked_total": read(&counters.tx_unlinked),
+            "tx_failures_total": read(&counters.tx_failures),
+            "tx_blocked_total": read(&counters.tx_blocked),
+            "tx_throttled_total": tx_throttled,
+        })
+    }
+}
+
+fn lock(transport: &Shared<Net<Port>>) -> MutexGuard<'_, Transport<Net<Port>, GuestRam>> {
+    transport.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,104 @@
+//! Who is at the other end of a stream of frames: what listens on a socket, or a passt of this VM's own.
+
+use std::fmt;
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use rustix::fd::{AsFd, AsRawFd};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+
+use super::OpenError;
+use crate::spec::PortForward;
+
+/// The program that connects a stream of frames to the sockets of the host (<https://passt.top>).
+const PASST: &str = "passt";
+
+/// Whom to connect to, again if need be.
+#[derive(Debug)]
+pub(super) enum Peer {
+    /// What listens on a Unix socket.
+    Socket(PathBuf),
+    /// A process of this VM's own.
+    User(Passt),
+}
+
+impl Peer {
+    /// A connection that does not block.
+    pub(super) fn connect(&mut self) -> Result<UnixStream, OpenError> {
+        match self {
+            Self::Socket(path) => {
+                let reached = reach(path);
+                reached.map_err(|source| OpenError::Socket { path: path.clone(), source })
+            }
+            Self::User(passt) => passt.start(),
+        }
+    }
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Socket(path) => write!(f, "the network's peer at {}", path.display()),
+            Self::User(_) => f.write_str(PASST),
+        }
+    }
+}
+
+/// Connects without waiting for a peer that does not accept.
+fn reach(path: &Path) -> io::Result<UnixStream> {
+    let address = SocketAddrUnix::new(path)?;
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    connect(&socket, &address)?;
+    Ok(UnixStream::from(socket))
+}
+
+/// A process that gives the guest the network of the user, without privileges. It ends when this is dropped, and
+/// by itself when this process has ended, as its socket is then closed.
+#[derive(Debug)]
+pub(super) struct Passt {
+    forward: Vec<PortForward>,
+    child: Option<Child>,
+}
+
+impl Passt {
+    pub(super) fn new(forward: Vec<PortForward>) -> Self {
+        Self { forward, child: None }
+    }
+
+    fn start(&mut self) -> Result<UnixStream, OpenError> {
+        self.stop();
+        let failed = |source| OpenError::Passt { source };
+        let (own, other) = UnixStream::pair().map_err(failed)?;
+        own.set_nonblocking(true).map_err(failed)?;
+        // The only descriptor that the process gets: a copy is not closed by exec.
+        let passed = rustix::io::dup(other.as_fd()).map_err(|errno| failed(errno.into()))?;
+        let mut command = Command::new(PASST);
+        command.args(["--foreground", "--quiet", "--fd", &passed.as_raw_fd().to_string()]);
+        for PortForward { host, guest } in &self.forward {
+            command.args(["--tcp-ports", &format!("{host}:{guest}")]);
+        }
+        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn();
+        self.child = Some(child.map_err(|source| match source.kind() {
+            io::ErrorKind::NotFound => OpenError::NoPasst,
+            _ => OpenError::Passt { source },
+        })?);
+        Ok(own)
+    }
+
+    fn stop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            // It has ended already, or ends now.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+impl Drop for Passt {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
