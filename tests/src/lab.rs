@@ -82,6 +82,12 @@ impl Lab {
         self.option("--append", words)
     }
 
+    /// A host with a disk more, /dev/vda and on, that holds what this file of this machine's does. Tests of hosts with
+    /// the same disks share a host, and what they write to a disk is there for the tests after them.
+    pub fn disk(self, file: &Path) -> Self {
+        self.option("--disk", &file.to_string_lossy())
+    }
+
     /// A host with another kernel.
     pub fn kernel(self, file: &Path) -> Self {
         self.option("--kernel", &file.to_string_lossy())

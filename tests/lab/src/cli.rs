@@ -202,6 +202,9 @@ struct HostOptions {
     /// Another kernel for the host
     #[arg(long, value_name = "FILE")]
     kernel: Option<PathBuf>,
+    /// Give the host a disk that holds this; the file stays as it is, and hosts may share it
+    #[arg(long = "disk", value_name = "FILE")]
+    disks: Vec<PathBuf>,
     /// Give up after so many seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 300)]
     timeout: u64,
@@ -224,6 +227,7 @@ impl HostOptions {
             icount: self.icount,
             node1: self.node1,
             append: self.append.clone(),
+            disks: self.disks.clone(),
             qemu: self.qemu.clone(),
             timeout: Duration::from_secs(self.timeout),
             verbose: self.verbose,
@@ -248,6 +252,9 @@ impl HostOptions {
         }
         if let Some(kernel) = &self.kernel {
             option("kernel", kernel.clone().into());
+        }
+        for disk in &self.disks {
+            option("disk", disk.into());
         }
         for argument in &self.qemu {
             option("qemu", argument.into());
@@ -341,7 +348,9 @@ fn share(
 ) -> Result<u8, Error> {
     let mut words = options.words();
     words.extend(["--runner".into(), runner.to_string().into()]);
-    let files = lab.fingerprint(programs, &[Some(binary), options.kernel.as_deref()])?;
+    let mut others = vec![Some(binary), options.kernel.as_deref()];
+    others.extend(options.disks.iter().map(|disk| Some(disk.as_path())));
+    let files = lab.fingerprint(programs, &others)?;
     let key = hosts::key(&words, &files);
     let script = command_line(&in_host(binary), arguments);
     let line = one_line(&with_variables(&options.variables, &script)?)?;
@@ -475,6 +484,9 @@ mod tests {
             "--cpus=4",
             "--kernel",
             "k",
+            "--disk=a",
+            "--disk",
+            "b",
             "--append=-x y",
             "--qemu",
             "-machine",

@@ -248,6 +248,7 @@ fn machine() -> Machine {
         icount: false,
         node1: None,
         append: String::new(),
+        disks: Vec::new(),
         qemu: Vec::new(),
         timeout: TIMEOUT,
         verbose: false,

@@ -23,6 +23,8 @@ ln -s /proc/self/fd/2 /dev/stderr
 chmod 1777 /tmp /dev/shm
 chmod 755 /
 ip link set lo up
+# What the boot's own devices need.
+for module in /lab/modules/*.ko; do [ ! -e "$module" ] || insmod "$module"; done
 # What an administrator of a host for guests would allow.
 echo 1 >/proc/sys/vm/unprivileged_userfaultfd
 

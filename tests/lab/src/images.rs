@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 use crate::artifacts::{Stamp, readable};
 use crate::debian::{digest, hex};
 use crate::initramfs::{self, Archive};
-use crate::modules::{self, Tree};
+use crate::modules::{self, Module, Tree};
 use crate::places::{self, Places};
 use crate::progress::Progress;
 
@@ -26,6 +26,10 @@ const GUEST_APPLETS: &str = "ash awk base64 basename cat chmod chown cksum clear
     expr false find free grep head hexdump hostname id insmod ip kill killall ln ls lsmod md5sum mkdir mknod mktemp more mount mv nc \
     nproc od pidof ping poweroff printenv printf ps pwd readlink realpath reboot rm rmdir rmmod sed seq setsid sh sha256sum sleep sort \
     stat stty sync sysctl tail tar tee test time timeout top touch tr true tty umount uname uniq uptime usleep vi watch wc which xargs yes";
+
+/// What a nested host with disks loads at its start, where its kernel does not have it built in. The disks are on
+/// PCI, whose transport Debian's kernels have built in.
+const HOST_DISK_MODULES: [&str; 1] = ["virtio_blk"];
 
 /// Why an image cannot be made.
 #[derive(Debug, thiserror::Error)]
@@ -140,6 +144,21 @@ pub(crate) struct Extra {
     pub(crate) settings: String,
     /// Files of this machine and where they go.
     pub(crate) files: Vec<(PathBuf, String)>,
+    /// Modules that the host loads, in this order.
+    pub(crate) modules: Vec<Module>,
+}
+
+/// The modules that a nested host with disks loads. `kernel` has its modules beside it; one that has none there is
+/// taken for one with the drivers built in.
+///
+/// # Errors
+/// When a module is damaged.
+pub(crate) fn disk_modules(kernel: &Path) -> Result<Vec<Module>, Error> {
+    let modules = kernel.with_file_name("modules");
+    if !modules.is_dir() {
+        return Ok(Vec::new());
+    }
+    Ok(Tree::scan(&modules)?.with_dependencies(&HOST_DISK_MODULES)?)
 }
 
 /// Writes the nested host's whole initramfs to `target`.
@@ -154,6 +173,10 @@ pub(crate) fn host(base: &Path, extra: &Extra, target: &Path) -> Result<(), Erro
     let mut archive = Archive::new(BufWriter::new(file));
     archive.file("/lab/payload", 0o755, extra.payload.as_bytes())?;
     archive.file("/lab/settings", 0o600, extra.settings.as_bytes())?;
+    for (number, module) in extra.modules.iter().enumerate() {
+        let path = format!("/lab/modules/{number:02}-{}.ko", module.name);
+        archive.file(&path, 0o644, &module.data)?;
+    }
     for (source, path) in &extra.files {
         archive.copy(source, path)?;
     }
@@ -218,6 +241,7 @@ mod tests {
             payload: "exit 3".into(),
             settings: "token=1".into(),
             files: vec![(base.clone(), "/artifacts/initrd.cpio".into())],
+            modules: Vec::new(),
         };
 
         host(&base, &extra, &target).unwrap();

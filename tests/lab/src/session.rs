@@ -148,16 +148,21 @@ impl Lab {
         let stamp =
             Store::new(&self.places, &lock, &self.interrupt, self.progress).ensure(false)?;
         let base = images::host_base(&self.places, &stamp)?;
+        let image = self.places.artifacts().join("Image");
+        let kernel = kernel.unwrap_or(&image);
+        let modules = match machine.disks.is_empty() {
+            true => Vec::new(),
+            false => images::disk_modules(kernel)?,
+        };
         let extra = Extra {
             payload: payload.script,
             settings: settings(&token, &output),
             files: self.files(payload.files, payload.needs_guest, &stamp, programs)?,
+            modules,
         };
         images::host(&base, &extra, &initrd)?;
         drop(lock);
-        let image = self.places.artifacts().join("Image");
         self.progress.say("booting the nested host ...");
-        let kernel = kernel.unwrap_or(&image);
         let report =
             host::boot(machine, kernel, &initrd, &token, output, &self.interrupt, self.progress)?;
         Ok(report)
