@@ -13,8 +13,11 @@ LAB_DIRECTORY := $(or $(TESSERA_LAB),target/lab)
 
 # ---- set-up: checked before every goal that builds, written down once ----
 
-BUILDING := run shell lab test check bench lint setup programs nested-tests nested-benches artifacts
+BUILDING := run shell lab test check bench lint setup programs nested-tests nested-benches artifacts image
 SETUP_GOALS := $(filter $(BUILDING),$(MAKECMDGOALS))
+ifneq ($(SETUP_GOALS),)
+SETUP_GOALS += $(if $(IMAGE),image)
+endif
 ifneq ($(filter lab,$(MAKECMDGOALS)),)
 ifeq ($(wildcard $(SCRIPT)),)
 $(error make lab: name the script that the nested host shall run: make lab SCRIPT=file)
@@ -32,12 +35,14 @@ endif
 $(LAB_DIRECTORY)/setup.mk: FORCE
 	@tests/lab/setup.sh $(SETUP_GOALS)
 
-.PHONY: FORCE help setup run shell lab test check bench lint clean programs nested-tests nested-benches artifacts
+.PHONY: FORCE help setup run shell lab test check bench lint clean programs nested-tests nested-benches artifacts image
 
 help:
 	@printf '%s\n' \
 	  'make run      boot a Linux guest with MTE, directly where this machine can, else nested' \
 	  'make shell    the same, with an interactive shell in the guest' \
+	  'make image [PACKAGES="a b"] [SIZE=2G] [REFRESH=1]' \
+	  '              make a Debian image for guests in $(LAB_DIRECTORY)/image, as any user, once; make shell IMAGE=1 boots it' \
 	  'make test     unit tests on this machine, then the nested tests' \
   'make check    lints and unit tests: what a change should pass before it is committed' \
   'make bench    figures in instructions of the nested host; takes minutes' \
@@ -83,6 +88,9 @@ nested-tests: programs
 nested-benches: programs
 	@$(call install-tests,--release --bench benches)
 
+image: programs
+	@$(LAB) image $(PACKAGES:%=--package %) $(if $(SIZE),--size $(SIZE)) $(if $(REFRESH),--refresh)
+
 # Kernels of nested hosts beside the usual one, by their Debian packages: tests ask for them.
 HOST_KERNELS := linux-image-arm64-16k
 
@@ -92,7 +100,7 @@ run: artifacts
 	@$(LAB) guest
 
 shell: artifacts
-	@$(LAB) shell
+	@$(LAB) shell $(if $(IMAGE),--image)
 
 # make's own exit status is 0 or 2, as always; the script's is in the last line of the goal.
 lab: export LAB_SCRIPT = $(SCRIPT)

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Sets a machine up for this project, or says what is missing. Usage: setup.sh [GOAL]...
 #
-# GOALs are the Makefile's: `test`, `check` and `bench` also need cargo-nextest, `lint` and `check` clippy and rustfmt. What is there is
-# used; what is missing is installed: packages by apt-get on Debian 12 and 13 (as root or through sudo), Rust by
+# GOALs are the Makefile's: `test`, `check` and `bench` also need cargo-nextest, `lint` and `check` clippy and rustfmt,
+# `image` what installs Debian into a file. What is there is used; what is missing is installed: packages by apt-get on Debian 12 and 13 (as root or through sudo), Rust by
 # rustup into the user's home, cargo-nextest from its crate into the project's cache. Nothing is done twice.
 # The decisions go to target/lab/setup.mk (TESSERA_LAB names another folder), which the Makefile includes.
 set -euo pipefail
@@ -146,6 +146,13 @@ need_base() {
         fi
     fi
     has_rust || find_rustup || have curl || have wget || need curl "download Rust"
+}
+
+# What `make image` runs.
+need_image() {
+    have mmdebstrap || need mmdebstrap "install Debian into the image"
+    have mke2fs || [[ -x /usr/sbin/mke2fs ]] || need e2fsprogs "make the image's file system"
+    [[ $(id -u) -eq 0 ]] || have newuidmap || need uidmap "make files of all owners without being root"
 }
 
 # ---------------------------------------------------------------- Rust
@@ -343,6 +350,7 @@ write_settings() {
 [[ $(uname -s) == Linux ]] || die "this project needs Linux."
 [[ $machine == x86_64 || $machine == aarch64 ]] || die "this project is built on x86_64 or arm64, not on $machine."
 need_base
+! wants image || need_image
 install_packages
 has_rust || install_rust
 ! { wants lint || wants check; } || add_lint_tools

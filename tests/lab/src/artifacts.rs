@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::deb;
-use crate::debian::{self, Archive, Package};
+use crate::debian::{self, ARM64, Archive, Package};
 use crate::interrupt::Interrupt;
 use crate::places::{self, Lock, Places};
 use crate::progress::Progress;
@@ -169,7 +169,8 @@ impl<'a> Store<'a> {
         {
             return Ok(resolved);
         }
-        let archive = Archive::open(&self.places.apt(), SUITE, self.interrupt, self.progress)?;
+        let archive =
+            Archive::open(&self.places.apt(), SUITE, ARM64, self.interrupt, self.progress)?;
         archive.refresh()?;
         let resolved =
             Resolved { kernel: archive.find_kernel(KERNEL)?, busybox: archive.find(BUSYBOX)? };
@@ -246,7 +247,7 @@ impl<'a> Store<'a> {
         let cache = self.places.packages();
         places::make_folder(&cache)?;
         let archive =
-            Archive::open(&self.places.apt(), &wanted.suite, self.interrupt, self.progress)?;
+            Archive::open(&self.places.apt(), &wanted.suite, ARM64, self.interrupt, self.progress)?;
         // Nothing is written there before the archive has found a package of that name.
         let index = cache.join(format!("{}-{}.json", wanted.suite, wanted.package));
         let known: Option<Vec<Package>> =

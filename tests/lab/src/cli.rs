@@ -17,6 +17,7 @@ use crate::frames::Request;
 use crate::guest;
 use crate::host::{self, Machine, Outcome, Output, Report};
 use crate::hosts;
+use crate::image::{self, Choice};
 use crate::interrupt::{Interrupt, Interrupted};
 use crate::keeper;
 use crate::places::{self, Places};
@@ -44,6 +45,9 @@ pub(crate) enum Error {
     /// A guest cannot be shown.
     #[error(transparent)]
     Guest(#[from] guest::Error),
+    /// The image cannot be made.
+    #[error(transparent)]
+    Image(#[from] image::Error),
     /// The lab's folders.
     #[error(transparent)]
     Places(#[from] places::Error),
@@ -107,6 +111,8 @@ struct Cli {
 enum Task {
     /// Get kernel, modules and busybox from Debian, and make the images; done once
     Fetch(FetchOptions),
+    /// Make the Debian image with its kernel and initramfs; done once
+    Image(ImageOptions),
     /// Run a shell script in the nested host; its exit status is the exit status
     Run {
         /// The script; it finds busybox, tessera, tesseractl, /artifacts/{Image,modules,initrd.cpio} and the files given
@@ -155,8 +161,11 @@ enum Task {
         #[arg(long)]
         nested: bool,
         /// Open the shell in the nested host itself
-        #[arg(long)]
+        #[arg(long, conflicts_with = "image")]
         host: bool,
+        /// Boot the Debian image, which is made where it is missing
+        #[arg(long)]
+        image: bool,
     },
 }
 
@@ -174,6 +183,19 @@ struct FetchOptions {
     /// The folder it goes to (default: SUITE-PACKAGE)
     #[arg(long, requires = "package")]
     name: Option<String>,
+}
+
+#[derive(Debug, Args)]
+struct ImageOptions {
+    /// Ask the archive for newer packages
+    #[arg(long)]
+    refresh: bool,
+    /// Install another package of Debian's; may be repeated
+    #[arg(long = "package", value_name = "NAME")]
+    packages: Vec<String>,
+    /// The size of the disk
+    #[arg(long, value_name = "SIZE", default_value_t = image::SIZE)]
+    size: Mib,
 }
 
 #[derive(Debug, Args)]
@@ -287,6 +309,7 @@ pub(crate) fn run() -> Result<u8, Error> {
     let programs = cli.bin_dir.unwrap_or_else(|| lab.places.programs());
     match cli.command {
         Task::Fetch(options) => fetch(&lab, &options, &programs),
+        Task::Image(options) => make_image(&lab, options, &programs),
         Task::Run { script, options } => {
             let text = fs::read_to_string(&script)
                 .map_err(|source| session::Error::Payload { path: script, source })?;
@@ -314,6 +337,7 @@ pub(crate) fn run() -> Result<u8, Error> {
         }
         Task::Guest { nested, cpus } => Ok(guest::show(&lab, &programs, nested, cpus)?),
         Task::Shell { host: true, .. } => Ok(guest::host_shell(&lab, &programs)?),
+        Task::Shell { image: true, nested, .. } => Ok(guest::image_shell(&lab, &programs, nested)?),
         Task::Shell { nested, .. } => Ok(guest::shell(&lab, &programs, nested)?),
     }
 }
@@ -329,6 +353,18 @@ fn fetch(lab: &Lab, options: &FetchOptions, programs: &Path) -> Result<u8, Error
     let folder = lab.fetch_kernel(&kernel, &name, options.refresh)?;
     // Standard output may be closed; the folder exists all the same.
     let _ = writeln!(io::stdout(), "{}", folder.display());
+    Ok(0)
+}
+
+fn make_image(lab: &Lab, options: ImageOptions, programs: &Path) -> Result<u8, Error> {
+    let choice = Choice::new(options.packages, options.size);
+    let image = image::ensure(lab, programs, Some(choice), options.refresh)?;
+    let mut text = String::new();
+    for path in [&image.kernel, &image.initrd, &image.disk] {
+        text.push_str(&format!("{}\n", path.display()));
+    }
+    // As above.
+    let _ = io::stdout().write_all(text.as_bytes());
     Ok(0)
 }
 

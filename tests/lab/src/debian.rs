@@ -23,9 +23,9 @@ use crate::stanza;
 /// The archive that `TESSERA_MIRROR` replaces.
 const MIRROR: &str = "http://deb.debian.org/debian";
 /// The keys that sign Debian's archives; package debian-archive-keyring.
-const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
-/// The architecture of everything the lab runs inside.
-const ARCHITECTURE: &str = "arm64";
+pub(crate) const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+/// The architecture of everything the lab runs inside, as Debian calls it.
+pub(crate) const ARM64: &str = "arm64";
 /// What packages are called that hold a part of a kernel.
 const KERNEL_PARTS: [&str; 3] = ["linux-binary-", "linux-modules-", "linux-base-"];
 /// dlstatus gives percent with four decimals: thousandths of a percent are exact enough for a bar.
@@ -74,13 +74,15 @@ pub(crate) enum Error {
     },
     /// The index does not know the package.
     #[error(
-        "the suite {suite} has no package {package} for {ARCHITECTURE}: check the name, or choose another suite with --suite"
+        "the suite {suite} has no package {package} for {architecture}: check the name, or choose another suite with --suite"
     )]
     Unknown {
         /// The package.
         package: String,
         /// The suite.
         suite: String,
+        /// The architecture.
+        architecture: String,
     },
     /// A file differs from what the index says.
     #[error(
@@ -119,12 +121,35 @@ pub(crate) struct Package {
     pub(crate) version: String,
     /// The SHA-256 digest of its file, in lower-case hexadecimal.
     pub(crate) sha256: String,
+    /// Its architecture.
+    #[serde(default = "arm64")]
+    pub(crate) architecture: String,
+}
+
+/// What a file that does not name it has.
+fn arm64() -> String {
+    ARM64.to_owned()
+}
+
+/// Packages with all that they need, ready to be installed.
+#[derive(Debug)]
+pub(crate) struct Selection {
+    /// The folder of their files.
+    pub(crate) archives: PathBuf,
+    /// The folder of the archive's index.
+    pub(crate) lists: PathBuf,
+    /// The archive.
+    pub(crate) mirror: String,
+    /// How many they are.
+    pub(crate) count: u64,
 }
 
 /// One suite of a Debian archive.
 #[derive(Debug)]
 pub(crate) struct Archive<'a> {
+    root: PathBuf,
     suite: String,
+    architecture: String,
     mirror: String,
     config: PathBuf,
     interrupt: &'a Interrupt,
@@ -132,13 +157,14 @@ pub(crate) struct Archive<'a> {
 }
 
 impl<'a> Archive<'a> {
-    /// Makes a private apt state for `suite` in `folder`.
+    /// Makes a private apt state for `suite` and `architecture` in `folder`.
     ///
     /// # Errors
     /// When suite, mirror or keyring cannot be used, or the folder not be written.
     pub(crate) fn open(
         folder: &Path,
         suite: &str,
+        architecture: &str,
         interrupt: &'a Interrupt,
         progress: Progress,
     ) -> Result<Self, Error> {
@@ -150,7 +176,10 @@ impl<'a> Archive<'a> {
         if !Path::new(KEYRING).exists() {
             return Err(Error::NoKeyring);
         }
-        let root = folder.join(suite);
+        let root = match architecture {
+            ARM64 => folder.join(suite),
+            other => folder.join(format!("{suite}-{other}")),
+        };
         let etc = root.join("etc");
         for name in [
             "state/lists/partial",
@@ -163,11 +192,12 @@ impl<'a> Archive<'a> {
         }
         write(&root.join("state/status"), "")?;
         let sources =
-            format!("deb [arch={ARCHITECTURE} signed-by={KEYRING}] {mirror} {suite} main\n");
+            format!("deb [arch={architecture} signed-by={KEYRING}] {mirror} {suite} main\n");
         write(&etc.join("sources.list"), &sources)?;
         let config = root.join("apt.conf");
-        write(&config, &settings(&root, &network_settings()))?;
-        Ok(Self { suite: suite.to_owned(), mirror, config, interrupt, progress })
+        write(&config, &settings(&root, architecture, &network_settings()))?;
+        let (suite, architecture) = (suite.to_owned(), architecture.to_owned());
+        Ok(Self { root, suite, architecture, mirror, config, interrupt, progress })
     }
 
     /// Fetches the archive's index, where it changed.
@@ -187,7 +217,10 @@ impl<'a> Archive<'a> {
         let stanza = self.show(name)?;
         let field = |field: &str| stanza.field(field).map(str::to_owned);
         match (field("Version"), field("SHA256")) {
-            (Some(version), Some(sha256)) => Ok(Package { name: name.to_owned(), version, sha256 }),
+            (Some(version), Some(sha256)) => {
+                let architecture = self.architecture.clone();
+                Ok(Package { name: name.to_owned(), version, sha256, architecture })
+            }
             _ => Err(self.unknown(name)),
         }
     }
@@ -225,7 +258,7 @@ impl<'a> Archive<'a> {
         // A folder for each version: apt takes up the partial file it left there.
         let partial = folder.join(format!("{}.partial", file_name(package)));
         write_folder(&partial)?;
-        let wanted = format!("{}:{ARCHITECTURE}={}", package.name, package.version);
+        let wanted = format!("{}:{}={}", package.name, self.architecture, package.version);
         let text = format!("{} {}", package.name, package.version);
         self.fetch(&text, &partial, ["download", &wanted])?;
         let fetched = only_package(&partial)?.ok_or_else(|| self.unknown(&package.name))?;
@@ -235,13 +268,54 @@ impl<'a> Archive<'a> {
         Ok(path)
     }
 
+    /// Fetches these packages, all that they depend on, and what every system has (the field Essential). What is there
+    /// already is not fetched again.
+    ///
+    /// # Errors
+    /// When one is unknown or cannot be fetched.
+    pub(crate) fn select(&self, names: &[String]) -> Result<Selection, Error> {
+        if let Some(name) = names.iter().find(|name| !is_package_name(name)) {
+            return Err(self.unknown(name));
+        }
+        let essential = format!("?and(?architecture({}),?essential)", self.architecture);
+        let mut words = vec!["install", "--yes", "--no-install-recommends", &essential];
+        words.extend(names.iter().map(String::as_str));
+        let plan = self
+            .command("apt-get")
+            .args(["-q", "--simulate"])
+            .args(&words)
+            .output()
+            .map_err(no_apt("apt-get"))?;
+        if !plan.status.success() {
+            return Err(Error::Apt {
+                action: "choosing packages".to_owned(),
+                status: plan.status,
+                mirror: self.mirror.clone(),
+                said: String::from_utf8_lossy(&plan.stderr).into_owned(),
+            });
+        }
+        let plan = String::from_utf8_lossy(&plan.stdout).into_owned();
+        let count = plan.lines().filter(|line| line.starts_with("Inst ")).count();
+        words.push("--download-only");
+        self.fetch(&format!("{count} packages of {}", self.suite), Path::new("/"), words)?;
+        Ok(Selection {
+            archives: self.root.join("cache/archives"),
+            lists: self.root.join("state/lists"),
+            mirror: self.mirror.clone(),
+            count: count as u64,
+        })
+    }
+
     fn unknown(&self, package: &str) -> Error {
-        Error::Unknown { package: package.to_owned(), suite: self.suite.clone() }
+        Error::Unknown {
+            package: package.to_owned(),
+            suite: self.suite.clone(),
+            architecture: self.architecture.clone(),
+        }
     }
 
     fn show(&self, name: &str) -> Result<stanza::Stanza, Error> {
-        let known = |c: char| c.is_ascii_alphanumeric() || "+-.".contains(c);
-        if name.is_empty() || name.starts_with('-') || !name.chars().all(known) {
+        if !is_package_name(name) {
             return Err(self.unknown(name));
         }
         let output = self
@@ -339,7 +413,8 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
 /// The name of a package's file in the cache.
 pub(crate) fn file_name(package: &Package) -> String {
     // An epoch's colon is legal in a file name, and a nuisance in a path list.
-    format!("{}_{}_{ARCHITECTURE}.deb", package.name, package.version.replace(':', "%3a"))
+    let version = package.version.replace(':', "%3a");
+    format!("{}_{version}_{}.deb", package.name, package.architecture)
 }
 
 /// The progress in a line of apt's status descriptor, in thousandths of a percent.
@@ -348,6 +423,14 @@ fn status(line: &str) -> Option<u64> {
     let percent: f64 = percent.parse().ok()?;
     // The clamp makes the conversion exact and bounded.
     Some((percent.clamp(0.0, 100.0) * STATUS_SCALE) as u64)
+}
+
+/// Whether apt takes the text for a package and nothing else.
+fn is_package_name(name: &str) -> bool {
+    let known = |c: char| c.is_ascii_alphanumeric() || "+-.".contains(c);
+    name.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && !name.ends_with('-')
+        && name.chars().all(known)
 }
 
 fn check_names(suite: &str, mirror: &str) -> Result<(), Error> {
@@ -363,12 +446,12 @@ fn check_names(suite: &str, mirror: &str) -> Result<(), Error> {
 }
 
 /// apt.conf(5) for a state below `root`; `network` holds the machine's own `Acquire` settings.
-fn settings(root: &Path, network: &str) -> String {
+fn settings(root: &Path, architecture: &str, network: &str) -> String {
     let root = root.display();
     format!(
         "Dir \"{root}/\";\nDir::State \"state/\";\nDir::State::status \"{root}/state/status\";\nDir::Cache \"cache/\";\n\
          Dir::Cache::pkgcache \"\";\nDir::Cache::srcpkgcache \"\";\nDir::Etc \"etc/\";\nDir::Etc::sourcelist \"sources.list\";\n\
-         Dir::Etc::sourceparts \"-\";\nDir::Log \"log/\";\nAPT::Architecture \"{ARCHITECTURE}\";\nAPT::Architectures \"{ARCHITECTURE}\";\n\
+         Dir::Etc::sourceparts \"-\";\nDir::Log \"log/\";\nAPT::Architecture \"{architecture}\";\nAPT::Architectures \"{architecture}\";\n\
          APT::Sandbox::User \"\";\nAPT::Update::Error-Mode \"any\";\n{network}\
          Acquire::Languages \"none\";\nAcquire::GzipIndexes \"true\";\nAcquire::Retries \"5\";\n"
     )
@@ -438,12 +521,24 @@ mod tests {
     }
 
     #[test]
+    fn options_and_patterns_are_no_packages() {
+        for name in ["", "-o", "?essential", "gcc-", "a b", "a=1", "./x.deb"] {
+            assert!(!is_package_name(name), "{name}");
+        }
+        assert!(is_package_name("libstdc++6") && is_package_name("g++"));
+    }
+
+    #[test]
     fn a_file_that_differs_from_the_index_is_removed() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.deb");
         fs::write(&path, "abc").unwrap();
-        let package =
-            |sha256: &str| Package { name: "a".into(), version: "1".into(), sha256: sha256.into() };
+        let package = |sha256: &str| Package {
+            name: "a".into(),
+            version: "1".into(),
+            sha256: sha256.into(),
+            architecture: arm64(),
+        };
 
         // The digest of "abc" is the first example of FIPS 180-4.
         let right = package("ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
@@ -458,6 +553,7 @@ mod tests {
             name: "busybox-static".into(),
             version: "1:1.37.0-6+b9".into(),
             sha256: String::new(),
+            architecture: arm64(),
         };
         assert_eq!(file_name(&package), "busybox-static_1%3a1.37.0-6+b9_arm64.deb");
     }

@@ -1,4 +1,4 @@
-//! A guest with MTE, shown: `lab guest` and `lab shell`.
+//! A guest with MTE, shown: `lab guest` and `lab shell`, which boots the Debian image as well.
 
 use std::fs;
 use std::io::{self, BufRead, BufReader, Write};
@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use crate::child::{Group, spawn_tied};
 use crate::cli;
 use crate::host::{Machine, Outcome, Output};
+use crate::image;
 use crate::interrupt::Interrupted;
 use crate::session::{self, Lab, Payload, quoted};
 use crate::size::Mib;
@@ -16,6 +17,11 @@ use crate::summary::{Clock, Place, Transcript};
 
 /// The guest's memory; as `tessera run --memory` takes it.
 const MEMORY: &str = "512M";
+/// The memory of a guest with Debian, which has a compiler.
+const IMAGE_MEMORY: &str = "1G";
+/// The initramfs and the disk of the image in the nested host.
+const NESTED_INITRD: &str = "/image/initrd";
+const NESTED_DISK: &str = "/dev/vda";
 /// The processors of a guest for a person.
 const SHELL_CPUS: u32 = 2;
 /// Kernel, initramfs and control socket in the nested host.
@@ -61,6 +67,18 @@ pub(crate) enum Error {
     NoVmm {
         /// Where it should be.
         path: PathBuf,
+    },
+    /// The image cannot be made.
+    #[error(transparent)]
+    Image(#[from] image::Error),
+    /// The image cannot be copied.
+    #[error("cannot copy {path} for the guest: check the space left")]
+    Copy {
+        /// The disk.
+        path: PathBuf,
+        /// The system's reason.
+        #[source]
+        source: io::Error,
     },
     /// The VMM cannot be run on this machine.
     #[error("cannot run {path}")]
@@ -127,10 +145,7 @@ pub(crate) fn show(lab: &Lab, programs: &Path, nested: bool, cpus: u32) -> Resul
 /// When something is missing or cannot be started.
 pub(crate) fn shell(lab: &Lab, programs: &Path, nested: bool) -> Result<u8, Error> {
     let vmm = vmm(programs)?;
-    let size = rustix::termios::tcgetwinsize(std::io::stdin())
-        .ok()
-        .filter(|size| size.ws_row > 0 && size.ws_col > 0)
-        .map_or_else(String::new, |size| format!(",{}x{}", size.ws_row, size.ws_col));
+    let size = window().map_or_else(String::new, |(rows, columns)| format!(",{rows}x{columns}"));
     let workload = format!("shell{size}");
     if !nested && direct() {
         let (kernel, initrd) = lab.guest(programs)?;
@@ -151,7 +166,84 @@ pub(crate) fn shell(lab: &Lab, programs: &Path, nested: bool) -> Result<u8, Erro
     let arguments = arguments(&workload, SHELL_CPUS, NESTED_FILES);
     let words: Vec<String> = arguments.iter().map(|word| quoted(word)).collect();
     lab.progress.say("leave the guest's shell with: exit");
-    terminal(lab, programs, format!("exec tessera {}\n", words.join(" ")), true)
+    let script = format!("exec tessera {}\n", words.join(" "));
+    let payload = Payload { script, needs_guest: true, ..Payload::default() };
+    terminal(lab, programs, machine(), payload)
+}
+
+/// Boots the image; the terminal is its console. What it writes to its disk ends with it.
+///
+/// # Errors
+/// When something is missing or cannot be started.
+pub(crate) fn image_shell(lab: &Lab, programs: &Path, nested: bool) -> Result<u8, Error> {
+    let vmm = vmm(programs)?;
+    let image = image::ensure(lab, programs, None, false)?;
+    let command_line = format!("console=ttyS0 quiet root=/dev/vda{}", console_settings());
+    lab.progress.say("root is logged in on the guest's console; leave it with: poweroff");
+    if !nested && direct() {
+        let folder =
+            crate::host::temporary(&lab.places.temporary()).map_err(session::Error::Temporary)?;
+        let disk = folder.path().join("disk");
+        copy_sparse(&image.disk, &disk)?;
+        let socket = folder.path().join("api.sock");
+        let files = [&text(&image.kernel), &text(&image.initrd), &*text(&socket)];
+        let mut command = Command::new(&vmm);
+        command.args(words(&command_line, IMAGE_MEMORY, SHELL_CPUS, files));
+        command.arg("--disk").arg(&disk);
+        let mut child = spawn_tied(&mut command, Group::Shared).map_err(cannot_run(&vmm))?;
+        let status = child.wait().map_err(cannot_run(&vmm))?;
+        return Ok(code(status));
+    }
+    // The image's kernel is the lab's.
+    let files = [NESTED_FILES[0], NESTED_INITRD, NESTED_FILES[2]];
+    let mut words = words(&command_line, IMAGE_MEMORY, SHELL_CPUS, files);
+    words.extend(["--disk", NESTED_DISK].map(str::to_owned));
+    let words: Vec<String> = words.iter().map(|word| quoted(word)).collect();
+    let payload = Payload {
+        script: format!("exec tessera {}\n", words.join(" ")),
+        files: vec![(image.initrd, NESTED_INITRD.to_owned())],
+        ..Payload::default()
+    };
+    let machine = Machine { memory: Mib::new(3072), disks: vec![image.disk], ..machine() };
+    terminal(lab, programs, machine, payload)
+}
+
+/// Words of the kernel command line by which systemd knows the size and kind of this terminal
+/// (systemd(1), "systemd.tty.rows").
+fn console_settings() -> String {
+    let mut words = String::new();
+    if let Some((rows, columns)) = window() {
+        words = format!(" systemd.tty.rows.ttyS0={rows} systemd.tty.columns.ttyS0={columns}");
+    }
+    let known = |c: char| c.is_ascii_alphanumeric() || "-._+".contains(c);
+    if let Ok(term) = std::env::var("TERM")
+        && !term.is_empty()
+        && term.chars().all(known)
+    {
+        words.push_str(&format!(" systemd.tty.term.ttyS0={term}"));
+    }
+    words
+}
+
+/// The rows and columns of this terminal, where it has a size.
+fn window() -> Option<(u16, u16)> {
+    let size = rustix::termios::tcgetwinsize(std::io::stdin()).ok()?;
+    (size.ws_row > 0 && size.ws_col > 0).then_some((size.ws_row, size.ws_col))
+}
+
+/// Copies a file with its holes, and at no cost where the file system can share blocks.
+fn copy_sparse(from: &Path, to: &Path) -> Result<(), Error> {
+    let failed = |source| Error::Copy { path: from.to_owned(), source };
+    let status = Command::new("cp")
+        .args(["--sparse=always", "--reflink=auto", "--"])
+        .args([from, to])
+        .stdin(Stdio::null())
+        .status()
+        .map_err(failed)?;
+    match status.success() {
+        true => Ok(()),
+        false => Err(failed(io::Error::other(format!("cp: {status}")))),
+    }
 }
 
 /// Opens a shell in the nested host.
@@ -160,16 +252,13 @@ pub(crate) fn shell(lab: &Lab, programs: &Path, nested: bool) -> Result<u8, Erro
 /// When something is missing or cannot be started.
 pub(crate) fn host_shell(lab: &Lab, programs: &Path) -> Result<u8, Error> {
     lab.progress.say("leave the host's shell with: exit");
-    terminal(lab, programs, "exec sh -i\n".to_owned(), false)
+    let payload = Payload { script: "exec sh -i\n".to_owned(), ..Payload::default() };
+    terminal(lab, programs, machine(), payload)
 }
 
-fn terminal(lab: &Lab, programs: &Path, script: String, needs_guest: bool) -> Result<u8, Error> {
-    let machine = Machine {
-        // A person works as long as it takes.
-        timeout: Duration::from_secs(u64::from(u32::MAX)),
-        ..machine()
-    };
-    let payload = Payload { script, needs_guest, ..Payload::default() };
+fn terminal(lab: &Lab, programs: &Path, machine: Machine, payload: Payload) -> Result<u8, Error> {
+    // A person works as long as it takes.
+    let machine = Machine { timeout: Duration::from_secs(u64::from(u32::MAX)), ..machine };
     let report = lab.run(&machine, None, programs, payload, Output::Terminal)?;
     Ok(cli::conclude(lab, &machine, &report))
 }
@@ -216,8 +305,17 @@ fn show_direct<F: FnMut(&str)>(
 }
 
 /// The VMM's command line for a guest that runs `workload`.
-fn arguments(workload: &str, cpus: u32, [kernel, initrd, socket]: [&str; 3]) -> Vec<String> {
+fn arguments(workload: &str, cpus: u32, files: [&str; 3]) -> Vec<String> {
     let command_line = format!("console=ttyS0 quiet panic=-1 workload={workload}");
+    words(&command_line, MEMORY, cpus, files)
+}
+
+fn words(
+    command_line: &str,
+    memory: &str,
+    cpus: u32,
+    [kernel, initrd, socket]: [&str; 3],
+) -> Vec<String> {
     let cpus = cpus.to_string();
     let words = [
         "run",
@@ -226,9 +324,9 @@ fn arguments(workload: &str, cpus: u32, [kernel, initrd, socket]: [&str; 3]) -> 
         "--initrd",
         initrd,
         "--cmdline",
-        &command_line,
+        command_line,
         "--memory",
-        MEMORY,
+        memory,
         "--cpus",
         &cpus,
         "--mte",

@@ -184,8 +184,8 @@ pub(crate) fn host(base: &Path, extra: &Extra, target: &Path) -> Result<(), Erro
     Ok(())
 }
 
-/// What both systems have: busybox, folders to mount on, and a console before devtmpfs is there.
-fn skeleton(
+/// What every initramfs has: busybox, folders to mount on, and a console before devtmpfs is there.
+pub(crate) fn skeleton(
     archive: &mut Archive<BufWriter<File>>,
     busybox: &Path,
 ) -> Result<(), initramfs::Error> {
@@ -198,7 +198,7 @@ fn skeleton(
 }
 
 /// Writes an archive to a temporary file that then takes the place of `target`.
-fn write_whole(
+pub(crate) fn write_whole(
     target: &Path,
     fill: impl FnOnce(&mut Archive<BufWriter<File>>) -> Result<(), initramfs::Error>,
 ) -> Result<(), Error> {

@@ -11,6 +11,7 @@ mod frames;
 mod guest;
 mod host;
 mod hosts;
+mod image;
 mod images;
 mod initramfs;
 mod interrupt;

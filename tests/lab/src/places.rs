@@ -87,6 +87,21 @@ impl Places {
         self.cache.join("apt")
     }
 
+    /// The emulator of arm64 programs.
+    pub(crate) fn emulator(&self) -> PathBuf {
+        self.cache.join("emulator")
+    }
+
+    /// Debian systems as tar archives, kept between checkouts.
+    pub(crate) fn systems(&self) -> PathBuf {
+        self.cache.join("systems")
+    }
+
+    /// The Debian image.
+    pub(crate) fn image(&self) -> PathBuf {
+        self.products.join("image")
+    }
+
     /// What the nested host and its guests run on.
     pub(crate) fn artifacts(&self) -> PathBuf {
         self.products.join("artifacts")

@@ -18,6 +18,11 @@ impl Mib {
         Self(mib)
     }
 
+    /// The amount in MiB.
+    pub(crate) fn get(self) -> u32 {
+        self.0
+    }
+
     /// What is left of this amount without `other`, where something is left.
     pub(crate) fn less(self, other: Self) -> Option<Self> {
         self.0.checked_sub(other.0).filter(|left| *left > 0).map(Self)
