@@ -46,7 +46,7 @@ help:
 	  'make test     unit tests on this machine, then the nested tests' \
   'make check    lints and unit tests: what a change should pass before it is committed' \
   'make bench    figures in instructions of the nested host; takes minutes' \
-	  'make lab SCRIPT=file [FILES="a:/path b"] [ICOUNT=1] [NODE1=128M] [MEMORY=4G] [CPUS=2] [APPEND="..."]' \
+	  'make lab SCRIPT=file [FILES="a:/path b"] [ICOUNT=1] [NODE1=128M] [MEMORY=4G] [CPUS=2] [IMAGE=1] [APPEND="..."]' \
 	  '              run a script in the nested host; succeeds if the script does' \
 	  'make lint     formatting and lints, as continuous integration wants them' \
 	  'make setup    only install what the other goals need' \
@@ -107,7 +107,7 @@ lab: export LAB_SCRIPT = $(SCRIPT)
 lab: export LAB_FILES = $(FILES)
 lab: export LAB_APPEND = $(APPEND)
 lab: artifacts
-	@options=($(if $(ICOUNT),--icount) $(if $(NODE1),--node1 $(NODE1)) $(if $(MEMORY),--memory $(MEMORY)) $(if $(CPUS),--cpus $(CPUS))); \
+	@options=($(if $(ICOUNT),--icount) $(if $(NODE1),--node1 $(NODE1)) $(if $(MEMORY),--memory $(MEMORY)) $(if $(CPUS),--cpus $(CPUS)) $(if $(IMAGE),--image)); \
 	for file in $$LAB_FILES; do options+=(--file "$$file"); done; \
 	[[ -z $$LAB_APPEND ]] || options+=(--append "$$LAB_APPEND"); \
 	status=0; $(LAB) run "$$LAB_SCRIPT" "$${options[@]}" || status=$$?; \

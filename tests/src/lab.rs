@@ -88,6 +88,12 @@ impl Lab {
         self.option("--disk", &file.to_string_lossy())
     }
 
+    /// A host that runs the Debian image, with Python and curl, instead of busybox alone. `make image` makes it.
+    pub fn debian(mut self) -> Self {
+        self.options.push("--image".to_owned());
+        self
+    }
+
     /// A host with another kernel.
     pub fn kernel(self, file: &Path) -> Self {
         self.option("--kernel", &file.to_string_lossy())

@@ -227,6 +227,9 @@ struct HostOptions {
     /// Give the host a disk that holds this; the file stays as it is, and hosts may share it
     #[arg(long = "disk", value_name = "FILE")]
     disks: Vec<PathBuf>,
+    /// Run the Debian image as the host's system, for Python, curl and packages; it is made where it is missing
+    #[arg(long)]
+    image: bool,
     /// Give up after so many seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 300)]
     timeout: u64,
@@ -242,8 +245,14 @@ struct HostOptions {
 }
 
 impl HostOptions {
-    fn machine(&self) -> Machine {
-        Machine {
+    /// The machine, and with it the image if the host runs that.
+    fn machine(&self, lab: &Lab, programs: &Path) -> Result<Machine, image::Error> {
+        let root = match self.image {
+            true => Some(image::ensure(lab, programs, None, false)?.disk),
+            false => None,
+        };
+        Ok(Machine {
+            root,
             memory: self.memory,
             cpus: self.cpus,
             icount: self.icount,
@@ -253,7 +262,7 @@ impl HostOptions {
             qemu: self.qemu.clone(),
             timeout: Duration::from_secs(self.timeout),
             verbose: self.verbose,
-        }
+        })
     }
 
     /// The words that make such a host again.
@@ -281,8 +290,10 @@ impl HostOptions {
         for argument in &self.qemu {
             option("qemu", argument.into());
         }
-        if self.icount {
-            words.push("--icount".into());
+        for (given, name) in [(self.icount, "--icount"), (self.image, "--image")] {
+            if given {
+                words.push(name.into());
+            }
         }
         words
     }
@@ -327,7 +338,7 @@ pub(crate) fn run() -> Result<u8, Error> {
             }
         }
         Task::Keep { binary, runner, options, folder } => {
-            let machine = Machine { timeout: Duration::MAX, ..options.machine() };
+            let machine = Machine { timeout: Duration::MAX, ..options.machine(&lab, &programs)? };
             let files = vec![(binary.clone(), in_host(&binary))];
             let runner = Pid::from_raw(runner).ok_or(Error::NoProcess(runner))?;
             let kernel = options.kernel;
@@ -386,6 +397,8 @@ fn share(
     words.extend(["--runner".into(), runner.to_string().into()]);
     let mut others = vec![Some(binary), options.kernel.as_deref()];
     others.extend(options.disks.iter().map(|disk| Some(disk.as_path())));
+    let image = options.image.then(|| lab.places.image().join(image::STAMP));
+    others.push(image.as_deref());
     let files = lab.fingerprint(programs, &others)?;
     let key = hosts::key(&words, &files);
     let script = command_line(&in_host(binary), arguments);
@@ -416,7 +429,7 @@ fn boot(
         files,
         ..Payload::default()
     };
-    let machine = options.machine();
+    let machine = options.machine(lab, programs)?;
     let output = Output::To(&mut io::stdout());
     let report = lab.run(&machine, options.kernel.as_deref(), programs, payload, output)?;
     if let Some(path) = &options.counters {
@@ -520,6 +533,7 @@ mod tests {
             "--cpus=4",
             "--kernel",
             "k",
+            "--image",
             "--disk=a",
             "--disk",
             "b",

@@ -347,6 +347,7 @@ fn machine() -> Machine {
         node1: None,
         append: String::new(),
         disks: Vec::new(),
+        root: None,
         qemu: Vec::new(),
         timeout: TIMEOUT,
         verbose: false,

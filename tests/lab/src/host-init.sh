@@ -4,12 +4,40 @@
 # Two serial lines. ttyAMA0 carries the kernel's log and nothing else: what this program has to tell
 # goes through the log as well, whole lines marked with a number that only the lab knows. ttyAMA1
 # carries the payload's output, byte for byte. So neither can be taken for the other.
-export PATH=/bin:/test HOME=/tmp TERM=linux TESSERA_NESTED=1
+#
+# Where settings name a disk as root, this program carries the boot's files to it and begins again there.
+export HOME=/tmp TERM=linux TESSERA_NESTED=1
 b=/bin/busybox
-$b mount -t proc proc /proc
-$b mount -t sysfs sysfs /sys
-$b mount -t devtmpfs devtmpfs /dev
-$b --install -s /bin
+if [ "$1" = switched ]; then
+  b=/lab/busybox
+  export PATH=/test:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+else
+  export PATH=/bin:/test
+  $b mount -t proc proc /proc
+  $b mount -t sysfs sysfs /sys
+  $b mount -t devtmpfs devtmpfs /dev
+  $b --install -s /bin
+  # What the boot's own devices need.
+  for module in /lab/modules/*.ko; do [ ! -e "$module" ] || insmod "$module"; done
+fi
+
+# Sets token (of this boot), mode (run, shell or serve), rows, columns, root (a disk, or nothing).
+. /lab/settings
+if [ -n "$root" ] && [ "$1" != switched ]; then
+  while [ ! -b "$root" ]; do usleep 10000; done
+  mkdir /disk
+  mount -t ext4 "$root" /disk
+  cp -r /lab /disk/
+  cp $b /init /disk/lab/
+  while read -r path; do
+    mkdir -p "/disk${path%/*}"
+    cp -a "$path" "/disk$path"
+  done </lab/files
+  for folder in dev proc sys; do mount --move /$folder /disk/$folder; done
+  exec switch_root /disk /lab/busybox sh /lab/init switched
+fi
+rm /lab/settings
+
 mkdir -p /dev/shm /dev/pts /tmp /run
 mount -t tmpfs tmpfs /tmp
 mount -t tmpfs tmpfs /run
@@ -23,14 +51,8 @@ ln -s /proc/self/fd/2 /dev/stderr
 chmod 1777 /tmp /dev/shm
 chmod 755 /
 ip link set lo up
-# What the boot's own devices need.
-for module in /lab/modules/*.ko; do [ ! -e "$module" ] || insmod "$module"; done
 # What an administrator of a host for guests would allow.
 echo 1 >/proc/sys/vm/unprivileged_userfaultfd
-
-# Sets token (of this boot), mode (run, shell or serve), rows, columns.
-. /lab/settings
-rm /lab/settings
 
 # Level 0 passes every filter, and the kernel never mixes two lines of its log.
 tell() { echo "<0>tessera-lab $token $*" >/dev/kmsg; }
@@ -42,10 +64,10 @@ now() {
 }
 
 # Only a dying kernel speaks on the console from here on; dmesg has the rest.
-dmesg -n 1
+$b dmesg -n 1
 # Held open: a serial line that nobody has open forgets its window size.
 exec 3<>/dev/ttyAMA1
-stty raw -echo <&3
+$b stty raw -echo <&3
 cd /tmp
 
 # ---- serve: one program after another, and what each leaves behind ----
@@ -95,7 +117,7 @@ whole() {
     [ -n "$found" ] || [ "$state" != "$fresh" ] || return
     tries=$((tries + 1))
     [ $tries -lt 50 ] || break
-    usleep 100000
+    $b usleep 100000
   done
   whole=0
   printf '%s' "$fresh" >/lab/fresh
@@ -112,7 +134,7 @@ serve() {
   settings; state; fresh=$state
   printf '\000%s ready\n' "$token"
   while read -r request; do
-    setsid sh -c "$request" </dev/null 2>&1
+    $b setsid sh -c "$request" </dev/null 2>&1
     status=$?
     whole
     printf '\000%s end %s %s\n' "$token" "$status" "$whole"
@@ -121,7 +143,7 @@ serve() {
 if [ "$mode" = serve ]; then
   tell start 0
   serve <&3 >&3 3>&-
-  poweroff -f
+  $b poweroff -f
 fi
 
 # ---- one program ----
@@ -129,15 +151,15 @@ fi
 now; start=$now
 tell start $start
 if [ "$mode" = shell ]; then
-  stty sane rows "$rows" columns "$columns" <&3
-  setsid -c sh /lab/payload <&3 >&3 2>&1 3>&-
+  $b stty sane rows "$rows" columns "$columns" <&3
+  $b setsid -c sh /lab/payload <&3 >&3 2>&1 3>&-
   status=$?
 else
-  setsid sh /lab/payload </dev/null >&3 2>&1 3>&-
+  $b setsid sh /lab/payload </dev/null >&3 2>&1 3>&-
   status=$?
 fi
 now; end=$now
 # Changing a line's settings waits until all that was written has left.
-stty raw -echo <&3
+$b stty raw -echo <&3
 tell end $status $start $end
-poweroff -f
+$b poweroff -f

@@ -74,12 +74,33 @@ pub(crate) struct Machine {
     pub(crate) append: String,
     /// Files that are the host's disks, /dev/vda and on. What it writes to them ends with it.
     pub(crate) disks: Vec<PathBuf>,
+    /// A disk more, whose system the host runs instead of its initramfs.
+    pub(crate) root: Option<PathBuf>,
     /// More arguments of QEMU.
     pub(crate) qemu: Vec<String>,
     /// When to give up.
     pub(crate) timeout: Duration,
     /// Copy the kernel's log to standard error.
     pub(crate) verbose: bool,
+}
+
+impl Machine {
+    /// All disks, that of the system last: tests count on the first.
+    fn all_disks(&self) -> impl Iterator<Item = &Path> {
+        self.disks.iter().chain(&self.root).map(PathBuf::as_path)
+    }
+
+    /// Whether the host has a disk.
+    pub(crate) fn has_disks(&self) -> bool {
+        self.all_disks().next().is_some()
+    }
+
+    /// What the host calls the disk with its system. Linux names disks in the order of their PCI slots.
+    pub(crate) fn root_device(&self) -> Option<String> {
+        let letter =
+            u8::try_from(self.disks.len()).ok().and_then(|number| b'a'.checked_add(number));
+        self.root.as_ref().and(letter).map(|letter| format!("/dev/vd{}", char::from(letter)))
+    }
 }
 
 /// Where the payload's output goes.
@@ -364,7 +385,7 @@ fn arguments(
         arguments.extend([name.to_owned(), value]);
     }
     arguments.extend(more);
-    for (number, file) in machine.disks.iter().enumerate() {
+    for (number, file) in machine.all_disks().enumerate() {
         arguments.extend(disk(number, file));
     }
     arguments.extend(machine.qemu.iter().cloned());
@@ -461,6 +482,7 @@ mod tests {
             node1: None,
             append: String::new(),
             disks: Vec::new(),
+            root: None,
             qemu: Vec::new(),
             timeout: Duration::from_secs(1),
             verbose: false,
@@ -506,6 +528,17 @@ mod tests {
             "-drive if=none,id=disk0,format=raw,snapshot=on,file=a -device virtio-blk-pci,drive=disk0 \
              -drive if=none,id=disk1,format=raw,snapshot=on,file=b,,c -device virtio-blk-pci,drive=disk1"
         ));
+    }
+
+    #[test]
+    fn the_disk_with_the_system_is_the_last() {
+        let root = Machine { root: Some("r".into()), ..machine() };
+        assert_eq!(root.root_device().as_deref(), Some("/dev/vda"));
+
+        let both = Machine { disks: vec!["a".into()], ..root };
+        assert_eq!(both.root_device().as_deref(), Some("/dev/vdb"));
+        assert!(line(&both).contains("snapshot=on,file=r -device virtio-blk-pci,drive=disk1"));
+        assert_eq!(machine().root_device(), None);
     }
 
     #[test]

@@ -50,7 +50,8 @@ const AGENT: &str = "tessera-agent";
 const WORKSPACE: &str = "6g";
 /// Systems that are kept: checkouts with other lists of packages share the cache.
 const KEPT: usize = 3;
-const STAMP: &str = "stamp.json";
+/// Says what the image is made of; written last.
+pub(crate) const STAMP: &str = "stamp.json";
 
 /// Why there is no image.
 #[derive(Debug, thiserror::Error)]

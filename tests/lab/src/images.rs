@@ -173,6 +173,11 @@ pub(crate) fn host(base: &Path, extra: &Extra, target: &Path) -> Result<(), Erro
     let mut archive = Archive::new(BufWriter::new(file));
     archive.file("/lab/payload", 0o755, extra.payload.as_bytes())?;
     archive.file("/lab/settings", 0o600, extra.settings.as_bytes())?;
+    // What a host with a system of its own carries to it.
+    let carried = extra.files.iter().map(|(_, path)| path.as_str());
+    let carried: String =
+        ["/artifacts"].into_iter().chain(carried).map(|path| format!("{path}\n")).collect();
+    archive.file("/lab/files", 0o600, carried.as_bytes())?;
     for (number, module) in extra.modules.iter().enumerate() {
         let path = format!("/lab/modules/{number:02}-{}.ko", module.name);
         archive.file(&path, 0o644, &module.data)?;

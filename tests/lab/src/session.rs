@@ -150,13 +150,13 @@ impl Lab {
         let base = images::host_base(&self.places, &stamp)?;
         let image = self.places.artifacts().join("Image");
         let kernel = kernel.unwrap_or(&image);
-        let modules = match machine.disks.is_empty() {
-            true => Vec::new(),
-            false => images::disk_modules(kernel)?,
+        let modules = match machine.has_disks() {
+            true => images::disk_modules(kernel)?,
+            false => Vec::new(),
         };
         let extra = Extra {
             payload: payload.script,
-            settings: settings(&token, &output),
+            settings: settings(&token, &output, machine.root_device().as_deref()),
             files: self.files(payload.files, payload.needs_guest, &stamp, programs)?,
             modules,
         };
@@ -215,7 +215,8 @@ impl Lab {
 }
 
 /// Shell assignments for the host's init.
-fn settings(token: &str, output: &Output<'_>) -> String {
+fn settings(token: &str, output: &Output<'_>, root: Option<&str>) -> String {
+    let root = root.unwrap_or_default();
     let size = rustix::termios::tcgetwinsize(std::io::stdin()).ok();
     // A line of unknown size counts as the classic terminal.
     let (rows, columns) = size
@@ -226,7 +227,7 @@ fn settings(token: &str, output: &Output<'_>) -> String {
         Output::Between { .. } => "serve",
         Output::Terminal => "shell",
     };
-    format!("token={token}\nmode={mode}\nrows={rows}\ncolumns={columns}\n")
+    format!("token={token}\nmode={mode}\nrows={rows}\ncolumns={columns}\nroot={root}\n")
 }
 
 /// `FILE:/path` or `FILE`, which goes to /bin.

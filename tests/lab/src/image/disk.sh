@@ -57,6 +57,12 @@ RequiredForOnline=no
 [Network]
 DHCP=yes
 EOF
+# Names are asked of the servers that DHCP gives, not of the neighbours.
+put /etc/systemd/resolved.conf.d/tessera.conf <<'EOF'
+[Resolve]
+LLMNR=no
+MulticastDNS=no
+EOF
 
 # ---- console: root is logged in on the serial lines that console= names ----
 put $system/serial-getty@.service.d/autologin.conf <<'EOF'
@@ -150,6 +156,8 @@ units enable systemd-networkd.service ssh.socket sshd-vsock.socket tessera-agent
 units disable ssh.service e2scrub_reap.service systemd-pstore.service getty@tty1.service
 units mask apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer fstrim.timer \
   systemd-networkd-wait-online.service
+# The kernel loads the modules that are asked for; formats of foreign programs are not.
+units mask modprobe@.service systemd-binfmt.service proc-sys-fs-binfmt_misc.automount
 umount "$root/proc"
 # Caches are as new as /usr: nothing is to be built again at the first boot (systemd-update-done.service(8)).
 for folder in etc var; do
