@@ -1,0 +1,3 @@
+//! The agent in a guest.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! Files and trees on their way through a connection.
