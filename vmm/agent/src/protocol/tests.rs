@@ -95,14 +95,14 @@ proptest! {
     }
 
     #[test]
-    fn a_stream_that_ends_in_a_frame_is_an_error(frames in frames(), cut in 1..70_000_usize) {
+    fn a_stream_that_ends_in_a_frame_is_an_error(frames in frames(), cut in any::<usize>()) {
         let bytes = written(&frames);
-        prop_assume!(cut < bytes.len());
+        let cut = cut % bytes.len().max(1);
         let boundaries: Vec<usize> = frames.iter().scan(0, |at, frame| {
             *at += HEADER + frame.payload.len();
             Some(*at)
         }).collect();
-        prop_assume!(!boundaries.contains(&cut));
+        let is_whole = cut == 0 || boundaries.contains(&cut);
 
         let mut stream = &bytes[..cut];
         let end = loop {
@@ -112,7 +112,7 @@ proptest! {
                 Err(error) => break Some(error),
             }
         };
-        prop_assert!(matches!(end, Some(Error::Ended)), "{:?}", end);
+        prop_assert_eq!(matches!(end, Some(Error::Ended)), !is_whole, "{:?}", end);
     }
 }
 

@@ -1,0 +1,114 @@
+//! What becomes of this process as it starts, and of its children between fork and exec.
+#![allow(unsafe_code)]
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+use rustix::process::{Gid, Resource, Rlimit, Uid, chdir, ioctl_tiocsctty, setrlimit, setsid};
+use rustix::thread::{set_thread_gid, set_thread_groups, set_thread_uid};
+
+/// `CLOSE_RANGE_CLOEXEC` of close_range(2).
+const CLOSE_ON_EXEC: libc::c_uint = 1 << 2;
+
+/// Undoes what this process has from its parent and a command must not have: signals that are ignored or
+/// blocked, descriptors beyond the three of each process.
+///
+/// To be called before there is a second thread.
+pub(crate) fn forget_parent() {
+    for signal in 1..=libc::SIGRTMAX() {
+        // Those of the C library, and those that cannot be changed, are refused. The standard library has
+        // SIGPIPE ignored, and makes it the default for children.
+        if signal != libc::SIGPIPE {
+            // SAFETY: the default action needs no handler; no other thread depends on another one.
+            unsafe { libc::signal(signal, libc::SIG_DFL) };
+        }
+    }
+    // SAFETY: a set of signals is plain integers; sigemptyset makes it a valid one.
+    unsafe {
+        let mut none: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut none);
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
+    }
+    // Linux 5.11; an older kernel refuses, and the descriptors of a supervisor stay as it left them.
+    // SAFETY: no memory is passed; descriptors stay open and are only marked.
+    unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, CLOSE_ON_EXEC) };
+}
+
+/// As whom a command runs.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct Identity {
+    pub(crate) user: Uid,
+    pub(crate) group: Gid,
+    pub(crate) groups: Vec<Gid>,
+}
+
+/// What a child does before it becomes the command.
+#[derive(Debug)]
+pub(crate) struct Preparation {
+    /// Its standard input is its controlling terminal.
+    pub(crate) terminal: bool,
+    /// Another user than the agent's.
+    pub(crate) identity: Option<Identity>,
+    /// Where it runs.
+    pub(crate) directory: CString,
+    /// How many descriptors it may have.
+    pub(crate) descriptors: Rlimit,
+    /// Takes the number of the step that failed.
+    pub(crate) failed: OwnedFd,
+}
+
+/// A step of [`Preparation`].
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Step {
+    Session = 1,
+    User = 2,
+    Directory = 3,
+}
+
+impl Step {
+    /// The step that a child has written.
+    pub(crate) fn new(number: u8) -> Option<Self> {
+        [Self::Session, Self::User, Self::Directory].into_iter().find(|step| *step as u8 == number)
+    }
+}
+
+impl Preparation {
+    /// Has each child that `command` starts prepared so: a session of its own, then user and directory.
+    pub(crate) fn install(self, command: &mut Command) {
+        // SAFETY: between fork and exec the closure makes system calls and nothing else: it allocates
+        // nothing, takes no lock, and what it uses was made before.
+        unsafe { command.pre_exec(move || self.apply()) };
+    }
+
+    fn apply(&self) -> io::Result<()> {
+        self.step(Step::Session, || {
+            setsid()?;
+            if self.terminal {
+                ioctl_tiocsctty(rustix::stdio::stdin())?;
+            }
+            setrlimit(Resource::Nofile, self.descriptors)
+        })?;
+        self.step(Step::User, || match &self.identity {
+            None => Ok(()),
+            Some(identity) => {
+                // A child has one thread: what is the thread's is the process's.
+                set_thread_groups(&identity.groups)?;
+                set_thread_gid(identity.group)?;
+                set_thread_uid(identity.user)
+            }
+        })?;
+        // As the user: a folder that it may not enter is refused.
+        self.step(Step::Directory, || chdir(self.directory.as_c_str()))
+    }
+
+    fn step(&self, step: Step, act: impl FnOnce() -> rustix::io::Result<()>) -> io::Result<()> {
+        act().map_err(|error| {
+            // Without it the message is less exact.
+            let _ = rustix::io::write(&self.failed, &[step as u8]);
+            error.into()
+        })
+    }
+}
