@@ -396,7 +396,7 @@ impl Deadline {
 }
 
 /// Connects within `timeout`: a full backlog of a hung server would hold an unbounded connect.
-fn open(path: &Path, timeout: Duration) -> io::Result<UnixStream> {
+pub(crate) fn open(path: &Path, timeout: Duration) -> io::Result<UnixStream> {
     let address = SocketAddrUnix::new(path)?;
     let socket = rustix::net::socket_with(
         AddressFamily::UNIX,

@@ -1,4 +1,4 @@
-//! `tesseractl`: controls a running VM through its control socket, and looks at a broker.
+//! `tesseractl`: controls a running VM through its control socket, works in its guest, and looks at a broker.
 
 use std::error::Error as _;
 use std::io::{self, Write};
@@ -11,6 +11,9 @@ use clap::{Parser, Subcommand, ValueEnum};
 use serde::Serialize;
 use serde_json::{Value, json};
 use tesseractl::client::{Client, DEFAULT_TIMEOUT, Error};
+use tesseractl::guest::args::{ExecArgs, ProxyArgs, Reach, ShellArgs};
+use tesseractl::guest::connect::Vsock;
+use tesseractl::guest::{self, exec, proxy};
 use tesseractl::report;
 use vmm::api::model::{BalloonStatsUpdate, BalloonUpdate};
 use vmm::error::{chain, printable};
@@ -28,7 +31,9 @@ Exit codes:
   0   done
   1   the VM or the broker refused, or the VM still runs after `stop`
   64  the command line is wrong
-  69  the VM or the broker cannot be reached through the socket";
+  69  the VM or the broker cannot be reached through the socket
+`exec` and `shell` end as their command does, with 128 and the number of the signal that ended it:
+  125 tesseractl itself failed  126 the command cannot be executed  127 there is no such command";
 
 /// Control a running tessera VM through its control socket, or look at a host's broker
 #[derive(Debug, Parser)]
@@ -44,7 +49,7 @@ struct Arguments {
     json: bool,
 }
 
-#[derive(Debug, Subcommand)]
+#[derive(Clone, Debug, Subcommand)]
 enum Command {
     /// Show what the VM is and does
     Status,
@@ -61,6 +66,12 @@ enum Command {
         #[arg(long, value_name = "S", default_value = "30", value_parser = seconds)]
         timeout: Duration,
     },
+    /// Run a command in the guest
+    Exec(ExecArgs),
+    /// Open a shell in the guest
+    Shell(ShellArgs),
+    /// Connect standard input and output to a vsock port of the guest, as ssh's ProxyCommand
+    Proxy(ProxyArgs),
     /// Show the VM's counters
     Metrics,
     /// Show the memory balloon, or change it
@@ -83,7 +94,7 @@ enum Command {
     TagStorage,
 }
 
-#[derive(Debug, Subcommand)]
+#[derive(Clone, Debug, Subcommand)]
 enum BalloonCommand {
     /// Ask the guest to give up this much memory, whole MiB; 0 gives all of it back to the guest
     Target {
@@ -117,6 +128,9 @@ fn main() -> ExitCode {
             };
         }
     };
+    if let Some(code) = in_guest(&arguments) {
+        return code;
+    }
     let outcome = match (&arguments.command, &arguments.socket) {
         (Command::Pool { broker, prometheus }, None) => pool(broker, *prometheus, arguments.json),
         (Command::Pool { .. }, Some(_)) => {
@@ -147,8 +161,10 @@ fn run(arguments: &Arguments, socket: &Path) -> Result<String, Error> {
     let json = arguments.json;
     let outcome = match &arguments.command {
         Command::Status => return status(&mut client, json),
-        // Asked of the broker, before a VM is reached.
-        Command::Pool { .. } => return Ok(String::new()),
+        // Done before: they need no control socket.
+        Command::Pool { .. } | Command::Exec(_) | Command::Shell(_) | Command::Proxy(_) => {
+            return Ok(String::new());
+        }
         Command::Metrics => return show(&client.metrics()?, json, report::metrics),
         Command::Footprint => return show(&client.footprint()?, json, report::footprint),
         Command::TagStorage => return show(&client.tag_storage()?, json, report::tag_storage),
@@ -177,6 +193,37 @@ fn run(arguments: &Arguments, socket: &Path) -> Result<String, Error> {
         true => document(&json!({ "outcome": outcome })),
         false => format!("{outcome}\n"),
     })
+}
+
+/// Does what works in the guest; `None` for any other command.
+fn in_guest(arguments: &Arguments) -> Option<ExitCode> {
+    let socket = arguments.socket.as_deref();
+    let vsock = |reach: &Reach| Vsock::of(socket, reach.vsock.as_deref());
+    let run = |(reach, request): (Reach, _)| exec::run(&vsock(&reach)?, request, reach.timeout());
+    let ended = match arguments.command.clone() {
+        Command::Exec(args) => {
+            run(args.into_request()).map_err(|error| (error.exec_status(), error))
+        }
+        Command::Shell(args) => {
+            run(args.into_request()).map_err(|error| (error.exec_status(), error))
+        }
+        Command::Proxy(args) => vsock(&args.reach)
+            .and_then(|vsock| proxy::run(&vsock, args.port, args.reach.timeout()))
+            .map(|()| 0)
+            .map_err(|error| (guest_code(&error), error)),
+        _ => return None,
+    };
+    Some(ExitCode::from(ended.unwrap_or_else(|(code, error)| {
+        let _ = writeln!(io::stderr(), "tesseractl: {}", error.line());
+        code
+    })))
+}
+
+fn guest_code(error: &guest::Error) -> u8 {
+    match error.is_unreachable() {
+        true => EXIT_UNREACHABLE,
+        false => EXIT_REFUSED,
+    }
 }
 
 /// What a broker says of itself, or an exit code and why it says nothing.

@@ -13,18 +13,19 @@ use rustix::thread::{set_thread_gid, set_thread_groups, set_thread_uid};
 /// `CLOSE_RANGE_CLOEXEC` of close_range(2).
 const CLOSE_ON_EXEC: libc::c_uint = 1 << 2;
 
+/// The signals of Linux (`_NSIG`).
+const SIGNALS: libc::c_int = 64;
+/// The bytes of a set of them.
+const MASK: usize = 8;
+
 /// Undoes what this process has from its parent and a command must not have: signals that are ignored or
 /// blocked, descriptors beyond the three of each process.
 ///
-/// To be called before there is a second thread.
+/// To be called before there is a second thread. The standard library has SIGPIPE ignored, and makes it the
+/// default for children.
 pub(crate) fn forget_parent() {
-    for signal in 1..=libc::SIGRTMAX() {
-        // Those of the C library, and those that cannot be changed, are refused. The standard library has
-        // SIGPIPE ignored, and makes it the default for children.
-        if signal != libc::SIGPIPE {
-            // SAFETY: the default action needs no handler; no other thread depends on another one.
-            unsafe { libc::signal(signal, libc::SIG_DFL) };
-        }
+    for signal in (1..=SIGNALS).filter(|signal| *signal != libc::SIGPIPE) {
+        stop_ignoring(signal);
     }
     // SAFETY: a set of signals is plain integers; sigemptyset makes it a valid one.
     unsafe {
@@ -35,6 +36,37 @@ pub(crate) fn forget_parent() {
     // Linux 5.11; an older kernel refuses, and the descriptors of a supervisor stay as it left them.
     // SAFETY: no memory is passed; descriptors stay open and are only marked.
     unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, CLOSE_ON_EXEC) };
+}
+
+/// Makes a signal that is ignored one with its default action. By the system call: a C library refuses those
+/// that it has for itself.
+fn stop_ignoring(signal: libc::c_int) {
+    // struct sigaction of the kernel: handler, flags, restorer, mask (include/linux/signal_types.h). Zeros
+    // are the default action.
+    let mut action = [0_usize; 4];
+    // SAFETY: the kernel writes one struct sigaction, which is no longer than the array, or refuses.
+    let known = unsafe {
+        libc::syscall(
+            libc::SYS_rt_sigaction,
+            signal,
+            std::ptr::null::<usize>(),
+            &raw mut action,
+            MASK,
+        )
+    };
+    if known == 0 && action[0] == libc::SIG_IGN {
+        action = [0; 4];
+        // SAFETY: the kernel reads one struct sigaction from the array; the default action needs no handler.
+        unsafe {
+            libc::syscall(
+                libc::SYS_rt_sigaction,
+                signal,
+                &raw const action,
+                std::ptr::null_mut::<usize>(),
+                MASK,
+            )
+        };
+    }
 }
 
 /// As whom a command runs.

@@ -1,0 +1,170 @@
+//! Connections to ports of a guest: Firecracker's convention of a Unix socket for a vsock device.
+//!
+//! A client writes `CONNECT PORT` and a newline, and is answered `OK` and a number once the guest has
+//! accepted. What refuses a connection closes it without a word.
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use agent::protocol::frame::{self, Kind};
+use agent::protocol::limits::PORT;
+use agent::protocol::message::{Accepted, Hello, Operation};
+
+use super::Error;
+use crate::client::{Client, DEFAULT_TIMEOUT, open};
+
+/// How long a guest may take to boot and start its agent unless the user says otherwise.
+pub const BOOT_TIMEOUT: Duration = Duration::from_secs(30);
+/// The longest answer to CONNECT, as Firecracker has it for the request.
+const MAX_ANSWER: usize = 32;
+/// Between two attempts: short at first, so that a guest that boots is found soon.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(500));
+/// From when on a user is shown that something is waited for.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// The Unix socket of a VM's vsock device.
+#[derive(Clone, Debug)]
+pub struct Vsock {
+    path: PathBuf,
+}
+
+impl Vsock {
+    /// The one at this path.
+    pub fn at(path: &Path) -> Self {
+        Self { path: path.to_owned() }
+    }
+
+    /// That of the VM with this control socket, unless one is named.
+    ///
+    /// # Errors
+    /// [`Error::NoSocket`], [`Error::NoVsock`], [`Error::Paused`], or the control socket fails.
+    pub fn of(control: Option<&Path>, named: Option<&Path>) -> Result<Self, Error> {
+        let Some(control) = control else {
+            return named.map(Self::at).ok_or(Error::NoSocket);
+        };
+        let mut client = Client::connect(control, DEFAULT_TIMEOUT)?;
+        if client.instance()?.state == vmm::api::model::State::Paused {
+            return Err(Error::Paused);
+        }
+        if let Some(path) = named {
+            return Ok(Self::at(path));
+        }
+        let config = client.vm_config()?;
+        let path = config["vsock"]["uds_path"].as_str().ok_or(Error::NoVsock)?;
+        Ok(Self::at(Path::new(path)))
+    }
+
+    /// Connects to a port of the guest; where nothing listens yet, as long as there is time.
+    ///
+    /// # Errors
+    /// [`Error::NotListening`] after `timeout`; [`Error::Unreachable`], [`Error::NoHandshake`].
+    pub fn connect(&self, port: u32, timeout: Duration) -> Result<UnixStream, Error> {
+        let start = Instant::now();
+        let mut pause = PAUSE.0;
+        let mut is_told = false;
+        loop {
+            let left = timeout.saturating_sub(start.elapsed());
+            if let Some(stream) = self.attempt(port, left)? {
+                return Ok(stream);
+            }
+            if start.elapsed().saturating_add(pause) >= timeout {
+                let hint = match port {
+                    PORT => {
+                        "is tessera-agent running there (systemctl status tessera-agent), and its vsock module loaded? A guest that still boots needs a longer --timeout"
+                    }
+                    _ => "is a service of the guest bound to AF_VSOCK at this port?",
+                };
+                return Err(Error::NotListening { port, timeout, hint });
+            }
+            if start.elapsed() >= PATIENCE && !is_told {
+                is_told = true;
+                super::terminal::note("waiting until something in the guest listens ...");
+            }
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(PAUSE.1);
+        }
+    }
+
+    /// One attempt; `None` if the guest refused, or did not answer in time.
+    fn attempt(&self, port: u32, timeout: Duration) -> Result<Option<UnixStream>, Error> {
+        let path = || self.path.clone();
+        let timeout = timeout.max(Duration::from_millis(1));
+        let mut stream = open(&self.path, timeout)
+            .map_err(|source| Error::Unreachable { path: path(), source })?;
+        let start = Instant::now();
+        if let Err(error) = stream.write_all(format!("CONNECT {port}\n").as_bytes()) {
+            return refused(error).map(|()| None);
+        }
+        let mut answer = Vec::new();
+        loop {
+            let Some(left) = timeout.checked_sub(start.elapsed()).filter(|left| !left.is_zero())
+            else {
+                return Ok(None);
+            };
+            stream.set_read_timeout(Some(left)).map_err(system)?;
+            // Byte by byte: what follows the answer is the guest's.
+            let mut byte = [0];
+            match stream.read(&mut byte) {
+                Ok(0) => return Ok(None),
+                Ok(_) if byte == *b"\n" => break,
+                Ok(_) if answer.len() < MAX_ANSWER => answer.extend_from_slice(&byte),
+                Ok(_) => return Err(Error::NoHandshake { path: path() }),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return refused(error).map(|()| None),
+            }
+        }
+        let number = std::str::from_utf8(&answer).ok().and_then(|text| text.strip_prefix("OK "));
+        if number.and_then(|number| number.trim_end().parse::<u32>().ok()).is_none() {
+            return Err(Error::NoHandshake { path: path() });
+        }
+        stream.set_read_timeout(None).map_err(system)?;
+        stream.set_write_timeout(None).map_err(system)?;
+        Ok(Some(stream))
+    }
+
+    /// Asks the guest's agent for an operation.
+    ///
+    /// # Errors
+    /// Those of [`Vsock::connect`]; [`Error::Refused`], and what is no agent.
+    pub fn operate(
+        &self,
+        operation: Operation,
+        timeout: Duration,
+    ) -> Result<(UnixStream, Accepted), Error> {
+        let hello = frame::json(Kind::Hello, &Hello::new(operation)).map_err(|_| Error::TooLong)?;
+        let mut stream = self.connect(PORT, timeout)?;
+        // An agent that refuses early has answered before it has read all.
+        let _ = stream.write_all(&hello);
+        stream.set_read_timeout(Some(timeout.max(DEFAULT_TIMEOUT))).map_err(system)?;
+        let answer = frame::read(&mut stream).map_err(|error| match error {
+            agent::protocol::Error::Transport(_) | agent::protocol::Error::Ended => Error::Closed,
+            error => Error::Protocol(error),
+        })?;
+        let answer = answer.ok_or(Error::Closed)?;
+        match answer.kind {
+            Kind::Accepted => {
+                stream.set_read_timeout(None).map_err(system)?;
+                Ok((stream, answer.json()?))
+            }
+            Kind::Refused => Err(Error::Refused(answer.json()?)),
+            other => Err(agent::protocol::Error::Unexpected(other).into()),
+        }
+    }
+}
+
+/// Whether the connection was closed, or not answered in time: then another attempt may succeed.
+fn refused(error: io::Error) -> Result<(), Error> {
+    match error.kind() {
+        ErrorKind::WouldBlock
+        | ErrorKind::TimedOut
+        | ErrorKind::BrokenPipe
+        | ErrorKind::ConnectionReset => Ok(()),
+        _ => Err(system(error)),
+    }
+}
+
+fn system(source: io::Error) -> Error {
+    Error::System("use the connection to the guest", source)
+}

@@ -1,0 +1,131 @@
+//! Work in a guest over the VM's vsock device: commands, files, and connections to any port.
+//!
+//! The guest is not trusted: what its agent says is bounded by the protocol (`agent::protocol`), its messages
+//! are shown without control characters, and only the output of a command reaches the terminal as it is.
+
+pub mod args;
+pub mod connect;
+pub mod exec;
+pub mod proxy;
+mod stdio;
+mod terminal;
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use agent::protocol;
+use agent::protocol::message::{Reason, Refusal};
+use vmm::error::{chain, printable};
+
+use crate::client;
+
+/// The client's own failures, as with env(1), nohup(1) and the container tools.
+pub const EXIT_OWN: u8 = 125;
+/// The program cannot be executed.
+pub const EXIT_NOT_EXECUTABLE: u8 = 126;
+/// There is no such program.
+pub const EXIT_NOT_FOUND: u8 = 127;
+
+/// Why something in a guest was not done.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The control socket.
+    #[error(transparent)]
+    Client(#[from] client::Error),
+    /// The VM's configuration has no vsock device.
+    #[error(
+        "this VM has no vsock device, over which the guest's agent is reached: start it with --vsock"
+    )]
+    NoVsock,
+    /// Neither SOCK nor --vsock.
+    #[error("name the VM's control socket first, or its vsock socket with --vsock PATH")]
+    NoSocket,
+    /// The vCPUs are held.
+    #[error("the VM is paused: `tesseractl SOCK resume` lets its guest answer")]
+    Paused,
+    /// The device's Unix socket.
+    #[error(
+        "cannot reach the VM's vsock socket {path:?}: a relative path is one of the VMM's working directory; name the socket with --vsock PATH"
+    )]
+    Unreachable {
+        /// Its path.
+        path: PathBuf,
+        /// The kernel's reason.
+        #[source]
+        source: io::Error,
+    },
+    /// Nothing listens at the port.
+    #[error("nothing in the guest listened at vsock port {port} within {timeout:?}: {hint}")]
+    NotListening {
+        /// The port.
+        port: u32,
+        /// How long it was tried.
+        timeout: Duration,
+        /// What to look at.
+        hint: &'static str,
+    },
+    /// The answer to CONNECT.
+    #[error(
+        "{path:?} does not answer as the vsock socket of a VM does: name that one with --vsock PATH"
+    )]
+    NoHandshake {
+        /// Its path.
+        path: PathBuf,
+    },
+    /// The agent will not.
+    #[error("{}", printable(&.0.message))]
+    Refused(Refusal),
+    /// What the agent says is not understood.
+    #[error("the guest's agent is not understood")]
+    Protocol(#[from] protocol::Error),
+    /// The agent has gone.
+    #[error(
+        "the guest's agent closed the connection: it or the VM has ended, or the agent serves no connections of this kind"
+    )]
+    Closed,
+    /// The request cannot be sent.
+    #[error(
+        "arguments and environment are longer than a request may be (64 KiB): pass them in a file"
+    )]
+    TooLong,
+    /// The command's output cannot be written here.
+    #[error("cannot write {0}")]
+    Output(&'static str, #[source] io::Error),
+    /// Something of this machine.
+    #[error("cannot {0}")]
+    System(&'static str, #[source] io::Error),
+}
+
+impl Error {
+    /// The exit status of `exec` and `shell`.
+    pub fn exec_status(&self) -> u8 {
+        match self {
+            Self::Refused(refusal) => match refusal.reason {
+                Reason::NotFound => EXIT_NOT_FOUND,
+                Reason::NotExecutable => EXIT_NOT_EXECUTABLE,
+                _ => EXIT_OWN,
+            },
+            _ => EXIT_OWN,
+        }
+    }
+
+    /// Whether the guest was reached at all.
+    pub fn is_unreachable(&self) -> bool {
+        matches!(
+            self,
+            Self::Client(_)
+                | Self::NoVsock
+                | Self::Paused
+                | Self::Unreachable { .. }
+                | Self::NotListening { .. }
+                | Self::NoHandshake { .. }
+                | Self::Closed
+        )
+    }
+
+    /// The error and its sources on one line, for a terminal.
+    pub fn line(&self) -> String {
+        printable(&chain(self))
+    }
+}

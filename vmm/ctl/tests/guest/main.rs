@@ -1,0 +1,8 @@
+//! The commands that work in a guest, end to end: `tesseractl`, a vsock socket played by a thread, and the
+//! real agent on this machine.
+#![allow(clippy::unwrap_used)]
+
+mod exec;
+mod harness;
+mod proxy;
+mod reach;
