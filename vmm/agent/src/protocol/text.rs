@@ -15,6 +15,11 @@ impl Text {
         Self(bytes.into())
     }
 
+    /// None.
+    pub const fn empty() -> Self {
+        Self(Vec::new())
+    }
+
     /// The bytes.
     pub fn as_bytes(&self) -> &[u8] {
         &self.0

@@ -136,13 +136,10 @@ fn input_is_carried_to_its_end() {
 fn a_hundred_mib_of_output_arrive_whole() {
     let guest = Guest::start();
 
-    let child = guest
-        .command("exec", &["--", "sh", "-c", "head -c 104857600 /dev/zero"])
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let sum =
-        std::process::Command::new("sha256sum").stdin(child.stdout.unwrap()).output().unwrap();
+    let mut child = piped(&guest, &["--", "sh", "-c", "head -c 104857600 /dev/zero"]);
+    let output = child.stdout.take().unwrap();
+    let sum = std::process::Command::new("sha256sum").stdin(output).output().unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(0));
 
     // The digest of 100 MiB of zeros.
     let expected = "20492a4d0d84f8beb1767f6616229f85d44c2827b64bdbfb260ee12fa1109e0e";
