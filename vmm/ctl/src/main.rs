@@ -6,13 +6,16 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use agent::protocol::message::Summary;
+use agent::transfer;
 use arch::units::Bytes;
 use clap::{Parser, Subcommand, ValueEnum};
 use serde::Serialize;
 use serde_json::{Value, json};
 use tesseractl::client::{Client, DEFAULT_TIMEOUT, Error};
-use tesseractl::guest::args::{ExecArgs, ProxyArgs, Reach, ShellArgs};
+use tesseractl::guest::args::{CopyArgs, ExecArgs, ProxyArgs, Reach, ShellArgs};
 use tesseractl::guest::connect::Vsock;
+use tesseractl::guest::copy::{self, Side};
 use tesseractl::guest::{self, exec, proxy};
 use tesseractl::report;
 use vmm::api::model::{BalloonStatsUpdate, BalloonUpdate};
@@ -26,10 +29,13 @@ const EXIT_USAGE: u8 = 64;
 /// The VM cannot be reached (EX_UNAVAILABLE of sysexits.h).
 const EXIT_UNREACHABLE: u8 = 69;
 
+/// A signal ended it before it was done, as a shell reports SIGINT.
+const EXIT_INTERRUPTED: u8 = 130;
+
 const EXIT_CODES: &str = "\
 Exit codes:
   0   done
-  1   the VM or the broker refused, or the VM still runs after `stop`
+  1   the VM or the broker refused, the VM still runs after `stop`, or a copy is not complete
   64  the command line is wrong
   69  the VM or the broker cannot be reached through the socket
 `exec` and `shell` end as their command does, with 128 and the number of the signal that ended it:
@@ -70,6 +76,8 @@ enum Command {
     Exec(ExecArgs),
     /// Open a shell in the guest
     Shell(ShellArgs),
+    /// Copy a file or a folder into the guest or out of it: `cp FILE :/root/`, `cp :/etc DIR`
+    Cp(CopyArgs),
     /// Connect standard input and output to a vsock port of the guest, as ssh's ProxyCommand
     Proxy(ProxyArgs),
     /// Show the VM's counters
@@ -162,9 +170,11 @@ fn run(arguments: &Arguments, socket: &Path) -> Result<String, Error> {
     let outcome = match &arguments.command {
         Command::Status => return status(&mut client, json),
         // Done before: they need no control socket.
-        Command::Pool { .. } | Command::Exec(_) | Command::Shell(_) | Command::Proxy(_) => {
-            return Ok(String::new());
-        }
+        Command::Pool { .. }
+        | Command::Exec(_)
+        | Command::Shell(_)
+        | Command::Cp(_)
+        | Command::Proxy(_) => return Ok(String::new()),
         Command::Metrics => return show(&client.metrics()?, json, report::metrics),
         Command::Footprint => return show(&client.footprint()?, json, report::footprint),
         Command::TagStorage => return show(&client.tag_storage()?, json, report::tag_storage),
@@ -211,6 +221,13 @@ fn in_guest(arguments: &Arguments) -> Option<ExitCode> {
             .and_then(|vsock| proxy::run(&vsock, args.port, args.reach.timeout()))
             .map(|()| 0)
             .map_err(|error| (guest_code(&error), error)),
+        Command::Cp(args) => vsock(&args.reach)
+            .and_then(|vsock| {
+                let (from, to) = (Side::new(&args.from), Side::new(&args.to));
+                copy::run(&vsock, &from, &to, args.reach.timeout())
+            })
+            .map(|summary| incomplete(&summary))
+            .map_err(|error| (guest_code(&error), error)),
         _ => return None,
     };
     Some(ExitCode::from(ended.unwrap_or_else(|(code, error)| {
@@ -219,10 +236,22 @@ fn in_guest(arguments: &Arguments) -> Option<ExitCode> {
     })))
 }
 
+/// The exit status of a copy that was made as far as it could.
+fn incomplete(summary: &Summary) -> u8 {
+    if summary.failed == 0 {
+        return 0;
+    }
+    let failed = summary.failed;
+    let _ = writeln!(io::stderr(), "tesseractl: {failed} entries could not be copied whole");
+    EXIT_REFUSED
+}
+
 fn guest_code(error: &guest::Error) -> u8 {
-    match error.is_unreachable() {
-        true => EXIT_UNREACHABLE,
-        false => EXIT_REFUSED,
+    match error {
+        guest::Error::Sides | guest::Error::NoSocket => EXIT_USAGE,
+        guest::Error::Transfer(transfer::Error::Stopped) => EXIT_INTERRUPTED,
+        error if error.is_unreachable() => EXIT_UNREACHABLE,
+        _ => EXIT_REFUSED,
     }
 }
 

@@ -27,6 +27,9 @@ pub(crate) fn forget_parent() {
     for signal in (1..=SIGNALS).filter(|signal| *signal != libc::SIGPIPE) {
         stop_ignoring(signal);
     }
+    // A limit of the size of files fails the write of one client, and does not end the agent.
+    // SAFETY: no handler; the action of a child is set back before it becomes a command.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
     // SAFETY: a set of signals is plain integers; sigemptyset makes it a valid one.
     unsafe {
         let mut none: libc::sigset_t = std::mem::zeroed();
@@ -116,6 +119,8 @@ impl Preparation {
     }
 
     fn apply(&self) -> io::Result<()> {
+        // SAFETY: the call is one of those that are safe in a signal handler (signal-safety(7)), and so here.
+        unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_DFL) };
         self.step(Step::Session, || {
             setsid()?;
             if self.terminal {

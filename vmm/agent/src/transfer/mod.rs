@@ -15,7 +15,7 @@ mod unpack;
 use std::io;
 use std::path::PathBuf;
 
-pub use source::Opened;
+pub use source::{Opened, name_of};
 pub use target::{Target, receive_into};
 
 use crate::protocol;

@@ -18,6 +18,13 @@ use crate::protocol::text::Text;
 /// What one read of a file takes.
 const CHUNK: usize = 64 << 10;
 
+/// What a copy of this path is called in a folder. `dir/.`, `..` and `/` have no name of their own: what is in
+/// them goes into the destination.
+pub fn name_of(path: &Path) -> &[u8] {
+    let is_dot = path.as_os_str().as_bytes().ends_with(b"/.");
+    path.file_name().filter(|_| !is_dot).unwrap_or_default().as_bytes()
+}
+
 /// A source that is open.
 #[derive(Debug)]
 pub struct Opened {
@@ -46,10 +53,7 @@ impl Opened {
             },
             _ => return Err(Error::Special(path.to_owned())),
         };
-        // `dir/.`, `..` and `/` have no name of their own: what is in them goes into the destination.
-        let is_dot = path.as_os_str().as_bytes().ends_with(b"/.");
-        let name = path.file_name().filter(|_| !is_dot).unwrap_or_default();
-        let source = Source { name: Text::new(name.as_bytes()), kind };
+        let source = Source { name: Text::new(name_of(path)), kind };
         Ok(Self { path: path.to_owned(), file, source })
     }
 

@@ -188,8 +188,8 @@ impl<R: Read, O: Observer> Read for Receiver<R, O> {
         }
         let rest = self.payload.get(self.start..).unwrap_or_default();
         let count = rest.len().min(buffer.len());
-        for (target, byte) in buffer.iter_mut().zip(rest) {
-            *target = *byte;
+        if let (Some(target), Some(bytes)) = (buffer.get_mut(..count), rest.get(..count)) {
+            target.copy_from_slice(bytes);
         }
         self.start = self.start.saturating_add(count);
         Ok(count)

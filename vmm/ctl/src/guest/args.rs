@@ -74,6 +74,20 @@ pub struct ShellArgs {
     manner: Manner,
 }
 
+/// `cp`.
+#[derive(Clone, Debug, Args)]
+pub struct CopyArgs {
+    /// How the guest is reached.
+    #[command(flatten)]
+    pub reach: Reach,
+    /// A file or a folder; `:/PATH` is the guest's, `-` is standard input
+    #[arg(value_name = "SRC")]
+    pub from: OsString,
+    /// Where it goes, as with cp -r: into a folder, else under this name; `-` is standard output
+    #[arg(value_name = "DST")]
+    pub to: OsString,
+}
+
 /// `proxy`.
 #[derive(Clone, Debug, Args)]
 pub struct ProxyArgs {

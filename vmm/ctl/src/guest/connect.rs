@@ -133,24 +133,33 @@ impl Vsock {
         operation: Operation,
         timeout: Duration,
     ) -> Result<(UnixStream, Accepted), Error> {
-        let hello = frame::json(Kind::Hello, &Hello::new(operation)).map_err(|_| Error::TooLong)?;
-        let mut stream = self.connect(PORT, timeout)?;
-        // An agent that refuses early has answered before it has read all.
-        let _ = stream.write_all(&hello);
-        stream.set_read_timeout(Some(timeout.max(DEFAULT_TIMEOUT))).map_err(system)?;
-        let answer = frame::read(&mut stream).map_err(|error| match error {
-            agent::protocol::Error::Transport(_) | agent::protocol::Error::Ended => Error::Closed,
-            error => Error::Protocol(error),
-        })?;
-        let answer = answer.ok_or(Error::Closed)?;
-        match answer.kind {
-            Kind::Accepted => {
-                stream.set_read_timeout(None).map_err(system)?;
-                Ok((stream, answer.json()?))
-            }
-            Kind::Refused => Err(Error::Refused(answer.json()?)),
-            other => Err(agent::protocol::Error::Unexpected(other).into()),
+        let stream = self.connect(PORT, timeout)?;
+        let accepted = ask(&stream, operation)?;
+        Ok((stream, accepted))
+    }
+}
+
+/// Asks an agent for an operation.
+///
+/// # Errors
+/// [`Error::Refused`], and what is no agent.
+pub(super) fn ask(mut stream: &UnixStream, operation: Operation) -> Result<Accepted, Error> {
+    let hello = frame::json(Kind::Hello, &Hello::new(operation)).map_err(|_| Error::TooLong)?;
+    // An agent that refuses early has answered before it has read all.
+    let _ = stream.write_all(&hello);
+    stream.set_read_timeout(Some(DEFAULT_TIMEOUT)).map_err(system)?;
+    let answer = frame::read(&mut stream).map_err(|error| match error {
+        agent::protocol::Error::Transport(_) | agent::protocol::Error::Ended => Error::Closed,
+        error => Error::Protocol(error),
+    })?;
+    let answer = answer.ok_or(Error::Closed)?;
+    match answer.kind {
+        Kind::Accepted => {
+            stream.set_read_timeout(None).map_err(system)?;
+            Ok(answer.json()?)
         }
+        Kind::Refused => Err(Error::Refused(answer.json()?)),
+        other => Err(agent::protocol::Error::Unexpected(other).into()),
     }
 }
 

@@ -8,13 +8,13 @@ use std::thread;
 use std::time::Duration;
 
 use agent::protocol::frame::{self, Frame, Kind};
-use agent::protocol::limits::INPUT_WINDOW;
+use agent::protocol::limits::{INPUT_WINDOW, PORT};
 use agent::protocol::message::{Exec, Exit, Operation};
 use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH};
 use signal_hook::iterator::Signals;
 
 use super::Error;
-use super::connect::Vsock;
+use super::connect::{Vsock, ask};
 use super::stdio::{read_input, write_all};
 use super::terminal::{self, RawTerminal};
 
@@ -29,10 +29,12 @@ const PATIENCE: u32 = 3;
 /// When there is no command, or no way to it any more.
 pub fn run(vsock: &Vsock, request: Exec, timeout: Duration) -> Result<u8, Error> {
     let with_terminal = request.terminal.is_some();
-    let (stream, _) = vsock.operate(Operation::Exec(request), timeout)?;
+    let stream = vsock.connect(PORT, timeout)?;
+    // Before there is a command: a signal that comes between is its signal, too.
     let signals =
         Signals::new([SIGINT, SIGTERM, SIGQUIT, SIGHUP, SIGUSR1, SIGUSR2, SIGWINCH, SIGCONT]);
     let signals = signals.map_err(|error| Error::System("take signals", error))?;
+    ask(&stream, Operation::Exec(request))?;
     let sender =
         stream.try_clone().map_err(|error| Error::System("share the connection", error))?;
     let raw = match with_terminal {

@@ -5,7 +5,9 @@
 
 pub mod args;
 pub mod connect;
+pub mod copy;
 pub mod exec;
+mod progress;
 pub mod proxy;
 mod stdio;
 mod terminal;
@@ -16,6 +18,7 @@ use std::time::Duration;
 
 use agent::protocol;
 use agent::protocol::message::{Reason, Refusal};
+use agent::transfer;
 use vmm::error::{chain, printable};
 
 use crate::client;
@@ -89,6 +92,12 @@ pub enum Error {
         "arguments and environment are longer than a request may be (64 KiB): pass them in a file"
     )]
     TooLong,
+    /// A copy.
+    #[error(transparent)]
+    Transfer(#[from] transfer::Error),
+    /// A copy from where to where.
+    #[error("one side of a copy is the guest's, with a colon: `cp FILE :/root/` or `cp :/etc DIR`")]
+    Sides,
     /// The command's output cannot be written here.
     #[error("cannot write {0}")]
     Output(&'static str, #[source] io::Error),

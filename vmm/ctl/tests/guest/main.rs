@@ -2,6 +2,7 @@
 //! real agent on this machine.
 #![allow(clippy::unwrap_used)]
 
+mod copy;
 mod exec;
 mod harness;
 mod proxy;
