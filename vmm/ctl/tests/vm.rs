@@ -24,6 +24,8 @@ struct FakeVm {
     gone: Sender<()>,
     /// Its state as `GET /balloon` tells it.
     balloon: Option<Balloon>,
+    /// The Unix socket of its vsock device.
+    vsock: Option<PathBuf>,
 }
 
 /// The balloon of a guest without a driver for it.
@@ -53,7 +55,11 @@ impl Controller for FakeVm {
         InstanceInfo::new("fake", self.state)
     }
     fn vm_config(&self) -> Value {
-        json!({ "machine-config": self.machine_config() })
+        let mut config = json!({ "machine-config": self.machine_config() });
+        if let Some(path) = &self.vsock {
+            config["vsock"] = json!({ "guest_cid": 3, "uds_path": path });
+        }
+        config
     }
     fn machine_config(&self) -> Value {
         json!({ "vcpu_count": 2, "mem_size_mib": 512 })
@@ -131,11 +137,19 @@ impl Vm {
     }
 
     fn with(key: Key, balloon: Option<Balloon>) -> Self {
-        let directory = tempfile::tempdir().unwrap();
+        Self::in_folder(tempfile::tempdir().unwrap(), key, balloon, None)
+    }
+
+    fn in_folder(
+        directory: TempDir,
+        key: Key,
+        balloon: Option<Balloon>,
+        vsock: Option<PathBuf>,
+    ) -> Self {
         let path = directory.path().join("api");
         let (gone, left): (_, Receiver<()>) = channel();
         let state = State::Running;
-        let server = Server::bind(&path, FakeVm { state, key, gone, balloon }).unwrap();
+        let server = Server::bind(&path, FakeVm { state, key, gone, balloon, vsock }).unwrap();
         let thread = std::thread::spawn(move || {
             let mut manager = EventManager::new().unwrap();
             manager.add_subscriber(server);
@@ -318,6 +332,50 @@ fn force_stops_without_asking_the_guest() {
 
     assert_eq!(output.status.code(), Some(0));
     vm.thread.join().unwrap();
+}
+
+#[test]
+fn exec_in_a_vm_without_vsock_says_how_to_get_one() {
+    let vm = Vm::start(Key::Ignored);
+
+    let output = vm.tesseractl(&["exec", "true"]);
+
+    assert_eq!(output.status.code(), Some(125));
+    assert!(text(&output.stderr).contains("start it with --vsock"), "{}", text(&output.stderr));
+    vm.end();
+}
+
+#[test]
+fn exec_in_a_paused_vm_says_how_to_resume_it() {
+    let vm = Vm::start(Key::Ignored);
+    vm.tesseractl(&["pause"]);
+
+    for (arguments, code) in [(["exec", "true"], 125), (["proxy", "22"], 69)] {
+        let output = vm.tesseractl(&arguments);
+
+        assert_eq!(output.status.code(), Some(code));
+        assert!(text(&output.stderr).contains("resume"), "{}", text(&output.stderr));
+    }
+    vm.end();
+}
+
+#[test]
+fn the_vm_says_where_its_vsock_socket_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let vsock = folder.path().join("vsock");
+    let listener = std::os::unix::net::UnixListener::bind(&vsock).unwrap();
+    let vm = Vm::in_folder(folder, Key::Ignored, None, Some(vsock));
+    let guest = std::thread::spawn(move || {
+        let (stream, _) = listener.accept().unwrap();
+        let mut line = String::new();
+        std::io::BufRead::read_line(&mut std::io::BufReader::new(stream), &mut line).unwrap();
+        line
+    });
+
+    vm.tesseractl(&["proxy", "--timeout", "0", "22"]);
+
+    assert_eq!(guest.join().unwrap(), "CONNECT 22\n");
+    vm.end();
 }
 
 #[test]

@@ -97,9 +97,24 @@ impl Guest {
 
 impl Drop for Guest {
     fn drop(&mut self) {
+        // Commands outlive their clients: none is left behind, of a test that has failed either.
+        for command in children(self.agent()) {
+            let _ = rustix::process::kill_process_group(command, rustix::process::Signal::KILL);
+        }
         let _ = self.agent.kill();
         let _ = self.agent.wait();
     }
+}
+
+/// The processes that the threads of a process have started.
+fn children(pid: u32) -> Vec<rustix::process::Pid> {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten();
+    let lists =
+        threads.filter_map(|thread| fs::read_to_string(thread.ok()?.path().join("children")).ok());
+    let all = lists.collect::<Vec<_>>().join(" ");
+    all.split_whitespace()
+        .filter_map(|child| rustix::process::Pid::from_raw(child.parse().ok()?))
+        .collect()
 }
 
 /// The agent beside `tesseractl`: cargo builds it for the tests of its own package.
