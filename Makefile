@@ -62,13 +62,14 @@ install-changed = cmp -s "$(1)" "$(2)" || install "$(1)" "$(2)"
 
 RELEASE := $(TARGET)/$(ARM64_TARGET)/release
 
-# The client in a build of its own: cargo gives a shared dependency the features that all of one build ask for.
+# Client and agent in builds of their own: cargo gives a shared dependency the features that all of one build ask for.
 programs: $(LAB_DIRECTORY)/setup.mk
 	@cargo build --package tessera-lab
 	@cargo build --release --target $(ARM64_TARGET) --package tessera --package tessera-guest --bins
 	@cargo build --release --target $(ARM64_TARGET) --package tesseractl --bins
+	@cargo build --release --target $(ARM64_TARGET) --package tessera-agent --bins
 	@mkdir -p $(LAB_DIRECTORY)/bin
-	@for name in tessera tesseractl guest-init; do $(call install-changed,$(RELEASE)/$$name,$(LAB_DIRECTORY)/bin/$$name); done
+	@for name in tessera tesseractl tessera-agent guest-init; do $(call install-changed,$(RELEASE)/$$name,$(LAB_DIRECTORY)/bin/$$name); done
 
 artifacts: programs
 	@$(LAB) fetch

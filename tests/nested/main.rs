@@ -1,6 +1,7 @@
 //! Tests of real guests on real KVM: here where this machine has it, else in the lab.
 #![allow(clippy::unwrap_used)]
 
+mod agent;
 mod alarm;
 mod balloon;
 mod boot;

@@ -40,6 +40,21 @@ impl Plan {
         }
     }
 
+    /// A guest in which the agent runs, reached through the vsock socket that its VM says; `scratch` is to live
+    /// as long as the guest.
+    ///
+    /// # Panics
+    /// When the lab has no agent.
+    pub fn agent(scratch: &Scratch) -> Self {
+        // One archive after the other is one initramfs.
+        let initrd = scratch.join("initrd");
+        let archives =
+            ["initrd.cpio", "agent.cpio"].map(|name| std::fs::read(artifact(name)).unwrap());
+        std::fs::write(&initrd, archives.concat()).unwrap();
+        let socket = scratch.join("vsock");
+        Self::workload("agent").initrd(&initrd).with("--vsock", socket.to_str().unwrap())
+    }
+
     /// A kernel that needs nothing else.
     pub fn bare(kernel: &Path) -> Self {
         Self {

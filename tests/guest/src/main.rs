@@ -68,7 +68,7 @@ fn live() -> Result<After, String> {
     );
     mounted.map_err(|error| format!("cannot mount: {error}"))?;
     console::plain();
-    for failure in modules::load_all() {
+    for failure in modules::load_all(modules::ALL_GUESTS) {
         report::send(NAME, "module_failed", json!({ "message": failure }));
     }
     let request = Request::from_command_line(&machine::command_line());

@@ -5,14 +5,16 @@ use std::path::Path;
 
 use crate::{machine, system};
 
-/// One folder a kernel release; files are named in the order of loading.
-const FOLDER: &str = "/lib/modules-min";
+/// What every guest loads; one folder a kernel release, files are named in the order of loading.
+pub(crate) const ALL_GUESTS: &str = "/lib/modules-min";
+/// What a guest with the agent loads beside.
+pub(crate) const AGENT: &str = "/lib/modules-agent";
 
-/// Loads all modules for the running kernel; returns what failed, one text a module.
+/// Loads all modules of a folder for the running kernel; returns what failed, one text a module.
 ///
 /// Another kernel than the one the initramfs was made for has no folder, and nothing is loaded.
-pub(crate) fn load_all() -> Vec<String> {
-    let folder = Path::new(FOLDER).join(machine::kernel_release());
+pub(crate) fn load_all(folder: &str) -> Vec<String> {
+    let folder = Path::new(folder).join(machine::kernel_release());
     let mut paths: Vec<_> = fs::read_dir(folder)
         .into_iter()
         .flatten()

@@ -79,6 +79,17 @@ pub(crate) fn end(end: End) -> ! {
     sleep_forever()
 }
 
+/// Waits for a child of this process, or one that was left to it; its number and its status (wait(2)).
+///
+/// # Errors
+/// When there is none.
+pub(crate) fn wait_for_any() -> io::Result<(i32, i32)> {
+    let mut status = 0;
+    // SAFETY: the pointer is to an integer of ours.
+    let pid = unsafe { libc::wait(&raw mut status) };
+    if pid < 0 { Err(io::Error::last_os_error()) } else { Ok((pid, status)) }
+}
+
 /// Waits without end; the guest must not lose its PID 1.
 pub(crate) fn sleep_forever() -> ! {
     loop {

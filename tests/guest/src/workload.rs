@@ -1,5 +1,6 @@
 //! The workloads by name.
 
+mod agent;
 mod alarm;
 mod count;
 mod cpuinfo;
@@ -43,6 +44,7 @@ const fn workload(
 
 /// All there are.
 const ALL: &[Workload] = &[
+    workload(agent::NAME, agent::run),
     workload(alarm::NAME, alarm::run),
     workload(count::NAME, count::run),
     workload(cpuinfo::NAME, cpuinfo::run),

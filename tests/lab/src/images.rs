@@ -21,6 +21,10 @@ const GUEST_INIT: &str = "guest-init";
 /// its devices, and both halves of a power key.
 const GUEST_MODULES: [&str; 5] =
     ["virtio_mmio", "virtio_balloon", "virtio_rng", "evdev", "gpio_keys"];
+/// The guest's agent, below the folder of programs.
+const AGENT: &str = "tessera-agent";
+/// What a guest with the agent loads beside.
+const AGENT_MODULES: [&str; 1] = ["vmw_vsock_virtio_transport"];
 /// What busybox is called in a guest.
 const GUEST_APPLETS: &str = "ash awk base64 basename cat chmod chown cksum clear cmp cp cut date dd df dirname dmesg du echo env \
     expr false find free grep head hexdump hostname id insmod ip kill killall ln ls lsmod md5sum mkdir mknod mktemp more mount mv nc \
@@ -88,15 +92,54 @@ pub(crate) fn guest(
         for applet in GUEST_APPLETS.split_whitespace() {
             archive.link(&format!("/bin/{applet}"), "busybox")?;
         }
-        for (number, module) in modules.iter().enumerate() {
-            let path = format!("/lib/modules-min/{}/{number:02}-{}.ko", stamp.release, module.name);
-            archive.file(&path, 0o644, &module.data)?;
-        }
-        Ok(())
+        add_modules(archive, &format!("/lib/modules-min/{}", stamp.release), &modules)
     })?;
     fs::write(&made_of, identity).map_err(failed(&made_of))?;
     progress.say(&format!("guest initramfs ready: {}", target.display()));
     Ok(target)
+}
+
+/// Makes the archive that gives a guest the agent and its sockets, where it is missing or older than what it is
+/// made of; `None` before the agent is built. It follows the guest's initramfs: the kernel unpacks one after the
+/// other (Documentation/driver-api/early-userspace/buffer-format.rst), and guests without the agent need not
+/// carry it.
+///
+/// # Errors
+/// When something cannot be read or written.
+pub(crate) fn agent(
+    places: &Places,
+    stamp: &Stamp,
+    programs: &Path,
+) -> Result<Option<PathBuf>, Error> {
+    let agent = programs.join(AGENT);
+    let Ok(digest) = digest(&agent) else { return Ok(None) };
+    let target = places.artifacts().join("agent.cpio");
+    let made_of = target.with_extension("made-of");
+    let identity = format!("{} {digest} {AGENT_MODULES:?}", stamp.identity());
+    if target.is_file() && fs::read_to_string(&made_of).is_ok_and(|text| text == identity) {
+        return Ok(Some(target));
+    }
+    let modules = places.artifacts().join("modules").join(&stamp.release);
+    let modules = Tree::scan(&modules)?.with_dependencies(&AGENT_MODULES)?;
+    write_whole(&target, |archive| {
+        archive.copy(&agent, "/bin/tessera-agent")?;
+        add_modules(archive, &format!("/lib/modules-agent/{}", stamp.release), &modules)
+    })?;
+    fs::write(&made_of, identity).map_err(failed(&made_of))?;
+    Ok(Some(target))
+}
+
+/// Modules in a folder, named in the order of loading.
+fn add_modules(
+    archive: &mut Archive<BufWriter<File>>,
+    folder: &str,
+    modules: &[Module],
+) -> Result<(), initramfs::Error> {
+    for (number, module) in modules.iter().enumerate() {
+        let path = format!("{folder}/{number:02}-{}.ko", module.name);
+        archive.file(&path, 0o644, &module.data)?;
+    }
+    Ok(())
 }
 
 /// Makes the part of the nested host's initramfs that every boot shares, where it is missing.

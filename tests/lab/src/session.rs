@@ -98,6 +98,7 @@ impl Lab {
                 .say(&format!("no guest initramfs yet: {} is not built", path.display())),
             Err(error) => return Err(error.into()),
         }
+        images::agent(&self.places, &stamp, programs)?;
         images::host_base(&self.places, &stamp)?;
         Ok(stamp)
     }
@@ -179,7 +180,9 @@ impl Lab {
     ) -> Result<String, Error> {
         let artifacts = self.places.artifacts();
         let own = std::env::current_exe().map_err(Error::Temporary)?;
-        let known = [artifacts.join("stamp.json"), artifacts.join("initrd.cpio"), own];
+        let archives = ["initrd.cpio", "agent.cpio"].map(|name| artifacts.join(name));
+        let [initrd, agent] = archives;
+        let known = [artifacts.join("stamp.json"), initrd, agent, own];
         let built = PROGRAMS.map(|name| programs.join(name));
         let mut text = String::new();
         for path in
@@ -207,6 +210,9 @@ impl Lab {
             Ok(initrd) => all.push((initrd, "/artifacts/initrd.cpio".to_owned())),
             Err(images::Error::NoGuestInit { .. }) if !needs_guest => {}
             Err(error) => return Err(error.into()),
+        }
+        if let Some(archive) = images::agent(&self.places, stamp, programs)? {
+            all.push((archive, "/artifacts/agent.cpio".to_owned()));
         }
         // Later entries count: a user's file may take the place of ours.
         all.extend(files);

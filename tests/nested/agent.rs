@@ -1,0 +1,87 @@
+//! The guest's agent, in a guest of the initramfs: commands, files, and the clock after a pause.
+
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use testing::guest::{Guest, Plan};
+use testing::lab::{Lab, program};
+use testing::scratch::Scratch;
+use testing::wait::until;
+
+fn tesseractl(guest: &Guest, arguments: &[&str]) -> Output {
+    let mut command = Command::new(program("tesseractl"));
+    command.arg(guest.socket()).args(arguments).stdin(Stdio::null()).output().unwrap()
+}
+
+fn sh(guest: &Guest, script: &str) -> Output {
+    // The guest may still boot.
+    tesseractl(guest, &["exec", "--timeout", "60", "--", "sh", "-c", script])
+}
+
+fn said(output: &Output) -> String {
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8_lossy(&output.stdout).trim().to_owned()
+}
+
+#[test]
+fn commands_run_and_files_travel_in_a_guest_that_boots() {
+    Lab::new().run(|| {
+        let scratch = Scratch::new();
+        let guest = Plan::agent(&scratch).start();
+        guest.is_loaded();
+
+        // Right after the start: the client waits for the agent.
+        let output = sh(&guest, "echo out; echo err >&2; uname -m; exit 3");
+        assert_eq!(output.status.code(), Some(3), "{output:?}");
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "out\naarch64\n");
+        assert_eq!(String::from_utf8_lossy(&output.stderr), "err\n");
+        assert_eq!(sh(&guest, "kill -9 $$").status.code(), Some(137));
+        assert_eq!(tesseractl(&guest, &["exec", "nothing"]).status.code(), Some(127));
+        let tty = tesseractl(&guest, &["exec", "--tty", "--", "tty"]);
+        assert_eq!(said(&tty), "/dev/pts/0");
+
+        let bytes: Vec<u8> = (0..8_000_000_u32).map(|number| (number % 251) as u8).collect();
+        let (file, back) = (scratch.file("file", &bytes), scratch.join("back"));
+        let copy = |from: &str, to: &str| said(&tesseractl(&guest, &["cp", from, to]));
+        copy(file.to_str().unwrap(), ":/tmp/");
+        let sum = said(&sh(&guest, "sha256sum </tmp/file"));
+        copy(":/tmp/file", back.to_str().unwrap());
+        assert!(std::fs::read(&back).unwrap() == bytes);
+        let here = Command::new("sha256sum").stdin(std::fs::File::open(&file).unwrap()).output();
+        assert_eq!(said(&here.unwrap()), sum);
+        let tree = "mkdir -p /tmp/tree/a; for i in $(seq 200); do echo $i >/tmp/tree/a/$i; done";
+        said(&sh(&guest, tree));
+        copy(":/tmp/tree", scratch.path().to_str().unwrap());
+        assert_eq!(std::fs::read_dir(scratch.join("tree/a")).unwrap().count(), 200);
+
+        said(&tesseractl(&guest, &["stop"]));
+        guest.finish().expect_power_off();
+    });
+}
+
+#[test]
+fn the_clock_follows_the_hosts_after_a_pause() {
+    Lab::new().run(|| {
+        let scratch = Scratch::new();
+        let guest = Plan::agent(&scratch).start();
+        guest.is_loaded();
+        let behind = || {
+            let clock: u64 = said(&sh(&guest, "date +%s")).parse().unwrap();
+            SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs().abs_diff(clock)
+        };
+        until("the guest has the host's time", || (behind() <= 2).then_some(()));
+        // The agent has looked at the clocks once when it answers.
+
+        guest.client().pause().unwrap();
+        let paused = Instant::now();
+        let refused = sh(&guest, "true");
+        assert_eq!(refused.status.code(), Some(125), "{refused:?}");
+        assert!(String::from_utf8_lossy(&refused.stderr).contains("resume"), "{refused:?}");
+        until("a pause of 20 s", || (paused.elapsed() > Duration::from_secs(20)).then_some(()));
+        guest.client().resume().unwrap();
+
+        assert!(behind() >= 10, "the guest's clock did not stop with the guest");
+        until("the agent sets the clock", || (behind() <= 2).then_some(()));
+        guest.stop();
+    });
+}
