@@ -83,7 +83,7 @@ install-tests = mkdir -p $(LAB_DIRECTORY)/tests; \
 	    done
 
 nested-tests: programs
-	@$(call install-tests,)
+	@$(call install-tests,--profile nested)
 
 # As users have it: some benches call the VMM's own code.
 nested-benches: programs
