@@ -7,6 +7,8 @@ use crate::system;
 const WORD: usize = size_of::<u64>();
 /// The tags that granules get in turn: all but 0, which fresh memory has.
 const TAGS: usize = 15;
+/// The smallest page of the architecture.
+const SMALL_PAGE: usize = 4096;
 
 /// Memory with a known content.
 #[derive(Debug)]
@@ -96,7 +98,7 @@ fn pattern(offset: usize) -> u64 {
 /// The tag of the granule at `offset`: neighbours differ, and so do pages.
 fn tag(offset: usize) -> u8 {
     let granule = offset / GRANULE;
-    let page = offset / system::page_size();
+    let page = offset / SMALL_PAGE;
     // Below 16.
     (granule.wrapping_add(page) % TAGS + 1) as u8
 }
