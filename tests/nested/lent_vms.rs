@@ -132,7 +132,7 @@ fn a_vm_with_mte_evicts_exactly_what_it_needs_while_both_run() {
             let tries = 1 + report.pool.counters.tail_retries;
             let more = spare + LISTS + tries * if huge { HUGE_PAGES } else { BATCH };
             assert!(moved + free >= NEED && moved + free <= NEED + more, "{report:?}");
-            owner.order("tag 128", "tagged");
+            owner.order("tag 32", "tagged");
             are_intact(&broker, lodger, owner);
         }
     });

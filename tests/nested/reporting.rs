@@ -63,7 +63,7 @@ fn comes_back(what: &str, plan: Plan, touch: u64) -> Guest {
 fn freed_memory_goes_back_to_the_host() {
     Lab::new().run(|| {
         comes_back("1 GiB", plan(1024), 768).stop();
-        comes_back("1 GiB, 4 vCPUs", plan(1024).with("--cpus", "4"), 768).stop();
+        comes_back("1 GiB, 4 vCPUs", plan(1024).with("--cpus", "4"), 384).stop();
     });
 }
 
@@ -71,7 +71,7 @@ fn freed_memory_goes_back_to_the_host() {
 fn freed_memory_of_a_memfd_and_of_a_small_guest_goes_back() {
     Lab::new().run(|| {
         let memfd = plan(1024).with("--memory-backing", "memfd");
-        comes_back("1 GiB in a memfd", memfd, 768).stop();
+        comes_back("1 GiB in a memfd", memfd, 384).stop();
         // It reports in units smaller than a huge page, around which the host would put huge pages together again.
         let path = "/sys/kernel/mm/transparent_hugepage/khugepaged/max_ptes_none";
         let _none = Setting::new(path, "0");
@@ -82,7 +82,7 @@ fn freed_memory_of_a_memfd_and_of_a_small_guest_goes_back() {
 #[test]
 fn freed_memory_goes_back_where_the_guest_clears_what_it_frees() {
     Lab::new().run(|| {
-        let guest = comes_back("1 GiB, init_on_free=1", plan(1024).append("init_on_free=1"), 768);
+        let guest = comes_back("1 GiB, init_on_free=1", plan(1024).append("init_on_free=1"), 384);
         guest.stop();
     });
 }
@@ -92,7 +92,7 @@ fn freed_memory_goes_back_to_a_host_with_pages_of_16_kib() {
     // A host such as those of lent_vms have.
     Lab::new().kernel_package(KERNEL_16K).second_node("128M").run(|| {
         assert_eq!(rustix::param::page_size(), 16 << 10);
-        comes_back("1 GiB on pages of 16 KiB", plan(1024), 768).stop();
+        comes_back("1 GiB on pages of 16 KiB", plan(1024), 384).stop();
     });
 }
 
@@ -171,9 +171,7 @@ fn without_reporting_freed_memory_stays_until_it_is_switched_on() {
         let curve = Curve::until_still(&guest);
         println!("1 GiB, switched off while the guest runs:\n{curve}");
         assert!(curve.last() > 700 << 20, "{curve}");
-        until("reports that are kept", || {
-            (Footprint::of(&mut client).kept > 600 << 20).then_some(())
-        });
+        Footprint::wait(&guest, "reports that are kept", |now| now.kept > 600 << 20);
 
         // Switched on again: what is freed from now on goes back. The guest may have reported until
         // now, so what was kept is read after the switch.
@@ -193,7 +191,7 @@ fn without_reporting_freed_memory_stays_until_it_is_switched_on() {
 #[test]
 fn memory_that_went_back_comes_back_zero_without_tags_and_takes_new_ones() {
     // MiB: what the guest frees is what it takes first the next time.
-    const TAG: u64 = 128;
+    const TAG: u64 = 64;
     Lab::new().run(|| {
         for backing in ["anonymous", "memfd"] {
             let plan = plan(768).with("--memory-backing", backing).with("--cpus", "2");
@@ -205,9 +203,8 @@ fn memory_that_went_back_comes_back_zero_without_tags_and_takes_new_ones() {
                 assert_eq!(tagged["wrong"], 0, "{backing}, round {round}: {tagged}");
                 assert_eq!(tagged["stops"], true, "{backing}, round {round}: {tagged}");
                 assert_eq!(guest.order("free", "freed")["wrong"], 0, "{backing}, round {round}");
-                until("reports of what was tagged", || {
-                    let now = Footprint::of(&mut guest.client());
-                    (now.discarded >= before.discarded + ((TAG - 16) << 20)).then_some(())
+                Footprint::wait(&guest, "reports of what was tagged", |now| {
+                    now.discarded >= before.discarded + ((TAG - 16) << 20)
                 });
             }
             guest.type_line("poweroff");

@@ -9,8 +9,8 @@ use tesseractl::client::{Client, Error};
 use crate::guest::Guest;
 use crate::wait::{PATIENCE, until};
 
-/// How often a curve has a point.
-const STEP: Duration = Duration::from_millis(250);
+/// How often a curve has a point, and a footprint is waited for: its pages are counted, each time.
+const STEP: Duration = Duration::from_millis(500);
 
 /// A guest's driver waits 2 s between two looks at its free memory (mm/page_reporting.c): what has stood
 /// still for three of them will stand still.
@@ -54,6 +54,22 @@ pub fn measured(client: &mut Client) -> Value {
 }
 
 impl Footprint {
+    /// Waits until a guest's is `so`.
+    ///
+    /// # Panics
+    /// When it is not by the deadline.
+    pub fn wait(guest: &Guest, what: &str, so: impl Fn(&Self) -> bool) {
+        let mut client = guest.client();
+        until(what, || {
+            let now = Self::of(&mut client);
+            if so(&now) {
+                return Some(());
+            }
+            std::thread::sleep(STEP);
+            None
+        });
+    }
+
     /// Asks the VMM.
     ///
     /// # Panics
