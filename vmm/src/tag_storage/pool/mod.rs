@@ -42,7 +42,7 @@ pub use counters::Counters;
 pub use error::{FreeError, PoolError, ReserveError};
 pub use lease::{LeaseTerms, MAX_LEASES, MAX_NAME, TermsError};
 use pending::Release;
-pub(crate) use requests::Order;
+pub(crate) use requests::{Order, at_most};
 use slots::Slots;
 use state::State;
 pub use status::{BlocksReport, ChunksReport, LeaseReport, PoolReport};

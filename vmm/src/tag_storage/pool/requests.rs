@@ -18,6 +18,11 @@ const AT_MOST: Duration = Duration::from_secs(10);
 /// twenty a second.
 const A_CHUNK: Duration = Duration::from_millis(100);
 
+/// How long a request for so many chunks may take.
+pub(crate) fn at_most(chunks: u32) -> Duration {
+    AT_MOST.saturating_add(A_CHUNK.saturating_mul(chunks))
+}
+
 /// Whose turn it is when several leases want the same slots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Order {
@@ -60,7 +65,7 @@ impl Pool {
 
     /// The time by which a request for so many chunks is to be answered; none where none takes long.
     pub(crate) fn deadline(&self, chunks: u32) -> Option<Instant> {
-        (!self.instant).then(|| Instant::now() + AT_MOST + A_CHUNK * chunks)
+        (!self.instant).then(|| Instant::now() + at_most(chunks))
     }
 
     fn reserve_one(&self, lease: LeaseId, deadline: Option<Instant>) -> Reserved {

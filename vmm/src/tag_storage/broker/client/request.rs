@@ -10,18 +10,15 @@ use super::connection::{Connection, unexpected};
 use super::{Client, Error, Shared, State, lock};
 use crate::tag_storage::broker::protocol::wire::{Reply, Request};
 use crate::tag_storage::chunk::ChunkIndex;
-use crate::tag_storage::pool::{SlotIndex, tags_of};
+use crate::tag_storage::pool::{SlotIndex, at_most, tags_of};
 
-/// How long the broker has for an answer, or for the next part of one. A reservation may have to move some
-/// hundred pages out of the way; a broker that takes longer is stopped or stuck, and is treated as gone.
+/// How long the broker has for an answer that needs no reservation, or for the next part of one. A broker that takes
+/// longer is stopped or stuck, and is treated as gone.
 pub(super) const PATIENCE: Duration = Duration::from_secs(30);
 
-/// How much longer for each chunk of a large request, as a VM makes before it starts: each may have to move
-/// pages. More than the pool takes at most (`A_CHUNK` in pool/requests.rs).
-const A_CHUNK: Duration = Duration::from_millis(120);
-
-/// Chunks of a request that is not large.
-const FEW: usize = 1024;
+/// How much longer than the pool takes at most: the broker may have to wait for a processor, and for others'
+/// requests before this one.
+const MARGIN: Duration = Duration::from_secs(20);
 
 /// How often a thread that waits for an answer looks whether the broker has taken too long.
 const LOOK_EVERY: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
@@ -43,9 +40,15 @@ impl PendingRequest {
     }
 
     fn is_overdue(&self) -> bool {
-        let many = self.chunks.len() > FEW && self.slots.is_empty();
-        let chunks = if many { self.chunks.len() as u32 } else { 0 };
-        self.since.elapsed() >= PATIENCE.saturating_add(A_CHUNK.saturating_mul(chunks))
+        self.since.elapsed() >= self.patience()
+    }
+
+    /// The first part comes when all chunks have been reserved, the others at once.
+    fn patience(&self) -> Duration {
+        if !self.slots.is_empty() {
+            return PATIENCE;
+        }
+        at_most(u32::try_from(self.chunks.len()).unwrap_or(u32::MAX)).saturating_add(MARGIN)
     }
 
     /// Takes a part of the answer; `true` with the last one.
@@ -205,6 +208,20 @@ impl Shared {
         let Some(PendingRequest { chunks, slots, .. }) = state.request.take() else { return };
         for (chunk, slot) in chunks.into_iter().zip(slots) {
             state.freed.extend(state.slots.insert(chunk, slot));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_has_longer_than_the_pool_takes_at_most() {
+        for count in [1, 100, 512, 1024, 1025, 1 << 20] {
+            let request = PendingRequest::new(&vec![ChunkIndex(0); count]);
+            let most = at_most(u32::try_from(count).unwrap_or(u32::MAX));
+            assert!(request.patience() >= most + MARGIN, "{count} chunks");
         }
     }
 }
