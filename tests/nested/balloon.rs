@@ -51,7 +51,7 @@ fn a_balloon_goes_up_and_down_twenty_times_under_memory_pressure() {
     // MiB: of the guest, of what presses on it, of targets within and beyond what is left.
     const MEMORY: u64 = 256;
     const PRESSURE: u64 = 64;
-    const WITHIN: u64 = 16;
+    const WITHIN: u64 = 8;
     const BEYOND: u64 = 224;
     // So much in the balloon leaves less than a round then touches.
     const NEARLY_ALL: u64 = 80;
