@@ -84,7 +84,7 @@ impl Tap {
     /// # Errors
     /// The system's: EBADFD for one that is gone.
     pub(crate) fn name(&self) -> io::Result<String> {
-        let name = self.describe()?.ifr_name.map(|byte| byte as u8);
+        let name = self.describe()?.ifr_name.map(|byte| byte.to_ne_bytes()[0]);
         let name = CStr::from_bytes_until_nul(&name).map_err(|_| io::ErrorKind::InvalidData)?;
         Ok(name.to_string_lossy().into_owned())
     }
