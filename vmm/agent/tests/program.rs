@@ -96,7 +96,8 @@ fn it_says_what_it_is() {
     assert_eq!(answer.kind, Kind::Accepted);
     let accepted: Accepted = answer.json().unwrap();
     assert!(accepted.agent.starts_with("tessera-agent "), "{accepted:?}");
-    assert_eq!(accepted.operations, Some(1));
+    // The connection that found the agent ready may still be closing.
+    assert!(accepted.operations.is_some_and(|count| count >= 1), "{accepted:?}");
 }
 
 #[test]
