@@ -233,7 +233,8 @@ impl Connection {
         if std::mem::take(&mut self.credit) {
             return Some(Control::plain(Operation::CreditUpdate));
         }
-        if self.host != self.told {
+        // What can still be read comes first, so that the guest mostly learns of both halves at once.
+        if self.host != self.told && !self.has_data() {
             self.told = self.host;
             if self.told == Shutdown::BOTH {
                 self.state = State::Closing;

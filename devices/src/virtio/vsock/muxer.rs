@@ -161,7 +161,11 @@ impl<P: Peers> Muxer<P> {
     }
 
     fn remove(&mut self, key: Key) {
-        self.connections.remove(&key);
+        let removed = self.connections.remove(&key);
+        if removed.is_some_and(|connection| connection.queued) {
+            // Otherwise a guest that takes nothing would have the queue grow.
+            self.due.retain(|due| *due != key);
+        }
         self.gauge();
     }
 
@@ -223,7 +227,7 @@ impl<P: Peers> Muxer<P> {
         let Some(connection) = self.connections.get_mut(&key) else { return };
         let Some(peer) = connection.peer else { return };
         if connection.unsent.is_empty() {
-            return self.peers.want_room(peer, false);
+            return;
         }
         let before = connection.unsent.bytes().len();
         let flushed = flush(&mut self.peers, peer, &mut connection.unsent);
@@ -243,8 +247,11 @@ impl<P: Peers> Muxer<P> {
     /// The peer takes nothing more.
     fn deafen(&mut self, key: Key) {
         let Some(connection) = self.connections.get_mut(&key) else { return };
+        let waits = !connection.unsent.is_empty();
         connection.deafen();
-        if let Some(peer) = connection.peer {
+        if let Some(peer) = connection.peer
+            && waits
+        {
             self.peers.want_room(peer, false);
         }
         self.close_if_through(key);
@@ -553,7 +560,7 @@ impl<P: Peers> Muxer<P> {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => connection.readable = false,
             // The peer closed the stream before it had read all.
             Err(_) => {
-                connection.deafen();
+                self.deafen(key);
                 self.finish_reading(key);
             }
         }
@@ -635,6 +642,24 @@ impl<P: Peers> Muxer<P> {
             self.connections.remove(&key);
         }
         self.gauge();
+    }
+}
+
+#[cfg(test)]
+impl<P> Muxer<P> {
+    /// Fails when more is kept than may be, or the tables do not agree.
+    pub(super) fn check_bounds(&self) {
+        use super::connection::BUFFER;
+        assert!(self.resets.len() <= MOST_RESETS);
+        assert!(self.due.len() <= self.connections.len());
+        for (peer, key) in &self.by_peer {
+            assert_eq!(self.connections[key].peer, Some(*peer));
+        }
+        for connection in self.connections.values() {
+            assert!(connection.unsent.bytes().len() <= BUFFER as usize);
+            assert!(connection.peer.is_none_or(|peer| self.by_peer.contains_key(&peer)));
+            assert!(!connection.is_due() || connection.queued);
+        }
     }
 }
 

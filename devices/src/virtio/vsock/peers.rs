@@ -71,6 +71,7 @@ pub trait Peers: Send {
     fn write_bytes(&mut self, peer: PeerId, from: &[u8]) -> io::Result<usize>;
 
     /// Whether [`Readiness::writable`] is wanted, which it is not at first. It comes at once if there is room.
+    /// Only a change is said: with epoll each call announces again what is true of the stream.
     fn want_room(&mut self, peer: PeerId, wanted: bool);
 
     /// The guest sends nothing more, which the peer reads as the end.

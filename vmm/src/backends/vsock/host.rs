@@ -176,6 +176,18 @@ impl HostPeers {
         self.listen_if_possible();
     }
 
+    /// As if so much time had passed.
+    #[cfg(test)]
+    pub(super) fn pass(&mut self, time: Duration) {
+        self.clock.start -= time;
+    }
+
+    /// How many streams are open, and of how many it is not known yet what they want.
+    #[cfg(test)]
+    pub(super) fn open_streams(&self) -> (usize, usize) {
+        (self.streams.len(), self.greetings.len())
+    }
+
     fn forget(&mut self, peer: PeerId) {
         self.greetings.remove(&peer);
         self.streams.remove(&peer);

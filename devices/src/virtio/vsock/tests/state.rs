@@ -1,0 +1,101 @@
+//! Save and restore.
+
+use super::driver::*;
+use super::*;
+use crate::state::{RestoreError, Stateful};
+use crate::virtio::testing::{Bench, DATA, Descriptor};
+
+/// Where the buffer for events is.
+const EVENTS: u64 = DATA + (6 << 20);
+
+fn restored(guest: Guest) -> Guest {
+    let host = FakePeers::default();
+    let bench = guest.bench.migrate(Vsock::new(CID, host.clone())).unwrap();
+    Guest { bench, host, ..guest }
+}
+
+#[test]
+fn a_restored_guest_learns_that_its_connections_are_gone_before_it_gets_packets() {
+    let mut guest = restored(Guest::connected());
+    let peer = guest.host.new_peer();
+    guest.bench.transport.device_mut().connect(peer, 1024);
+    guest.serve();
+    assert!(guest.receive().is_empty());
+    assert!(!guest.bench.transport.device().has_packets());
+
+    guest.bench.rings(EVENT).offer(&[Descriptor::writable(EVENTS, 8)]);
+    guest.bench.kick(EVENT as u32);
+    guest.serve();
+
+    assert_eq!(guest.bench.rings(EVENT).used(), [(0, 4)]);
+    assert_eq!(guest.bench.memory.read_obj::<u32>(GuestAddress(EVENTS)).unwrap(), 0);
+    assert_eq!(operations(&guest.receive()), [Operation::Request]);
+    // It is said once.
+    guest.bench.rings(EVENT).offer(&[Descriptor::writable(EVENTS, 8)]);
+    guest.bench.kick(EVENT as u32);
+    assert!(guest.bench.rings(EVENT).used().is_empty());
+}
+
+use vm_memory::{Bytes, GuestAddress};
+
+#[test]
+fn a_packet_of_a_connection_before_the_restore_is_refused() {
+    let mut guest = restored(Guest::connected());
+    guest.bench.rings(EVENT).offer(&[Descriptor::writable(EVENTS, 4)]);
+    guest.bench.kick(EVENT as u32);
+
+    guest.send(packet(Operation::Data), b"old");
+
+    assert_eq!(operations(&guest.receive()), [Operation::Reset]);
+}
+
+#[test]
+fn ports_of_the_host_go_on_where_they_were() {
+    let mut guest = Guest::started();
+    for _ in 0..3 {
+        let peer = guest.host.new_peer();
+        guest.bench.transport.device_mut().connect(peer, 1024);
+    }
+    let mut guest = restored(guest);
+    guest.bench.rings(EVENT).offer(&[Descriptor::writable(EVENTS, 4)]);
+    guest.bench.kick(EVENT as u32);
+    let peer = guest.host.new_peer();
+    guest.bench.transport.device_mut().connect(peer, 1024);
+    guest.serve();
+
+    assert_eq!(guest.receive()[0].0.source_port, (1 << 30) + 3);
+}
+
+#[test]
+fn a_buffer_without_room_for_an_event_breaks_the_device() {
+    let mut guest = restored(Guest::connected());
+    guest.bench.rings(EVENT).offer(&[Descriptor::writable(EVENTS, 3)]);
+
+    guest.bench.kick(EVENT as u32);
+
+    assert!(matches!(guest.bench.transport.broken(), Some(Broken::Form(_))));
+}
+
+#[test]
+fn a_device_that_no_driver_uses_has_nothing_to_say() {
+    let host = FakePeers::default();
+    let bench = Bench::new(Vsock::new(CID, host.clone()));
+    let mut bench = bench.migrate(Vsock::new(CID, host.clone())).unwrap();
+    let offered = bench.offered();
+    bench.initialise(offered);
+
+    bench.rings(EVENT).offer(&[Descriptor::writable(EVENTS, 4)]);
+    bench.kick(EVENT as u32);
+
+    assert!(bench.rings(EVENT).used().is_empty());
+}
+
+#[test]
+fn a_port_that_is_none_is_damage() {
+    for port in [0, (1 << 30) - 1, 1 << 31, u32::MAX] {
+        let mut device = Vsock::new(CID, FakePeers::default());
+        let state = serde_json::from_str(&format!("{{\"next_port\":{port}}}")).unwrap();
+
+        assert!(matches!(device.restore(state), Err(RestoreError::Damaged { .. })), "{port}");
+    }
+}
