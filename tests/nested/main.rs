@@ -23,3 +23,4 @@ mod reporting;
 mod startup;
 mod tag_storage;
 mod threads;
+mod vsock;

@@ -50,13 +50,22 @@ impl Plan {
     /// # Panics
     /// When the lab has no agent.
     pub fn agent(scratch: &Scratch) -> Self {
+        Self::with_sockets("agent", scratch)
+    }
+
+    /// A guest that runs a workload of sockets, reached through `vsock` in `scratch`, which is to live as long as the
+    /// guest.
+    ///
+    /// # Panics
+    /// When the lab has no agent.
+    pub fn with_sockets(workload: &str, scratch: &Scratch) -> Self {
         // One archive after the other is one initramfs.
         let initrd = scratch.join("initrd");
         let archives =
             ["initrd.cpio", "agent.cpio"].map(|name| std::fs::read(artifact(name)).unwrap());
         std::fs::write(&initrd, archives.concat()).unwrap();
         let socket = scratch.join("vsock");
-        Self::workload("agent").initrd(&initrd).with("--vsock", socket.to_str().unwrap())
+        Self::workload(workload).initrd(&initrd).with("--vsock", socket.to_str().unwrap())
     }
 
     /// A kernel that needs nothing else.

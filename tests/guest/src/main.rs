@@ -11,6 +11,7 @@ mod pmu;
 mod power_key;
 mod region;
 mod report;
+mod sockets;
 mod system;
 mod workload;
 

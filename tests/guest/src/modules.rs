@@ -14,6 +14,11 @@ pub(crate) const AGENT: &str = "/lib/modules-agent";
 ///
 /// Another kernel than the one the initramfs was made for has no folder, and nothing is loaded.
 pub(crate) fn load_all(folder: &str) -> Vec<String> {
+    load_all_with(folder, |_| {})
+}
+
+/// The same, with something done before each module is loaded, by the name of its file.
+pub(crate) fn load_all_with(folder: &str, mut before: impl FnMut(&str)) -> Vec<String> {
     let folder = Path::new(folder).join(machine::kernel_release());
     let mut paths: Vec<_> = fs::read_dir(folder)
         .into_iter()
@@ -25,6 +30,7 @@ pub(crate) fn load_all(folder: &str) -> Vec<String> {
     paths
         .iter()
         .filter_map(|path| {
+            before(&path.to_string_lossy());
             let loaded = File::open(path).and_then(|file| system::load_module(&file));
             loaded.err().map(|error| format!("{}: {error}", path.display()))
         })

@@ -1,7 +1,7 @@
 //! Whether devices serve the guest.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::queues::QueueDoorbells;
 
@@ -24,6 +24,10 @@ struct State {
     open: bool,
     /// How many threads are inside.
     turns: usize,
+    /// Since when it has been closed after it was open.
+    closed: Option<Instant>,
+    /// How long it was closed before.
+    closed_before: Duration,
 }
 
 /// A turn of a device. The gate is not drained before it is dropped.
@@ -43,7 +47,16 @@ impl QueueGate {
 
     /// Lets no further turn begin.
     pub fn close(&self) {
-        self.state().open = false;
+        let mut state = self.state();
+        if std::mem::replace(&mut state.open, false) {
+            state.closed = Some(Instant::now());
+        }
+    }
+
+    /// How long it has been closed in all since it was first opened.
+    pub fn time_closed(&self) -> Duration {
+        let state = self.state();
+        state.closed_before + state.closed.map_or(Duration::ZERO, |since| since.elapsed())
     }
 
     /// Waits until no turn is under way, but no longer than `patience`; whether that is so. The gate is closed.
@@ -55,7 +68,12 @@ impl QueueGate {
 
     /// Opens the gate and signals every queue, because notifications are dropped while it is closed.
     pub fn open(&self) {
-        self.state().open = true;
+        let mut state = self.state();
+        state.open = true;
+        if let Some(since) = state.closed.take() {
+            state.closed_before += since.elapsed();
+        }
+        drop(state);
         for doorbells in self.doorbells().iter() {
             doorbells.signal_all();
         }
@@ -105,6 +123,23 @@ mod tests {
         gate.close();
         assert!(gate.enter().is_none());
         assert!(gate.drain(LONG));
+    }
+
+    #[test]
+    fn a_gate_knows_how_long_it_was_closed() {
+        let gate = QueueGate::default();
+        assert_eq!(gate.time_closed(), Duration::ZERO);
+        gate.open();
+        assert_eq!(gate.time_closed(), Duration::ZERO);
+        let start = Instant::now();
+        gate.close();
+        while gate.time_closed() < Duration::from_millis(2) {}
+        gate.close();
+        gate.open();
+        let closed = gate.time_closed();
+        assert!((Duration::from_millis(2)..=start.elapsed()).contains(&closed), "{closed:?}");
+
+        assert_eq!(gate.time_closed(), closed);
     }
 
     #[test]

@@ -270,6 +270,22 @@ fn an_output_must_not_be_an_input_or_another_output() {
 }
 
 #[test]
+fn the_socket_of_a_guest_is_not_another_file() {
+    let args = |vsock: &str| RunArgs {
+        kernel: Some("k".into()),
+        serial: Some("socket:s".to_owned()),
+        api_sock: Some("a".into()),
+        vsock: Some(vsock.parse().unwrap()),
+        ..RunArgs::default()
+    };
+    let vsock = "the socket of --vsock";
+    assert_eq!(conflict(&args("k,cid=9")), Some(("the kernel", vsock)));
+    assert_eq!(conflict(&args("s")), Some(("the serial target", vsock)));
+    assert_eq!(conflict(&args("./a")), Some((vsock, "the control socket")));
+    assert_eq!(conflict(&args("v")), None);
+}
+
+#[test]
 fn another_name_of_a_file_is_still_that_file() {
     let directory = tempfile::tempdir().unwrap();
     let path = |name: &str| directory.path().join(name);
@@ -359,13 +375,15 @@ prop_compose! {
         balloon in proptest::option::of(
             "reporting=(on|off),deflate-on-oom=(on|off),target=[1-6]?[0-3]M,stats=[0-9]{1,4}"
         ),
+        vsock in proptest::option::of("/no-such/v[a-z,]{0,5}(,cid=[3-9][0-9]{0,8})?"),
     ) -> RunArgs {
         let memory = chunks.map(|chunks| Bytes::mib(2 * chunks));
         let initrd = initrd.map(Into::into);
         let balloon = balloon.map(|text: String| text.parse().unwrap());
+        let vsock = vsock.map(|text: String| text.parse().unwrap());
         RunArgs {
             initrd, cmdline, memory, cpus, mte, serial, memory_backing, no_balloon, rng, lock_memory,
-            balloon, ..minimal()
+            balloon, vsock, ..minimal()
         }
     }
 }

@@ -279,6 +279,7 @@ fn the_configuration_of_any_vm_is_described() {
     for without in [false, true] {
         args.no_balloon = without;
         args.rng = !without;
+        args.vsock = (!without).then(|| "v.sock,cid=4".parse().unwrap());
         args.tag_storage = without.then_some(TagStorageMode::Demand);
         args.tag_max = without.then_some(arch::units::Bytes::mib(1));
         let config = args.merge().unwrap();

@@ -21,6 +21,7 @@ use vm_memory::VolatileSlice;
 use vm_memory::bitmap::BitmapSlice;
 
 use super::greeting::{Greeting, Progress};
+use crate::backends::gate::QueueGate;
 use crate::exit_status::ExitStatus;
 use crate::sys::accept::Remedy;
 use crate::sys::unix_socket::{self, Kind, Socket};
@@ -63,11 +64,11 @@ pub struct HostPeers {
 }
 
 impl HostPeers {
-    /// Listens at `path`.
+    /// Listens at `path`. No time passes while `gate` is closed.
     ///
     /// # Errors
     /// When the path cannot be had.
-    pub fn listen(path: &Path) -> Result<Self, Error> {
+    pub(crate) fn listen(path: &Path, gate: QueueGate) -> Result<Self, Error> {
         let kind = Kind { backlog: BACKLOG, ..Kind::PRIVATE_STREAM };
         let socket = Socket::bind_as(path, kind)?;
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(watch)?;
@@ -80,7 +81,7 @@ impl HostPeers {
             streams: BTreeMap::new(),
             greetings: BTreeMap::new(),
             next: LISTENER + 1,
-            clock: Clock::new(),
+            clock: Clock { start: Instant::now(), gate },
             listens: true,
             pause: None,
         })
@@ -89,11 +90,6 @@ impl HostPeers {
     /// Readable while there is something for [`take_events`].
     pub(super) fn events(&self) -> Arc<OwnedFd> {
         Arc::clone(&self.epoll)
-    }
-
-    /// Some time has not counted.
-    pub(super) fn skip(&mut self, time: Duration) {
-        self.clock.start += time;
     }
 
     fn add(&mut self, stream: UnixStream) -> io::Result<PeerId> {
@@ -314,15 +310,12 @@ impl Peers for HostPeers {
 /// Time that stands still while the VM is paused.
 struct Clock {
     start: Instant,
+    gate: QueueGate,
 }
 
 impl Clock {
-    fn new() -> Self {
-        Self { start: Instant::now() }
-    }
-
     fn now(&self) -> Duration {
-        self.start.elapsed()
+        self.start.elapsed().saturating_sub(self.gate.time_closed())
     }
 }
 

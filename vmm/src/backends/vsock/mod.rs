@@ -9,7 +9,7 @@ mod host;
 
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use devices::virtio::mmio::Served;
 use devices::virtio::vsock::{Peers, RX, TX, Vsock};
@@ -35,8 +35,6 @@ pub struct VsockEvents {
     timer: Timer,
     /// The deadline that the timer is set for.
     armed: Option<Duration>,
-    /// When the VM was found paused.
-    paused: Option<Instant>,
 }
 
 /// What there is to do in a turn.
@@ -62,7 +60,7 @@ impl VsockEvents {
             .peers()
             .events();
         let timer = Timer::new()?;
-        Ok(Self { queues, host, watched: false, timer, armed: None, paused: None })
+        Ok(Self { queues, host, watched: false, timer, armed: None })
     }
 
     fn host_events(&self) -> Events {
@@ -80,7 +78,6 @@ impl VsockEvents {
 
     /// The VM is paused. The doorbells ring when it is resumed.
     fn stand_still(&mut self, cause: &Cause, ops: &mut EventOps<'_>) {
-        self.paused.get_or_insert_with(Instant::now);
         // It stays readable, and would wake the thread again at once.
         if matches!(cause, Cause::Host) && ops.remove(self.host_events()).is_ok() {
             self.watched = false;
@@ -89,11 +86,7 @@ impl VsockEvents {
     }
 
     fn take_turn(&mut self, cause: &Cause) {
-        let paused = self.paused.take().map(|since| since.elapsed());
         let (now, deadline) = self.queues.with(|transport| {
-            if let Some(time) = paused {
-                transport.device_mut().peers_mut().skip(time);
-            }
             match cause {
                 Cause::Queue(queue) => {
                     if transport.serve(*queue) == Served::More {

@@ -11,6 +11,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketType};
 
 use self::guest::*;
 use super::*;
+use crate::backends::gate::QueueGate;
 
 const PORT: u32 = 1024;
 
@@ -76,7 +77,7 @@ fn the_socket_is_its_owners_only_and_goes_with_the_device() {
     let guest = TestGuest::new();
     let path = guest.path();
     assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o600);
-    let error = HostPeers::listen(&path).err().unwrap();
+    let error = HostPeers::listen(&path, QueueGate::default()).err().unwrap();
     assert!(error.to_string().contains("another process listens"), "{error}");
 
     drop(guest);
@@ -337,6 +338,11 @@ fn nothing_moves_while_the_vm_is_paused_and_all_of_it_after() {
     }
     assert_eq!(guest.turns(), turns);
     assert_eq!(guest.open_streams(), (1, 0));
+
+    // Nor does any time pass.
+    let now = |guest: &TestGuest| guest.transport.lock().unwrap().device().peers().now();
+    let before = now(&guest);
+    assert_eq!(now(&guest), before);
 
     guest.gate.open();
     let mut packets = Vec::new();

@@ -222,7 +222,7 @@ fn entropy_source(builder: &mut Builder<'_>) -> Result<(), Error> {
 }
 
 fn vsock(builder: &mut Builder<'_>, wanted: &VsockSpec) -> Result<(), Error> {
-    let device = Vsock::new(wanted.cid, HostPeers::listen(&wanted.path)?);
+    let device = Vsock::new(wanted.cid, HostPeers::listen(&wanted.path, builder.gate().clone())?);
     let counters = device.counters();
     let (transport, queues) = builder.place("socket device", device)?;
     let events = VsockEvents::new(&transport, queues)

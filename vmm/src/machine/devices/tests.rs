@@ -3,6 +3,7 @@
 use serde_json::json;
 
 use super::*;
+use crate::config::VsockSection;
 use crate::hypervisor::fake::FakeHypervisor;
 use crate::machine::testing::machine;
 
@@ -17,6 +18,29 @@ fn every_device_is_in_the_list_under_a_name_of_its_own() {
     let names: Vec<_> = machine.devices().iter().map(Attached::name).collect();
 
     assert_eq!(names, ["serial", "rtc", "gpio", "balloon", "entropy"]);
+}
+
+#[test]
+fn a_socket_device_has_its_socket_for_as_long_as_its_machine() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("v");
+    let kernel = crate::machine::testing::kernel();
+    let mut config = crate::machine::testing::config(kernel.path(), 1);
+    config.vsock =
+        Some(VsockSection { guest_cid: 3, uds_path: path.clone(), vsock_id: Some("v".into()) });
+    let spec = crate::machine::testing::spec(config);
+    let hypervisor = FakeHypervisor::new([vec![]]);
+    let board = crate::machine::Board::new(&spec, &hypervisor).unwrap();
+    let machine =
+        crate::machine::Machine::new(board, &spec, Output::nowhere(), Default::default()).unwrap();
+
+    let metrics: Map<String, Value> =
+        machine.devices().metrics().map(|(name, value)| (name.to_owned(), value)).collect();
+    assert_eq!(metrics["vsock"]["connections"], 0);
+    assert!(machine.devices().save().unwrap().contains_key("vsock"));
+    std::os::unix::net::UnixStream::connect(&path).unwrap();
+    drop(machine);
+    assert!(!path.exists());
 }
 
 #[test]

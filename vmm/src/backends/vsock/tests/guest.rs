@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use arch::layout::RAM_BASE;
 use arch::units::Bytes;
@@ -75,7 +76,9 @@ impl TestGuest {
     /// A guest whose driver is not ready yet.
     pub(super) fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let peers = HostPeers::listen(&directory.path().join("v")).unwrap();
+        let gate = QueueGate::default();
+        gate.open();
+        let peers = HostPeers::listen(&directory.path().join("v"), gate.clone()).unwrap();
         let doorbell = || EventFd::new(libc::EFD_NONBLOCK).unwrap();
         let doorbells = QueueDoorbells::from(vec![doorbell(), doorbell(), doorbell()]);
         let memory = GuestRam::new(Bytes::mib(4), Attributes::default()).unwrap();
@@ -83,8 +86,6 @@ impl TestGuest {
         let transport =
             Transport::new(device, memory.clone(), Box::new(Line), Box::new(doorbells.clone()));
         let transport = Arc::new(Mutex::new(transport));
-        let gate = QueueGate::default();
-        gate.open();
         let queues =
             QueueEvents::new("sockets", transport.clone(), doorbells.clone(), gate.clone());
         let mut events = EventManager::new().unwrap();
