@@ -1,5 +1,7 @@
 //! Save and restore.
 
+use vm_memory::{Bytes, GuestAddress};
+
 use super::driver::*;
 use super::*;
 use crate::state::{RestoreError, Stateful};
@@ -36,8 +38,6 @@ fn a_restored_guest_learns_that_its_connections_are_gone_before_it_gets_packets(
     assert!(guest.bench.rings(EVENT).used().is_empty());
 }
 
-use vm_memory::{Bytes, GuestAddress};
-
 #[test]
 fn a_packet_of_a_connection_before_the_restore_is_refused() {
     let mut guest = restored(Guest::connected());
@@ -47,6 +47,21 @@ fn a_packet_of_a_connection_before_the_restore_is_refused() {
     guest.send(packet(Operation::Data), b"old");
 
     assert_eq!(operations(&guest.receive()), [Operation::Reset]);
+}
+
+/// A notification that came just before the snapshot is not in it (Firecracker #5958).
+#[test]
+fn a_packet_that_was_not_taken_before_the_snapshot_is_taken_after_it() {
+    let mut guest = Guest::started();
+    guest.queue(packet(Operation::Request), b"", &[]);
+    let mut guest = restored(guest);
+    guest.bench.rings(EVENT).offer(&[Descriptor::writable(EVENTS, 4)]);
+    guest.bench.answer();
+    guest.serve();
+
+    assert_eq!(operations(&guest.receive()), [Operation::Reset]);
+    // The next one is notified of.
+    assert_eq!(guest.bench.rings(TX).available_event(), 1);
 }
 
 #[test]
