@@ -7,6 +7,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
+use rustix::fs::{Mode, OFlags, open};
 use rustix::process::{Gid, Resource, Rlimit, Uid, chdir, ioctl_tiocsctty, setrlimit, setsid};
 use rustix::thread::{set_thread_gid, set_thread_groups, set_thread_uid};
 
@@ -39,6 +40,16 @@ pub(crate) fn forget_parent() {
     // Linux 5.11; an older kernel refuses, and the descriptors of a supervisor stay as it left them.
     // SAFETY: no memory is passed; descriptors stay open and are only marked.
     unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, CLOSE_ON_EXEC) };
+}
+
+/// The agent may be kept from the kernel's choice when memory is short; a command is not.
+fn reset_oom_score() {
+    // Without /proc there is nothing that the agent has been given there.
+    if let Ok(file) =
+        open(c"/proc/self/oom_score_adj", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
+    {
+        let _ = rustix::io::write(file, b"0");
+    }
 }
 
 /// Makes a signal that is ignored one with its default action. By the system call: a C library refuses those
@@ -121,6 +132,7 @@ impl Preparation {
     fn apply(&self) -> io::Result<()> {
         // SAFETY: the call is one of those that are safe in a signal handler (signal-safety(7)), and so here.
         unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_DFL) };
+        reset_oom_score();
         self.step(Step::Session, || {
             setsid()?;
             if self.terminal {

@@ -101,6 +101,16 @@ fn a_command_has_a_session_default_signals_and_three_descriptors() {
 }
 
 #[test]
+fn a_command_is_not_kept_from_the_kernel_when_memory_is_short() {
+    let guest = Guest::start();
+    fs::write(format!("/proc/{}/oom_score_adj", guest.agent()), "7").unwrap();
+
+    let output = guest.run("exec", &["cat", "/proc/self/oom_score_adj"]);
+
+    assert_eq!(text(&output.stdout), "0\n");
+}
+
+#[test]
 fn another_user_has_its_number_and_its_groups() {
     let guest = Guest::start();
     if !rustix::process::geteuid().is_root() {
