@@ -77,8 +77,27 @@ impl Listener {
             }
             Self::Vsock { socket, any_peer } => {
                 let (stream, peer) = vsock::accept(socket)?;
-                Ok((*any_peer || peer == vsock::HOST).then(|| Connection::new(stream)))
+                Ok(is_served(peer, *any_peer).then(|| Connection::new(stream)))
             }
         }
+    }
+}
+
+fn is_served(peer: u32, any_peer: bool) -> bool {
+    any_peer || peer == vsock::HOST
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn over_vsock_only_the_host_is_served() {
+        // The hypervisor, the guest itself through vsock's loopback, the host, the guest, a guest of the guest.
+        assert_eq!(
+            [0, 1, 2, 3, 4].map(|peer| is_served(peer, false)),
+            [false, false, true, false, false]
+        );
+        assert!(is_served(1, true));
     }
 }

@@ -6,14 +6,14 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use agent::protocol::message::Summary;
+use agent::protocol::message::{Operation, Summary};
 use agent::transfer;
 use arch::units::Bytes;
 use clap::{Parser, Subcommand, ValueEnum};
 use serde::Serialize;
 use serde_json::{Value, json};
 use tesseractl::client::{Client, DEFAULT_TIMEOUT, Error};
-use tesseractl::guest::args::{CopyArgs, ExecArgs, ProxyArgs, Reach, ShellArgs};
+use tesseractl::guest::args::{AgentArgs, CopyArgs, ExecArgs, ProxyArgs, Reach, ShellArgs};
 use tesseractl::guest::connect::Vsock;
 use tesseractl::guest::copy::{self, Side};
 use tesseractl::guest::{self, exec, proxy};
@@ -80,6 +80,8 @@ enum Command {
     Cp(CopyArgs),
     /// Connect standard input and output to a vsock port of the guest, as ssh's ProxyCommand
     Proxy(ProxyArgs),
+    /// Wait for the guest's agent and show what it is
+    Agent(AgentArgs),
     /// Show the VM's counters
     Metrics,
     /// Show the memory balloon, or change it
@@ -174,6 +176,7 @@ fn run(arguments: &Arguments, socket: &Path) -> Result<String, Error> {
         | Command::Exec(_)
         | Command::Shell(_)
         | Command::Cp(_)
+        | Command::Agent(_)
         | Command::Proxy(_) => return Ok(String::new()),
         Command::Metrics => return show(&client.metrics()?, json, report::metrics),
         Command::Footprint => return show(&client.footprint()?, json, report::footprint),
@@ -228,12 +231,33 @@ fn in_guest(arguments: &Arguments) -> Option<ExitCode> {
             })
             .map(|summary| incomplete(&summary))
             .map_err(|error| (guest_code(&error), error)),
+        Command::Agent(args) => vsock(&args.reach)
+            .and_then(|vsock| agent(&vsock, &args, arguments.json))
+            .map_err(|error| (guest_code(&error), error)),
         _ => return None,
     };
     Some(ExitCode::from(ended.unwrap_or_else(|(code, error)| {
         let _ = writeln!(io::stderr(), "tesseractl: {}", error.line());
         code
     })))
+}
+
+/// Shows the guest's agent, or has it set the clock; the exit status.
+fn agent(vsock: &Vsock, args: &AgentArgs, as_json: bool) -> Result<u8, guest::Error> {
+    let operation = if args.set_clock { Operation::SetClock } else { Operation::Info };
+    let (_, accepted) = vsock.operate(operation, args.reach.timeout())?;
+    let agent = printable(&accepted.agent);
+    let text = match (as_json, accepted.clock_moved_ms) {
+        (true, moved) => document(&json!({
+            "agent": agent,
+            "operations": accepted.operations,
+            "clock_moved_ms": moved,
+        })),
+        (false, Some(moved)) => format!("clock set, by {moved} ms\n"),
+        (false, None) => format!("{agent}, operations: {}\n", accepted.operations.unwrap_or(0)),
+    };
+    print(&text).map_err(|error| guest::Error::Output("the answer", error))?;
+    Ok(0)
 }
 
 /// The exit status of a copy that was made as far as it could.

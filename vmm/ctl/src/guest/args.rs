@@ -74,6 +74,17 @@ pub struct ShellArgs {
     manner: Manner,
 }
 
+/// `agent`.
+#[derive(Clone, Debug, Args)]
+pub struct AgentArgs {
+    /// How the guest is reached.
+    #[command(flatten)]
+    pub reach: Reach,
+    /// Set the guest's clock to the host's, for instance when a VM was restored
+    #[arg(long)]
+    pub set_clock: bool,
+}
+
 /// `cp`.
 #[derive(Clone, Debug, Args)]
 pub struct CopyArgs {

@@ -17,6 +17,23 @@ fn a_guest_that_boots_is_waited_for() {
 }
 
 #[test]
+fn the_agent_says_what_it_is() {
+    let guest = Guest::start();
+
+    let shown = guest.run("agent", &[]);
+    let document = guest.run("agent", &["--json"]);
+    // This machine has no real-time clock of a VM.
+    let clock = guest.run("agent", &["--set-clock"]);
+
+    let shown = text(&shown.stdout);
+    assert!(shown.starts_with("tessera-agent ") && shown.ends_with("operations: 1\n"), "{shown}");
+    let document: serde_json::Value = serde_json::from_slice(&document.stdout).unwrap();
+    assert_eq!(document["operations"], 1);
+    assert_eq!(clock.status.code(), Some(1));
+    assert!(text(&clock.stderr).contains("PL031"), "{}", text(&clock.stderr));
+}
+
+#[test]
 fn a_guest_without_an_agent_is_an_error_that_says_what_to_look_at() {
     let guest = Guest::booting(usize::MAX);
 
