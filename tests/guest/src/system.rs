@@ -90,6 +90,37 @@ pub(crate) fn wait_for_any() -> io::Result<(i32, i32)> {
     if pid < 0 { Err(io::Error::last_os_error()) } else { Ok((pid, status)) }
 }
 
+/// SIGUSR2, by which programs ask an init to power off.
+pub(crate) struct PowerOffSignal(libc::sigset_t);
+
+impl PowerOffSignal {
+    /// Keeps the signal for [`PowerOffSignal::wait`]: for this thread and those that it starts later.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub(crate) fn block() -> io::Result<Self> {
+        // SAFETY: a set of signals is plain integers; sigemptyset makes it a valid one.
+        let mut set: libc::sigset_t = unsafe { std::mem::zeroed() };
+        // SAFETY: the set is ours; the call that blocks reads it and writes nothing.
+        let status = unsafe {
+            libc::sigemptyset(&raw mut set);
+            libc::sigaddset(&raw mut set, libc::SIGUSR2);
+            libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut())
+        };
+        match status {
+            0 => Ok(Self(set)),
+            error => Err(io::Error::from_raw_os_error(error)),
+        }
+    }
+
+    /// Waits for it.
+    pub(crate) fn wait(&self) {
+        let mut signal = 0;
+        // SAFETY: set and number are ours, and live through the call.
+        unsafe { libc::sigwait(&raw const self.0, &raw mut signal) };
+    }
+}
+
 /// Waits without end; the guest must not lose its PID 1.
 pub(crate) fn sleep_forever() -> ! {
     loop {

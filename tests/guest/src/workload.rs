@@ -46,6 +46,7 @@ const fn workload(
 /// All there are.
 const ALL: &[Workload] = &[
     workload(agent::NAME, agent::run),
+    Workload { power_key: false, ..workload("agent-key", agent::run_with_key) },
     workload(alarm::NAME, alarm::run),
     workload(count::NAME, count::run),
     workload(cpuinfo::NAME, cpuinfo::run),

@@ -13,8 +13,8 @@ Usage: tessera-agent [OPTIONS]
 
 Options:
   --listen vsock:PORT | unix:PATH  where clients connect [default: vsock:1024]
-  --any-peer                       serve connections of other context ids than the host's: everyone who can
-                                   connect may then run commands as this user
+  --any-peer                       serve other peers than the host: each process that can connect may then
+                                   run commands as this user
   --no-clock                       leave the system's clock alone
   --no-power-key                   leave the power key to others
   --help                           print this

@@ -64,7 +64,7 @@ impl Sample {
     fn shows_pause_since(&self, before: &Self, tolerance: Duration) -> bool {
         let hardware = self.hardware.saturating_sub(before.hardware);
         let monotonic = self.monotonic.saturating_sub(before.monotonic);
-        // A clock that someone has set to another time on purpose stays so.
+        // A clock that was set to another time on purpose stays so.
         let was_right = before.hardware.abs_diff(before.system) <= TOLERANCE;
         let is_wrong = self.hardware.abs_diff(self.system) > tolerance;
         hardware > monotonic.saturating_add(TOLERANCE) && was_right && is_wrong

@@ -26,7 +26,7 @@ const CHIPS: &str = "/sys/bus/gpio/devices";
 /// Why the key is not watched although it should be.
 pub(crate) fn watch() -> Result<(), String> {
     let Some(line) = key_line(Path::new(KEYS)) else { return Ok(()) };
-    // A line that is taken here could not be the driver's any more.
+    // A line that is taken here is lost to the driver.
     if has_driver() {
         return Ok(());
     }

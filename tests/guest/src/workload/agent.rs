@@ -1,6 +1,8 @@
-//! `agent`: runs tessera-agent, so that tests can run commands in the guest.
+//! `agent`: runs tessera-agent, so that tests can run commands in the guest. `agent-key` leaves the power key
+//! to it.
 
 use std::process::Command;
+use std::thread;
 
 use serde_json::json;
 
@@ -12,14 +14,29 @@ pub(super) const NAME: &str = "agent";
 const PROGRAM: &str = "/bin/tessera-agent";
 
 pub(super) fn run(_: Option<&str>) -> Result<After, String> {
+    // This program has the power key.
+    with(&["--no-power-key"])
+}
+
+/// With the power key, and an init that powers off as that of busybox does: at SIGUSR2.
+pub(super) fn run_with_key(_: Option<&str>) -> Result<After, String> {
+    let asked = system::PowerOffSignal::block().map_err(|error| format!("SIGUSR2: {error}"))?;
+    thread::spawn(move || {
+        asked.wait();
+        report::send(NAME, "asked_to_power_off", json!({}));
+        system::end(system::End::PowerOff)
+    });
+    with(&[])
+}
+
+fn with(arguments: &[&str]) -> Result<After, String> {
     for failure in modules::load_all(modules::AGENT) {
         report::send(NAME, "module_failed", json!({ "message": failure }));
     }
-    // This program has the power key.
     let agent =
-        Command::new(PROGRAM).arg("--no-power-key").env_clear().spawn().map_err(|error| {
-            format!("{PROGRAM}: {error}: does agent.cpio follow the initramfs?")
-        })?;
+        Command::new(PROGRAM).args(arguments).env_clear().env("PATH", "/bin").spawn().map_err(
+            |error| format!("{PROGRAM}: {error}: does agent.cpio follow the initramfs?"),
+        )?;
     report::send(NAME, "started", json!({ "pid": agent.id() }));
     // What commands leave behind is PID 1's to wait for, too.
     let status = loop {

@@ -45,7 +45,7 @@ kinds! {
     Input = 4,
     /// Its end.
     InputEnd = 5,
-    /// The command does not read its input any more.
+    /// The command has closed its input.
     InputClosed = 6,
     /// How many bytes of input more the client may send: a number of four bytes, little-endian.
     Credit = 7,

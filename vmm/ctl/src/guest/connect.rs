@@ -63,7 +63,7 @@ impl Vsock {
     pub fn connect(&self, port: u32, timeout: Duration) -> Result<UnixStream, Error> {
         let start = Instant::now();
         let mut pause = PAUSE.0;
-        let mut is_told = false;
+        let mut is_noted = false;
         loop {
             let left = timeout.saturating_sub(start.elapsed());
             if let Some(stream) = self.attempt(port, left)? {
@@ -78,8 +78,8 @@ impl Vsock {
                 };
                 return Err(Error::NotListening { port, timeout, hint });
             }
-            if start.elapsed() >= PATIENCE && !is_told {
-                is_told = true;
+            if start.elapsed() >= PATIENCE && !is_noted {
+                is_noted = true;
                 super::terminal::note("waiting until something in the guest listens ...");
             }
             std::thread::sleep(pause);

@@ -162,7 +162,7 @@ impl Observer for Watch<'_> {
     }
 }
 
-/// Why the agent does not read any more, if it has said so.
+/// Why the agent has stopped reading, if it has sent a reason.
 fn reason(mut stream: &UnixStream) -> Option<Error> {
     let frame = frame::read(&mut stream).ok()??;
     (frame.kind == Kind::Failed).then(|| frame.json().ok().map(Error::Refused))?

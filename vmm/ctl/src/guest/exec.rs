@@ -26,7 +26,7 @@ const PATIENCE: u32 = 3;
 /// Runs a command to its end; its exit status, 128 and the number of the signal that ended it.
 ///
 /// # Errors
-/// When there is no command, or no way to it any more.
+/// When the command does not start, or the connection to it is lost.
 pub fn run(vsock: &Vsock, request: Exec, timeout: Duration) -> Result<u8, Error> {
     let with_terminal = request.terminal.is_some();
     let stream = vsock.connect(PORT, timeout)?;
@@ -74,7 +74,7 @@ struct Session {
 /// How much input the agent takes.
 struct Credit {
     bytes: u32,
-    /// The command does not read any more.
+    /// The command has closed its input.
     is_closed: bool,
 }
 
@@ -129,7 +129,7 @@ impl Session {
         self.credit.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until there is credit; how much, or `None` if no input is wanted any more.
+    /// Waits until there is credit; how much, or `None` if the command has closed its input.
     fn wait_for_credit(&self) -> Option<usize> {
         let credit = self.credit();
         let credit = self

@@ -209,7 +209,7 @@ fn a_file_that_cannot_be_read_is_counted_and_the_others_are_copied() {
 fn a_copy_that_is_stopped_leaves_nothing_of_the_file() {
     let guest = Guest::start();
     fs::create_dir(guest.path("back")).unwrap();
-    // A file of the guest that is longer than anyone waits for.
+    // A file of the guest whose copy does not end during the test.
     let long = fs::File::create(guest.path("long")).unwrap();
     long.set_len(1 << 40).unwrap();
     let back = guest.path("back");

@@ -1,4 +1,4 @@
-//! How a guest is found and waited for, and what a user is told when it is not there.
+//! How a guest is found and waited for, and the messages when it is not there.
 
 use std::io::Write;
 use std::os::unix::net::UnixListener;
