@@ -401,8 +401,17 @@ pub(crate) fn verify(path: &Path, package: &Package) -> Result<(), Error> {
 /// When the file cannot be read.
 pub(crate) fn digest(path: &Path) -> io::Result<String> {
     let mut hasher = Sha256::new();
-    io::copy(&mut File::open(path)?, &mut hasher)?;
-    Ok(hex(&hasher.finalize()))
+    let mut file = BufReader::with_capacity(64 << 10, File::open(path)?);
+    loop {
+        let length = match file.fill_buf()? {
+            [] => return Ok(hex(&hasher.finalize())),
+            bytes => {
+                hasher.update(bytes);
+                bytes.len()
+            }
+        };
+        file.consume(length);
+    }
 }
 
 /// Bytes in lower-case hexadecimal.
