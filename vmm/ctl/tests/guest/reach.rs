@@ -26,9 +26,9 @@ fn the_agent_says_what_it_is() {
     let clock = guest.run("agent", &["--set-clock"]);
 
     let shown = text(&shown.stdout);
-    assert!(shown.starts_with("tessera-agent ") && shown.ends_with("operations: 1\n"), "{shown}");
+    assert!(shown.starts_with("tessera-agent ") && shown.contains(", operations: "), "{shown}");
     let document: serde_json::Value = serde_json::from_slice(&document.stdout).unwrap();
-    assert_eq!(document["operations"], 1);
+    assert!(document["operations"].as_u64() >= Some(1), "{document}");
     assert_eq!(clock.status.code(), Some(1));
     assert!(text(&clock.stderr).contains("PL031"), "{}", text(&clock.stderr));
 }
