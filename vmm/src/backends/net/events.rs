@@ -81,10 +81,6 @@ impl NetEvents {
     /// A turn of the device, with its gate entered. What is to be watched then.
     fn turn(&mut self, due: Due) -> Watch {
         self.queues.with(|transport| {
-            if due.hung_up {
-                let read = transport.is_active();
-                transport.device_mut().port_mut().hung_up(read);
-            }
             let mut came_back = false;
             if due.retry {
                 came_back = transport.device_mut().port_mut().reconnect();
@@ -95,10 +91,16 @@ impl NetEvents {
                     transport.notify(TRANSMIT);
                 }
             }
-            if (due.rx || came_back)
-                && let Some(Progress::More) = transport.with_queue(RECEIVE, Net::receive)
-            {
-                transport.notify(RECEIVE);
+            if due.rx || came_back {
+                let progress = transport.with_queue(RECEIVE, Net::receive);
+                if progress == Some(Progress::More) {
+                    transport.notify(RECEIVE);
+                }
+                // Without a driver, or without its buffers, the end of a stream is not read.
+                let unread = matches!(progress, None | Some(Progress::Driver));
+                if due.hung_up && unread {
+                    transport.device_mut().port_mut().hung_up();
+                }
             }
             let device = transport.device_mut();
             let up = device.port().is_up();

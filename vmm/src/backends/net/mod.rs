@@ -202,3 +202,6 @@ impl Control {
 fn lock(transport: &Shared<Net<Port>>) -> MutexGuard<'_, Transport<Net<Port>, GuestRam>> {
     transport.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests;

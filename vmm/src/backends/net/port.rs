@@ -112,12 +112,11 @@ impl Port {
         }
     }
 
-    /// The descriptor reports an error or a peer that has closed it. Nothing is read of it unless `read`.
-    pub(super) fn hung_up(&mut self, read: bool) {
+    /// The descriptor reports an error or a peer that has closed it, and is not read now.
+    pub(super) fn hung_up(&mut self) {
         match &mut self.backend {
             Backend::Tap(tap) => tap.check(),
-            Backend::Stream(stream) if !read => stream.lose("it has closed the connection"),
-            Backend::Stream(_) => {}
+            Backend::Stream(stream) => stream.lose("it has closed the connection"),
         }
     }
 
