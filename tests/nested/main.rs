@@ -18,6 +18,7 @@ mod leaks;
 mod lending;
 mod lent_vms;
 mod memory;
+mod net;
 mod refusals;
 mod reporting;
 mod startup;

@@ -247,14 +247,17 @@ fn vsock(builder: &mut Builder<'_>, wanted: &VsockSpec) -> Result<(), Error> {
 fn network_interface(builder: &mut Builder<'_>, spec: &NetSpec) -> Result<(), Error> {
     let port = net::Port::open(spec);
     let port = port.map_err(|source| Error::Net { id: spec.id.clone(), source })?;
-    let name = format!("net-{}", spec.id);
     let called = format!("network interface {}", spec.id);
     let (transport, queues) = builder.place(&called, Net::new(port, spec.mac, spec.mtu))?;
     let events = NetEvents::new(queues)
         .map_err(|source| Error::Timers { device: "network interface", source })?;
-    builder.work(&name, Box::new(events))?;
+    builder.work(&format!("net-{}", spec.id), Box::new(events))?;
     let control = net::Control::new(Arc::clone(&transport));
-    builder.attach(&name, transport, Some(Box::new(move || control.metrics())));
+    builder.attach(
+        &format!("net_{}", spec.id),
+        transport,
+        Some(Box::new(move || control.metrics())),
+    );
     Ok(())
 }
 
