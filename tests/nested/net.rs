@@ -44,6 +44,12 @@ fn guest(guest: &Guest, command: &str) -> String {
     said(begin(guest, command))
 }
 
+/// Has the guest power off.
+fn stop(machine: &Guest) {
+    let mut client = Command::new(program("tesseractl"));
+    assert!(client.arg(machine.socket()).arg("stop").status().unwrap().success());
+}
+
 fn metrics(guest: &Guest) -> Value {
     serde_json::to_value(guest.client().metrics().unwrap()).unwrap()["net_eth0"].clone()
 }
@@ -133,7 +139,7 @@ fn on_a_tap(plan: Plan) {
     assert_eq!((&counted["link_up"], &counted["link_changes_total"]), (&false.into(), &1.into()));
     // A guest that sends where nothing is does not hang.
     guest(&machine, "! ping -c 1 -W 1 198.51.100.1");
-    guest(&machine, "poweroff -f");
+    stop(&machine);
     machine.finish().expect_power_off();
 }
 
@@ -232,7 +238,7 @@ fn a_guest_reaches_a_peer_on_a_socket_that_leaves_and_comes_back() {
         }
         let counted = metrics(&machine);
         assert_eq!(counted["link_changes_total"], 4, "{counted}");
-        guest(&machine, "poweroff -f");
+        stop(&machine);
         machine.finish().expect_power_off();
     });
 }

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use vmm::api::model::{
     Balloon, BalloonStats, BalloonStatsUpdate, BalloonUpdate, DriveUpdate, DriverState, Footprint,
-    GuestStats, InstanceInfo, Reporting, State, TagStorage,
+    GuestStats, InstanceInfo, NetworkInterfaceUpdate, Reporting, State, TagStorage,
 };
 use vmm::api::{ControlError, Controller, Server};
 use vmm::backends::balloon::Change;
@@ -97,6 +97,13 @@ impl Controller for FakeVm {
     }
     fn patch_drive(&mut self, id: &str, _: DriveUpdate) -> Result<(), ControlError> {
         Err(ControlError::no_such("disk", id))
+    }
+    fn patch_network_interface(
+        &mut self,
+        id: &str,
+        _: NetworkInterfaceUpdate,
+    ) -> Result<(), ControlError> {
+        Err(ControlError::no_such("network interface", id))
     }
     fn footprint(&self) -> Result<Footprint, ControlError> {
         Ok(Footprint { guest_bytes: 4 << 20, resident_bytes: 1 << 20, ..Footprint::default() })

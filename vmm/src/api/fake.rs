@@ -5,8 +5,8 @@ use serde_json::{Value, json};
 
 use super::model::{
     Balloon, BalloonStats, BalloonStatsUpdate, BalloonUpdate, DriveUpdate, DriverState, Footprint,
-    GuestStats, InstanceInfo, OnExhausted, Reporting, State, TagStorage, TagStorageChunks,
-    TagStorageMode,
+    GuestStats, InstanceInfo, NetworkInterfaceUpdate, OnExhausted, Reporting, State, TagStorage,
+    TagStorageChunks, TagStorageMode,
 };
 use super::{ControlError, Controller};
 use crate::backends::balloon::{Change, GuestReport};
@@ -122,6 +122,14 @@ impl Controller for FakeVm {
                 "is_read_only": false,
                 "rate_limiter": { "ops": { "size": 1000, "refill_time": 100 } },
             }],
+            "network-interfaces": [{
+                "iface_id": "eth0",
+                "backend": "user",
+                "forward": ["2222:22"],
+                "guest_mac": "02:00:00:00:00:01",
+                "mtu": 1400,
+                "tx_rate_limiter": { "bandwidth": { "size": 1000, "refill_time": 100 } },
+            }],
             "entropy": {},
         })
     }
@@ -200,6 +208,18 @@ impl Controller for FakeVm {
         match (id, update.drive_id.as_str()) {
             ("root", "root") => Ok(()),
             _ => Err(ControlError::no_such("disk", id)),
+        }
+    }
+
+    fn patch_network_interface(
+        &mut self,
+        id: &str,
+        update: NetworkInterfaceUpdate,
+    ) -> Result<(), ControlError> {
+        self.check()?;
+        match (id, update.iface_id.as_str()) {
+            ("eth0", "eth0") => Ok(()),
+            _ => Err(ControlError::no_such("network interface", id)),
         }
     }
 

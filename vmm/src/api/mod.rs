@@ -89,6 +89,16 @@ pub trait Controller {
     /// There is no such disk, or its file cannot be used. Nothing is changed then.
     fn patch_drive(&mut self, id: &str, update: model::DriveUpdate) -> Result<(), ControlError>;
 
+    /// Replaces limits of a network interface, as `PATCH /network-interfaces/{iface_id}` says. `id` is the path's.
+    ///
+    /// # Errors
+    /// There is no such interface, or such limits cannot be.
+    fn patch_network_interface(
+        &mut self,
+        id: &str,
+        update: model::NetworkInterfaceUpdate,
+    ) -> Result<(), ControlError>;
+
     /// The answer to `GET /footprint`: what the guest costs the host at this moment. Served without a
     /// balloon as well.
     ///

@@ -323,6 +323,20 @@ pub struct DriveUpdate {
     pub rate_limiter: Option<RateLimiterSection>,
 }
 
+/// Firecracker's `PartialNetworkInterface`: the body of `PATCH /network-interfaces/{iface_id}`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetworkInterfaceUpdate {
+    /// The interface, as the path names it.
+    pub iface_id: String,
+    /// New limits on what the guest receives; those that are not given stay.
+    #[serde(default, deserialize_with = "object", skip_serializing_if = "Option::is_none")]
+    pub rx_rate_limiter: Option<RateLimiterSection>,
+    /// New limits on what the guest sends; those that are not given stay.
+    #[serde(default, deserialize_with = "object", skip_serializing_if = "Option::is_none")]
+    pub tx_rate_limiter: Option<RateLimiterSection>,
+}
+
 /// Tag storage of a VM: the answer to `GET /tag-storage`. Every size is tag storage, of the supply named
 /// here.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -60,6 +60,13 @@ pub(crate) const ROUTES: &[Route] = &[
         path: "/drives/{drive_id}",
         handler: Handler::WriteOne(|vm, id, body| done(vm.patch_drive(id, parse(body)?))),
     },
+    Route {
+        method: "PATCH",
+        path: "/network-interfaces/{iface_id}",
+        handler: Handler::WriteOne(|vm, id, body| {
+            done(vm.patch_network_interface(id, parse(body)?))
+        }),
+    },
     patch("/balloon/statistics", |vm, body| done(vm.patch_balloon_statistics(parse(body)?))),
     get("/footprint", |vm| show(vm.footprint()?)),
     get("/tag-storage", |vm| show(vm.tag_storage()?)),

@@ -16,12 +16,12 @@ use arch::units::Bytes;
 use event_manager::MutEventSubscriber;
 
 use crate::backends::gate::QueueGate;
-use crate::backends::{balloon, block};
+use crate::backends::{balloon, block, net};
 use crate::console::{Output, Quiesce};
 use crate::hypervisor::Vm;
 use crate::memory::{DiscardHooks, GuestRam, NoHooks, Reclaimer, footprint};
 use crate::metrics::VcpuCounters;
-use crate::spec::{DiskSpec, Spec};
+use crate::spec::{DiskSpec, NetSpec, Spec};
 use crate::tag_storage::broker::Client;
 use crate::tag_storage::{BorrowerLease, TagReservation};
 use crate::vcpu::{self, Services, VcpuSet};
@@ -103,6 +103,16 @@ impl Machine {
     /// The disk of this name.
     pub fn disk_mut(&mut self, id: &str) -> Option<&mut block::Control> {
         self.devices.disks.iter_mut().find(|disk| disk.id() == id)
+    }
+
+    /// The network interface of this name.
+    pub fn network_interface_mut(&mut self, id: &str) -> Option<&mut net::Control> {
+        self.devices.net.iter_mut().find(|net| net.spec().id == id)
+    }
+
+    /// The network interfaces as they are now.
+    pub fn network_interfaces(&self) -> impl Iterator<Item = &NetSpec> {
+        self.devices.net.iter().map(net::Control::spec)
     }
 
     /// The disks as they are now.

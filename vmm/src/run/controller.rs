@@ -13,7 +13,7 @@ use crate::api::{ControlError, Controller, model};
 use crate::backends::balloon;
 use crate::error::chain;
 use crate::machine::{Machine, PauseReason};
-use crate::spec::{DiskSpec, RateLimiterSpec, Spec};
+use crate::spec::{DiskSpec, NetSpec, RateLimiterSpec, Spec};
 
 /// Everything that a client of the control socket may do.
 pub(super) struct MachineController {
@@ -71,6 +71,11 @@ impl Controller for MachineController {
             let sections: Vec<_> = machine.borrow().disks().map(DiskSpec::to_section).collect();
             *drives = serde_json::to_value(sections).unwrap_or_default();
         }
+        if let (Ok(machine), Some(net)) = (self.machine(), config.get_mut("network-interfaces")) {
+            let machine = machine.borrow();
+            let sections: Vec<_> = machine.network_interfaces().map(NetSpec::to_section).collect();
+            *net = serde_json::to_value(sections).unwrap_or_default();
+        }
         config
     }
 
@@ -120,6 +125,29 @@ impl Controller for MachineController {
             disk.refresh(&path).map_err(|error| ControlError::refused(chain(&error)))?;
         }
         disk.limit(limits);
+        Ok(())
+    }
+
+    fn patch_network_interface(
+        &mut self,
+        id: &str,
+        update: model::NetworkInterfaceUpdate,
+    ) -> Result<(), ControlError> {
+        if update.iface_id != id {
+            return Err(ControlError::refused(format!(
+                "the path names the network interface '{id}' and the body '{}': name the same one",
+                update.iface_id
+            )));
+        }
+        let limits = |section: Option<_>| {
+            let limits = RateLimiterSpec::new(section.unwrap_or_default());
+            limits.map_err(|error| ControlError::refused(error.to_string()))
+        };
+        let (rx, tx) = (limits(update.rx_rate_limiter)?, limits(update.tx_rate_limiter)?);
+        let machine = self.machine()?;
+        let mut machine = machine.borrow_mut();
+        let no_such = || ControlError::no_such("network interface", id);
+        machine.network_interface_mut(id).ok_or_else(no_such)?.limit(rx, tx);
         Ok(())
     }
 

@@ -217,7 +217,7 @@ impl NetSpec {
     }
 
     /// The section that it came from, defaults filled in.
-    pub(super) fn to_section(&self) -> NetworkInterfaceSection {
+    pub fn to_section(&self) -> NetworkInterfaceSection {
         let mut section = NetworkInterfaceSection {
             iface_id: self.id.clone(),
             guest_mac: Some(self.mac.map(|byte| format!("{byte:02x}")).join(":")),

@@ -20,7 +20,7 @@ fn ask(method: &str, path: &str, body: &str) -> (u16, Option<Value>) {
 fn ask_of(vm: &mut FakeVm, method: &str, path: &str, body: &str) -> (u16, Option<Value>) {
     let request = Request {
         method: method.to_owned(),
-        path: path.replace("{drive_id}", "root"),
+        path: path.replace("{drive_id}", "root").replace("{iface_id}", "eth0"),
         body: body.as_bytes().to_vec(),
         keep_alive: true,
         wants_text: false,

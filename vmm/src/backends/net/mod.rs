@@ -28,7 +28,7 @@ use thiserror::Error;
 
 use crate::backends::queues::Shared;
 use crate::memory::GuestRam;
-use crate::spec::RateLimiterSpec;
+use crate::spec::{NetSpec, RateLimiterSpec};
 pub use events::NetEvents;
 pub use port::Port;
 
@@ -148,22 +148,31 @@ impl OpenError {
     }
 }
 
-/// Changes and observes a network device. Clones are for the same device.
-#[derive(Clone)]
+/// Controls a network interface of a machine.
 pub struct Control {
+    spec: NetSpec,
     transport: Shared<Net<Port>>,
     counters: Arc<Counters>,
 }
 
 impl Control {
-    /// Of this device.
-    pub fn new(transport: Shared<Net<Port>>) -> Self {
+    /// Of this device, which was made of `spec`.
+    pub fn new(spec: &NetSpec, transport: Shared<Net<Port>>) -> Self {
         let counters = lock(&transport).device().counters();
-        Self { transport, counters }
+        Self { spec: spec.clone(), transport, counters }
+    }
+
+    /// What the interface is made of, as it is now.
+    pub fn spec(&self) -> &NetSpec {
+        &self.spec
     }
 
     /// Replaces those rate limits that are given; the others stay.
-    pub fn limit(&self, rx: RateLimiterSpec, tx: RateLimiterSpec) {
+    pub fn limit(&mut self, rx: RateLimiterSpec, tx: RateLimiterSpec) {
+        for (old, new) in [(&mut self.spec.rx_limits, rx), (&mut self.spec.tx_limits, tx)] {
+            old.bandwidth = new.bandwidth.or(old.bandwidth);
+            old.ops = new.ops.or(old.ops);
+        }
         let mut transport = lock(&self.transport);
         transport.device_mut().port_mut().limit(rx, tx);
         // What has waited for the old limits need not wait for the new ones.
@@ -171,14 +180,18 @@ impl Control {
         transport.notify(TRANSMIT);
     }
 
-    /// The device's counters.
-    pub fn metrics(&self) -> Value {
+    /// What reads its counters.
+    pub fn reader(&self) -> Box<dyn Fn() -> Value> {
+        let (transport, counters) = (Arc::clone(&self.transport), Arc::clone(&self.counters));
+        Box::new(move || Self::metrics(&transport, &counters))
+    }
+
+    fn metrics(transport: &Shared<Net<Port>>, counters: &Counters) -> Value {
         let (up, (rx_throttled, tx_throttled)) = {
-            let transport = lock(&self.transport);
+            let transport = lock(transport);
             (transport.device().is_link_up(), transport.device().port().throttled())
         };
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let counters = &self.counters;
         json!({
             "link_up": up,
             "link_changes_total": read(&counters.link_changes),

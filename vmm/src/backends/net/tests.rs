@@ -45,6 +45,7 @@ impl IrqLine for Line {
 
 /// A network interface in an event loop, with its driver.
 struct Bench {
+    control: Control,
     transport: Shared<Net<Port>>,
     gate: QueueGate,
     memory: GuestRam,
@@ -79,7 +80,8 @@ impl Bench {
         let queues = QueueEvents::new("network", transport.clone(), doorbells, gate.clone());
         let mut events = EventManager::new().unwrap();
         events.add_subscriber(NetEvents::new(queues).unwrap());
-        let mut bench = Self { transport, gate, memory, events, driver: [(0, 0); 2] };
+        let control = Control::new(spec, transport.clone());
+        let mut bench = Self { control, transport, gate, memory, events, driver: [(0, 0); 2] };
         bench.start(acked.0 | 1 << 32 | 1 << 29);
         bench.gate.open();
         Ok(bench)
@@ -113,7 +115,7 @@ impl Bench {
     }
 
     fn metric(&self, name: &str) -> u64 {
-        Control::new(self.transport.clone()).metrics()[name].as_u64().unwrap()
+        self.control.reader()()[name].as_u64().unwrap()
     }
 
     /// Makes one more buffer available: that of the next descriptor. `readable` is what the device is to read.

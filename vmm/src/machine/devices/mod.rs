@@ -50,6 +50,8 @@ pub struct DeviceSet {
     pub(super) gpio: Arc<Mutex<Gpio>>,
     /// The balloon, for its target and statistics.
     pub(super) balloon: Option<balloon::Control>,
+    /// The network interfaces, for their limits.
+    pub(super) net: Vec<net::Control>,
     /// The disks, for their sizes and limits.
     pub(super) disks: Vec<block::Control>,
     /// What serves the queues and the alarm, until the event loop takes it.
@@ -91,9 +93,13 @@ impl DeviceSet {
         if let Some(wanted) = &spec.vsock {
             vsock(&mut builder, wanted)?;
         }
-        spec.net.iter().try_for_each(|net| network_interface(&mut builder, net))?;
+        let net = spec.net.iter().map(|net| network_interface(&mut builder, net));
+        let net = net.collect::<Result<_, _>>()?;
         let Builder { plugged, attached, events, workers, .. } = builder;
-        Ok((Self { attached, serial, gpio, balloon, disks, events, _workers: workers }, plugged))
+        Ok((
+            Self { attached, serial, gpio, balloon, net, disks, events, _workers: workers },
+            plugged,
+        ))
     }
 
     /// Every device.
@@ -244,7 +250,7 @@ fn vsock(builder: &mut Builder<'_>, wanted: &VsockSpec) -> Result<(), Error> {
     Ok(())
 }
 
-fn network_interface(builder: &mut Builder<'_>, spec: &NetSpec) -> Result<(), Error> {
+fn network_interface(builder: &mut Builder<'_>, spec: &NetSpec) -> Result<net::Control, Error> {
     let port = net::Port::open(spec);
     let port = port.map_err(|source| Error::Net { id: spec.id.clone(), source })?;
     let called = format!("network interface {}", spec.id);
@@ -252,13 +258,9 @@ fn network_interface(builder: &mut Builder<'_>, spec: &NetSpec) -> Result<(), Er
     let events = NetEvents::new(queues)
         .map_err(|source| Error::Timers { device: "network interface", source })?;
     builder.work(&format!("net-{}", spec.id), Box::new(events))?;
-    let control = net::Control::new(Arc::clone(&transport));
-    builder.attach(
-        &format!("net_{}", spec.id),
-        transport,
-        Some(Box::new(move || control.metrics())),
-    );
-    Ok(())
+    let control = net::Control::new(spec, Arc::clone(&transport));
+    builder.attach(&format!("net_{}", spec.id), transport, Some(control.reader()));
+    Ok(control)
 }
 
 #[cfg(test)]

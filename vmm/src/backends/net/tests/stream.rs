@@ -248,7 +248,8 @@ fn limits_hold_frames_back_until_there_are_tokens_and_can_be_changed() {
 
     let ops = ops.map(|ops| BucketSpec { size: NonZero::new(1000).unwrap(), ..ops });
     let limits = RateLimiterSpec { ops, bandwidth: None };
-    Control::new(bench.transport.clone()).limit(limits, limits).unwrap();
+    bench.control.limit(limits, limits);
+    assert_eq!(bench.control.spec().rx_limits, limits);
 
     bench.until("frames", |bench| {
         let counts = (bench.metric("tx_frames_total"), bench.metric("rx_frames_total"));
