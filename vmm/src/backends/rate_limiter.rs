@@ -101,6 +101,8 @@ impl RateLimiter {
         let bucket = |spec: Option<BucketSpec>| spec.map(|bucket| Bucket::new(bucket, now));
         self.bandwidth = bucket(spec.bandwidth).or(self.bandwidth.take());
         self.ops = bucket(spec.ops).or(self.ops.take());
+        // The timer is for the old ones.
+        self.waiting = false;
     }
 
     /// Whether an operation may begin now. If not, [`timer`](Self::timer) goes off when it may.
@@ -285,6 +287,20 @@ mod tests {
 
         assert!(limiter.is_open());
         assert_eq!(limiter.throttled(), 1);
+    }
+
+    #[test]
+    fn new_limits_have_the_timer_set_anew() {
+        let with = |refill| RateLimiterSpec { ops: Some(bucket(1, refill, 0)), bandwidth: None };
+        let mut limiter = RateLimiter::new(with(86_400_000)).unwrap();
+        limiter.spend(1);
+        assert!(!limiter.is_open());
+
+        limiter.update(with(1));
+        limiter.spend(1);
+        assert!(!limiter.is_open());
+
+        while !limiter.take_timer() {}
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use rustix::fs::{Mode, OFlags};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
 /// Offloads that the reader of a tap takes (Linux `include/uapi/linux/if_tun.h`).
 pub(crate) mod offload {
@@ -128,6 +129,13 @@ impl AsFd for Tap {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
+}
+
+/// Whether there is an interface of this name.
+pub(crate) fn exists(name: &str) -> bool {
+    let kind = (AddressFamily::UNIX, SocketType::DGRAM);
+    let socket = socket_with(kind.0, kind.1, SocketFlags::CLOEXEC, None);
+    socket.is_ok_and(|socket| rustix::net::netdevice::name_to_index(socket, name).is_ok())
 }
 
 fn request() -> libc::ifreq {

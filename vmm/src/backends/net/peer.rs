@@ -77,6 +77,8 @@ impl Passt {
         let passed = rustix::io::dup(other.as_fd()).map_err(|errno| failed(errno.into()))?;
         let mut command = Command::new(PASST);
         command.args(["--foreground", "--quiet", "--fd", &passed.as_raw_fd().to_string()]);
+        // Otherwise the gateway's address leads the guest to what listens on the host's loopback alone.
+        command.arg("--no-map-gw");
         for PortForward { host, guest } in &self.forward {
             command.args(["--tcp-ports", &format!("{host}:{guest}")]);
         }

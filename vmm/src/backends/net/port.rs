@@ -78,13 +78,9 @@ impl Port {
     }
 
     pub(super) fn watch(&self) -> Watch {
-        let (port, lost) = match &self.backend {
-            Backend::Tap(tap) => (tap.is_up().then(|| tap.descriptor()), !tap.is_up()),
-            Backend::Stream(stream) => (stream.descriptor(), stream.is_lost()),
-        };
-        let blocked = match &self.backend {
-            Backend::Tap(tap) => tap.is_blocked(),
-            Backend::Stream(stream) => stream.is_blocked(),
+        let (port, lost, blocked) = match &self.backend {
+            Backend::Tap(tap) => (tap.descriptor(), tap.is_lost(), tap.is_blocked()),
+            Backend::Stream(stream) => (stream.descriptor(), stream.is_lost(), stream.is_blocked()),
         };
         let port = port.map(|descriptor| (descriptor, blocked));
         Watch { port, lost }
@@ -123,8 +119,7 @@ impl Port {
     /// Closes what [`Watch::lost`] is said of. Whether it may come back.
     pub(super) fn close(&mut self) -> bool {
         match &mut self.backend {
-            // Its descriptor stays, of an interface that is no more.
-            Backend::Tap(_) => false,
+            Backend::Tap(tap) => tap.close(),
             Backend::Stream(stream) => {
                 stream.close();
                 true
@@ -135,7 +130,7 @@ impl Port {
     /// Tries to have the peer back. Whether there is one.
     pub(super) fn reconnect(&mut self) -> bool {
         match &mut self.backend {
-            Backend::Tap(tap) => tap.is_up(),
+            Backend::Tap(tap) => tap.reattach(),
             Backend::Stream(stream) => stream.reconnect(),
         }
     }

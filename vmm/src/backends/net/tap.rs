@@ -13,7 +13,7 @@ use vm_memory::bitmap::BitmapSlice;
 
 use super::OpenError;
 use crate::error::say;
-use crate::sys::tap::{Tap, offload};
+use crate::sys::tap::{self, Tap, offload};
 use crate::sys::vectored;
 
 /// `virtio_net_hdr_v1`, which the driver of a modern device has before each frame.
@@ -40,9 +40,15 @@ const MEANING: [(u32, Features, Features); 5] = [
 /// A tap device as a port.
 #[derive(Debug)]
 pub(super) struct TapPort {
-    tap: Tap,
+    /// `None` once the interface has been removed.
+    tap: Option<Tap>,
     name: String,
+    /// Whether another tap of this name may take its place.
+    by_name: bool,
     offered: Features,
+    /// The offloads that the driver takes.
+    taken: u32,
+    /// The interface has been removed, and the descriptor is to be closed.
     gone: bool,
     blocked: bool,
 }
@@ -54,7 +60,7 @@ impl TapPort {
     /// When it cannot be had.
     pub(super) fn open(name: &str) -> Result<Self, OpenError> {
         let tap = Tap::open(name).map_err(|source| OpenError::tap(name, source))?;
-        Self::new(tap, name.to_owned())
+        Self::new(tap, name.to_owned(), true)
     }
 
     /// A tap that the process has been started with, as this descriptor.
@@ -64,21 +70,23 @@ impl TapPort {
     pub(super) fn inherit(number: RawFd) -> Result<Self, OpenError> {
         let inherited = Tap::inherit(number).and_then(|tap| Ok((tap.name()?, tap)));
         let (name, tap) = inherited.map_err(|source| OpenError::Descriptor { number, source })?;
-        Self::new(tap, name)
+        Self::new(tap, name, false)
     }
 
-    fn new(tap: Tap, name: String) -> Result<Self, OpenError> {
+    fn new(tap: Tap, name: String, by_name: bool) -> Result<Self, OpenError> {
         let set = tap.set_header(HEADER);
         set.map_err(|source| OpenError::TapHeader { name: name.clone(), source })?;
         let granted = OFFERS.into_iter().find(|offer| tap.set_offloads(*offer).is_ok());
         let offered = granted.map_or(Features::default(), features);
-        let port = Self { tap, name, offered, gone: false, blocked: false };
-        port.ask(0);
+        let tap = Some(tap);
+        let port = Self { tap, name, by_name, offered, taken: 0, gone: false, blocked: false };
+        port.ask();
         Ok(port)
     }
 
-    fn ask(&self, offloads: u32) {
-        if let Err(error) = self.tap.set_offloads(offloads) {
+    fn ask(&self) {
+        let asked = self.tap.as_ref().map_or(Ok(()), |tap| tap.set_offloads(self.taken));
+        if let Err(error) = asked {
             // Frames come with fewer offloads than the driver takes, which it can do with.
             say(&format!("the tap {} refuses offloads: {error}", self.name));
         }
@@ -89,7 +97,10 @@ impl TapPort {
     }
 
     pub(super) fn set_offloads(&mut self, acked: Features) {
-        self.ask(wanted(acked));
+        self.taken = wanted(acked);
+        if !self.gone {
+            self.ask();
+        }
     }
 
     pub(super) fn receive<B: BitmapSlice>(
@@ -97,20 +108,20 @@ impl TapPort {
         pieces: &[VolatileSlice<'_, B>],
         rest: &mut [u8],
     ) -> io::Result<usize> {
-        if self.gone {
+        let Some(tap) = self.tap.as_ref().filter(|_| !self.gone) else {
             return Err(ErrorKind::WouldBlock.into());
-        }
-        vectored::readv_then(&self.tap, pieces, rest).map_err(|error| self.failed(error))
+        };
+        vectored::readv_then(tap, pieces, rest).map_err(|error| self.failed(error))
     }
 
     pub(super) fn send<B: BitmapSlice>(
         &mut self,
         pieces: &[VolatileSlice<'_, B>],
     ) -> io::Result<()> {
-        if self.gone {
+        let Some(tap) = self.tap.as_ref().filter(|_| !self.gone) else {
             return Err(ErrorKind::NotConnected.into());
-        }
-        let sent = vectored::writev(&self.tap, pieces);
+        };
+        let sent = vectored::writev(tap, pieces);
         self.blocked = sent.as_ref().is_err_and(|error| error.kind() == ErrorKind::WouldBlock);
         sent.map(drop).map_err(|error| self.failed(error))
     }
@@ -125,25 +136,54 @@ impl TapPort {
 
     /// Finds out whether the interface has been removed.
     pub(super) fn check(&mut self) {
-        if !self.gone && self.tap.is_gone() {
+        if !self.gone && self.tap.as_ref().is_some_and(Tap::is_gone) {
             self.gone = true;
+            let until =
+                if self.by_name { "there is one of that name" } else { "the VM is started again" };
             say(&format!(
-                "the tap {} has been removed: the guest's link is down until it is started again",
+                "the tap {} has been removed: the guest's link is down until {until}",
                 self.name
             ));
         }
     }
 
+    /// Closes the descriptor of an interface that has been removed. Whether there may be another one.
+    pub(super) fn close(&mut self) -> bool {
+        self.tap = None;
+        self.gone = false;
+        self.blocked = false;
+        self.by_name
+    }
+
+    /// Attaches to another tap of the same name, if there is one: none is made. Whether it is there.
+    pub(super) fn reattach(&mut self) -> bool {
+        if self.tap.is_some() || !tap::exists(&self.name) {
+            return self.tap.is_some();
+        }
+        let Ok(tap) = Tap::open(&self.name) else { return false };
+        if tap.set_header(HEADER).is_err() {
+            return false;
+        }
+        self.tap = Some(tap);
+        self.ask();
+        say(&format!("the tap {} is back: the guest's link is up", self.name));
+        true
+    }
+
     pub(super) fn is_up(&self) -> bool {
-        !self.gone
+        self.tap.is_some() && !self.gone
+    }
+
+    pub(super) fn is_lost(&self) -> bool {
+        self.gone
     }
 
     pub(super) fn is_blocked(&self) -> bool {
         self.blocked
     }
 
-    pub(super) fn descriptor(&self) -> RawFd {
-        self.tap.as_fd().as_raw_fd()
+    pub(super) fn descriptor(&self) -> Option<RawFd> {
+        self.tap.as_ref().filter(|_| !self.gone).map(|tap| tap.as_fd().as_raw_fd())
     }
 }
 

@@ -3,7 +3,7 @@
 use std::process::Command;
 
 use super::*;
-use crate::sys::tap::Tap;
+use crate::sys::tap::{self, Tap};
 
 fn ip(words: &str) -> bool {
     Command::new("ip").args(words.split(' ')).status().is_ok_and(|status| status.success())
@@ -54,6 +54,21 @@ fn the_host_answers_a_guest_on_a_tap_until_it_is_removed() {
     bench.send(&arp_request());
     bench.until("dropped frame", |bench| (bench.metric("tx_unlinked_total") > 0).then_some(()));
     bench.settle();
+    // None is made: it may be gone for good.
+    std::thread::sleep(Duration::from_millis(300));
+    bench.settle();
+    assert!(!bench.link_up() && !tap::exists(&name));
+
+    assert!(ip(&format!("tuntap add mode tap vnet_hdr {name}")));
+    bench.until("link that is up", |bench| bench.link_up().then_some(()));
+    assert!(
+        ip(&format!("addr add 198.51.100.1/24 dev {name}")) && ip(&format!("link set {name} up"))
+    );
+    bench.send(&arp_request());
+    bench.until("answer", |bench| {
+        bench.take_frame().filter(|frame| frame.get(12..14) == Some(&[8, 6]))
+    });
+    assert!(ip(&format!("link del {name}")));
 }
 
 #[test]
