@@ -4,7 +4,7 @@
 //! what it writes (2.7.4.2). So a device looks at two streams of bytes, and at no descriptor.
 
 use vm_memory::bitmap::{BS, Bitmap};
-use vm_memory::{Bytes, GuestMemory, Permissions, VolatileSlice};
+use vm_memory::{Bytes, GuestAddress, GuestMemory, Permissions, VolatileSlice};
 
 use super::{Broken, Buffer, Chain};
 
@@ -134,17 +134,68 @@ impl Stream {
         M::Bitmap: Bitmap,
     {
         let mut slices = Vec::with_capacity(self.buffers.len());
-        for &Buffer { address, length, writable } in &self.buffers {
+        self.add_slices(memory, 0, &mut slices)?;
+        Ok(slices)
+    }
+
+    /// Adds the pieces of guest memory behind the first `skipped` bytes to others, as [`slices`](Self::slices).
+    ///
+    /// # Errors
+    /// [`Broken::Buffer`] when one is not in guest memory.
+    pub fn add_slices<'m, M: GuestMemory>(
+        &self,
+        memory: &'m M,
+        skipped: u64,
+        slices: &mut Vec<Slice<'m, M>>,
+    ) -> Result<(), Broken>
+    where
+        M::Bitmap: Bitmap,
+    {
+        for Buffer { address, length, writable } in self.behind(skipped) {
             let access = if writable { Permissions::Write } else { Permissions::Read };
-            if length == 0 {
-                continue;
-            }
             let outside = |_| Broken::Buffer { address, length };
             for slice in memory.get_slices(address, length as usize, access).map_err(outside)? {
                 slices.push(slice.map_err(outside)?);
             }
         }
-        Ok(slices)
+        Ok(())
+    }
+
+    /// Writes `bytes` behind the first `offset` bytes; whether there was room.
+    ///
+    /// # Errors
+    /// [`Broken::Buffer`] when they are not in guest memory.
+    pub fn write_at<M: GuestMemory>(
+        &self,
+        memory: &M,
+        offset: u64,
+        bytes: &[u8],
+    ) -> Result<bool, Broken> {
+        if self.length < offset.saturating_add(bytes.len() as u64) {
+            return Ok(false);
+        }
+        let mut rest = bytes;
+        for Buffer { address, length, .. } in self.behind(offset) {
+            let (piece, after) = rest.split_at(rest.len().min(length as usize));
+            memory.write_slice(piece, address).map_err(|_| Broken::Buffer { address, length })?;
+            rest = after;
+            if rest.is_empty() {
+                break;
+            }
+        }
+        Ok(true)
+    }
+
+    /// The buffers without the first bytes and without those that are empty.
+    fn behind(&self, mut skipped: u64) -> impl Iterator<Item = Buffer> {
+        self.buffers.iter().filter_map(move |buffer| {
+            // Less than or equal to its length, which has 32 bits.
+            let here = skipped.min(buffer.length.into()) as u32;
+            skipped -= u64::from(here);
+            let address = GuestAddress(buffer.address.0.wrapping_add(here.into()));
+            let length = buffer.length - here;
+            (length > 0).then_some(Buffer { address, length, ..*buffer })
+        })
     }
 }
 

@@ -102,3 +102,33 @@ proptest! {
         prop_assert_eq!(gap, [0]);
     }
 }
+
+proptest! {
+    #[test]
+    fn what_is_behind_the_first_bytes_is_that_part(
+        lengths in prop::collection::vec(0u32..40, 1..12),
+        offset in 0u64..300,
+        length in 0usize..40,
+    ) {
+        let memory = memory();
+        let whole = stream(&lengths);
+        let mut part = whole.clone();
+        let _ = part.split_off_front(offset);
+        let mut slices = Vec::new();
+        whole.add_slices(&*memory, offset, &mut slices).unwrap();
+        let sliced: usize = slices.iter().map(|slice| slice.len()).sum();
+        prop_assert_eq!(sliced as u64, part.len());
+
+        let bytes = vec![7; length];
+        let written = whole.write_at(&*memory, offset, &bytes).unwrap();
+
+        prop_assert_eq!(written, offset + length as u64 <= whole.len());
+        let mut expected = vec![0; whole.len() as usize];
+        if written {
+            expected[offset as usize..][..length].fill(7);
+        }
+        let mut read = vec![0; expected.len()];
+        prop_assert!(whole.clone().read(&*memory, &mut read).unwrap());
+        prop_assert_eq!(read, expected);
+    }
+}

@@ -32,6 +32,8 @@ pub(super) struct Receiver {
 struct Rooms {
     list: Vec<Room>,
     bytes: u64,
+    /// The buffers of a frame, while it is completed.
+    used: Vec<(Head, u32)>,
 }
 
 impl Rooms {
@@ -66,13 +68,8 @@ impl Rooms {
         let mut slices = Vec::new();
         let mut skipped = skipped as u64;
         for room in &self.list[first..] {
-            if skipped == 0 {
-                slices.extend(room.stream.slices(memory)?);
-            } else {
-                let mut stream = room.stream.clone();
-                skipped -= stream.split_off_front(skipped).len();
-                slices.extend(stream.slices(memory)?);
-            }
+            room.stream.add_slices(memory, skipped, &mut slices)?;
+            skipped = skipped.saturating_sub(room.stream.len());
         }
         Ok(slices)
     }
@@ -85,13 +82,13 @@ impl Rooms {
         length: usize,
         made: usize,
     ) -> Result<(), Broken> {
-        let mut used = Vec::new();
+        self.used.clear();
         let mut left = length as u64;
         for room in &self.list {
             let written = room.stream.len().min(left);
             left -= written;
             // At most LONGEST.
-            used.push((room.head, written as u32));
+            self.used.push((room.head, written as u32));
             if left == 0 {
                 break;
             }
@@ -99,13 +96,11 @@ impl Rooms {
         let Some(first) = self.list.first() else { return Ok(()) };
         let mut header = [0; HEADER];
         // At most the size of a queue.
-        header[NUM_BUFFERS..].copy_from_slice(&(used.len() as u16).to_le_bytes());
+        header[NUM_BUFFERS..].copy_from_slice(&(self.used.len() as u16).to_le_bytes());
         let from = if made == 0 { NUM_BUFFERS } else { 0 };
-        let mut stream = first.stream.clone();
-        let _ = stream.split_off_front(from as u64);
-        stream.write(ring.memory(), &header[from..])?;
-        ring.complete_together(&used)?;
-        for room in self.list.drain(..used.len()) {
+        first.stream.write_at(ring.memory(), from as u64, &header[from..])?;
+        ring.complete_together(&self.used)?;
+        for room in self.list.drain(..self.used.len()) {
             self.bytes -= room.stream.len();
         }
         Ok(())

@@ -43,7 +43,7 @@ impl<P: NetPort> Net<P> {
     }
 
     fn send<M: GuestMemory>(&mut self, chain: &Chain, memory: &M) -> Result<Sent, Broken> {
-        let (mut frame, written) = chain.streams()?;
+        let (frame, written) = chain.streams()?;
         if !written.is_empty() {
             return Err(Broken::Form("a frame to be sent has a buffer to write (5.1.6.2)"));
         }
@@ -52,11 +52,11 @@ impl<P: NetPort> Net<P> {
             return Ok(Sent::Done);
         }
         let bytes = frame.len() - HEADER as u64;
-        if !self.port.has_header() {
-            // Without offloads it says nothing (5.1.6.2).
-            let _ = frame.split_off_front(HEADER as u64);
-        }
-        match self.port.send(&frame.slices(memory)?) {
+        // Without offloads the header says nothing (5.1.6.2).
+        let skipped = if self.port.has_header() { 0 } else { HEADER };
+        let mut slices = Vec::new();
+        frame.add_slices(memory, skipped as u64, &mut slices)?;
+        match self.port.send(&slices) {
             Ok(()) => {
                 count(&self.counters.tx_frames, 1);
                 count(&self.counters.tx_bytes, bytes);
