@@ -204,4 +204,26 @@ mod tests {
         let names: Vec<_> = sections(&flags).into_iter().map(|section| section.iface_id).collect();
         assert_eq!(names, ["eth0", "b", "eth2"]);
     }
+
+    fn of_file(text: &str) -> Result<Vec<NetworkInterfaceSection>, serde_json::Error> {
+        let file = format!("{{\"network-interfaces\": {text}}}");
+        serde_json::from_str::<super::super::Config>(&file).map(|config| config.network_interfaces)
+    }
+
+    #[test]
+    fn firecrackers_section_is_read_and_an_empty_one_is_none() {
+        for none in ["null", "[]"] {
+            assert_eq!(of_file(none).unwrap(), []);
+        }
+        let read = of_file(
+            r#"[{"iface_id": "eth0", "guest_mac": "06:00:AC:10:00:02", "host_dev_name": "tap0",
+                "rx_rate_limiter": {"ops": {"size": 10, "refill_time": 100}}, "tx_rate_limiter": null}]"#,
+        )
+        .unwrap();
+        assert_eq!(read[0].host_dev_name.as_deref(), Some("tap0"));
+        assert!(read[0].rx_rate_limiter.is_some() && read[0].tx_rate_limiter.is_none());
+        for wrong in ["{}", "[[\"eth0\"]]", "[{}]", "[{\"iface_id\": \"a\", \"vlan\": 1}]"] {
+            assert!(of_file(wrong).is_err(), "{wrong}");
+        }
+    }
 }

@@ -5,7 +5,8 @@ use serde_json::json;
 use super::*;
 use crate::config::VsockSection;
 use crate::hypervisor::fake::FakeHypervisor;
-use crate::machine::testing::machine;
+use crate::machine::testing::{self, machine};
+use crate::spec::RateLimiterSpec;
 
 fn new() -> crate::machine::Machine {
     machine(&FakeHypervisor::new([vec![]]), 1)
@@ -72,4 +73,39 @@ fn states_that_do_not_fit_are_refused_by_name() {
     assert!(with("gpio", None).contains("gpio"));
     assert!(with("balloon", Some(json!({ "status": "odd" }))).contains("balloon"));
     assert!(with("serial", Some(json!(null))).contains("serial"));
+}
+
+#[test]
+fn network_interfaces_are_in_the_list_and_have_their_limits_replaced() {
+    let folder = tempfile::TempDir::new().unwrap();
+    let socket = folder.path().join("peer");
+    let _peer = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let net = json!([{ "iface_id": "lan", "socket": socket }]);
+    let config = |kernel: &std::path::Path| {
+        let mut config = testing::config(kernel, 1);
+        config.network_interfaces =
+            serde_json::from_value::<crate::config::Config>(json!({ "network-interfaces": net }))
+                .unwrap()
+                .network_interfaces;
+        config
+    };
+    let kernel = testing::kernel();
+    let spec = testing::spec(config(kernel.path()));
+    let machine = || {
+        let board = crate::machine::Board::new(&spec, &FakeHypervisor::new([vec![]])).unwrap();
+        let (output, quiesce) = (Output::nowhere(), crate::console::Quiesce::default());
+        crate::machine::Machine::new(board, &spec, output, quiesce).unwrap()
+    };
+    let mut first = machine();
+
+    assert!(first.devices().iter().any(|device| device.name() == "net_lan"));
+    assert_eq!(first.metrics()["net_lan"]["link_up"], true);
+    let states = first.devices().save().unwrap();
+    machine().devices().restore(states).unwrap();
+    let ops = json!({ "ops": { "size": 5, "refill_time": 100 } });
+    let limits = RateLimiterSpec::new(serde_json::from_value(ops).unwrap()).unwrap();
+    first.network_interface_mut("lan").unwrap().limit(limits, RateLimiterSpec::default());
+    let shown: Vec<_> = first.network_interfaces().map(|net| net.rx_limits).collect();
+    assert_eq!(shown, [limits]);
+    assert!(first.network_interface_mut("eth0").is_none());
 }
