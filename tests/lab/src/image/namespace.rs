@@ -187,13 +187,14 @@ fn map(child: u32) -> Result<(), Error> {
         }
         return Ok(());
     }
-    let user = said_by("id", &["-un"])?;
+    let number = geteuid().as_raw().to_string();
+    // A user may have no name.
+    let user = said_by("id", &["-un"]).unwrap_or_else(|_| number.clone());
     for (file, program, own) in
         [("/etc/subuid", "newuidmap", "-u"), ("/etc/subgid", "newgidmap", "-g")]
     {
         let own = said_by("id", &[own])?;
         let text = fs::read_to_string(file).unwrap_or_default();
-        let number = geteuid().as_raw().to_string();
         let first = first_number(&text, [&user, &number])
             .ok_or_else(|| Error::NoNumbers { file, user: user.clone() })?;
         let rest = (IDS - 1).to_string();
