@@ -188,8 +188,9 @@ pub(crate) fn image_shell(lab: &Lab, programs: &Path, nested: bool) -> Result<u8
         let socket = folder.path().join("api.sock");
         let files = [&text(&image.kernel), &text(&image.initrd), &*text(&socket)];
         let mut command = Command::new(&vmm);
-        command.args(words(&command_line, IMAGE_MEMORY, SHELL_CPUS, files));
-        command.arg("--disk").arg(&disk);
+        command.args(words(&command_line, IMAGE_MEMORY, SHELL_CPUS, files)).arg("--rng");
+        command.arg("--disk").arg(&disk).arg("--vsock").arg(folder.path().join("vsock"));
+        lab.progress.say(&format!("commands from elsewhere: tesseractl {} exec", text(&socket)));
         let mut child = spawn_tied(&mut command, Group::Shared).map_err(cannot_run(&vmm))?;
         let status = child.wait().map_err(cannot_run(&vmm))?;
         return Ok(code(status));
@@ -197,7 +198,7 @@ pub(crate) fn image_shell(lab: &Lab, programs: &Path, nested: bool) -> Result<u8
     // The image's kernel is the lab's.
     let files = [NESTED_FILES[0], NESTED_INITRD, NESTED_FILES[2]];
     let mut words = words(&command_line, IMAGE_MEMORY, SHELL_CPUS, files);
-    words.extend(["--disk", NESTED_DISK].map(str::to_owned));
+    words.extend(["--rng", "--disk", NESTED_DISK].map(str::to_owned));
     let words: Vec<String> = words.iter().map(|word| quoted(word)).collect();
     let payload = Payload {
         script: format!("exec tessera {}\n", words.join(" ")),

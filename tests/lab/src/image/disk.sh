@@ -64,6 +64,9 @@ LLMNR=no
 MulticastDNS=no
 EOF
 
+# What login and sshd look for.
+echo LANG=C.UTF-8 | put /etc/default/locale
+
 # ---- console: root is logged in on the serial lines that console= names ----
 put $system/serial-getty@.service.d/autologin.conf <<'EOF'
 [Service]
