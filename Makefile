@@ -13,10 +13,10 @@ LAB_DIRECTORY := $(or $(TESSERA_LAB),target/lab)
 
 # ---- set-up: checked before every goal that builds, written down once ----
 
-BUILDING := run shell lab test check bench lint setup programs nested-tests nested-benches artifacts image
+BUILDING := run shell lab test check bench lint setup programs nested-tests nested-benches artifacts image image-tests
 SETUP_GOALS := $(filter $(BUILDING),$(MAKECMDGOALS))
 ifneq ($(SETUP_GOALS),)
-SETUP_GOALS += $(if $(IMAGE),image)
+SETUP_GOALS += $(if $(IMAGE),image) $(if $(filter image-tests,$(MAKECMDGOALS)),image test)
 endif
 ifneq ($(filter lab,$(MAKECMDGOALS)),)
 ifeq ($(wildcard $(SCRIPT)),)
@@ -35,7 +35,7 @@ endif
 $(LAB_DIRECTORY)/setup.mk: FORCE
 	@tests/lab/setup.sh $(SETUP_GOALS)
 
-.PHONY: FORCE help setup run shell lab test check bench lint clean programs nested-tests nested-benches artifacts image
+.PHONY: FORCE help setup run shell lab test check bench lint clean programs nested-tests nested-benches artifacts image image-tests
 
 help:
 	@printf '%s\n' \
@@ -44,6 +44,7 @@ help:
 	  'make image [PACKAGES="a b"] [SIZE=2G] [REFRESH=1]' \
 	  '              make a Debian image for guests in $(LAB_DIRECTORY)/image, as any user, once; make shell IMAGE=1 boots it' \
 	  'make test     unit tests on this machine, then the nested tests' \
+  'make image-tests  tests of the Debian image, which they make where it is missing' \
   'make check    lints and unit tests: what a change should pass before it is committed' \
   'make bench    figures in instructions of the nested host; takes minutes' \
 	  'make lab SCRIPT=file [FILES="a:/path b"] [ICOUNT=1] [NODE1=128M] [MEMORY=4G] [CPUS=2] [IMAGE=1] [APPEND="..."]' \
@@ -118,6 +119,10 @@ lab: artifacts
 test: artifacts nested-tests
 	@for package in $(HOST_KERNELS); do $(LAB) fetch --package $$package >/dev/null; done
 	@tests/lab/test.sh all
+
+image-tests: image artifacts
+	@$(call install-tests,--test image)
+	@cargo nextest run --package tessera-tests --test image --profile image </dev/null
 
 check: lint
 	@tests/lab/test.sh

@@ -250,6 +250,14 @@ pub fn artifact(name: &str) -> PathBuf {
     }
 }
 
+/// A file of the Debian image: `Image`, `initrd`, `debian.ext4`. A test gives its host what it takes of them in /image.
+pub fn image(name: &str) -> PathBuf {
+    match in_nested_host() {
+        true => Path::new("/image").join(name),
+        false => products().join("image").join(name),
+    }
+}
+
 /// A program of the project's: `tessera`, `tesseractl`.
 pub fn program(name: &str) -> PathBuf {
     match in_nested_host() {
