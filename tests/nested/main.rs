@@ -8,6 +8,7 @@ mod boot;
 mod broker;
 mod consoles;
 mod control;
+mod disk;
 mod endings;
 mod footprint;
 mod hosts;

@@ -23,8 +23,8 @@ const GUEST_MODULES: [&str; 5] =
     ["virtio_mmio", "virtio_balloon", "virtio_rng", "evdev", "gpio_keys"];
 /// The guest's agent, below the folder of programs.
 const AGENT: &str = "tessera-agent";
-/// What a guest with the agent loads beside.
-const AGENT_MODULES: [&str; 2] = ["vmw_vsock_virtio_transport", "virtio_net"];
+/// What a guest with the agent loads beside: sockets, network, disks and what is on them.
+const AGENT_MODULES: [&str; 4] = ["vmw_vsock_virtio_transport", "virtio_net", "virtio_blk", "ext4"];
 /// What busybox is called in a guest.
 const GUEST_APPLETS: &str = "ash awk base64 basename cat chmod chown cksum clear cmp cp cut date dd df dirname dmesg du echo env \
     expr false find free grep head hexdump hostname id insmod ip kill killall ln ls lsmod md5sum mkdir mknod mktemp more mount mv nc \

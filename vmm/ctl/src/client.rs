@@ -14,8 +14,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use vmm::api::model::{
-    ActionType, Balloon, BalloonStats, BalloonStatsUpdate, BalloonUpdate, Fault, Footprint,
-    InstanceActionInfo, InstanceInfo, TagStorage, Version, Vm, VmState,
+    ActionType, Balloon, BalloonStats, BalloonStatsUpdate, BalloonUpdate, DriveUpdate, Fault,
+    Footprint, InstanceActionInfo, InstanceInfo, TagStorage, Version, Vm, VmState,
 };
 
 /// How long a call may take unless the caller says otherwise. Pausing waits for a vCPU to leave
@@ -159,6 +159,14 @@ impl Client {
     /// See [`Error`].
     pub fn patch_balloon(&mut self, update: BalloonUpdate) -> Result<(), Error> {
         self.send("PATCH", "/balloon", &update)
+    }
+
+    /// `PATCH /drives/{drive_id}`, of the disk that the update names.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn patch_drive(&mut self, update: &DriveUpdate) -> Result<(), Error> {
+        self.send("PATCH", &format!("/drives/{}", update.drive_id), update)
     }
 
     /// `GET /balloon/statistics`.
