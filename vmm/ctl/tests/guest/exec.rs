@@ -63,6 +63,24 @@ fn what_cannot_be_run_has_codes_of_its_own() {
 }
 
 #[test]
+fn more_arguments_than_a_request_takes_are_refused_by_name() {
+    let guest = Guest::start();
+    let words = vec!["x"; 5000];
+
+    let long = guest.run("exec", &["echo", &"x".repeat(70_000)]);
+    let many = guest.run("exec", &[&["echo"], &words[..]].concat());
+    // Not UTF-8, as an argument may be.
+    let raw = std::os::unix::ffi::OsStrExt::from_bytes(b"\xff\xfe");
+    let raw =
+        guest.command("exec", &["printf", "%s"]).arg::<&std::ffi::OsStr>(raw).output().unwrap();
+
+    assert_eq!((long.status.code(), many.status.code()), (Some(125), Some(125)));
+    assert!(text(&long.stderr).contains("64 KiB"), "{}", text(&long.stderr));
+    assert!(text(&many.stderr).contains("4096"), "{}", text(&many.stderr));
+    assert_eq!(raw.stdout, b"\xff\xfe");
+}
+
+#[test]
 fn the_environment_is_the_commands_own() {
     let guest = Guest::start();
     let folder = fs::canonicalize(guest.folder.path()).unwrap();
