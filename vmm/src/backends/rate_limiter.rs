@@ -101,8 +101,11 @@ impl RateLimiter {
         let bucket = |spec: Option<BucketSpec>| spec.map(|bucket| Bucket::new(bucket, now));
         self.bandwidth = bucket(spec.bandwidth).or(self.bandwidth.take());
         self.ops = bucket(spec.ops).or(self.ops.take());
-        // The timer is for the old ones.
-        self.waiting = false;
+        // What waits looks at the new ones: it waits for the timer.
+        if std::mem::take(&mut self.waiting) {
+            // A timer that cannot be set goes off as it was.
+            let _ = self.timer.once(Duration::from_nanos(1));
+        }
     }
 
     /// Whether an operation may begin now. If not, [`timer`](Self::timer) goes off when it may.
@@ -290,17 +293,16 @@ mod tests {
     }
 
     #[test]
-    fn new_limits_have_the_timer_set_anew() {
+    fn new_limits_are_looked_at_at_once() {
         let with = |refill| RateLimiterSpec { ops: Some(bucket(1, refill, 0)), bandwidth: None };
         let mut limiter = RateLimiter::new(with(86_400_000)).unwrap();
         limiter.spend(1);
         assert!(!limiter.is_open());
 
-        limiter.update(with(1));
-        limiter.spend(1);
-        assert!(!limiter.is_open());
+        limiter.update(with(86_400_000));
 
         while !limiter.take_timer() {}
+        assert!(limiter.is_open());
     }
 
     #[test]

@@ -27,6 +27,8 @@ pub struct Counters {
     pub tx_failures: AtomicU64,
     /// Times that the port took no frame for now.
     pub tx_blocked: AtomicU64,
+    /// 1 while the driver sees the link up, else 0.
+    pub link_up: AtomicU64,
     /// Times that the link came up or went down.
     pub link_changes: AtomicU64,
 }

@@ -21,6 +21,7 @@ pub use state::State;
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use vm_memory::GuestMemory;
 
@@ -74,13 +75,9 @@ impl<P: NetPort> Net<P> {
     /// greatest packet.
     pub fn new(port: P, mac: Mac, mtu: Option<u16>) -> Self {
         let space = Space { mac, link_up: true, mtu };
-        Self {
-            port,
-            space,
-            mergeable: false,
-            receiver: Receiver::default(),
-            counters: Arc::default(),
-        }
+        let counters = Arc::<Counters>::default();
+        counters.link_up.store(1, Ordering::Relaxed);
+        Self { port, space, mergeable: false, receiver: Receiver::default(), counters }
     }
 
     /// The device's counters.
@@ -108,6 +105,7 @@ impl<P: NetPort> Net<P> {
     pub fn set_link(&mut self, up: bool) -> bool {
         let changed = self.space.link_up != up;
         self.space.link_up = up;
+        self.counters.link_up.store(up.into(), Ordering::Relaxed);
         count(&self.counters.link_changes, changed.into());
         changed
     }

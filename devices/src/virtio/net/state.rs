@@ -1,5 +1,7 @@
 //! The state of a network device, saved and restored.
 
+use std::sync::atomic::Ordering;
+
 use serde::{Deserialize, Serialize};
 
 use super::{Mac, Net};
@@ -33,6 +35,7 @@ impl<P: NetPort> Stateful for Net<P> {
         self.space.mac = mac;
         self.space.mtu = mtu;
         self.space.link_up = link_up;
+        self.counters.link_up.store(link_up.into(), Ordering::Relaxed);
         Ok(())
     }
 }

@@ -19,15 +19,14 @@ use std::io;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 
-use devices::virtio::mmio::Transport;
-use devices::virtio::net::{Counters, Net, RECEIVE, TRANSMIT};
+use devices::virtio::net::{Counters, Net};
 use serde_json::{Value, json};
 use thiserror::Error;
 
 use crate::backends::queues::Shared;
-use crate::memory::GuestRam;
+use crate::backends::rate_limiter::SharedLimiter;
 use crate::spec::{NetSpec, RateLimiterSpec};
 pub use events::NetEvents;
 pub use port::Port;
@@ -148,18 +147,21 @@ impl OpenError {
     }
 }
 
-/// Controls a network interface of a machine.
+/// Controls a network interface of a machine, without its lock: a turn of the device may wait for tag storage.
 pub struct Control {
     spec: NetSpec,
-    transport: Shared<Net<Port>>,
     counters: Arc<Counters>,
+    rx: SharedLimiter,
+    tx: SharedLimiter,
 }
 
 impl Control {
     /// Of this device, which was made of `spec`.
-    pub fn new(spec: &NetSpec, transport: Shared<Net<Port>>) -> Self {
-        let counters = lock(&transport).device().counters();
-        Self { spec: spec.clone(), transport, counters }
+    pub fn new(spec: &NetSpec, transport: &Shared<Net<Port>>) -> Self {
+        let transport = transport.lock().unwrap_or_else(PoisonError::into_inner);
+        let device = transport.device();
+        let (rx, tx) = device.port().limiters();
+        Self { spec: spec.clone(), counters: device.counters(), rx, tx }
     }
 
     /// What the interface is made of, as it is now.
@@ -173,27 +175,21 @@ impl Control {
             old.bandwidth = new.bandwidth.or(old.bandwidth);
             old.ops = new.ops.or(old.ops);
         }
-        let mut transport = lock(&self.transport);
-        transport.device_mut().port_mut().limit(rx, tx);
-        // What has waited for the old limits need not wait for the new ones.
-        transport.notify(RECEIVE);
-        transport.notify(TRANSMIT);
+        self.rx.update(rx);
+        self.tx.update(tx);
     }
 
     /// What reads its counters.
     pub fn reader(&self) -> Box<dyn Fn() -> Value> {
-        let (transport, counters) = (Arc::clone(&self.transport), Arc::clone(&self.counters));
-        Box::new(move || Self::metrics(&transport, &counters))
+        let counters = Arc::clone(&self.counters);
+        let (rx, tx) = (self.rx.clone(), self.tx.clone());
+        Box::new(move || Self::metrics(&counters, rx.throttled(), tx.throttled()))
     }
 
-    fn metrics(transport: &Shared<Net<Port>>, counters: &Counters) -> Value {
-        let (up, (rx_throttled, tx_throttled)) = {
-            let transport = lock(transport);
-            (transport.device().is_link_up(), transport.device().port().throttled())
-        };
+    fn metrics(counters: &Counters, rx_throttled: u64, tx_throttled: u64) -> Value {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         json!({
-            "link_up": up,
+            "link_up": read(&counters.link_up) == 1,
             "link_changes_total": read(&counters.link_changes),
             "rx_frames_total": read(&counters.rx_frames),
             "rx_bytes": read(&counters.rx_bytes),
@@ -210,10 +206,6 @@ impl Control {
             "tx_throttled_total": tx_throttled,
         })
     }
-}
-
-fn lock(transport: &Shared<Net<Port>>) -> MutexGuard<'_, Transport<Net<Port>, GuestRam>> {
-    transport.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

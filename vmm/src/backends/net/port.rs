@@ -3,7 +3,7 @@
 use std::io::{self, ErrorKind};
 use std::os::fd::RawFd;
 
-use devices::ports::NetPort;
+use devices::ports::{NetPort, Throttle};
 use devices::virtio::Features;
 use vm_memory::VolatileSlice;
 use vm_memory::bitmap::BitmapSlice;
@@ -12,8 +12,8 @@ use super::OpenError;
 use super::peer::{Passt, Peer};
 use super::stream::StreamPort;
 use super::tap::TapPort;
-use crate::backends::rate_limiter::RateLimiter;
-use crate::spec::{NetBackendSpec, NetSpec, RateLimiterSpec};
+use crate::backends::rate_limiter::SharedLimiter;
+use crate::spec::{NetBackendSpec, NetSpec};
 
 #[derive(Debug)]
 enum Backend {
@@ -25,8 +25,8 @@ enum Backend {
 #[derive(Debug)]
 pub struct Port {
     backend: Backend,
-    rx: RateLimiter,
-    tx: RateLimiter,
+    rx: SharedLimiter,
+    tx: SharedLimiter,
 }
 
 /// What is to be watched for a port.
@@ -54,19 +54,13 @@ impl Port {
                 Backend::Stream(StreamPort::open(Peer::User(Passt::new(forward.clone())))?)
             }
         };
-        let limiter = |spec| RateLimiter::new(spec).map_err(OpenError::Timer);
+        let limiter = |spec| SharedLimiter::new(spec).map_err(OpenError::Timer);
         Ok(Self { backend, rx: limiter(spec.rx_limits)?, tx: limiter(spec.tx_limits)? })
     }
 
-    /// Replaces those limits that are given.
-    pub(super) fn limit(&mut self, rx: RateLimiterSpec, tx: RateLimiterSpec) {
-        self.rx.update(rx);
-        self.tx.update(tx);
-    }
-
-    /// How often receiving and sending have been held up.
-    pub(super) fn throttled(&self) -> (u64, u64) {
-        (self.rx.throttled(), self.tx.throttled())
+    /// The limits on what is received, and on what is sent.
+    pub(super) fn limiters(&self) -> (SharedLimiter, SharedLimiter) {
+        (self.rx.clone(), self.tx.clone())
     }
 
     /// Whether there is a peer.

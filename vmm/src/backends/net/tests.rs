@@ -12,7 +12,8 @@ use arch::layout::RAM_BASE;
 use arch::units::Bytes;
 use devices::bus::MmioDevice;
 use devices::ports::IrqLine;
-use devices::virtio::net::features;
+use devices::virtio::mmio::Transport;
+use devices::virtio::net::{RECEIVE, TRANSMIT, features};
 use event_manager::{EventManager, SubscriberOps};
 use vm_memory::{Bytes as _, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
@@ -20,7 +21,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::*;
 use crate::backends::gate::QueueGate;
 use crate::backends::queues::{QueueDoorbells, QueueEvents};
-use crate::memory::Attributes;
+use crate::memory::{Attributes, GuestRam};
 use crate::spec::{NetBackendSpec, NetSpec};
 
 const MAC: [u8; 6] = [2, 0, 0, 0, 0, 9];
@@ -80,7 +81,7 @@ impl Bench {
         let queues = QueueEvents::new("network", transport.clone(), doorbells, gate.clone());
         let mut events = EventManager::new().unwrap();
         events.add_subscriber(NetEvents::new(queues).unwrap());
-        let control = Control::new(spec, transport.clone());
+        let control = Control::new(spec, &transport);
         let mut bench = Self { control, transport, gate, memory, events, driver: [(0, 0); 2] };
         bench.start(acked.0 | 1 << 32 | 1 << 29);
         bench.gate.open();

@@ -258,7 +258,7 @@ fn network_interface(builder: &mut Builder<'_>, spec: &NetSpec) -> Result<net::C
     let events = NetEvents::new(queues)
         .map_err(|source| Error::Timers { device: "network interface", source })?;
     builder.work(&format!("net-{}", spec.id), Box::new(events))?;
-    let control = net::Control::new(spec, Arc::clone(&transport));
+    let control = net::Control::new(spec, &transport);
     builder.attach(&format!("net_{}", spec.id), transport, Some(control.reader()));
     Ok(control)
 }

@@ -257,6 +257,18 @@ fn limits_hold_frames_back_until_there_are_tokens_and_can_be_changed() {
     });
 }
 
+/// A turn may wait for tag storage, and the main thread must not.
+#[test]
+fn figures_and_limits_do_not_wait_for_a_turn_of_the_device() {
+    let place = Place::new();
+    let (mut bench, _peer) = place.connected();
+    let transport = bench.transport.clone();
+    let _turn = transport.lock().unwrap();
+
+    assert_eq!(bench.metric("link_changes_total"), 0);
+    bench.control.limit(RateLimiterSpec::default(), RateLimiterSpec::default());
+}
+
 #[test]
 fn a_peer_that_is_not_there_is_named() {
     let spec = spec(NetBackendSpec::Stream("/nowhere/peer".into()));
