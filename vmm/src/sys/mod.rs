@@ -6,6 +6,7 @@ pub mod fatal;
 pub(crate) mod huge_pages;
 pub(crate) mod nonblocking;
 pub(crate) mod numa;
+pub(crate) mod open_files;
 pub(crate) mod peer;
 pub(crate) mod seqpacket;
 pub(crate) mod signals;

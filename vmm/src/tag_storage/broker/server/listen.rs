@@ -12,7 +12,6 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::Mode;
 use rustix::io::Errno;
 use rustix::net::{Shutdown, SocketType, shutdown};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use thiserror::Error;
 
 use super::grace::{Grace, GraceTimes, RestartMark};
@@ -20,8 +19,8 @@ use super::pressure::Number;
 use super::session::Session;
 use super::state::{ServerResources, ServerState};
 use crate::sys::accept::Remedy;
-use crate::sys::thread;
 use crate::sys::unix_socket::{self, Kind, Socket};
+use crate::sys::{open_files, thread};
 use crate::sys::{peer, seqpacket};
 use crate::tag_storage::broker::protocol::refusal::{Reason, Refusal};
 use crate::tag_storage::broker::protocol::report::BrokerReport;
@@ -236,14 +235,8 @@ impl Server {
 
 /// As many places as there are descriptors for, after asking for as many as are allowed.
 fn places() -> usize {
-    let limit = getrlimit(Resource::Nofile);
     let wanted = FDS_OF_BROKER + FDS_OF_CONNECTION * MAX_CONNECTIONS as u64;
-    let raised = limit.maximum.map_or(wanted, |maximum| maximum.min(wanted));
-    let mut have = limit.current.unwrap_or(u64::MAX);
-    let more = Rlimit { current: Some(raised), maximum: limit.maximum };
-    if raised > have && setrlimit(Resource::Nofile, more).is_ok() {
-        have = raised;
-    }
+    let have = open_files::raise_limit(wanted);
     let places = have.saturating_sub(FDS_OF_BROKER) / FDS_OF_CONNECTION;
     usize::try_from(places).unwrap_or(MAX_CONNECTIONS).clamp(1, MAX_CONNECTIONS)
 }
