@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use devices::virtio::vsock::{PeerId, Peers, Readiness, Vsock};
+use devices::virtio::vsock::{MOST_CONNECTIONS, PeerId, Peers, Readiness, Vsock};
 use rustix::buffer::spare_capacity;
 use rustix::event::{Timespec, epoll};
 use rustix::net::{Shutdown, SocketType, shutdown};
@@ -25,13 +25,20 @@ use crate::backends::gate::QueueGate;
 use crate::exit_status::ExitStatus;
 use crate::sys::accept::Remedy;
 use crate::sys::unix_socket::{self, Kind, Socket};
-use crate::sys::vectored;
+use crate::sys::{open_files, vectored};
 
 /// Connections that wait to be accepted. Others wait in connect(2), or fail with EAGAIN.
 const BACKLOG: i32 = 128;
 
 /// Most processes of which it is not known yet what they want. Others wait to be accepted.
 const MOST_GREETINGS: usize = 64;
+
+/// Most streams: connections, and processes that may want one.
+const MOST_STREAMS: usize = MOST_CONNECTIONS + MOST_GREETINGS;
+
+/// Descriptors that are left to the rest of the VM: each of 512 vCPUs has one, and every device some. Where the
+/// process may have few, they are half of them.
+const OTHERS: u64 = 1024;
 
 /// How long such a process has to say what it wants: a person may type it.
 pub const GREETING_TIMEOUT: Duration = Duration::from_secs(60);
@@ -54,6 +61,8 @@ pub struct HostPeers {
     socket: Socket,
     path: PathBuf,
     streams: BTreeMap<PeerId, UnixStream>,
+    /// How many there may be.
+    places: usize,
     greetings: BTreeMap<PeerId, (Greeting, Duration)>,
     next: u64,
     clock: Clock,
@@ -79,6 +88,7 @@ impl HostPeers {
             socket,
             path: path.to_owned(),
             streams: BTreeMap::new(),
+            places: places(),
             greetings: BTreeMap::new(),
             next: LISTENER + 1,
             clock: Clock { start: Instant::now(), gate },
@@ -114,7 +124,7 @@ impl HostPeers {
     /// Accepts what waits.
     fn accept(&mut self) {
         for _ in 0..MOST_ACCEPTS {
-            if self.greetings.len() >= MOST_GREETINGS {
+            if !self.has_place() {
                 break;
             }
             match self.socket.accept() {
@@ -143,9 +153,14 @@ impl HostPeers {
         }
     }
 
+    /// Whether another process can say what it wants.
+    fn has_place(&self) -> bool {
+        self.greetings.len() < MOST_GREETINGS && self.streams.len() < self.places
+    }
+
     /// Watches the listener as long as what it has can be accepted.
     fn listen_if_possible(&mut self) {
-        let wanted = self.greetings.len() < MOST_GREETINGS && self.pause.is_none();
+        let wanted = self.has_place() && self.pause.is_none();
         if wanted == self.listens {
             return;
         }
@@ -178,6 +193,12 @@ impl HostPeers {
         self.clock.start -= time;
     }
 
+    /// As if the process could have so many descriptors.
+    #[cfg(test)]
+    pub(super) fn limit(&mut self, places: usize) {
+        self.places = places;
+    }
+
     /// How many streams are open, and of how many it is not known yet what they want.
     #[cfg(test)]
     pub(super) fn open_streams(&self) -> (usize, usize) {
@@ -188,6 +209,14 @@ impl HostPeers {
         self.greetings.remove(&peer);
         self.streams.remove(&peer);
     }
+}
+
+/// As many streams as there are descriptors for, after asking for as many as are allowed. A guest that connects
+/// again and again is not to take those that the control socket needs.
+fn places() -> usize {
+    let have = open_files::raise_limit(OTHERS + MOST_STREAMS as u64);
+    let places = have - OTHERS.min(have / 2);
+    usize::try_from(places).unwrap_or(MOST_STREAMS).min(MOST_STREAMS)
 }
 
 /// Takes what has happened on the host, a turn's worth.
@@ -252,6 +281,9 @@ impl Peers for HostPeers {
 
     /// What listens for port 52 has the path of the socket with `_52` behind it.
     fn connect(&mut self, port: u32) -> io::Result<PeerId> {
+        if self.streams.len() >= self.places {
+            return Err(io::ErrorKind::QuotaExceeded.into());
+        }
         let mut path = OsString::from(&self.path);
         path.push(format!("_{port}"));
         let stream = unix_socket::connect(Path::new(&path), SocketType::STREAM)?;
@@ -304,6 +336,7 @@ impl Peers for HostPeers {
     /// A stream that is closed leaves the epoll instance, as there is no other descriptor of it.
     fn close(&mut self, peer: PeerId) {
         self.streams.remove(&peer);
+        self.listen_if_possible();
     }
 }
 

@@ -323,6 +323,34 @@ fn processes_that_say_nothing_are_bounded_and_closed_in_time() {
     connected(&mut guest);
 }
 
+/// A guest that connects without end leaves descriptors to the rest of the VM.
+#[test]
+fn a_process_without_descriptors_to_spare_takes_no_more_streams() {
+    let mut guest = TestGuest::started();
+    guest.transport.lock().unwrap().device_mut().peers_mut().limit(3);
+    let _listener = UnixListener::bind(guest.port_path(52)).unwrap();
+    let answers: Vec<u16> = (0..4)
+        .map(|port| {
+            guest.send(&Packet::new(port, 52, REQUEST));
+            guest.next().operation
+        })
+        .collect();
+    assert_eq!(answers, [RESPONSE, RESPONSE, RESPONSE, RESET]);
+
+    let mut client = client(&guest);
+    client.write_all(b"CONNECT 1024\n").unwrap();
+    guest.settle();
+    assert_eq!(guest.open_streams(), (3, 0));
+    guest.send(&Packet { flags: 3, ..Packet::new(0, 52, SHUTDOWN) });
+
+    let mut operations = Vec::new();
+    guest.until("its place is taken", |guest| {
+        operations.extend(guest.receive().iter().map(|packet| packet.operation));
+        operations.len() == 2
+    });
+    assert_eq!(operations, [RESET, REQUEST]);
+}
+
 #[test]
 fn nothing_moves_while_the_vm_is_paused_and_all_of_it_after() {
     let start = Instant::now();
