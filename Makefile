@@ -121,7 +121,7 @@ test: artifacts nested-tests
 	@tests/lab/test.sh all
 
 image-tests: image artifacts
-	@$(call install-tests,--test image)
+	@$(call install-tests,--profile nested --test image)
 	@cargo nextest run --package tessera-tests --test image --profile image </dev/null
 
 check: lint

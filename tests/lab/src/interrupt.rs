@@ -21,12 +21,8 @@ pub(crate) struct Interrupt(Arc<State>);
 struct State {
     raised: AtomicBool,
     /// The child to end; only ever one that has not been waited for, so the number is still its own.
-    child: Mutex<Option<Target>>,
+    child: Mutex<Option<Pid>>,
 }
-
-/// A child, and the signal that ends it.
-#[derive(Clone, Copy, Debug)]
-struct Target(Pid, Signal);
 
 /// The program was asked to stop.
 #[derive(Debug, thiserror::Error)]
@@ -53,7 +49,7 @@ impl Interrupt {
     /// What a signal does.
     pub(crate) fn raise(&self) {
         self.0.raised.store(true, Ordering::SeqCst);
-        self.stop_child();
+        self.end_child(Signal::TERM);
     }
 
     /// # Errors
@@ -67,36 +63,23 @@ impl Interrupt {
 
     /// Makes `child` the one that a signal ends, until the guard is dropped.
     pub(crate) fn watch<'a>(&'a self, child: &Child) -> Watch<'a> {
-        self.watch_with(child, Signal::TERM)
-    }
-
-    /// The same for a child that takes another signal than SIGTERM to end.
-    pub(crate) fn watch_with<'a>(&'a self, child: &Child, signal: Signal) -> Watch<'a> {
-        let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
-        *self.child() = pid.map(|pid| Target(pid, signal));
+        *self.child() = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
         // The signal may have come between the start of the child and this line.
         if self.check().is_err() {
-            self.stop_child();
+            self.end_child(Signal::TERM);
         }
         Watch(self)
     }
 
-    fn stop_child(&self) {
-        let target = *self.child();
-        if let Some(Target(_, signal)) = target {
-            self.end_child(signal);
-        }
-    }
-
     /// Sends the child of the moment a signal, if there is one.
     pub(crate) fn end_child(&self, signal: Signal) {
-        if let Some(Target(pid, _)) = *self.child() {
+        if let Some(pid) = *self.child() {
             // A child that is gone already is what we want.
             let _ = kill_process(pid, signal);
         }
     }
 
-    fn child(&self) -> MutexGuard<'_, Option<Target>> {
+    fn child(&self) -> MutexGuard<'_, Option<Pid>> {
         self.0.child.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

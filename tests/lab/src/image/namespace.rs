@@ -8,9 +8,9 @@ use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 
-use rustix::process::{Signal, geteuid};
+use rustix::process::geteuid;
 
 use crate::child::{Group, spawn_tied};
 use crate::interrupt::{Interrupt, Interrupted};
@@ -23,9 +23,24 @@ const READY: &str = "@ready";
 const STEP: &str = "@step ";
 /// Lines of output that an error carries.
 const TAIL: usize = 15;
-/// The first program waits for its user numbers. Then it is root, and makes the other namespaces; with the last
-/// process of its own they end, and all that they had mounted.
-const FIRST: &str = "exec 2>&1; echo @ready; read go && exec unshare --mount --pid --fork --kill-child --mount-proc sh \"$1\"";
+/// The first program waits for its user numbers. Then it is root, and makes the other namespaces, which end with
+/// what runs in them. It ends that when it is asked to end, and with its input: the kernel's tie to a parent
+/// (prctl(2), `PR_SET_PDEATHSIG`) is lost when a process gets capabilities, as it does here. The shell gives a
+/// program in the background another input, hence descriptor 3.
+const FIRST: &str = r#"
+exec 2>&1 3<&0
+trap 'kill -KILL ${child:-$!}; exit 143' TERM
+echo @ready
+read go || exit 1
+unshare --mount --pid --fork --kill-child --mount-proc sh "$1" </dev/null 3<&- &
+child=$!
+{ cat <&3; kill -KILL $child; } >/dev/null 2>&1 &
+watcher=$!
+wait $child
+status=$?
+kill $watcher
+exit $status
+"#;
 
 /// Why a script cannot be run, or failed.
 #[derive(Debug, thiserror::Error)]
@@ -127,12 +142,11 @@ pub(crate) fn run(
         .stdout(Stdio::piped())
         .stderr(log.try_clone().map_err(unwritable)?);
     let mut child = spawn_tied(&mut command, Group::Own).map_err(Error::Start)?;
-    // unshare blocks what asks a program to end, as long as it waits for its child.
-    let watch = interrupt.watch_with(&child, Signal::KILL);
+    let watch = interrupt.watch(&child);
     let mut what = "a user namespace".to_owned();
     let mut tail = Vec::new();
     let mut up = false;
-    let mut mapped = Ok(());
+    let mut mapped = Ok(None);
     for line in child.stdout.take().into_iter().flat_map(|out| BufReader::new(out).split(b'\n')) {
         let line = line.unwrap_or_default();
         let line = String::from_utf8_lossy(&line);
@@ -156,7 +170,7 @@ pub(crate) fn run(
     drop(watch);
     let status = child.wait().map_err(Error::Start)?;
     interrupt.check()?;
-    mapped?;
+    drop(mapped?);
     if !up {
         let said = fs::read_to_string(job.log).unwrap_or_default();
         return Err(Error::Refused { said: said.trim().to_owned() });
@@ -169,14 +183,15 @@ pub(crate) fn run(
     }
 }
 
-/// Gives the child's namespace its user numbers and lets the child begin. A child that gets none ends, as its
-/// standard input does.
-fn admit(child: &mut Child) -> Result<(), Error> {
-    let input = child.stdin.take();
+/// Gives the child's namespace its user numbers and lets the child begin. It ends with its input, which is returned.
+fn admit(child: &mut Child) -> Result<Option<ChildStdin>, Error> {
+    let mut input = child.stdin.take();
     map(child.id())?;
-    // A child that has ended has a status.
-    let _ = input.map(|mut input| input.write_all(b"go\n"));
-    Ok(())
+    if let Some(input) = &mut input {
+        // A child that has ended has a status.
+        let _ = input.write_all(b"go\n");
+    }
+    Ok(input)
 }
 
 fn map(child: u32) -> Result<(), Error> {
@@ -229,7 +244,41 @@ fn said_by(program: &str, arguments: &[&str]) -> Result<String, Error> {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
+
+    #[test]
+    fn a_script_ends_with_the_process_that_runs_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        // Namespaces may be forbidden here, and make no difference to this.
+        let unshare = "#!/bin/sh\nwhile [ \"${1#--}\" != \"$1\" ]; do shift; done\nexec \"$@\"\n";
+        fs::write(path("unshare"), unshare).unwrap();
+        fs::set_permissions(path("unshare"), fs::Permissions::from_mode(0o755)).unwrap();
+        fs::write(path("script"), "echo begun; exec sleep 1000\n").unwrap();
+        let search = format!("{}:{}", folder.path().display(), std::env::var("PATH").unwrap());
+        let mut first = Command::new("sh")
+            .args(["-c", FIRST, "sh"])
+            .arg(path("script"))
+            .env("PATH", search)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut input = first.stdin.take().unwrap();
+        let mut lines = BufReader::new(first.stdout.take().unwrap()).lines();
+        assert_eq!(lines.next().unwrap().unwrap(), READY);
+        input.write_all(b"go\n").unwrap();
+        assert_eq!(lines.next().unwrap().unwrap(), "begun");
+
+        // As when the process at the other end is killed.
+        drop(input);
+
+        // The script holds the other end of the output, to which the shell still says how the script ended.
+        lines.for_each(drop);
+        assert!(!first.wait().unwrap().success());
+    }
 
     #[test]
     fn ranges_are_found_by_name_or_number_and_size() {
