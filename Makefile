@@ -44,8 +44,8 @@ help:
 	  'make image [PACKAGES="a b"] [SIZE=2G] [REFRESH=1]' \
 	  '              make a Debian image for guests in $(LAB_DIRECTORY)/image, as any user, once; make shell IMAGE=1 boots it' \
 	  'make test     unit tests on this machine, then the nested tests' \
-  'make image-tests  tests of the Debian image, which they make where it is missing' \
-  'make check    lints and unit tests: what a change should pass before it is committed' \
+	  'make image-tests  tests of the Debian image, which they make where it is missing' \
+	  'make check    lints and unit tests: what a change should pass before it is committed' \
   'make bench    figures in instructions of the nested host; takes minutes' \
 	  'make lab SCRIPT=file [FILES="a:/path b"] [ICOUNT=1] [NODE1=128M] [MEMORY=4G] [CPUS=2] [IMAGE=1] [APPEND="..."]' \
 	  '              run a script in the nested host; succeeds if the script does' \

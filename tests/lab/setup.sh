@@ -148,10 +148,14 @@ need_base() {
     has_rust || find_rustup || have curl || have wget || need curl "download Rust"
 }
 
+need_mke2fs() {
+    have mke2fs || [[ -x /usr/sbin/mke2fs ]] || need e2fsprogs "make file systems for guests"
+}
+
 # What `make image` runs.
 need_image() {
     have mmdebstrap || need mmdebstrap "install Debian into the image"
-    have mke2fs || [[ -x /usr/sbin/mke2fs ]] || need e2fsprogs "make the image's file system"
+    need_mke2fs
     [[ $(id -u) -eq 0 ]] || have newuidmap || need uidmap "make files of all owners without being root"
 }
 
@@ -351,6 +355,7 @@ write_settings() {
 [[ $machine == x86_64 || $machine == aarch64 ]] || die "this project is built on x86_64 or arm64, not on $machine."
 need_base
 ! wants image || need_image
+! wants test || wants image || need_mke2fs
 install_packages
 has_rust || install_rust
 ! { wants lint || wants check; } || add_lint_tools

@@ -67,7 +67,11 @@ can() {
         [[ -d /sys/devices/system/node ]] && grep -q $'^Seccomp:\t0' /proc/self/status
         ;;
     direct-io)
-        dd if=/dev/zero of="$(mktemp -u "${TMPDIR:-/tmp}/direct.XXXXXX")" bs=4096 count=1 oflag=direct status=none 2>/dev/null
+        local file status=0
+        file=$(mktemp)
+        dd if=/dev/zero of="$file" bs=4096 count=1 oflag=direct status=none 2>/dev/null || status=$?
+        rm -f "$file"
+        return "$status"
         ;;
     descriptors)
         [[ $(ulimit -Hn) == unlimited || $(ulimit -Hn) -ge ${2%% *} ]]
