@@ -466,6 +466,65 @@ fn with_event_indices_the_driver_names_the_chain_it_waits_for() {
 }
 
 #[test]
+fn chains_that_belong_together_are_used_in_their_order_across_the_end_of_the_ring() {
+    let mut bench = Bench::with_event_idx(4);
+    for round in 0..5 {
+        let heads: Vec<u16> =
+            (0..3).map(|_| bench.rings.offer(&[Descriptor::writable(DATA, 8)])).collect();
+        // In the middle of them.
+        bench.rings.set_used_event(round * 3 + 1);
+        let mut ring = bench.ring();
+        let mut chains = Vec::new();
+        while let Some(chain) = ring.take().unwrap() {
+            chains.push((chain.head(), 5 + chains.len() as u32));
+        }
+
+        ring.complete_together(&chains).unwrap();
+
+        assert!(ring.needs_interrupt().unwrap());
+        let expected: Vec<_> = heads.into_iter().map(u32::from).zip(5..).collect();
+        assert_eq!(bench.rings.used(), expected, "{round}");
+    }
+}
+
+#[test]
+fn of_chains_that_belong_together_a_wrong_one_leaves_the_driver_none() {
+    for wrong in 0..3 {
+        let mut bench = Bench::new(4);
+        bench.offer_some(3);
+        let mut chains = [0, 1, 2].map(|head| (Head(head), 1));
+        chains[wrong].0 = Head(4);
+
+        assert_eq!(bench.ring().complete_together(&chains), Err(Broken::Used));
+
+        assert_eq!(bench.rings.used_index(), 0);
+    }
+    let mut bench = Bench::new(4);
+    assert_eq!(bench.ring().complete_together(&[]), Ok(()));
+    assert_eq!(bench.rings.used_index(), 0);
+}
+
+#[test]
+fn chains_that_are_put_back_are_taken_again_and_do_not_count_for_the_turn() {
+    let mut bench = Bench::with_event_idx(4);
+    bench.offer_some(4);
+    let mut ring = bench.ring();
+    let first = ring.take().unwrap().unwrap().head();
+    let second = ring.take().unwrap().unwrap().head();
+    ring.complete(first, 0).unwrap();
+
+    ring.put_back(1);
+
+    for expected in [second.0, 2, 3] {
+        assert_eq!(ring.take().unwrap().unwrap().head().0, expected);
+    }
+    assert!(ring.take().unwrap().is_none() && ring.is_exhausted());
+    ring.put_back(3);
+    let mut next = bench.ring();
+    assert_eq!(next.take().unwrap().unwrap().head(), second);
+}
+
+#[test]
 fn a_queue_that_is_nowhere_is_an_error_and_no_panic() {
     let mut bench = Bench::new(4);
     for nowhere in [0x1000, RAM_END, !0xf] {
