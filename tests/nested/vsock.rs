@@ -202,7 +202,7 @@ fn a_guest_calls_what_listens_on_the_host() {
 }
 
 #[test]
-fn peers_that_die_do_not_read_or_only_knock_leave_nothing_behind() {
+fn peers_that_die_do_not_read_or_leave_at_once_leave_nothing_behind() {
     Lab::new().run(|| {
         let scratch = Scratch::new();
         let mut guest = Plan::with_sockets("sockets", &scratch).start();

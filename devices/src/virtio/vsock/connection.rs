@@ -9,7 +9,7 @@ use super::peers::{PeerId, Readiness};
 /// for credit (5.10.6.3), so a guest that sends more breaks the rules. A packet of Linux fits.
 pub(super) const BUFFER: u32 = 64 << 10;
 
-/// The guest gets news of its credit when so much of it is free again: a packet for every few of its own.
+/// The guest gets its new credit when so much of it is free again: a packet for every few of its own.
 const CREDIT_STEP: u32 = BUFFER / 4;
 
 /// How far a connection has come.
@@ -41,7 +41,7 @@ pub(super) struct Connection {
     pub(super) guest: Shutdown,
     /// What the peer does no more, and what of that the guest knows.
     pub(super) host: Shutdown,
-    told: Shutdown,
+    announced_shutdown: Shutdown,
     /// Data or its end may be read of the stream.
     pub(super) readable: bool,
     /// The peer writes nothing more.
@@ -88,7 +88,7 @@ impl Connection {
             queued: false,
             guest: Shutdown::default(),
             host: Shutdown::default(),
-            told: Shutdown::default(),
+            announced_shutdown: Shutdown::default(),
             // What came before is not announced again.
             readable: true,
             ended: false,
@@ -143,7 +143,7 @@ impl Connection {
     }
 
     /// The credit that a packet of the guest grants.
-    pub(super) fn hear(&mut self, header: &Header) {
+    pub(super) fn take_credit(&mut self, header: &Header) {
         self.guest_buffer = header.buffer;
         self.guest_forwarded = header.forwarded;
         self.asked &= self.guest_room() == 0;
@@ -210,7 +210,7 @@ impl Connection {
             State::Open => {
                 self.response
                     || self.credit
-                    || self.host != self.told
+                    || self.host != self.announced_shutdown
                     || (self.can_read() && (self.guest_room() > 0 || !self.asked))
             }
         }
@@ -234,12 +234,15 @@ impl Connection {
             return Some(Control::plain(Operation::CreditUpdate));
         }
         // What can still be read comes first, so that the guest mostly learns of both halves at once.
-        if self.host != self.told && !self.has_data() {
-            self.told = self.host;
-            if self.told == Shutdown::BOTH {
+        if self.host != self.announced_shutdown && !self.has_data() {
+            self.announced_shutdown = self.host;
+            if self.announced_shutdown == Shutdown::BOTH {
                 self.state = State::Closing;
             }
-            return Some(Control { operation: Operation::Shutdown, flags: self.told.flags() });
+            return Some(Control {
+                operation: Operation::Shutdown,
+                flags: self.announced_shutdown.flags(),
+            });
         }
         if self.can_read() && self.guest_room() == 0 && !self.asked {
             self.asked = true;

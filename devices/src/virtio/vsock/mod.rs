@@ -201,7 +201,7 @@ impl<P: Peers> Device for Vsock<P> {
         }
     }
 
-    /// Connections end. Those that the driver has not heard of wait for the next driver.
+    /// Connections end. Those that the driver does not know of wait for the next driver.
     fn reset(&mut self) {
         (self.reset_due, self.stalled) = (false, false);
         self.muxer.reset();

@@ -6,7 +6,7 @@ use std::time::Duration;
 use vm_memory::VolatileSlice;
 use vm_memory::bitmap::BitmapSlice;
 
-/// Names a stream of the host, for ever: a number that is given once.
+/// Names a stream of the host: a number that is given once.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub struct PeerId(pub u64);
 
@@ -41,7 +41,7 @@ pub trait Peers: Send {
     /// guest sees it come.
     ///
     /// # Errors
-    /// When that cannot be told.
+    /// When the peer does not take that.
     fn accepted(&mut self, peer: PeerId, port: u32) -> io::Result<()>;
 
     /// Reads; 0 is the end of the stream.

@@ -280,7 +280,7 @@ fn a_dead_peer_of_a_guest_without_room_costs_no_turns() {
 }
 
 #[test]
-fn a_flood_of_processes_that_leave_at_once_keeps_nobody_out() {
+fn a_flood_of_processes_that_leave_at_once_keeps_others_out_for_a_moment_only() {
     let mut guest = TestGuest::started();
     for round in 0..1000 {
         let mut client = client(&guest);

@@ -103,7 +103,7 @@ impl<P: Peers> Muxer<P> {
         self.next_port
     }
 
-    /// Goes on with that port, if it is one.
+    /// Continues with that port, if it is one.
     pub(super) fn set_next_port(&mut self, port: u32) -> bool {
         let valid = (FIRST_PORT..=LAST_PORT).contains(&port);
         if valid {
@@ -213,7 +213,7 @@ impl<P: Peers> Muxer<P> {
         self.earliest = deadlines.chain(self.lingering.values().map(|left| left.deadline)).min();
     }
 
-    /// Forgets the guest's driver. Connections that it has not heard of wait for the next one.
+    /// Forgets the guest's driver. Connections that it does not know of wait for the next one.
     pub(super) fn reset(&mut self) {
         self.resets.clear();
         self.due.clear();

@@ -36,7 +36,7 @@ impl<P: Peers> Muxer<P> {
             }
             return Ok(());
         };
-        connection.hear(header);
+        connection.take_credit(header);
         use Operation as Is;
         match (header.operation, connection.state) {
             (Is::Reset, state) => self.reset_by_guest(key, state),
@@ -74,7 +74,7 @@ impl<P: Peers> Muxer<P> {
             return;
         };
         let mut connection = Connection::from_guest(peer);
-        connection.hear(header);
+        connection.take_credit(header);
         count(&self.counters.from_guest, 1);
         self.insert(key, peer, connection);
     }

@@ -119,7 +119,7 @@ impl<P: Peers> Muxer<P> {
         }
     }
 
-    /// Lets go of the stream, once it has what the guest sent.
+    /// Closes the stream once it has what the guest sent.
     pub(super) fn release_peer(&mut self, key: Key) {
         let deadline = self.deadline(LINGER_TIMEOUT);
         let Some(connection) = self.connections.get_mut(&key) else { return };

@@ -149,6 +149,24 @@ fn a_peer_that_dies_is_found_by_a_write() {
     assert_eq!(packets[0].0.flags & RECEIVE, RECEIVE);
 }
 
+/// An error while the rest is written is one of the stream, and of nothing else (Firecracker #1751).
+#[test]
+fn a_peer_that_dies_is_found_when_the_rest_is_written() {
+    let mut guest = Guest::connected();
+    guest.host.with(guest.peer, |stream| stream.room = 3);
+    guest.send(packet(Operation::Data), &data(0, 30_000));
+    guest.host.with(guest.peer, |stream| stream.gone = true);
+
+    guest.on_peer(WRITABLE);
+
+    let packets = guest.receive();
+    let last = packets.last().unwrap().0;
+    assert_eq!((last.operation, last.flags & RECEIVE), (Operation::Shutdown, RECEIVE));
+    // What is lost is no credit that is lost.
+    assert_eq!(last.forwarded, 30_000);
+    assert!(guest.bench.transport.is_active());
+}
+
 #[test]
 fn a_guest_that_does_not_answer_the_end_is_reset() {
     let mut guest = Guest::connected();

@@ -54,7 +54,7 @@ fn the_guest_may_lie_about_what_it_can_hold() {
 }
 
 #[test]
-fn a_guest_is_told_when_a_quarter_of_its_credit_is_free_again() {
+fn a_guest_gets_its_credit_when_a_quarter_of_it_is_free_again() {
     let mut guest = Guest::connected();
     let step = BUFFER as usize / 4;
 
@@ -68,7 +68,7 @@ fn a_guest_is_told_when_a_quarter_of_its_credit_is_free_again() {
 }
 
 #[test]
-fn a_guest_that_asks_is_told() {
+fn a_guest_that_asks_gets_its_credit() {
     let mut guest = Guest::connected();
     guest.send(packet(Operation::Data), b"some");
 

@@ -132,7 +132,7 @@ impl Driver {
         }
     }
 
-    /// All arrives when everyone takes all.
+    /// All arrives when both sides take all.
     fn finish(&mut self) {
         for _ in 0..10_000 {
             self.receive();
