@@ -72,6 +72,14 @@ pub(crate) enum Error {
         /// The last lines of apt.
         said: String,
     },
+    /// The packages do not exist, or not beside each other.
+    #[error("the suite {suite} cannot give these packages: check their names\n{said}")]
+    Choice {
+        /// The suite.
+        suite: String,
+        /// What apt said.
+        said: String,
+    },
     /// The index does not know the package.
     #[error(
         "the suite {suite} has no package {package} for {architecture}: check the name, or choose another suite with --suite"
@@ -287,12 +295,8 @@ impl<'a> Archive<'a> {
             .output()
             .map_err(no_apt("apt-get"))?;
         if !plan.status.success() {
-            return Err(Error::Apt {
-                action: "choosing packages".to_owned(),
-                status: plan.status,
-                mirror: self.mirror.clone(),
-                said: String::from_utf8_lossy(&plan.stderr).into_owned(),
-            });
+            let said = String::from_utf8_lossy(&plan.stderr).into_owned();
+            return Err(Error::Choice { suite: self.suite.clone(), said });
         }
         let plan = String::from_utf8_lossy(&plan.stdout).into_owned();
         let count = plan.lines().filter(|line| line.starts_with("Inst ")).count();

@@ -351,7 +351,7 @@ fn replace(target: &Path, make: impl FnOnce(&Path) -> Result<(), Error>) -> Resu
     let fresh = target.with_file_name(name);
     // What an interrupted run left.
     let _ = fs::remove_file(&fresh);
-    make(&fresh)?;
+    make(&fresh).inspect_err(|_| drop(fs::remove_file(&fresh)))?;
     fs::rename(&fresh, target).map_err(failed(target))
 }
 
@@ -417,6 +417,7 @@ mod tests {
         });
         assert!(result.is_err());
         assert_eq!(fs::read(&target).unwrap(), b"old");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
 
         replace(&target, |fresh| fs::write(fresh, "new").map_err(failed(fresh))).unwrap();
         assert_eq!(fs::read(&target).unwrap(), b"new");
