@@ -7,6 +7,7 @@ use vmm::api::model::{InstanceInfo, Version};
 use vmm::error::printable;
 
 mod balloon;
+mod devices;
 mod pool;
 mod tag_storage;
 
@@ -33,6 +34,7 @@ pub fn status(instance: &InstanceInfo, version: &Version, config: &Value) -> Str
             rows.push((name.to_owned(), quantity(pointer, value)));
         }
     }
+    rows.extend(devices::rows(config));
     table(&rows, Align::Left)
 }
 
