@@ -12,7 +12,7 @@ use crate::config::{HugePages, MemoryBacking, MteMode};
 use crate::error::{chain, say};
 use crate::hypervisor::{self, Hypervisor, Vcpus, Vm};
 use crate::memory::{self, Attributes, Backing, GuestRam, Loaded};
-use crate::spec::Spec;
+use crate::spec::{DiskSpec, Spec};
 use crate::sys::caches;
 use crate::tag_storage::{BorrowerLease, TagReservation};
 
@@ -90,6 +90,21 @@ impl Board {
             say(&note);
         }
         line
+    }
+
+    /// The description's disks. Past the page cache the kernel pins guest memory, and what is pinned cannot leave
+    /// tag storage when its owner wants that back: the disks of a guest that may borrow go through the cache.
+    pub fn disks(&self, spec: &Spec) -> Vec<DiskSpec> {
+        let mut disks = spec.disks.clone();
+        for disk in disks.iter_mut().filter(|disk| disk.direct && self.placement.is_some()) {
+            disk.direct = false;
+            say(&format!(
+                "the disk {} goes through the page cache, and not past it: this guest's memory may be in tag storage \
+                 that others lend, and a direct disk would keep it there",
+                disk.id
+            ));
+        }
+        disks
     }
 
     /// Whether the guest has MTE.

@@ -33,7 +33,8 @@ pub(super) fn start(
     tag_checks::disable();
     let board = Board::new(spec, hypervisor)?;
     announce_mte(board.mte(), spec);
-    let spec = &Spec { command_line: board.command_line(spec), ..spec.clone() };
+    let (command_line, disks) = (board.command_line(spec), board.disks(spec));
+    let spec = &Spec { command_line, disks, ..spec.clone() };
     // From here on there are things to clean up, so signals no longer end the process by themselves.
     let signals = Signals::block().map_err(Error::Events)?;
     let quiesce = Quiesce::default();
