@@ -119,6 +119,14 @@ pub enum Broken {
     Form(&'static str),
 }
 
+/// Reads bytes of a configuration space. Beyond its end there are zeros.
+fn read_bytes(space: &[u8], offset: u64, data: &mut [u8]) {
+    data.fill(0);
+    if let Some(rest) = usize::try_from(offset).ok().and_then(|offset| space.get(offset..)) {
+        data.iter_mut().zip(rest).for_each(|(to, from)| *to = *from);
+    }
+}
+
 /// A device behind a transport.
 ///
 /// The transport calls its methods with the device locked: `activate` at most once after each reset, then

@@ -4,6 +4,8 @@ use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
+use crate::virtio::read_bytes;
+
 /// Its size in bytes: four little-endian words.
 const SIZE: usize = 16;
 const NUM_PAGES: Range<usize> = 0..4;
@@ -26,11 +28,7 @@ pub(super) struct Space {
 impl Space {
     /// Reads any bytes; beyond the end there are zeros.
     pub(super) fn read(&self, offset: u64, data: &mut [u8]) {
-        let image = self.image();
-        data.fill(0);
-        if let Some(rest) = usize::try_from(offset).ok().and_then(|offset| image.get(offset..)) {
-            data.iter_mut().zip(rest).for_each(|(to, from)| *to = *from);
-        }
+        read_bytes(&self.image(), offset, data);
     }
 
     /// Writes the bytes that fall on a field of the driver's.

@@ -1,5 +1,7 @@
 //! The block device's configuration space (5.2.4).
 
+use crate::virtio::read_bytes;
+
 /// Its size in bytes, up to and with write_zeroes_may_unmap and the padding after it.
 const SIZE: usize = 60;
 
@@ -32,11 +34,7 @@ pub(super) struct Limit {
 impl Space {
     /// Reads any bytes; beyond the end there are zeros.
     pub(super) fn read(&self, offset: u64, data: &mut [u8]) {
-        let image = self.image();
-        data.fill(0);
-        if let Some(rest) = usize::try_from(offset).ok().and_then(|offset| image.get(offset..)) {
-            data.iter_mut().zip(rest).for_each(|(to, from)| *to = *from);
-        }
+        read_bytes(&self.image(), offset, data);
     }
 
     fn image(&self) -> [u8; SIZE] {

@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use crate::virtio::read_bytes;
+
 /// Its size in bytes: little-endian fields up to `mtu`. The rest belongs to features that are not offered.
 const SIZE: usize = 12;
 const MAC: Range<usize> = 0..6;
@@ -30,10 +32,7 @@ impl Space {
         image[MAC].copy_from_slice(&self.mac);
         image[STATUS].copy_from_slice(&(if self.link_up { LINK_UP } else { 0 }).to_le_bytes());
         image[MTU].copy_from_slice(&self.mtu.unwrap_or(0).to_le_bytes());
-        data.fill(0);
-        if let Some(rest) = usize::try_from(offset).ok().and_then(|offset| image.get(offset..)) {
-            data.iter_mut().zip(rest).for_each(|(to, from)| *to = *from);
-        }
+        read_bytes(&image, offset, data);
     }
 }
 

@@ -23,7 +23,7 @@ use vm_memory::GuestMemory;
 
 use self::muxer::Muxer;
 use self::packet::{HEADER, Header};
-use super::{Broken, Device, DeviceId, Features, Ring, Stream};
+use super::{Broken, Device, DeviceId, Features, Ring, Stream, read_bytes};
 
 pub use counters::Counters;
 pub use muxer::{CLOSE_TIMEOUT, DRIVER_TIMEOUT, LINGER_TIMEOUT, MOST_CONNECTIONS, REQUEST_TIMEOUT};
@@ -176,13 +176,7 @@ impl<P: Peers> Device for Vsock<P> {
 
     /// The guest's context identifier (5.10.4).
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let space = self.muxer.cid().to_le_bytes();
-        data.fill(0);
-        let start = usize::try_from(offset).unwrap_or(usize::MAX);
-        if let Some(rest) = space.get(start..) {
-            let length = rest.len().min(data.len());
-            data[..length].copy_from_slice(&rest[..length]);
-        }
+        read_bytes(&self.muxer.cid().to_le_bytes(), offset, data);
     }
 
     fn write_config(&mut self, _: u64, _: &[u8]) {}
