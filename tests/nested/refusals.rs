@@ -154,7 +154,7 @@ fn options_and_configurations_that_make_no_sense() {
             ("negative", r#"{"machine-config": {"mem_size_mib": -1}}"#, 78, "-1"),
             ("huge", r#"{"boot-source": {"kernel_image_path": "k"}, "machine-config": {"mem_size_mib": 18446744073709551615}}"#, 78, "mem_size_mib"),
             ("both", r#"{"boot-source": {"kernel_image_path": "k"}, "serial": {"serial_out_path": "a", "target": "none"}}"#, 78, "keep one"),
-            ("device", r#"{"drives": [{"drive_id": "root"}]}"#, 78, "no such device"),
+            ("device", r#"{"pmem": [{"id": "root"}]}"#, 78, "no such device"),
             ("smt", r#"{"machine-config": {"smt": true}}"#, 78, "only false"),
         ] {
             let file = scratch.file(name, text);

@@ -46,6 +46,8 @@ const MODULES: [&str; 7] = [
 ];
 /// The agent, below the folder of programs.
 const AGENT: &str = "tessera-agent";
+/// Its unit for systemd.
+const AGENT_UNIT: &str = include_str!("../../../resources/tessera-agent.service");
 /// Memory that a step may use for files: the system takes 600 MiB of it, and extra packages more.
 const WORKSPACE: &str = "6g";
 /// Systems that are kept: checkouts with other lists of packages share the cache.
@@ -250,6 +252,7 @@ fn disk(
         ("SYSTEM", system.into()),
         ("MODULES", lab.places.artifacts().join("modules").join(&stamp.release).into()),
         ("RELEASE", stamp.release.clone().into()),
+        ("AGENT_UNIT", AGENT_UNIT.into()),
         ("AGENT", agent.map(OsString::from).unwrap_or_default()),
         ("SIZE", format!("{}M", choice.size).into()),
         ("OUTPUT", fresh.into()),
@@ -333,6 +336,7 @@ fn identity(
         &stamp.identity(),
         PRELUDE,
         DISK,
+        AGENT_UNIT,
         INIT,
         &MODULES.join(" "),
         &agent,

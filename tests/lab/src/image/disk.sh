@@ -130,20 +130,7 @@ mkdir -p "$root/etc/systemd/system-generators"
 ln -s /dev/null "$root/etc/systemd/system-generators/systemd-ssh-generator"
 
 # ---- the guest agent ----
-put $system/tessera-agent.service <<'EOF'
-[Unit]
-Description=Tessera guest agent
-ConditionFileIsExecutable=/usr/bin/tessera-agent
-
-[Service]
-ExecStart=/usr/bin/tessera-agent
-Restart=always
-TasksMax=infinity
-OOMScoreAdjust=-900
-
-[Install]
-WantedBy=multi-user.target
-EOF
+printf '%s' "$AGENT_UNIT" | put $system/tessera-agent.service
 if [ -n "$AGENT" ]; then
   install -m 755 "$AGENT" "$root/usr/bin/tessera-agent"
 fi
@@ -155,7 +142,8 @@ Storage=volatile
 EOF
 mount --bind /proc "$root/proc"
 units() { chroot "$root" systemctl --quiet "$@"; }
-units enable systemd-networkd.service ssh.socket sshd-vsock.socket tessera-agent.service
+units enable systemd-networkd.service ssh.socket sshd-vsock.socket
+[ -z "$AGENT" ] || units enable tessera-agent.service
 units disable ssh.service e2scrub_reap.service systemd-pstore.service getty@tty1.service
 units mask apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer fstrim.timer \
   systemd-networkd-wait-online.service
