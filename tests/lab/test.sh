@@ -73,6 +73,12 @@ can() {
         rm -f "$file"
         return "$status"
         ;;
+    taps)
+        [[ $EUID == 0 && -w /dev/net/tun ]] && command -v ip >/dev/null && capable 12
+        ;;
+    passt)
+        command -v passt >/dev/null
+        ;;
     descriptors)
         [[ $(ulimit -Hn) == unlimited || $(ulimit -Hn) -ge ${2%% *} ]]
         ;;

@@ -18,6 +18,10 @@ pub(crate) enum Means {
     PageMoves,
     /// Files that are read and written past the page cache, where temporary files are.
     DirectIo,
+    /// Taps made by this process.
+    Taps,
+    /// The program passt.
+    Passt,
     /// As many descriptors as the reason says.
     Descriptors,
 }
@@ -30,6 +34,8 @@ impl Means {
             Self::HugePages => "huge-pages",
             Self::PageMoves => "page-moves",
             Self::DirectIo => "direct-io",
+            Self::Taps => "taps",
+            Self::Passt => "passt",
             Self::Descriptors => "descriptors",
         }
     }

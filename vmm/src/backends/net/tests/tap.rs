@@ -1,9 +1,10 @@
-//! With real taps, where the user may make some; elsewhere there is nothing to test.
+//! With real taps, where the user may make some.
 
 use std::process::Command;
 
 use super::*;
 use crate::sys::tap::{self, Tap};
+use crate::testing::{Means, skip};
 
 fn ip(words: &str) -> bool {
     Command::new("ip").args(words.split(' ')).status().is_ok_and(|status| status.success())
@@ -15,7 +16,7 @@ fn name(test: &str) -> Option<String> {
     let can =
         rustix::process::geteuid().is_root() && ip("link show lo") && Tap::open(&name).is_ok();
     if !can {
-        eprintln!("no taps can be made here: nothing is tested");
+        skip(Means::Taps, "no tap can be made");
     }
     can.then_some(name)
 }
