@@ -17,9 +17,6 @@ use crate::wait::{PATIENCE, until};
 /// The start of a line in which the guest's init reports something as JSON.
 const REPORT: &str = "REPORT ";
 
-/// What the command line of a [`Plan::workload`] begins with.
-pub const QUICK: &str = "quiet cryptomgr.notests initcall_blacklist=jent_mod_init";
-
 /// A guest to be started.
 #[derive(Clone, Debug)]
 #[must_use]
@@ -32,14 +29,13 @@ pub struct Plan {
 
 impl Plan {
     /// The lab's kernel and init, which runs a workload: see tests/guest. Of the instructions of its boot, half
-    /// would be the kernel's tests of its ciphers, and a tenth of the rest the start of a source of random numbers
-    /// that measures jitter: they are left out (`cryptomgr.notests` and `initcall_blacklist`,
+    /// would be the kernel's tests of its ciphers: they are left out (`cryptomgr.notests`,
     /// Documentation/admin-guide/kernel-parameters.txt).
     pub fn workload(name: &str) -> Self {
         Self {
             kernel: artifact("Image"),
             initrd: Some(artifact("initrd.cpio")),
-            command_line: format!("{QUICK} workload={name}"),
+            command_line: format!("quiet cryptomgr.notests workload={name}"),
             flags: Vec::new(),
         }
     }

@@ -26,10 +26,6 @@ const MIN_QEMU: (u32, u32) = (9, 1);
 const INSTALL: &str =
     "install the package qemu-system-arm (Debian 13; on Debian 12 from bookworm-backports)";
 
-/// All that QEMU emulates, but for pointer authentication: kernels sign and check the return address of nearly every
-/// function, and each is a call out of translated code. It is an eighth of a guest's boot.
-const CPU: &str = "max,pauth=off";
-
 /// Why the nested host cannot be booted.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
@@ -361,16 +357,15 @@ fn arguments(
         let node0 = memory.less(node1).ok_or(Error::Node { node1, memory })?;
         more.extend(nodes(node0, node1, cpus));
     }
-    // The kernel's tests of its ciphers are a good part of a boot, and so is its measurement of jitter.
+    // The kernel's tests of its ciphers are a good part of a boot.
     let append = format!(
-        "console=ttyAMA0 quiet panic=-1 oops=panic printk.devkmsg=on cryptomgr.notests \
-         initcall_blacklist=jent_mod_init {}",
+        "console=ttyAMA0 quiet panic=-1 oops=panic printk.devkmsg=on cryptomgr.notests {}",
         machine.append
     );
     let signals = if terminal { "stdio,id=payload,signal=off" } else { "stdio,id=payload" };
     let fixed = [
         ("-M", board),
-        ("-cpu", CPU.to_owned()),
+        ("-cpu", "max,pauth-impdef=on".to_owned()),
         ("-smp", cpus.to_string()),
         ("-m", machine.memory.to_string()),
         ("-display", "none".to_owned()),
