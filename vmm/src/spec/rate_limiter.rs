@@ -50,6 +50,12 @@ impl RateLimiterSpec {
         Ok(Self { bandwidth: bucket(section.bandwidth)?, ops: bucket(section.ops)? })
     }
 
+    /// Replaces the limits that `new` has; the others stay.
+    pub fn update(&mut self, new: Self) {
+        self.bandwidth = new.bandwidth.or(self.bandwidth);
+        self.ops = new.ops.or(self.ops);
+    }
+
     /// The section that it came from, if it limits anything.
     pub fn to_section(self) -> Option<RateLimiterSection> {
         (self != Self::default()).then(|| RateLimiterSection {

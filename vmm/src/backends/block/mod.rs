@@ -111,14 +111,10 @@ impl Control {
         Ok(())
     }
 
-    /// Replaces the limits that are given.
+    /// Replaces the limits that are given; the others stay.
     pub fn limit(&mut self, limits: RateLimiterSpec) {
+        self.spec.rate_limiter.update(limits);
         self.limiter.update(limits);
-        let old = &mut self.spec.rate_limiter;
-        old.bandwidth = limits.bandwidth.or(old.bandwidth);
-        old.ops = limits.ops.or(old.ops);
-        // What waits for the old limits looks at the new ones.
-        self.device.lock().unwrap_or_else(PoisonError::into_inner).notify(0);
     }
 
     /// Reads its counters.

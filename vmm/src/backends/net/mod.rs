@@ -171,10 +171,8 @@ impl Control {
 
     /// Replaces those rate limits that are given; the others stay.
     pub fn limit(&mut self, rx: RateLimiterSpec, tx: RateLimiterSpec) {
-        for (old, new) in [(&mut self.spec.rx_limits, rx), (&mut self.spec.tx_limits, tx)] {
-            old.bandwidth = new.bandwidth.or(old.bandwidth);
-            old.ops = new.ops.or(old.ops);
-        }
+        self.spec.rx_limits.update(rx);
+        self.spec.tx_limits.update(tx);
         self.rx.update(rx);
         self.tx.update(tx);
     }
