@@ -3,14 +3,15 @@
 use std::fmt;
 use std::io;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
 use rustix::fd::{AsFd, AsRawFd};
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+use rustix::net::SocketType;
 
 use super::OpenError;
 use crate::spec::PortForward;
+use crate::sys::unix_socket;
 
 /// The program that connects a stream of frames to the sockets of the host (<https://passt.top>).
 const PASST: &str = "passt";
@@ -29,8 +30,9 @@ impl Peer {
     pub(super) fn connect(&mut self) -> Result<UnixStream, OpenError> {
         match self {
             Self::Socket(path) => {
-                let reached = reach(path);
-                reached.map_err(|source| OpenError::Socket { path: path.clone(), source })
+                let reached = unix_socket::connect(path, SocketType::STREAM);
+                reached
+                    .map_err(|errno| OpenError::Socket { path: path.clone(), source: errno.into() })
             }
             Self::User(passt) => passt.start(),
         }
@@ -44,15 +46,6 @@ impl fmt::Display for Peer {
             Self::User(_) => f.write_str(PASST),
         }
     }
-}
-
-/// Connects without waiting for a peer that does not accept.
-fn reach(path: &Path) -> io::Result<UnixStream> {
-    let address = SocketAddrUnix::new(path)?;
-    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-    connect(&socket, &address)?;
-    Ok(UnixStream::from(socket))
 }
 
 /// A process that gives the guest the network of the user, without privileges. It ends when this is dropped, and
