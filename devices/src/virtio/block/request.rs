@@ -162,7 +162,7 @@ pub(super) fn parse<M: GuestMemory>(
     let [a, b, c, d, _, _, _, _, sector @ ..] = header;
     let (kind, sector) = (u32::from_le_bytes([a, b, c, d]), u64::from_le_bytes(sector));
     let asked = if found {
-        operation(kind, sector, readable, &writable, memory, geometry)?
+        operation(kind, sector, readable, &mut writable, memory, geometry)?
     } else {
         Err(Status::IoError)
     };
@@ -173,12 +173,12 @@ pub(super) fn parse<M: GuestMemory>(
     })
 }
 
-/// `Ok(None)` is the wish for the serial number.
+/// `Ok(None)` is the wish for the serial number, for which `writable` is left.
 fn operation<M: GuestMemory>(
     kind: u32,
     sector: u64,
     readable: Stream,
-    writable: &Stream,
+    writable: &mut Stream,
     memory: &M,
     geometry: Geometry,
 ) -> Result<Result<Option<Operation>, Status>, Broken> {
@@ -186,7 +186,7 @@ fn operation<M: GuestMemory>(
     let asked = match kind {
         kind::IN => geometry
             .bytes(sector, writable.len())
-            .map(|offset| Operation::Read { offset, into: writable.clone() }),
+            .map(|offset| Operation::Read { offset, into: std::mem::take(writable) }),
         kind::OUT if !read_only => geometry
             .bytes(sector, readable.len())
             .map(|offset| Operation::Write { offset, from: readable, durable: geometry.durable }),

@@ -133,17 +133,14 @@ impl DiskFile {
         }
         lock(&cached, spec)?;
         let direct = spec.direct.then(|| Direct::open(spec)).transpose()?;
-        let size = size(&cached).map_err(open)?;
-        if size < SECTOR {
-            return Err(Error::Empty { path: path.clone(), size });
-        }
+        let sectors = sectors(&cached, path)?;
         let discards = match is_regular {
             true => takes_holes(&cached),
             false => device_takes_holes(kind.rdev()),
         };
         let unit = direct.as_ref().map_or(SECTOR, |direct| direct.offset_align);
         let block_size = u32::try_from(unit).unwrap_or(MOST_BLOCK).clamp(SECTOR as u32, MOST_BLOCK);
-        let disk = Disk { sectors: size / SECTOR, read_only: spec.read_only, discards, block_size };
+        let disk = Disk { sectors, read_only: spec.read_only, discards, block_size };
         Ok(Self { path: path.clone(), cached, direct, disk, is_regular })
     }
 
@@ -155,9 +152,7 @@ impl DiskFile {
 
     /// Its whole sectors now.
     pub(super) fn sectors(&self) -> Result<u64, Error> {
-        let path = || self.path.clone();
-        let size = size(&self.cached).map_err(|source| Error::Open { path: path(), source })?;
-        if size < SECTOR { Err(Error::Empty { path: path(), size }) } else { Ok(size / SECTOR) }
+        sectors(&self.cached, &self.path)
     }
 }
 
@@ -199,9 +194,15 @@ fn lock(file: &File, spec: &DiskSpec) -> Result<(), Error> {
     })
 }
 
-/// Of a block device, metadata has no length.
-fn size(mut file: &File) -> io::Result<u64> {
-    file.seek(SeekFrom::End(0))
+/// The whole sectors of a disk. Of a block device, metadata has no length.
+fn sectors(mut file: &File, path: &Path) -> Result<u64, Error> {
+    let size = file
+        .seek(SeekFrom::End(0))
+        .map_err(|source| Error::Open { path: path.to_owned(), source })?;
+    match size / SECTOR {
+        0 => Err(Error::Empty { path: path.to_owned(), size }),
+        sectors => Ok(sectors),
+    }
 }
 
 /// Whether the file system can make holes in this very file. Asked beyond its end, where there is nothing.
