@@ -55,19 +55,11 @@ pub(crate) const ROUTES: &[Route] = &[
     get("/balloon", |vm| show(vm.balloon()?)),
     patch("/balloon", |vm, body| done(vm.patch_balloon(parse(body)?))),
     get("/balloon/statistics", |vm| show(vm.balloon_statistics()?)),
-    Route {
-        method: "PATCH",
-        path: "/drives/{drive_id}",
-        handler: Handler::WriteOne(|vm, id, body| done(vm.patch_drive(id, parse(body)?))),
-    },
-    Route {
-        method: "PATCH",
-        path: "/network-interfaces/{iface_id}",
-        handler: Handler::WriteOne(|vm, id, body| {
-            done(vm.patch_network_interface(id, parse(body)?))
-        }),
-    },
     patch("/balloon/statistics", |vm, body| done(vm.patch_balloon_statistics(parse(body)?))),
+    patch_one("/drives/{drive_id}", |vm, id, body| done(vm.patch_drive(id, parse(body)?))),
+    patch_one("/network-interfaces/{iface_id}", |vm, id, body| {
+        done(vm.patch_network_interface(id, parse(body)?))
+    }),
     get("/footprint", |vm| show(vm.footprint()?)),
     get("/tag-storage", |vm| show(vm.tag_storage()?)),
     patch("/vm", |vm, body| change_state(vm, parse(body)?)),
@@ -84,6 +76,13 @@ const fn put(path: &'static str, handler: fn(&mut dyn Controller, &[u8]) -> Outc
 
 const fn patch(path: &'static str, handler: fn(&mut dyn Controller, &[u8]) -> Outcome) -> Route {
     Route { method: "PATCH", path, handler: Handler::Write(handler) }
+}
+
+const fn patch_one(
+    path: &'static str,
+    handler: fn(&mut dyn Controller, &str, &[u8]) -> Outcome,
+) -> Route {
+    Route { method: "PATCH", path, handler: Handler::WriteOne(handler) }
 }
 
 /// Why a well-framed request is not served.

@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::rc::{Rc, Weak};
 
 use arch::units::Bytes;
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::exit_reason::ExitReason;
@@ -67,14 +68,11 @@ impl Controller for MachineController {
     fn vm_config(&self) -> Value {
         let mut config = self.config.clone();
         // They are what can have changed.
-        if let (Ok(machine), Some(drives)) = (self.machine(), config.get_mut("drives")) {
-            let sections: Vec<_> = machine.borrow().disks().map(DiskSpec::to_section).collect();
-            *drives = serde_json::to_value(sections).unwrap_or_default();
-        }
-        if let (Ok(machine), Some(net)) = (self.machine(), config.get_mut("network-interfaces")) {
+        if let Ok(machine) = self.machine() {
             let machine = machine.borrow();
-            let sections: Vec<_> = machine.network_interfaces().map(NetSpec::to_section).collect();
-            *net = serde_json::to_value(sections).unwrap_or_default();
+            refresh(&mut config, "drives", machine.disks().map(DiskSpec::to_section));
+            let interfaces = machine.network_interfaces().map(NetSpec::to_section);
+            refresh(&mut config, "network-interfaces", interfaces);
         }
         config
     }
@@ -110,14 +108,8 @@ impl Controller for MachineController {
     }
 
     fn patch_drive(&mut self, id: &str, update: model::DriveUpdate) -> Result<(), ControlError> {
-        if update.drive_id != id {
-            return Err(ControlError::refused(format!(
-                "the path names the disk '{id}' and the body '{}': name the same one",
-                update.drive_id
-            )));
-        }
-        let limits = RateLimiterSpec::new(update.rate_limiter.unwrap_or_default());
-        let limits = limits.map_err(|error| ControlError::refused(error.to_string()))?;
+        same_name("disk", id, &update.drive_id)?;
+        let limits = limits(update.rate_limiter)?;
         let machine = self.machine()?;
         let mut machine = machine.borrow_mut();
         let disk = machine.disk_mut(id).ok_or_else(|| ControlError::no_such("disk", id))?;
@@ -133,16 +125,7 @@ impl Controller for MachineController {
         id: &str,
         update: model::NetworkInterfaceUpdate,
     ) -> Result<(), ControlError> {
-        if update.iface_id != id {
-            return Err(ControlError::refused(format!(
-                "the path names the network interface '{id}' and the body '{}': name the same one",
-                update.iface_id
-            )));
-        }
-        let limits = |section: Option<_>| {
-            let limits = RateLimiterSpec::new(section.unwrap_or_default());
-            limits.map_err(|error| ControlError::refused(error.to_string()))
-        };
+        same_name("network interface", id, &update.iface_id)?;
         let (rx, tx) = (limits(update.rx_rate_limiter)?, limits(update.tx_rate_limiter)?);
         let machine = self.machine()?;
         let mut machine = machine.borrow_mut();
@@ -211,6 +194,29 @@ impl Controller for MachineController {
         self.shutdown.with(ExitReason::Stopped);
         Ok(())
     }
+}
+
+/// Shows a list of a configuration, if it has that, as it is now.
+fn refresh(config: &mut Value, list: &str, sections: impl Iterator<Item = impl Serialize>) {
+    if let Some(list) = config.get_mut(list) {
+        *list = serde_json::to_value(sections.collect::<Vec<_>>()).unwrap_or_default();
+    }
+}
+
+/// Refuses a change whose body is for another thing of a kind than its path.
+fn same_name(kind: &str, id: &str, body: &str) -> Result<(), ControlError> {
+    if id == body {
+        return Ok(());
+    }
+    Err(ControlError::refused(format!(
+        "the path names the {kind} '{id}' and the body '{body}': name the same one"
+    )))
+}
+
+/// The limits of a change.
+fn limits(section: Option<model::RateLimiterSection>) -> Result<RateLimiterSpec, ControlError> {
+    let limits = RateLimiterSpec::new(section.unwrap_or_default());
+    limits.map_err(|error| ControlError::refused(error.to_string()))
 }
 
 /// Why the guest does not run although no client has paused it.
