@@ -3,10 +3,16 @@
 use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixListener;
-use std::process::Stdio;
+use std::process::{Child, Stdio};
 use std::thread;
 
 use super::harness::{Guest, text};
+
+/// A proxy to port 22, on pipes.
+fn proxy(guest: &Guest) -> Child {
+    let mut command = guest.command("proxy", &["22"]);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap()
+}
 
 #[test]
 fn bytes_go_both_ways_and_half_closes_are_passed_on() {
@@ -21,12 +27,7 @@ fn bytes_go_both_ways_and_half_closes_are_passed_on() {
         stream.read_to_end(&mut all).unwrap();
         all
     });
-    let mut proxy = guest
-        .command("proxy", &["22"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut proxy = proxy(&guest);
 
     let mut received = String::new();
     proxy.stdout.take().unwrap().read_to_string(&mut received).unwrap();
@@ -50,12 +51,7 @@ fn the_end_of_input_leaves_the_other_direction_open() {
         stream.read_to_string(&mut request).unwrap();
         stream.write_all(request.to_uppercase().as_bytes()).unwrap();
     });
-    let mut proxy = guest
-        .command("proxy", &["22"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut proxy = proxy(&guest);
 
     proxy.stdin.take().unwrap().write_all(b"question").unwrap();
     let output = proxy.wait_with_output().unwrap();
@@ -69,12 +65,7 @@ fn a_guest_that_closes_ends_it_while_input_stays_open() {
     let guest = Guest::start();
     let port = UnixListener::bind(guest.path("port22")).unwrap();
     let service = thread::spawn(move || drop(port.accept().unwrap()));
-    let mut proxy = guest
-        .command("proxy", &["22"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut proxy = proxy(&guest);
     let input = proxy.stdin.take();
 
     let status = proxy.wait().unwrap();
