@@ -76,6 +76,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("doctor", &["backends", "hypervisor", "kvm", "memory", "sys"]),
     // Messages are written without waiting.
     ("error", &["sys"]),
+    ("events", &[]),
     ("exit_status", &[]),
     ("metrics", &[]),
     ("prometheus", &[]),
@@ -90,7 +91,7 @@ const RESERVATION: &str = "tag_storage::reservation";
 const SUPPLY: &str = "tag_storage::supply";
 
 /// What any room may use.
-const COMMON: [&str; 4] = ["error", "exit_status", "metrics", "prometheus"];
+const COMMON: [&str; 5] = ["error", "events", "exit_status", "metrics", "prometheus"];
 
 /// The one file of `api` that knows the rooms behind the VM, and those rooms.
 const CONVERSION: (&str, [&str; 4]) =

@@ -9,6 +9,7 @@ pub mod config;
 pub(crate) mod console;
 pub mod doctor;
 pub mod error;
+pub mod events;
 pub mod exit_status;
 pub mod hypervisor;
 #[cfg(target_arch = "aarch64")]

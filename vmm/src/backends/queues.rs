@@ -10,6 +10,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::gate::QueueGate;
 use crate::error::{chain, say};
+use crate::events::{Event, EventLog};
 use crate::memory::GuestRam;
 
 /// A device with its transport: on the bus for the vCPUs, in the event loop for its queues.
@@ -58,20 +59,22 @@ pub struct QueueEvents<D: Device> {
     transport: Shared<D>,
     doorbells: QueueDoorbells,
     gate: QueueGate,
+    log: EventLog,
     /// That the guest broke the device is printed once, not each time.
     reported: bool,
 }
 
 impl<D: Device> QueueEvents<D> {
-    /// The queues of the device called `name`, served while `gate` is open.
+    /// The queues of the device called `name`, served while `gate` is open. That the guest breaks it is an event.
     pub fn new(
         name: impl Into<Arc<str>>,
         transport: Shared<D>,
         doorbells: QueueDoorbells,
         gate: QueueGate,
+        log: EventLog,
     ) -> Self {
         gate.watch(doorbells.clone());
-        Self { name: name.into(), transport, doorbells, gate, reported: false }
+        Self { name: name.into(), transport, doorbells, gate, log, reported: false }
     }
 
     /// What every turn of the device enters.
@@ -101,6 +104,10 @@ impl<D: Device> QueueEvents<D> {
         drop(transport);
         if let Some(broken) = broken {
             self.reported = true;
+            self.log.publish(&Event::DeviceBroken {
+                device: (&*self.name).into(),
+                detail: (&*broken).into(),
+            });
             say(&format!(
                 "the guest's driver broke its {}: {broken}; load the driver again in the guest, or restart the guest",
                 self.name

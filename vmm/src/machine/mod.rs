@@ -18,6 +18,7 @@ use event_manager::MutEventSubscriber;
 use crate::backends::gate::QueueGate;
 use crate::backends::{balloon, block, net};
 use crate::console::{Output, Quiesce};
+use crate::events::EventLog;
 use crate::hypervisor::Vm;
 use crate::memory::{DiscardHooks, GuestRam, NoHooks, Reclaimer, footprint};
 use crate::metrics::VcpuCounters;
@@ -46,6 +47,7 @@ pub struct Machine {
     footprint: footprint::Meter,
     vm: Box<dyn Vm>,
     run: RunState,
+    log: EventLog,
     counters: Arc<VcpuCounters>,
     quiesce: Quiesce,
     /// Open while the guest runs.
@@ -65,6 +67,7 @@ impl Machine {
         spec: &Spec,
         console: Output,
         quiesce: Quiesce,
+        log: EventLog,
     ) -> Result<Self, Error> {
         let Board { vm, mut cpus, caches, loaded, tags, placement, .. } = board;
         let throttle = console.throttle();
@@ -75,14 +78,26 @@ impl Machine {
             Reclaimer::new(vm.ram().clone(), hooks)
         };
         let (devices, plugged) =
-            DeviceSet::new(&*vm, spec, &gate, console, reclaimer, loaded.guest_page)?;
+            DeviceSet::new(&*vm, spec, &gate, log.clone(), console, reclaimer, loaded.guest_page)?;
         boot::prepare(&*vm, spec, &mut cpus, caches.as_ref(), &loaded, &plugged.nodes)?;
         let counters = Arc::new(VcpuCounters::default());
         let services = Services::new(plugged.bus, throttle, Arc::clone(&counters));
         let vcpus = VcpuSet::spawn(cpus.vcpus, &Arc::new(services))?;
         let run = RunState::new();
         let footprint = footprint::Meter::new(vm.ram());
-        Ok(Self { vcpus, devices, footprint, vm, run, counters, quiesce, gate, tags, placement })
+        Ok(Self {
+            vcpus,
+            devices,
+            footprint,
+            vm,
+            run,
+            log,
+            counters,
+            quiesce,
+            gate,
+            tags,
+            placement,
+        })
     }
 
     /// The devices.
@@ -93,6 +108,11 @@ impl Machine {
     /// What serves the devices on the host's side, for the event loop. It comes once.
     pub fn take_device_events(&mut self) -> Vec<Box<dyn MutEventSubscriber>> {
         std::mem::take(&mut self.devices.events)
+    }
+
+    /// What has happened to it.
+    pub fn log(&self) -> &EventLog {
+        &self.log
     }
 
     /// The balloon, if there is one.
@@ -245,7 +265,7 @@ impl Machine {
             Change::Quiesce => self.quiesce()?,
             Change::Unquiesce => self.unquiesce()?,
         }
-        self.run.done(change);
+        self.log.publish(&self.run.done(change));
         Ok(())
     }
 

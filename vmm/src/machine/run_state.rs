@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use crate::events::{Event, PauseCause};
+
 /// Why the guest does not run. More than one reason can hold at a time.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub enum PauseReason {
@@ -24,13 +26,14 @@ pub(super) enum Change {
 pub(super) struct RunState {
     reasons: BTreeMap<PauseReason, String>,
     running: bool,
+    started: bool,
 }
 
 impl RunState {
     /// A guest that waits for its first [`release`](Self::release).
     pub(super) fn new() -> Self {
         let reasons = BTreeMap::from([(PauseReason::Request, String::new())]);
-        Self { reasons, running: false }
+        Self { reasons, running: false, started: false }
     }
 
     /// One more reason; a text replaces the one before.
@@ -52,8 +55,19 @@ impl RunState {
         }
     }
 
-    pub(super) fn done(&mut self, change: Change) {
+    /// Notes that a change has been made; what that is to those who follow the VM.
+    pub(super) fn done(&mut self, change: Change) -> Event {
         self.running = change == Change::Unquiesce;
+        if self.running {
+            return match std::mem::replace(&mut self.started, true) {
+                true => Event::Resumed,
+                false => Event::Started,
+            };
+        }
+        match self.reason(PauseReason::TagStorage).filter(|_| self.reasons.len() == 1) {
+            Some(why) => Event::Paused { reason: PauseCause::TagStorage, detail: Some(why.into()) },
+            None => Event::Paused { reason: PauseCause::Request, detail: None },
+        }
     }
 
     /// Whether the vCPUs may be in the guest.

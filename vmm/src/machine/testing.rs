@@ -11,6 +11,7 @@ use crate::config::{
     BootSource, CommandLineOnly, Config, EntropySection, MachineConfig, SerialSection,
 };
 use crate::console::{Output, Quiesce};
+use crate::events::EventLog;
 use crate::hypervisor::fake::FakeHypervisor;
 use crate::spec::Spec;
 
@@ -49,5 +50,5 @@ pub(crate) fn machine(hypervisor: &FakeHypervisor, cpus: u32) -> Machine {
     let kernel = kernel();
     let spec = spec(config(kernel.path(), cpus));
     let board = Board::new(&spec, hypervisor).unwrap();
-    Machine::new(board, &spec, Output::nowhere(), Quiesce::default()).unwrap()
+    Machine::new(board, &spec, Output::nowhere(), Quiesce::default(), EventLog::default()).unwrap()
 }

@@ -11,6 +11,7 @@ use rustix::fd::AsRawFd;
 use super::shutdown::ShutdownRequest;
 use super::watch::watch;
 use crate::error::{chain, say};
+use crate::events::Event;
 use crate::machine::Machine;
 use crate::sys::timer::Timer;
 use crate::tag_storage::broker::{BrokerEvent, Client};
@@ -57,14 +58,17 @@ impl BrokerEvents {
             BrokerEvent::Retry => retry(),
             BrokerEvent::StopReclaim => machine.cancel_reclaim(),
             BrokerEvent::Detached => {
+                machine.log().publish(&Event::BrokerLost);
                 machine.cancel_reclaim();
                 say("the broker is gone: the guest runs on with the tag storage that it has");
             }
             BrokerEvent::Attached { owed: 0 } => {
+                machine.log().publish(&Event::BrokerBack);
                 say("the broker is back");
                 retry();
             }
             BrokerEvent::Attached { owed } => {
+                machine.log().publish(&Event::BrokerBack);
                 say(&format!(
                     "the broker is back, and has no tag storage for {} that the guest has: nothing new is \
                      reserved until it has",

@@ -17,6 +17,7 @@ use super::tag_events::TagEvents;
 use crate::api::Server;
 use crate::console::{self, Input, Keys, Listener, Lost, Output, Quiesce, RawTerminal, Verb};
 use crate::error::say;
+use crate::events::EventLog;
 use crate::hypervisor::Hypervisor;
 use crate::machine::{Board, Machine, Mte};
 use crate::memory::tag_checks;
@@ -40,7 +41,7 @@ pub(super) fn start(
     let quiesce = Quiesce::default();
     let lost = Lost::new()?;
     let (output, listener) = open_console(&spec.serial, &quiesce, &lost)?;
-    let mut machine = Machine::new(board, spec, output, quiesce)?;
+    let mut machine = Machine::new(board, spec, output, quiesce, EventLog::default())?;
     let serial = machine.serial();
     let device_events = machine.take_device_events();
     let balloon = machine.balloon().cloned();

@@ -14,6 +14,7 @@ use super::shutdown::ShutdownRequest;
 use super::watch::watch;
 use crate::config::OnExhausted;
 use crate::error::{chain, say};
+use crate::events::Event;
 use crate::machine::{Machine, PauseReason};
 use crate::spec::ReservationMode;
 use crate::sys::timer::Timer;
@@ -88,6 +89,7 @@ impl TagEvents {
         if !self.open && self.spoken.is_none_or(|at| at.elapsed() >= SAY_EVERY) {
             (self.open, self.spoken) = (true, Some(Instant::now()));
             say(&format!("a vCPU waits for tag storage: {why}"));
+            self.machine.borrow().log().publish(&Event::TagStorageExhausted { detail: why.into() });
         }
     }
 
@@ -114,6 +116,10 @@ impl TagEvents {
 
     fn relieved(&mut self) {
         self.acted = false;
+        let open = std::mem::take(&mut self.open);
+        if open {
+            self.machine.borrow().log().publish(&Event::TagStorageRelieved);
+        }
         let released = self.machine.borrow_mut().release_pause(PauseReason::TagStorage);
         if let Err(error) = released {
             self.try_again(&format!(
@@ -121,7 +127,7 @@ impl TagEvents {
                 chain(&error)
             ));
         }
-        if std::mem::take(&mut self.open) {
+        if open {
             say("the guest has its tag storage, and runs on");
         }
     }

@@ -21,6 +21,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::*;
 use crate::backends::gate::QueueGate;
 use crate::backends::queues::{QueueDoorbells, QueueEvents};
+use crate::events::EventLog;
 use crate::memory::{Attributes, GuestRam};
 use crate::spec::{NetBackendSpec, NetSpec};
 
@@ -78,7 +79,13 @@ impl Bench {
         let transport = Transport::new(net, memory.clone(), irq, Box::new(doorbells.clone()));
         let transport = Arc::new(Mutex::new(transport));
         let gate = QueueGate::default();
-        let queues = QueueEvents::new("network", transport.clone(), doorbells, gate.clone());
+        let queues = QueueEvents::new(
+            "network",
+            transport.clone(),
+            doorbells,
+            gate.clone(),
+            EventLog::default(),
+        );
         let mut events = EventManager::new().unwrap();
         events.add_subscriber(NetEvents::new(queues).unwrap());
         let control = Control::new(spec, &transport);

@@ -103,7 +103,13 @@ impl Bench {
             Transport::new(Probe::default(), memory.clone(), line, Box::new(doorbells.clone()));
         let transport = Arc::new(Mutex::new(transport));
         let gate = QueueGate::default();
-        let queues = QueueEvents::new("probe", transport.clone(), doorbells.clone(), gate.clone());
+        let queues = QueueEvents::new(
+            "probe",
+            transport.clone(),
+            doorbells.clone(),
+            gate.clone(),
+            EventLog::default(),
+        );
         let mut events = EventManager::new().unwrap();
         events.add_subscriber(queues);
         let mut bench = Self { transport, doorbells, gate, memory, events };

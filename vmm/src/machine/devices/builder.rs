@@ -17,12 +17,14 @@ use super::{Error, Plugged};
 use crate::backends::gate::QueueGate;
 use crate::backends::queues::{QueueDoorbells, QueueEvents, Shared};
 use crate::backends::worker::{Worker, WorkerEvents};
+use crate::events::EventLog;
 use crate::hypervisor::Vm;
 
 /// Puts devices into a machine, one after the other.
 pub(super) struct Builder<'a> {
     vm: &'a dyn Vm,
     gate: &'a QueueGate,
+    log: EventLog,
     pub(super) plugged: Plugged,
     pub(super) attached: Vec<Box<dyn Attached>>,
     pub(super) events: Vec<Box<dyn MutEventSubscriber>>,
@@ -31,9 +33,17 @@ pub(super) struct Builder<'a> {
 
 impl<'a> Builder<'a> {
     /// The queues of the devices are served while `gate` is open.
-    pub(super) fn new(vm: &'a dyn Vm, gate: &'a QueueGate) -> Self {
+    pub(super) fn new(vm: &'a dyn Vm, gate: &'a QueueGate, log: EventLog) -> Self {
         let plugged = Plugged { bus: Bus::new(), nodes: Vec::new() };
-        Self { vm, gate, plugged, attached: Vec::new(), events: Vec::new(), workers: Vec::new() }
+        Self {
+            vm,
+            gate,
+            log,
+            plugged,
+            attached: Vec::new(),
+            events: Vec::new(),
+            workers: Vec::new(),
+        }
     }
 
     pub(super) fn gate(&self) -> &QueueGate {
@@ -100,7 +110,8 @@ impl<'a> Builder<'a> {
         let shared = Arc::new(Mutex::new(transport));
         self.map(range, Arc::new(Window::new(Arc::clone(&shared))))?;
         self.plugged.nodes.push(MmioNode { range, spi });
-        let events = QueueEvents::new(called, Arc::clone(&shared), doorbells, self.gate.clone());
+        let (gate, log) = (self.gate.clone(), self.log.clone());
+        let events = QueueEvents::new(called, Arc::clone(&shared), doorbells, gate, log);
         Ok((shared, events))
     }
 

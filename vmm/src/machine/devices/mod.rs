@@ -35,6 +35,7 @@ use crate::backends::vsock::{HostPeers, VsockEvents};
 use crate::backends::worker::Worker;
 use crate::console::Output;
 use crate::error::say;
+use crate::events::EventLog;
 use crate::hypervisor::Vm;
 use crate::memory::Reclaimer;
 use crate::spec::{BalloonSpec, DiskSpec, NetSpec, Spec, VsockSpec};
@@ -72,11 +73,12 @@ impl DeviceSet {
         vm: &dyn Vm,
         spec: &Spec,
         gate: &QueueGate,
+        log: EventLog,
         console: Output,
         reclaimer: impl FnOnce() -> Reclaimer,
         guest_page: Bytes,
     ) -> Result<(Self, Plugged), Error> {
-        let mut builder = Builder::new(vm, gate);
+        let mut builder = Builder::new(vm, gate, log);
         let serial = serial(&mut builder, console)?;
         clock(&mut builder)?;
         let gpio = Gpio::new(vm.irq(layout::GPIO_SPI)?);

@@ -32,8 +32,14 @@ fn a_socket_device_has_its_socket_for_as_long_as_its_machine() {
     let spec = crate::machine::testing::spec(config);
     let hypervisor = FakeHypervisor::new([vec![]]);
     let board = crate::machine::Board::new(&spec, &hypervisor).unwrap();
-    let machine =
-        crate::machine::Machine::new(board, &spec, Output::nowhere(), Default::default()).unwrap();
+    let machine = crate::machine::Machine::new(
+        board,
+        &spec,
+        Output::nowhere(),
+        Default::default(),
+        Default::default(),
+    )
+    .unwrap();
 
     let metrics: Map<String, Value> =
         machine.devices().metrics().map(|(name, value)| (name.to_owned(), value)).collect();
@@ -94,7 +100,7 @@ fn network_interfaces_are_in_the_list_and_have_their_limits_replaced() {
     let machine = || {
         let board = crate::machine::Board::new(&spec, &FakeHypervisor::new([vec![]])).unwrap();
         let (output, quiesce) = (Output::nowhere(), crate::console::Quiesce::default());
-        crate::machine::Machine::new(board, &spec, output, quiesce).unwrap()
+        crate::machine::Machine::new(board, &spec, output, quiesce, Default::default()).unwrap()
     };
     let mut first = machine();
 

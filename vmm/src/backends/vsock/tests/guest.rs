@@ -17,6 +17,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::*;
 use crate::backends::gate::QueueGate;
 use crate::backends::queues::QueueDoorbells;
+use crate::events::EventLog;
 use crate::memory::{Attributes, GuestRam};
 
 pub(super) const CID: u32 = 3;
@@ -86,8 +87,13 @@ impl TestGuest {
         let transport =
             Transport::new(device, memory.clone(), Box::new(Line), Box::new(doorbells.clone()));
         let transport = Arc::new(Mutex::new(transport));
-        let queues =
-            QueueEvents::new("sockets", transport.clone(), doorbells.clone(), gate.clone());
+        let queues = QueueEvents::new(
+            "sockets",
+            transport.clone(),
+            doorbells.clone(),
+            gate.clone(),
+            EventLog::default(),
+        );
         let mut events = EventManager::new().unwrap();
         events.add_subscriber(VsockEvents::new(&transport, queues).unwrap());
         let (taken, sent, received) = (0, 0, 0);
