@@ -11,12 +11,14 @@ use linux_loader::cmdline::{self, Cmdline};
 use thiserror::Error;
 
 use crate::config::{
-    BalloonSetting, BootSource, CommandLineOnly, Config, EntropySection, HugePages, MachineConfig,
-    MemoryBacking, MteMode, MteSection, SerialSection, TagStorageMode, TagStorageSection,
+    BalloonSetting, BootSource, CommandLineOnly, Config, EntropySection, HugePages, LoggerSection,
+    MachineConfig, MemoryBacking, MetricsSection, MteMode, MteSection, SerialSection,
+    TagStorageMode, TagStorageSection,
 };
 
 mod balloon;
 mod disk;
+mod draft;
 mod network;
 mod rate_limiter;
 mod tag_storage;
@@ -24,6 +26,7 @@ mod vsock;
 
 pub use balloon::{BalloonSpec, TargetError as BalloonTargetError, target as balloon_target};
 pub use disk::{DiskError, DiskSpec};
+pub use draft::Draft;
 pub use network::{NetBackendSpec, NetError, NetSpec, PortForward};
 pub use rate_limiter::{BucketSpec, RateLimiterSpec, RefillError};
 pub use tag_storage::{ReservationMode, TagStorageSpec};
@@ -80,8 +83,21 @@ pub struct Spec {
     pub lender: Option<PathBuf>,
     /// Where the serial port goes.
     pub serial: SerialTarget,
+    /// The file or FIFO that takes messages in the place of standard error.
+    pub log: Option<PathBuf>,
+    /// The file or FIFO that takes the counters.
+    pub metrics: Option<MetricsSpec>,
     /// The VM's name.
     pub id: String,
+}
+
+/// Where the counters are written.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct MetricsSpec {
+    /// The file or FIFO.
+    pub path: PathBuf,
+    /// Whether each object has the VM's name.
+    pub with_id: bool,
 }
 
 /// Where the guest's serial port goes.
@@ -261,6 +277,11 @@ impl Spec {
     /// # Errors
     /// When the configuration makes no sense, whatever the host.
     pub fn new(config: Config, flags: CommandLineOnly<'_>) -> Result<Self, Error> {
+        Draft::new(config, flags)?.into_spec()
+    }
+
+    /// The same, where a kernel that is not named has an empty path.
+    fn without_kernel(config: Config, flags: CommandLineOnly<'_>) -> Result<Self, Error> {
         let boot = config.boot_source.unwrap_or_default();
         let bare_command_line = boot.bare_boot_args.unwrap_or(false);
         let machine = config.machine_config.unwrap_or_default();
@@ -274,7 +295,7 @@ impl Spec {
         let id = valid_id(flags.id.unwrap_or("tessera"))?;
         let lender = tag_storage.broker.clone().filter(|_| mte != MteMode::Require);
         let spec = Self {
-            kernel: boot.kernel_image_path.ok_or(Error::NoKernel)?,
+            kernel: boot.kernel_image_path.unwrap_or_default(),
             initrd: boot.initrd_path,
             command_line: command_line(boot_args, disks.first(), bare_command_line)?,
             bare_command_line,
@@ -293,6 +314,11 @@ impl Spec {
             tag_storage: TagStorageSpec::new(tag_storage, mte, lock_memory)?,
             lender,
             serial: SerialTarget::from_section(config.serial.unwrap_or_default())?,
+            log: config.logger.and_then(|section| section.log_path),
+            metrics: config.metrics.map(|section| MetricsSpec {
+                path: section.metrics_path,
+                with_id: section.emit_id.unwrap_or(false),
+            }),
             id,
         };
         if spec.cpus == 0 {
@@ -308,7 +334,7 @@ impl Spec {
         let shown = |path: &PathBuf| PathBuf::from(path.to_string_lossy().into_owned());
         let mut config = Config::default();
         config.boot_source = Some(BootSource {
-            kernel_image_path: Some(shown(&self.kernel)),
+            kernel_image_path: Some(shown(&self.kernel)).filter(|kernel| *kernel != Path::new("")),
             initrd_path: self.initrd.as_ref().map(shown),
             boot_args: Some(self.command_line.clone()),
             bare_boot_args: self.bare_command_line.then_some(true),
@@ -340,13 +366,19 @@ impl Spec {
         config.entropy = self.rng.then(EntropySection::default);
         config.vsock = self.vsock.as_ref().map(VsockSpec::to_section);
         config.network_interfaces = self.net.iter().map(NetSpec::to_section).collect();
+        let logger = |log| LoggerSection { log_path: Some(log), ..LoggerSection::default() };
+        config.logger = self.log.as_ref().map(shown).map(logger);
+        config.metrics = self.metrics.as_ref().map(|metrics| MetricsSection {
+            metrics_path: shown(&metrics.path),
+            emit_id: metrics.with_id.then_some(true),
+        });
         config
     }
 
     /// An output over an input, or over another output, would destroy one of them.
     fn check_paths(&self, flags: CommandLineOnly<'_>) -> Result<(), Error> {
         let inputs = [
-            ("the kernel", Some(self.kernel.as_path())),
+            ("the kernel", Some(self.kernel.as_path()).filter(|kernel| *kernel != Path::new(""))),
             ("the initrd", self.initrd.as_deref()),
             ("the configuration file", flags.config),
         ];
@@ -354,6 +386,8 @@ impl Spec {
             ("the serial target", self.serial.path()),
             ("the socket of --vsock", self.vsock.as_ref().map(|vsock| vsock.path.as_path())),
             ("the control socket", flags.api_sock),
+            ("the log", self.log.as_deref()),
+            ("the file of counters", self.metrics.as_ref().map(|metrics| metrics.path.as_path())),
         ];
         // Each with whether it is written.
         let inputs = inputs.into_iter().filter_map(|(name, path)| Some((name, path?, false)));

@@ -14,8 +14,8 @@ use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    BalloonSetting, DriveSection, Error, NetworkInterfaceSection, TagStorageSection, VsockSection,
-    network,
+    BalloonSetting, DriveSection, Error, LoggerSection, MetricsSection, NetworkInterfaceSection,
+    TagStorageSection, VsockSection, network,
 };
 
 /// No configuration comes near this size; a file that does is something else.
@@ -56,6 +56,12 @@ pub struct Config {
     /// The network interfaces.
     #[serde(default, deserialize_with = "network::list", skip_serializing_if = "Vec::is_empty")]
     pub network_interfaces: Vec<NetworkInterfaceSection>,
+    /// Where messages go.
+    #[serde(default, deserialize_with = "section", skip_serializing_if = "Option::is_none")]
+    pub logger: Option<LoggerSection>,
+    /// Where counters are written.
+    #[serde(default, deserialize_with = "section", skip_serializing_if = "Option::is_none")]
+    pub metrics: Option<MetricsSection>,
 
     // Firecracker writes these sections into every configuration it reports, empty where the device is
     // absent. Empty is accepted for that reason; anything else names a device that this VMM lacks.
@@ -63,10 +69,6 @@ pub struct Config {
     pmem: Absent,
     #[serde(default, skip_serializing)]
     cpu_config: Absent,
-    #[serde(default, skip_serializing)]
-    logger: Absent,
-    #[serde(default, skip_serializing)]
-    metrics: Absent,
     #[serde(default, skip_serializing)]
     mmds_config: Absent,
     #[serde(default, skip_serializing)]
@@ -104,6 +106,9 @@ pub struct MachineConfig {
     /// Guest memory as `--memory` gave it; it replaces `mem_size_mib`.
     #[serde(skip)]
     pub mem_size: Option<Bytes>,
+    /// A CPU template, of which there is only none.
+    #[serde(default, skip_serializing, deserialize_with = "no_template")]
+    pub cpu_template: (),
     /// Simultaneous multithreading: there is none on arm64, so only `false` is accepted.
     #[serde(default, deserialize_with = "only_false")]
     pub smt: bool,
@@ -288,6 +293,16 @@ impl<'de> Deserialize<'de> for Absent {
                 "this VMM has no such device or service: leave the section out",
             )),
         }
+    }
+}
+
+/// Firecracker's name for no CPU template, or null.
+fn no_template<'de, D: Deserializer<'de>>(deserializer: D) -> Result<(), D::Error> {
+    match Option::<String>::deserialize(deserializer)?.as_deref() {
+        None | Some("None") => Ok(()),
+        Some(_) => Err(D::Error::custom(
+            "there are no CPU templates, as the guest's CPU is the host's: leave cpu_template out",
+        )),
     }
 }
 

@@ -6,10 +6,12 @@
 
 mod args;
 mod balloon;
+mod change;
 mod deferred;
 mod drive;
 mod file;
 mod network;
+mod output;
 mod rate_limiter;
 mod tag_storage;
 mod vsock;
@@ -22,6 +24,7 @@ use crate::exit_status::ExitStatus;
 
 pub use args::RunArgs;
 pub use balloon::{BalloonFlag, BalloonSection, BalloonSetting, ParseBalloonError};
+pub use change::ConfigChange;
 pub use deferred::Deferred;
 pub use drive::{CacheType, DiskFlag, DriveSection, IoEngine, ParseDiskError};
 pub(crate) use file::Object;
@@ -30,6 +33,7 @@ pub use file::{
     MteSection, SerialSection,
 };
 pub use network::{NetBackend, NetFlag, NetworkInterfaceSection, ParseNetError};
+pub use output::{LogLevel, LoggerSection, MetricsSection};
 pub use rate_limiter::{RateLimiterSection, TokenBucketSection};
 pub use tag_storage::{
     ExhaustedFlag, OnExhausted, ParseExhaustedError, TagStorageMode, TagStorageSection,

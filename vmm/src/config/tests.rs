@@ -198,9 +198,17 @@ fn a_device_that_this_vmm_lacks_is_refused_and_not_ignored() {
         r#"{"drives": [{"drive_id": "rootfs", "socket": "/vhost-user.sock"}]}"#,
         r#"{"memory-hotplug": {}}"#,
         r#"{"entropy": {"rate_limiter": {}}}"#,
-        r#"{"logger": "file"}"#,
     ] {
         assert!(complaint(text).contains("no such device or service"), "{text}");
+    }
+}
+
+#[test]
+fn a_cpu_template_is_refused_by_name() {
+    let machine = |template| format!(r#"{{"machine-config": {{"cpu_template": {template}}}}}"#);
+    assert!(complaint(&machine(r#""T2""#)).contains("no CPU templates"));
+    for none in ["null", r#""None""#] {
+        assert!(parse(&machine(none)).is_ok());
     }
 }
 
@@ -209,7 +217,6 @@ fn unknown_fields_are_refused_by_name() {
     for (text, name) in [
         (r#"{"boot_source": {}}"#, "boot_source"),
         (r#"{"boot-source": {"kernel": "a"}}"#, "kernel"),
-        (r#"{"machine-config": {"cpu_template": "T2"}}"#, "cpu_template"),
         (r#"{"machine-config": {"mem_size": 64}}"#, "mem_size"),
         (r#"{"serial": {"path": "a"}}"#, "path"),
         (r#"{"mte": {"mode": "off", "tags": 1}}"#, "tags"),
