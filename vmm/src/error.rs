@@ -5,6 +5,7 @@ mod voice;
 use std::error::Error;
 use std::io;
 
+pub(crate) use voice::log_to;
 pub use voice::{say, say_last};
 
 /// An error and all its sources on one line, each said once.

@@ -16,6 +16,8 @@ use vmm::api::model::{
 };
 use vmm::api::{ControlError, Controller, Server};
 use vmm::backends::balloon::Change;
+use vmm::config::ConfigChange;
+use vmm::events::EventLog;
 
 struct FakeVm {
     state: State,
@@ -95,15 +97,23 @@ impl Controller for FakeVm {
         balloon.stats_polling_interval_s = update.stats_polling_interval_s;
         Ok(())
     }
-    fn patch_drive(&mut self, id: &str, _: DriveUpdate) -> Result<(), ControlError> {
-        Err(ControlError::no_such("disk", id))
+    fn patch_drive(&mut self, update: DriveUpdate) -> Result<(), ControlError> {
+        Err(ControlError::no_such("disk", &update.drive_id))
     }
     fn patch_network_interface(
         &mut self,
-        id: &str,
-        _: NetworkInterfaceUpdate,
+        update: NetworkInterfaceUpdate,
     ) -> Result<(), ControlError> {
-        Err(ControlError::no_such("network interface", id))
+        Err(ControlError::no_such("network interface", &update.iface_id))
+    }
+    fn configure(&mut self, _: ConfigChange) -> Result<(), ControlError> {
+        Err(ControlError::after_start())
+    }
+    fn start(&mut self) -> Result<(), ControlError> {
+        Err(ControlError::after_start())
+    }
+    fn flush_metrics(&mut self) -> Result<(), ControlError> {
+        Err(ControlError::refused("no file"))
     }
     fn footprint(&self) -> Result<Footprint, ControlError> {
         Ok(Footprint { guest_bytes: 4 << 20, resident_bytes: 1 << 20, ..Footprint::default() })
@@ -156,7 +166,8 @@ impl Vm {
         let path = directory.path().join("api");
         let (gone, left): (_, Receiver<()>) = channel();
         let state = State::Running;
-        let server = Server::bind(&path, FakeVm { state, key, gone, balloon, vsock }).unwrap();
+        let vm = FakeVm { state, key, gone, balloon, vsock };
+        let server = Server::bind(&path, vm, EventLog::default()).unwrap();
         let thread = std::thread::spawn(move || {
             let mut manager = EventManager::new().unwrap();
             manager.add_subscriber(server);

@@ -7,8 +7,10 @@ use std::os::unix::net::UnixStream;
 use event_manager::EventSet;
 use rustix::net::SendFlags;
 
-use super::http::{CONTINUE, Parser, Step};
-use super::{Controller, routes};
+use super::Lifecycle;
+use super::http::{self, CONTINUE, Parser, Step};
+use super::routes::{self, Answer};
+use crate::events::EventLog;
 
 /// Bytes taken from a socket at once; a stack buffer. Any of our requests fits.
 pub(crate) const READ_CHUNK: usize = 8 << 10;
@@ -38,6 +40,13 @@ pub(crate) enum Disposition {
 enum Phase {
     /// Requests are read and answered.
     Serving,
+    /// The answer is the log of events, as it grows. What the client sends is thrown away.
+    Following {
+        /// The sequence number of the event that is sent next, at least.
+        next: u64,
+        /// The client takes chunks.
+        chunked: bool,
+    },
     /// The last answer is on its way; nothing more is read.
     Finishing,
     /// Everything is said; what still comes is thrown away until the client closes.
@@ -74,15 +83,15 @@ impl Connection {
     }
 
     /// Does what can be done without waiting.
-    pub(crate) fn turn(&mut self, vm: &mut dyn Controller) -> Disposition {
-        match self.try_turn(vm) {
+    pub(crate) fn turn(&mut self, vm: &mut dyn Lifecycle, log: &EventLog) -> Disposition {
+        match self.try_turn(vm, log) {
             Ok(disposition) => disposition,
             // The client is gone (EPIPE, ECONNRESET): there is no reader for an answer.
             Err(_) => Disposition::Drop,
         }
     }
 
-    fn try_turn(&mut self, vm: &mut dyn Controller) -> io::Result<Disposition> {
+    fn try_turn(&mut self, vm: &mut dyn Lifecycle, log: &EventLog) -> io::Result<Disposition> {
         self.flush()?;
         if self.phase == Phase::Serving {
             if self.wants_input() {
@@ -91,6 +100,14 @@ impl Connection {
             self.serve(vm);
             // Within this turn: the answer to Stop must be out before the event loop leaves.
             self.flush()?;
+        }
+        if let Phase::Following { .. } = self.phase {
+            self.discard()?;
+            if self.ended {
+                return Ok(Disposition::Drop);
+            }
+            // An event that comes later has a turn of its own.
+            self.follow(log)?;
         }
         if self.phase == Phase::Finishing && self.unsent.is_empty() {
             self.stream.shutdown(std::net::Shutdown::Write)?;
@@ -125,6 +142,8 @@ impl Connection {
                 }
                 interest
             }
+            Phase::Following { .. } if self.unsent.is_empty() => EventSet::IN,
+            Phase::Following { .. } => EventSet::IN | EventSet::OUT,
             Phase::Finishing => EventSet::OUT,
             Phase::Discarding => EventSet::IN,
         }
@@ -146,7 +165,37 @@ impl Connection {
         Ok(())
     }
 
-    fn serve(&mut self, vm: &mut dyn Controller) {
+    /// Whether the client follows the log of events.
+    pub(crate) fn follows(&self) -> bool {
+        matches!(self.phase, Phase::Following { .. })
+    }
+
+    /// Ends the answer of a client that follows the log, with what is left of it.
+    pub(crate) fn end_events(&mut self, log: &EventLog) {
+        let Phase::Following { chunked, .. } = self.phase else { return };
+        // The client may be gone, and then misses nothing.
+        let _ = self.follow(log);
+        http::push_piece(chunked, "", &mut self.unsent);
+        let _ = self.flush();
+        self.phase = Phase::Finishing;
+    }
+
+    /// Sends what there is of the log, as far as the client takes it.
+    fn follow(&mut self, log: &EventLog) -> io::Result<()> {
+        while let Phase::Following { next, chunked } = self.phase
+            && self.unsent.len() < MAX_UNSENT
+            && let Some(line) = log.from(next)
+        {
+            http::push_piece(chunked, &line.text, &mut self.unsent);
+            self.phase = Phase::Following { next: line.seq + 1, chunked };
+            if self.unsent.len() >= MAX_UNSENT {
+                self.flush()?;
+            }
+        }
+        self.flush()
+    }
+
+    fn serve(&mut self, vm: &mut dyn Lifecycle) {
         for _ in 0..MAX_REQUESTS_PER_TURN {
             if !self.unserved || self.unsent.len() >= MAX_UNSENT {
                 return;
@@ -161,8 +210,13 @@ impl Connection {
                 Step::Continue => self.unsent.extend_from_slice(CONTINUE),
                 Step::Request(request) => {
                     let keep_alive = request.keep_alive && routes::knows_method(&request.method);
-                    routes::answer(vm, &request).encode(keep_alive, &mut self.unsent);
-                    self.finish_unless(keep_alive);
+                    match routes::answer(vm.controller(), &request) {
+                        Answer::Response(response) => {
+                            response.encode(keep_alive, &mut self.unsent);
+                            self.finish_unless(keep_alive);
+                        }
+                        Answer::Events => self.begin_events(request.takes_chunks),
+                    }
                 }
                 Step::Refused(refusal) => {
                     refusal.response().encode(false, &mut self.unsent);
@@ -170,6 +224,13 @@ impl Connection {
                 }
             }
         }
+    }
+
+    fn begin_events(&mut self, chunked: bool) {
+        self.unsent.extend_from_slice(http::stream_head(chunked).as_bytes());
+        self.phase = Phase::Following { next: 0, chunked };
+        self.parser = Parser::default();
+        self.unserved = false;
     }
 
     fn finish_unless(&mut self, keep_alive: bool) {

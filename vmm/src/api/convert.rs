@@ -9,7 +9,7 @@ use super::model::{
 };
 use crate::backends::{balloon, reporting};
 use crate::memory::{self, footprint};
-use crate::spec::ReservationMode;
+use crate::spec::{BalloonSpec, ReservationMode};
 use crate::tag_storage::{PlacementStatus, ReservationStatus};
 
 impl From<&balloon::Status> for Balloon {
@@ -24,6 +24,23 @@ impl From<&balloon::Status> for Balloon {
             free_page_reporting: status.reporting,
             driver: status.driver.into(),
             reporting: status.diagnosis.into(),
+        }
+    }
+}
+
+impl From<BalloonSpec> for Balloon {
+    /// The balloon of a VM that has not started.
+    fn from(spec: BalloonSpec) -> Self {
+        Self {
+            amount_mib: spec.target.as_mib(),
+            needed_mib: 0,
+            actual_mib: 0,
+            deflate_on_oom: spec.deflate_on_oom,
+            stats_polling_interval_s: spec.stats_interval_s,
+            free_page_hinting: false,
+            free_page_reporting: spec.reporting,
+            driver: DriverState::Absent,
+            reporting: Reporting { state: ReportingState::Off, reason: None },
         }
     }
 }

@@ -11,6 +11,8 @@ use super::model::{
 use super::{ControlError, Controller};
 use crate::backends::balloon::{Change, GuestReport};
 use crate::backends::reporting::Diagnosis;
+use crate::config::{CommandLineOnly, Config, ConfigChange};
+use crate::spec::Draft;
 
 /// A request that reached the fake.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,6 +21,9 @@ pub(crate) enum Call {
     Resume,
     PressPowerKey,
     Stop,
+    Configure,
+    Start,
+    FlushMetrics,
 }
 
 /// A reason of the VMM's own for which the fake does nothing.
@@ -203,23 +208,22 @@ impl Controller for FakeVm {
         Ok(())
     }
 
-    fn patch_drive(&mut self, id: &str, update: DriveUpdate) -> Result<(), ControlError> {
+    fn patch_drive(&mut self, update: DriveUpdate) -> Result<(), ControlError> {
         self.check()?;
-        match (id, update.drive_id.as_str()) {
-            ("root", "root") => Ok(()),
-            _ => Err(ControlError::no_such("disk", id)),
+        match update.drive_id.as_str() {
+            "root" => Ok(()),
+            id => Err(ControlError::no_such("disk", id)),
         }
     }
 
     fn patch_network_interface(
         &mut self,
-        id: &str,
         update: NetworkInterfaceUpdate,
     ) -> Result<(), ControlError> {
         self.check()?;
-        match (id, update.iface_id.as_str()) {
-            ("eth0", "eth0") => Ok(()),
-            _ => Err(ControlError::no_such("network interface", id)),
+        match update.iface_id.as_str() {
+            "eth0" => Ok(()),
+            id => Err(ControlError::no_such("network interface", id)),
         }
     }
 
@@ -258,6 +262,33 @@ impl Controller for FakeVm {
             reason: Some("the guest touches chunk 41: give a larger --tag-max".to_owned()),
             counters: json!({ "populated_total": 40, "touches_total": 41 }),
         })
+    }
+
+    fn configure(&mut self, change: ConfigChange) -> Result<(), ControlError> {
+        if self.state != State::NotStarted {
+            return Err(ControlError::after_start());
+        }
+        let mut config = Config::default();
+        change.apply(&mut config);
+        Draft::new(config, CommandLineOnly::default())
+            .map_err(|error| ControlError::refused(error.to_string()))?;
+        self.calls.push(Call::Configure);
+        Ok(())
+    }
+
+    fn start(&mut self) -> Result<(), ControlError> {
+        if self.state != State::NotStarted {
+            return Err(ControlError::after_start());
+        }
+        self.calls.push(Call::Start);
+        self.state = State::Running;
+        Ok(())
+    }
+
+    fn flush_metrics(&mut self) -> Result<(), ControlError> {
+        self.check()?;
+        self.calls.push(Call::FlushMetrics);
+        Ok(())
     }
 
     fn pause(&mut self) -> Result<(), ControlError> {

@@ -26,6 +26,9 @@ const MAX_QUOTE: usize = 256;
 
 const JSON: &str = "application/json";
 
+/// A JSON object on each line.
+const NDJSON: &str = "application/x-ndjson";
+
 /// The interim answer to `Expect: 100-continue`.
 pub(crate) const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
@@ -41,6 +44,8 @@ pub(crate) struct Request {
     pub(crate) keep_alive: bool,
     /// The client accepts plain text and does not name JSON, as Prometheus does.
     pub(crate) wants_text: bool,
+    /// The client speaks HTTP/1.1: it knows a body in chunks.
+    pub(crate) takes_chunks: bool,
 }
 
 /// Bytes that are not a request. The connection ends after the answer, because where the next
@@ -179,6 +184,7 @@ fn parse_head(input: &[u8]) -> Result<Option<(usize, Head)>, Refusal> {
                     body: Vec::new(),
                     keep_alive,
                     wants_text: framing.wants_text,
+                    takes_chunks: parsed.version == Some(1),
                 },
                 body_length: framing.body_length,
                 // A client of HTTP/1.0 does not know interim answers (RFC 9110, 10.1.1).
@@ -350,6 +356,24 @@ impl Response {
         head.push_str("\r\n");
         output.extend_from_slice(head.as_bytes());
         output.extend_from_slice(body.map_or(String::new(), |(_, text)| text).as_bytes());
+    }
+}
+
+/// The head of an answer whose body goes on until the connection ends (RFC 9112, 6.3).
+pub(crate) fn stream_head(chunked: bool) -> String {
+    let framing = if chunked { "Transfer-Encoding: chunked\r\n" } else { "" };
+    format!(
+        "HTTP/1.1 {}\r\nServer: Tessera\r\nConnection: close\r\nContent-Type: {NDJSON}\r\n{framing}\r\n",
+        Status::Ok.line()
+    )
+}
+
+/// Appends a piece of such a body to `output`; an empty one is its end.
+pub(crate) fn push_piece(chunked: bool, piece: &str, output: &mut Vec<u8>) {
+    if chunked {
+        output.extend_from_slice(format!("{:x}\r\n{piece}\r\n", piece.len()).as_bytes());
+    } else {
+        output.extend_from_slice(piece.as_bytes());
     }
 }
 

@@ -32,6 +32,20 @@ pub(crate) mod fake;
 
 pub use server::Server;
 
+use crate::config::ConfigChange;
+
+/// Who answers for the VM at this moment: a start puts another one in the place of the first.
+pub trait Lifecycle {
+    /// The one who answers the next request.
+    fn controller(&mut self) -> &mut dyn Controller;
+}
+
+impl<C: Controller> Lifecycle for C {
+    fn controller(&mut self) -> &mut dyn Controller {
+        self
+    }
+}
+
 /// What the control socket needs of the VM behind it.
 ///
 /// Every method runs on the event-loop thread and must return soon: until it does, no device and no
@@ -83,19 +97,17 @@ pub trait Controller {
     ) -> Result<(), ControlError>;
 
     /// Takes the size of a disk's file anew, or replaces the file or its limits, as `PATCH /drives/{drive_id}` says.
-    /// `id` is the path's.
     ///
     /// # Errors
     /// There is no such disk, or its file cannot be used. Nothing is changed then.
-    fn patch_drive(&mut self, id: &str, update: model::DriveUpdate) -> Result<(), ControlError>;
+    fn patch_drive(&mut self, update: model::DriveUpdate) -> Result<(), ControlError>;
 
-    /// Replaces limits of a network interface, as `PATCH /network-interfaces/{iface_id}` says. `id` is the path's.
+    /// Replaces limits of a network interface, as `PATCH /network-interfaces/{iface_id}` says.
     ///
     /// # Errors
     /// There is no such interface, or such limits cannot be.
     fn patch_network_interface(
         &mut self,
-        id: &str,
         update: model::NetworkInterfaceUpdate,
     ) -> Result<(), ControlError>;
 
@@ -111,6 +123,25 @@ pub trait Controller {
     /// # Errors
     /// There is no machine any more.
     fn tag_storage(&self) -> Result<model::TagStorage, ControlError>;
+
+    /// Changes the configuration of a VM that has not started.
+    ///
+    /// # Errors
+    /// The VM has started, or the configuration would make no sense. Nothing is changed then.
+    fn configure(&mut self, change: ConfigChange) -> Result<(), ControlError>;
+
+    /// Starts the VM as it is configured. Returns when the vCPUs run.
+    ///
+    /// # Errors
+    /// The VM has started, its configuration is not complete, or the host cannot give what it asks for. The VM can be
+    /// configured further then, and started again.
+    fn start(&mut self) -> Result<(), ControlError>;
+
+    /// Writes the counters to the file of `PUT /metrics`.
+    ///
+    /// # Errors
+    /// There is no such file, or it cannot be written.
+    fn flush_metrics(&mut self) -> Result<(), ControlError>;
 
     /// Stops the vCPUs; returns when none of them runs and no MMIO access is pending. Pausing a
     /// paused VM succeeds and changes nothing, as in Firecracker.
@@ -187,6 +218,16 @@ impl ControlError {
             "the balloon's statistics are off: PATCH /balloon/statistics with \
              {\"stats_polling_interval_s\": 1} asks the guest for them every second, as does --balloon stats=1",
         )
+    }
+
+    /// The answer to a request that needs a guest, before there is one. Firecracker's words.
+    pub fn before_start() -> Self {
+        Self::refused("The requested operation is not supported before starting the microVM.")
+    }
+
+    /// The answer to a request that only a VM takes that has not started. Firecracker's words.
+    pub fn after_start() -> Self {
+        Self::refused("The requested operation is not supported after starting the microVM.")
     }
 
     /// A refusal with this message.

@@ -5,9 +5,11 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::http::{Request, Response, Status, quote};
-use super::model::{ActionType, InstanceActionInfo, Version, Vm, VmState};
+use super::model::{
+    ActionType, DriveUpdate, InstanceActionInfo, NetworkInterfaceUpdate, Version, Vm, VmState,
+};
 use super::{ControlError, Controller};
-use crate::config::Object;
+use crate::config::{ConfigChange, DriveSection, NetworkInterfaceSection, Object};
 use crate::prometheus::Text;
 
 /// A body (200), or none (204), or a fault (400 and above).
@@ -30,6 +32,17 @@ impl Route {
                 .is_some_and(|name| !name.is_empty() && !name.contains('/')),
         }
     }
+
+    /// Whether a path is that of this section with something behind it, which is ignored as in Firecracker: some
+    /// clients put a device's name there.
+    fn serves_below(&self, path: &str) -> bool {
+        matches!(self.handler, Handler::Configure(_)) && is_below(path, self.path)
+    }
+}
+
+/// Whether a path is another one with something behind it.
+fn is_below(path: &str, other: &str) -> bool {
+    path.strip_prefix(other).is_some_and(|rest| rest.starts_with('/'))
 }
 
 enum Handler {
@@ -39,6 +52,10 @@ enum Handler {
     Write(fn(&mut dyn Controller, &[u8]) -> Outcome),
     /// The same for one of several things of a kind, which the end of the path names.
     WriteOne(fn(&mut dyn Controller, &str, &[u8]) -> Outcome),
+    /// Replaces a section of the configuration before the start.
+    Configure(fn(&[u8]) -> Result<ConfigChange, Fault>),
+    /// Follows the log of events.
+    Follow,
 }
 
 /// The one resource that is served as text, too.
@@ -56,10 +73,26 @@ pub(crate) const ROUTES: &[Route] = &[
     patch("/balloon", |vm, body| done(vm.patch_balloon(parse(body)?))),
     get("/balloon/statistics", |vm| show(vm.balloon_statistics()?)),
     patch("/balloon/statistics", |vm, body| done(vm.patch_balloon_statistics(parse(body)?))),
-    patch_one("/drives/{drive_id}", |vm, id, body| done(vm.patch_drive(id, parse(body)?))),
+    patch_one("/drives/{drive_id}", |vm, id, body| patch_drive(vm, id, parse(body)?)),
     patch_one("/network-interfaces/{iface_id}", |vm, id, body| {
-        done(vm.patch_network_interface(id, parse(body)?))
+        patch_network_interface(vm, id, parse(body)?)
     }),
+    section("PUT", "/boot-source", |body| Ok(ConfigChange::BootSource(parse(body)?))),
+    section("PUT", "/machine-config", |body| Ok(ConfigChange::MachineConfig(parse(body)?))),
+    section("PATCH", "/machine-config", |body| Ok(ConfigChange::MachineConfigUpdate(parse(body)?))),
+    put_one("/drives/{drive_id}", |vm, id, body| put_drive(vm, id, parse(body)?)),
+    put_one("/network-interfaces/{iface_id}", |vm, id, body| {
+        put_network_interface(vm, id, parse(body)?)
+    }),
+    section("PUT", "/vsock", |body| Ok(ConfigChange::Vsock(parse(body)?))),
+    section("PUT", "/balloon", |body| Ok(ConfigChange::Balloon(parse(body)?))),
+    section("PUT", "/entropy", |body| Ok(ConfigChange::Entropy(parse(body)?))),
+    section("PUT", "/serial", |body| Ok(ConfigChange::Serial(parse(body)?))),
+    section("PUT", "/logger", |body| Ok(ConfigChange::Logger(parse(body)?))),
+    section("PUT", "/metrics", |body| Ok(ConfigChange::Metrics(parse(body)?))),
+    section("PUT", "/mte", |body| Ok(ConfigChange::Mte(parse(body)?))),
+    section("PUT", "/tag-storage", |body| Ok(ConfigChange::TagStorage(parse(body)?))),
+    Route { method: "GET", path: "/events", handler: Handler::Follow },
     get("/footprint", |vm| show(vm.footprint()?)),
     get("/tag-storage", |vm| show(vm.tag_storage()?)),
     patch("/vm", |vm, body| change_state(vm, parse(body)?)),
@@ -77,6 +110,40 @@ const fn put(path: &'static str, handler: fn(&mut dyn Controller, &[u8]) -> Outc
 const fn patch(path: &'static str, handler: fn(&mut dyn Controller, &[u8]) -> Outcome) -> Route {
     Route { method: "PATCH", path, handler: Handler::Write(handler) }
 }
+
+const fn put_one(
+    path: &'static str,
+    handler: fn(&mut dyn Controller, &str, &[u8]) -> Outcome,
+) -> Route {
+    Route { method: "PUT", path, handler: Handler::WriteOne(handler) }
+}
+
+const fn section(
+    method: &'static str,
+    path: &'static str,
+    parse: fn(&[u8]) -> Result<ConfigChange, Fault>,
+) -> Route {
+    Route { method, path, handler: Handler::Configure(parse) }
+}
+
+/// What Firecracker serves and this VMM does not have, by the beginning of its path.
+const LACKING: &[(&str, &str)] = &[
+    (
+        "/mmds",
+        "there is no metadata service (MMDS): give the guest what it needs on a disk or over vsock",
+    ),
+    ("/cpu-config", "there are no CPU templates: the guest's CPU is the host's"),
+    ("/pmem", "there are no persistent memory devices: use a disk"),
+    (
+        "/hotplug",
+        "memory cannot be added to a guest: start it with more, and take it back with the balloon",
+    ),
+    (
+        "/balloon/hinting",
+        "there is no free page hinting: page reporting gives free memory back by itself",
+    ),
+    ("/snapshot", "there are no snapshots yet"),
+];
 
 const fn patch_one(
     path: &'static str,
@@ -98,6 +165,8 @@ enum Fault {
     MissingBody,
     #[error("the body is not what this request takes: {}", quote(&.0.to_string()))]
     Body(serde_json::Error),
+    #[error("the path names the {kind} '{path}' and the body '{body}': name the same one")]
+    OtherName { kind: &'static str, path: String, body: String },
     #[error("the answer cannot be written as JSON: {0}")]
     Answer(serde_json::Error),
     #[error("{0}")]
@@ -119,6 +188,7 @@ impl Fault {
             | Self::UnwantedBody
             | Self::MissingBody
             | Self::Body(_)
+            | Self::OtherName { .. }
             | Self::Unsupported(_)
             | Self::Control(ControlError::Refused(_)) => Status::BadRequest,
         }
@@ -131,9 +201,29 @@ impl From<ControlError> for Fault {
     }
 }
 
+/// What a request gets.
+#[derive(Debug)]
+pub(crate) enum Answer {
+    /// One answer.
+    Response(Response),
+    /// The log of events, from its beginning on.
+    Events,
+}
+
 /// The answer to a request. Never fails: what goes wrong is the answer.
-pub(crate) fn answer(vm: &mut dyn Controller, request: &Request) -> Response {
-    match dispatch(vm, request) {
+pub(crate) fn answer(vm: &mut dyn Controller, request: &Request) -> Answer {
+    match find(request) {
+        Ok(Route { handler: Handler::Follow, .. }) if request.body.is_empty() => Answer::Events,
+        route => Answer::Response(respond(vm, request, route)),
+    }
+}
+
+fn respond(
+    vm: &mut dyn Controller,
+    request: &Request,
+    route: Result<&'static Route, Fault>,
+) -> Response {
+    match route.and_then(|route| dispatch(vm, request, route)) {
         Ok(Some(figures)) if request.wants_text && request.path == METRICS => {
             let mut text = Text::default();
             text.add_all(&figures, &[("vm", &vm.instance().id)]);
@@ -150,12 +240,13 @@ pub(crate) fn knows_method(method: &str) -> bool {
     ROUTES.iter().any(|route| route.method == method)
 }
 
-fn dispatch(vm: &mut dyn Controller, request: &Request) -> Outcome {
-    let route = find(request)?;
+fn dispatch(vm: &mut dyn Controller, request: &Request, route: &Route) -> Outcome {
     match route.handler {
-        Handler::Read(_) if !request.body.is_empty() => Err(Fault::UnwantedBody),
+        Handler::Read(_) | Handler::Follow if !request.body.is_empty() => Err(Fault::UnwantedBody),
         Handler::Read(handler) => handler(vm),
+        Handler::Follow => Ok(None),
         Handler::Write(handler) => handler(vm, &request.body),
+        Handler::Configure(parse) => done(vm.configure(parse(&request.body)?)),
         Handler::WriteOne(handler) => {
             let name = request.path.rsplit('/').next().unwrap_or_default();
             handler(vm, name, &request.body)
@@ -164,9 +255,20 @@ fn dispatch(vm: &mut dyn Controller, request: &Request) -> Outcome {
 }
 
 fn find(request: &Request) -> Result<&'static Route, Fault> {
-    let on_path = || ROUTES.iter().filter(|route| route.serves(&request.path));
+    let path = request.path.as_str();
+    let exact = ROUTES.iter().any(|route| route.serves(path));
+    let on_path = || {
+        ROUTES.iter().filter(move |route| match exact {
+            true => route.serves(path),
+            false => route.serves_below(path),
+        })
+    };
     if let Some(route) = on_path().find(|route| route.method == request.method) {
         return Ok(route);
+    }
+    let lacks = |(lacking, _): &&(&str, &str)| path == *lacking || is_below(path, lacking);
+    if let Some((_, why)) = LACKING.iter().find(lacks) {
+        return Err(Fault::Unsupported(why));
     }
     Err(match on_path().next() {
         Some(route) => Fault::Method {
@@ -174,15 +276,18 @@ fn find(request: &Request) -> Result<&'static Route, Fault> {
             path: route.path,
             allowed: listed(on_path().map(|route| route.method)),
         },
-        None => Fault::Path {
-            path: quote(&request.path),
-            known: listed(ROUTES.iter().map(|route| route.path)),
-        },
+        None => {
+            Fault::Path { path: quote(path), known: listed(ROUTES.iter().map(|route| route.path)) }
+        }
     })
 }
 
 fn listed(items: impl Iterator<Item = &'static str>) -> String {
-    items.collect::<Vec<_>>().join(", ")
+    let mut items: Vec<_> = items.collect();
+    // The methods of a path may stand at several places.
+    items.sort_unstable();
+    items.dedup();
+    items.join(", ")
 }
 
 fn show(answer: impl Serialize) -> Outcome {
@@ -209,21 +314,48 @@ fn change_state(vm: &mut dyn Controller, change: Vm) -> Outcome {
     Ok(None)
 }
 
+fn put_drive(vm: &mut dyn Controller, id: &str, drive: DriveSection) -> Outcome {
+    same_name("disk", id, &drive.drive_id)?;
+    done(vm.configure(ConfigChange::Drive(drive)))
+}
+
+fn put_network_interface(
+    vm: &mut dyn Controller,
+    id: &str,
+    interface: NetworkInterfaceSection,
+) -> Outcome {
+    same_name("network interface", id, &interface.iface_id)?;
+    done(vm.configure(ConfigChange::NetworkInterface(interface)))
+}
+
+fn patch_drive(vm: &mut dyn Controller, id: &str, update: DriveUpdate) -> Outcome {
+    same_name("disk", id, &update.drive_id)?;
+    done(vm.patch_drive(update))
+}
+
+fn patch_network_interface(
+    vm: &mut dyn Controller,
+    id: &str,
+    update: NetworkInterfaceUpdate,
+) -> Outcome {
+    same_name("network interface", id, &update.iface_id)?;
+    done(vm.patch_network_interface(update))
+}
+
+/// Refuses a request whose body is for another thing of a kind than its path.
+fn same_name(kind: &'static str, id: &str, body: &str) -> Result<(), Fault> {
+    if id == body {
+        return Ok(());
+    }
+    Err(Fault::OtherName { kind, path: quote(id), body: quote(body) })
+}
+
 fn act(vm: &mut dyn Controller, action: InstanceActionInfo) -> Outcome {
     match action.action_type {
         ActionType::SendCtrlAltDel => vm.press_power_key()?,
         ActionType::Stop => vm.stop()?,
-        ActionType::InstanceStart => {
-            return Err(Fault::Unsupported(
-                "the VM is already started: tessera run starts it; \
-                 PATCH /vm with {\"state\": \"Resumed\"} resumes a paused one",
-            ));
-        }
-        ActionType::FlushMetrics => {
-            return Err(Fault::Unsupported(
-                "metrics are not written to a file; read them with GET /metrics",
-            ));
-        }
+        ActionType::InstanceStart => vm.start()?,
+        ActionType::FlushMetrics => vm.flush_metrics()?,
     }
     Ok(None)
 }

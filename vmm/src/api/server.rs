@@ -5,8 +5,9 @@ use std::path::Path;
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 
-use super::Controller;
+use super::Lifecycle;
 use super::connection::{Connection, Disposition};
+use crate::events::EventLog;
 use crate::sys::accept::{AcceptPause, Remedy};
 use crate::sys::unix_socket::{Error, Socket};
 
@@ -30,7 +31,8 @@ pub struct Server<C> {
     /// Counts events; stands for the time in [`Entry::last_used`].
     clock: u64,
     registered: Result<(), event_manager::Error>,
-    controller: C,
+    log: EventLog,
+    lifecycle: C,
 }
 
 #[derive(Debug)]
@@ -40,19 +42,19 @@ struct Entry {
     last_used: u64,
 }
 
-impl<C: Controller> Server<C> {
-    /// Listens at `path` (mode 0600, close-on-exec) for clients of `controller`. A socket left by
+impl<C: Lifecycle> Server<C> {
+    /// Listens at `path` (mode 0600, close-on-exec) for clients of the VM, who may follow the log. A socket left by
     /// a dead process is replaced; on drop the file is removed if it is still this one.
     ///
     /// # Errors
     /// The path is too long, taken by a live process or by something that is not a socket, or the
     /// kernel refuses.
-    pub fn bind(path: &Path, controller: C) -> Result<Self, Error> {
+    pub fn bind(path: &Path, lifecycle: C, log: EventLog) -> Result<Self, Error> {
         let socket = Socket::bind(path)?;
         let pause =
             AcceptPause::new().map_err(|source| Error::Create { path: path.to_owned(), source })?;
         let connections = Vec::new();
-        Ok(Self { socket, pause, connections, clock: 0, registered: Ok(()), controller })
+        Ok(Self { socket, pause, connections, clock: 0, registered: Ok(()), log, lifecycle })
     }
 
     /// Whether the event loop took the socket when the server was registered, which
@@ -64,9 +66,17 @@ impl<C: Controller> Server<C> {
         self.registered.as_ref().copied()
     }
 
-    /// The controller given to [`Server::bind`].
-    pub fn controller_mut(&mut self) -> &mut C {
-        &mut self.controller
+    /// The one given to [`Server::bind`].
+    pub fn lifecycle_mut(&mut self) -> &mut C {
+        &mut self.lifecycle
+    }
+
+    /// Gives those who follow the log what is left of it, and ends their answers. Nothing is waited for: a follower
+    /// without room for it misses it.
+    pub fn end_events(&mut self) {
+        for entry in &mut self.connections {
+            entry.connection.end_events(&self.log);
+        }
     }
 
     fn event(&self) -> Events {
@@ -120,7 +130,24 @@ impl<C: Controller> Server<C> {
         let Some(at) = self.position(fd) else { return };
         let entry = &mut self.connections[at];
         entry.last_used = self.clock;
-        let keep = match entry.connection.turn(&mut self.controller) {
+        self.turn(at, ops);
+    }
+
+    /// New events for those who follow them.
+    fn feed(&mut self, ops: &mut EventOps<'_>) {
+        self.log.take();
+        // From the end: one that is closed is replaced by the last.
+        for at in (0..self.connections.len()).rev() {
+            if self.connections[at].connection.follows() {
+                self.connections[at].last_used = self.clock;
+                self.turn(at, ops);
+            }
+        }
+    }
+
+    fn turn(&mut self, at: usize, ops: &mut EventOps<'_>) {
+        let entry = &mut self.connections[at];
+        let keep = match entry.connection.turn(&mut self.lifecycle, &self.log) {
             Disposition::Drop => false,
             Disposition::Keep(interest) if interest == entry.interest => true,
             Disposition::Keep(interest) => {
@@ -145,13 +172,15 @@ impl<C: Controller> Server<C> {
     }
 }
 
-impl<C: Controller> MutEventSubscriber for Server<C> {
+impl<C: Lifecycle> MutEventSubscriber for Server<C> {
     fn process(&mut self, events: Events, ops: &mut EventOps<'_>) {
         self.clock += 1;
         if events.fd() == self.socket.listener().as_raw_fd() {
             self.accept(ops);
         } else if events.fd() == self.pause.as_raw_fd() {
             self.pause.end(self.event(), ops);
+        } else if Some(events.fd()) == self.log.fd() {
+            self.feed(ops);
         } else {
             self.serve(events.fd(), ops);
         }
@@ -160,6 +189,9 @@ impl<C: Controller> MutEventSubscriber for Server<C> {
     fn init(&mut self, ops: &mut EventOps<'_>) {
         let pause = Events::new(&self.pause, EventSet::IN);
         self.registered = ops.add(self.event()).and_then(|()| ops.add(pause));
+        if let (Ok(()), Some(log)) = (&self.registered, self.log.fd()) {
+            self.registered = ops.add(Events::new_raw(log, EventSet::IN));
+        }
     }
 }
 

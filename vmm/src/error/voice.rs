@@ -1,7 +1,7 @@
 //! Messages on standard error, which never wait for a reader.
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -27,6 +27,12 @@ pub fn say(message: &str) {
 pub fn say_last(message: &str) {
     let mut voice = VOICE.lock().unwrap_or_else(PoisonError::into_inner);
     voice.say(message, LAST);
+}
+
+/// From here on messages go to this file or FIFO, whose open file description does not block.
+pub(crate) fn log_to(log: OwnedFd) {
+    let mut voice = VOICE.lock().unwrap_or_else(PoisonError::into_inner);
+    voice.output = Some(NonBlocking::own(log));
 }
 
 /// What speaks, and what it could not say.

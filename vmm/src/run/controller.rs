@@ -8,10 +8,12 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::exit_reason::ExitReason;
+use super::metrics_file::MetricsFile;
 use super::power_key::PowerKeyTimer;
 use super::shutdown::ShutdownRequest;
 use crate::api::{ControlError, Controller, model};
 use crate::backends::balloon;
+use crate::config::ConfigChange;
 use crate::error::chain;
 use crate::machine::{Machine, PauseReason};
 use crate::spec::{DiskSpec, NetSpec, RateLimiterSpec, Spec};
@@ -22,6 +24,7 @@ pub(super) struct MachineController {
     machine: Weak<RefCell<Machine>>,
     key: PowerKeyTimer,
     shutdown: ShutdownRequest,
+    metrics: Option<MetricsFile>,
     id: String,
     /// The guest's.
     memory: Bytes,
@@ -34,12 +37,13 @@ impl MachineController {
         machine: &Rc<RefCell<Machine>>,
         key: PowerKeyTimer,
         shutdown: ShutdownRequest,
+        metrics: Option<MetricsFile>,
         spec: &Spec,
     ) -> Self {
         // A configuration is plain data: strings, numbers and paths that came from UTF-8.
         let config = serde_json::to_value(spec.to_config()).unwrap_or_else(|_| json!({}));
         let (id, memory) = (spec.id.clone(), spec.memory);
-        Self { machine: Rc::downgrade(machine), key, shutdown, id, memory, config }
+        Self { machine: Rc::downgrade(machine), key, shutdown, metrics, id, memory, config }
     }
 }
 
@@ -107,8 +111,8 @@ impl Controller for MachineController {
         set.map_err(|error| ControlError::failed("set the statistics' timer", error))
     }
 
-    fn patch_drive(&mut self, id: &str, update: model::DriveUpdate) -> Result<(), ControlError> {
-        same_name("disk", id, &update.drive_id)?;
+    fn patch_drive(&mut self, update: model::DriveUpdate) -> Result<(), ControlError> {
+        let id = &update.drive_id;
         let limits = limits(update.rate_limiter)?;
         let machine = self.machine()?;
         let mut machine = machine.borrow_mut();
@@ -122,10 +126,9 @@ impl Controller for MachineController {
 
     fn patch_network_interface(
         &mut self,
-        id: &str,
         update: model::NetworkInterfaceUpdate,
     ) -> Result<(), ControlError> {
-        same_name("network interface", id, &update.iface_id)?;
+        let id = &update.iface_id;
         let (rx, tx) = (limits(update.rx_rate_limiter)?, limits(update.tx_rate_limiter)?);
         let machine = self.machine()?;
         let mut machine = machine.borrow_mut();
@@ -152,6 +155,24 @@ impl Controller for MachineController {
                 None => model::TagStorage::off(),
             },
         })
+    }
+
+    fn configure(&mut self, _: ConfigChange) -> Result<(), ControlError> {
+        Err(ControlError::after_start())
+    }
+
+    fn start(&mut self) -> Result<(), ControlError> {
+        Err(ControlError::after_start())
+    }
+
+    fn flush_metrics(&mut self) -> Result<(), ControlError> {
+        match &self.metrics {
+            Some(file) => file.write(&self.metrics()),
+            None => Err(ControlError::refused(
+                "the counters are written to no file: name one with PUT /metrics before the start, or read them with \
+                 GET /metrics",
+            )),
+        }
     }
 
     fn pause(&mut self) -> Result<(), ControlError> {
@@ -201,16 +222,6 @@ fn refresh(config: &mut Value, list: &str, sections: impl Iterator<Item = impl S
     if let Some(list) = config.get_mut(list) {
         *list = serde_json::to_value(sections.collect::<Vec<_>>()).unwrap_or_default();
     }
-}
-
-/// Refuses a change whose body is for another thing of a kind than its path.
-fn same_name(kind: &str, id: &str, body: &str) -> Result<(), ControlError> {
-    if id == body {
-        return Ok(());
-    }
-    Err(ControlError::refused(format!(
-        "the path names the {kind} '{id}' and the body '{body}': name the same one"
-    )))
 }
 
 /// The limits of a change.

@@ -1,6 +1,7 @@
 //! Why a VM did not start, or could not go on.
 
 use std::io;
+use std::path::PathBuf;
 
 use thiserror::Error;
 
@@ -38,6 +39,17 @@ pub enum Error {
     /// The terminal cannot be put into raw mode.
     #[error("cannot put the terminal into raw mode: give --serial file:PATH or --serial none")]
     Terminal(#[source] io::Error),
+    /// The log or the file of counters cannot be opened.
+    #[error("cannot open {} for the {what}: name a file or a FIFO that can be written", path.display())]
+    Output {
+        /// The file.
+        path: PathBuf,
+        /// What it is for.
+        what: &'static str,
+        /// The system's reason.
+        #[source]
+        source: io::Error,
+    },
     /// The host gives no descriptors for events.
     #[error("cannot set up the event loop: look at ulimit -n")]
     Events(#[source] io::Error),
@@ -60,6 +72,7 @@ impl Error {
             Self::Console(error) => error.status(),
             Self::Control(error) => error.status(),
             Self::Terminal(_) => ExitStatus::Io,
+            Self::Output { source, .. } => ExitStatus::for_output(source.kind()),
             Self::Events(_) | Self::Loop(_) | Self::Vcpus(_) => ExitStatus::Unavailable,
         }
     }

@@ -25,6 +25,22 @@ pub enum ExitReason {
 }
 
 impl ExitReason {
+    /// How the VM ends, in a word.
+    pub(super) fn word(&self) -> &'static str {
+        match self {
+            Self::Guest(VcpuExit::PowerOff) => "power_off",
+            Self::Guest(VcpuExit::Reset) => "reset",
+            Self::Guest(VcpuExit::GuestPanic) => "guest_panic",
+            Self::Guest(VcpuExit::Fault(_)) => "fault",
+            Self::Guest(VcpuExit::MemoryFault(_)) => "memory_fault",
+            Self::Stopped => "stopped",
+            Self::Signal(_) => "signal",
+            Self::OutputLost(_) => "output_lost",
+            Self::NoEvents(_) => "no_events",
+            Self::Exhausted(_) | Self::Unreserved(_) => "tag_storage",
+        }
+    }
+
     /// How the process ends, and what there is to say about it.
     pub fn report(&self) -> (ExitStatus, Option<String>) {
         match self {

@@ -1,4 +1,4 @@
-//! Everything that ends a VM by itself: its vCPUs, signals, the loss of its output.
+//! What ends a guest by itself: its vCPUs, the loss of its output.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -11,12 +11,10 @@ use super::shutdown::ShutdownRequest;
 use super::watch::watch;
 use crate::console::Lost;
 use crate::machine::Machine;
-use crate::sys::signals::Signals;
 
 /// Watches for each of them.
 pub(super) struct ExitWatcher {
     machine: Rc<RefCell<Machine>>,
-    signals: Signals,
     lost: Lost,
     shutdown: ShutdownRequest,
 }
@@ -24,19 +22,15 @@ pub(super) struct ExitWatcher {
 impl ExitWatcher {
     pub(super) fn new(
         machine: &Rc<RefCell<Machine>>,
-        signals: Signals,
         lost: Lost,
         shutdown: ShutdownRequest,
     ) -> Self {
-        Self { machine: Rc::clone(machine), signals, lost, shutdown }
+        Self { machine: Rc::clone(machine), lost, shutdown }
     }
 
     fn look(&self) {
         if let Some(end) = self.machine.borrow().vcpus().end() {
             self.shutdown.with(ExitReason::Guest(end));
-        }
-        if let Some(status) = self.signals.take() {
-            self.shutdown.with(ExitReason::Signal(status));
         }
         if let Some(error) = self.lost.take() {
             self.shutdown.with(ExitReason::OutputLost(error));
@@ -47,7 +41,7 @@ impl ExitWatcher {
 impl MutEventSubscriber for ExitWatcher {
     fn init(&mut self, ops: &mut EventOps<'_>) {
         let vcpus = self.machine.borrow().vcpus().end_event().as_raw_fd();
-        for fd in [vcpus, self.signals.as_raw_fd(), self.lost.event().as_raw_fd()] {
+        for fd in [vcpus, self.lost.event().as_raw_fd()] {
             watch(fd, ops, &self.shutdown);
         }
     }

@@ -2,12 +2,16 @@
 
 mod broker_events;
 mod controller;
+mod draft_controller;
 mod error;
 mod event_loop;
 mod exit_reason;
 mod exit_watcher;
+mod launch;
+mod metrics_file;
 mod power_key;
 mod shutdown;
+mod signal_watcher;
 mod start;
 mod tag_events;
 mod watch;
@@ -18,38 +22,70 @@ pub use shutdown::ShutdownRequest;
 
 use std::path::Path;
 
-use crate::config::RunArgs;
+use crate::config::{CommandLineOnly, Config, RunArgs};
 use crate::hypervisor::Hypervisor;
-use crate::spec::Spec;
+use crate::spec::{Draft, Spec};
 
 /// Runs a guest to its end.
 ///
 /// # Errors
 /// When it cannot be started; nothing is left behind then.
 pub fn run(args: &RunArgs) -> Result<ExitReason, Error> {
-    let spec = Spec::new(args.merge()?, args.command_line_only())?;
+    let config = args.merge()?;
+    let flags = args.command_line_only();
+    let draft = Draft::new(config.clone(), flags)?;
+    let request = match flags.api_sock {
+        Some(api_sock) if !draft.has_kernel() => {
+            Request::Wait(Box::new(Waiting { config, draft, flags, api_sock }))
+        }
+        api_sock => Request::Start { spec: Box::new(draft.into_spec()?), api_sock },
+    };
     #[cfg(target_arch = "aarch64")]
     {
         let host = crate::kvm::Host::open().map_err(crate::machine::Error::from)?;
-        run_on(&host, &spec, args.api_sock.as_deref())
+        run_on(&host, request)
     }
     #[cfg(not(target_arch = "aarch64"))]
     {
-        drop(spec);
+        drop(request);
         Err(Error::NotArm64)
     }
 }
 
-/// Runs the guest of a description on this hypervisor to its end.
+/// When a guest starts.
+pub enum Request<'a> {
+    /// At once, by this description.
+    Start {
+        /// The description.
+        spec: Box<Spec>,
+        /// Where the control socket is to be.
+        api_sock: Option<&'a Path>,
+    },
+    /// When a client of the control socket says so, by this configuration as clients have changed it.
+    Wait(Box<Waiting<'a>>),
+}
+
+/// A VM that clients of the control socket configure.
+pub struct Waiting<'a> {
+    /// The configuration that it begins with.
+    pub config: Config,
+    /// The same, checked.
+    pub draft: Draft,
+    /// What no configuration can say.
+    pub flags: CommandLineOnly<'a>,
+    /// Where the control socket is to be.
+    pub api_sock: &'a Path,
+}
+
+/// Runs a guest on this hypervisor to its end.
 ///
 /// # Errors
 /// As [`run`].
-pub fn run_on(
-    hypervisor: &dyn Hypervisor,
-    spec: &Spec,
-    api_sock: Option<&Path>,
-) -> Result<ExitReason, Error> {
-    start::start(hypervisor, spec, api_sock)
+pub fn run_on(hypervisor: &dyn Hypervisor, request: Request<'_>) -> Result<ExitReason, Error> {
+    match request {
+        Request::Start { spec, api_sock } => start::start(hypervisor, &spec, api_sock),
+        Request::Wait(waiting) => start::start_on_request(hypervisor, *waiting),
+    }
 }
 
 #[cfg(test)]

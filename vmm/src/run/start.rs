@@ -1,29 +1,24 @@
 //! The order of start-up: from a description to a guest that has ended.
 
 use std::cell::RefCell;
-use std::io::{self, IsTerminal};
+use std::io;
 use std::path::Path;
 use std::rc::Rc;
 
-use super::broker_events::BrokerEvents;
-use super::controller::MachineController;
+use super::Waiting;
+use super::draft_controller::{DraftController, Phase};
 use super::error::Error;
 use super::event_loop::Loop;
 use super::exit_reason::ExitReason;
-use super::exit_watcher::ExitWatcher;
-use super::power_key::PowerKeyTimer;
+use super::launch::Launcher;
 use super::shutdown::ShutdownRequest;
-use super::tag_events::TagEvents;
 use crate::api::Server;
-use crate::console::{self, Input, Keys, Listener, Lost, Output, Quiesce, RawTerminal, Verb};
-use crate::error::say;
-use crate::events::EventLog;
+use crate::error::chain;
+use crate::events::{Event, EventLog};
 use crate::hypervisor::Hypervisor;
-use crate::machine::{Board, Machine, Mte};
 use crate::memory::tag_checks;
-use crate::spec::{SerialTarget, Spec};
-use crate::sys::signals::Signals;
-use crate::sys::startup_pages;
+use crate::spec::Spec;
+use crate::vcpu::VcpuExit;
 
 /// Makes the machine, runs the guest to its end, and cleans up.
 pub(super) fn start(
@@ -32,101 +27,89 @@ pub(super) fn start(
     api_sock: Option<&Path>,
 ) -> Result<ExitReason, Error> {
     tag_checks::disable();
-    let board = Board::new(spec, hypervisor)?;
-    announce_mte(board.mte(), spec);
-    let (command_line, disks) = (board.command_line(spec), board.disks(spec));
-    let spec = &Spec { command_line, disks, ..spec.clone() };
-    // From here on there are things to clean up, so signals no longer end the process by themselves.
-    let signals = Signals::block().map_err(Error::Events)?;
-    let quiesce = Quiesce::default();
-    let lost = Lost::new()?;
-    let (output, listener) = open_console(&spec.serial, &quiesce, &lost)?;
-    let mut machine = Machine::new(board, spec, output, quiesce, EventLog::default())?;
-    let serial = machine.serial();
-    let device_events = machine.take_device_events();
-    let balloon = machine.balloon().cloned();
-    let machine = Rc::new(RefCell::new(machine));
-    let shutdown = ShutdownRequest::default();
-    let key = PowerKeyTimer::new(&machine).map_err(Error::Events)?;
+    let mut vm = Process::new(hypervisor, api_sock)?;
+    let (launched, controller) = vm.launcher.make(spec)?;
+    let server = api_sock.map(|path| vm.serve(path, Phase::Started(controller))).transpose()?;
+    vm.launcher.start(launched)?;
+    vm.run(server)
+}
 
-    let mut events = Loop::new()?;
-    let mut server = None;
-    if let Some(path) = api_sock {
-        let handle = MachineController::new(&machine, key.clone(), shutdown.clone(), spec);
-        let bound = Rc::new(RefCell::new(Server::bind(path, handle)?));
-        events.add(Box::new(Rc::clone(&bound)));
-        bound
-            .borrow()
-            .registered()
-            .map_err(|error| Error::Events(io::Error::other(error.to_string())))?;
-        server = Some(bound);
+/// Has a client of the control socket configure a VM and start it, runs the guest to its end, and cleans up.
+pub(super) fn start_on_request(
+    hypervisor: &dyn Hypervisor,
+    waiting: Waiting<'_>,
+) -> Result<ExitReason, Error> {
+    let Waiting { config, draft, flags, api_sock } = waiting;
+    tag_checks::disable();
+    let mut vm = Process::new(hypervisor, Some(api_sock))?;
+    vm.launcher.catch_signals()?;
+    let (launcher, shutdown) = (vm.launcher.clone(), vm.shutdown.clone());
+    let controller = DraftController::new(config, draft, flags, launcher, shutdown);
+    let server = vm.serve(api_sock, Phase::NotStarted(Box::new(controller)))?;
+    vm.run(Some(server))
+}
+
+type SharedServer<'h> = Rc<RefCell<Server<Phase<'h>>>>;
+
+/// The main thread of a VM's process.
+struct Process<'h> {
+    events: Loop<'h>,
+    launcher: Launcher<'h>,
+    shutdown: ShutdownRequest,
+    log: EventLog,
+}
+
+impl<'h> Process<'h> {
+    /// A process whose events clients may follow if there is a control socket.
+    fn new(hypervisor: &'h dyn Hypervisor, api_sock: Option<&Path>) -> Result<Self, Error> {
+        let log = match api_sock {
+            Some(_) => EventLog::new().map_err(Error::Events)?,
+            None => EventLog::default(),
+        };
+        let shutdown = ShutdownRequest::default();
+        let events = Loop::new()?;
+        let launcher =
+            Launcher::new(hypervisor, shutdown.clone(), log.clone(), events.subscribers());
+        Ok(Self { events, launcher, shutdown, log })
     }
-    events.add(Box::new(ExitWatcher::new(&machine, signals, lost, shutdown.clone())));
-    events.add(Box::new(key));
-    if let Some(tags) = TagEvents::of(&machine, shutdown.clone()).map_err(Error::Events)? {
-        events.add(Box::new(tags));
+
+    fn serve(&mut self, path: &Path, phase: Phase<'h>) -> Result<SharedServer<'h>, Error> {
+        let server = Rc::new(RefCell::new(Server::bind(path, phase, self.log.clone())?));
+        self.events.add(Box::new(Rc::clone(&server)));
+        let registered = server.borrow().registered().map_err(|error| error.to_string());
+        registered.map_err(|error| Error::Events(io::Error::other(error)))?;
+        Ok(server)
     }
-    if let Some(broker) = BrokerEvents::of(&machine, shutdown.clone()).map_err(Error::Events)? {
-        events.add(Box::new(broker));
-    }
-    device_events.into_iter().for_each(|device| events.add(device));
-    if let Some(balloon) = balloon {
-        events.add(Box::new(balloon));
-    }
-    let mut terminal = None;
-    match (&spec.serial, listener) {
-        (_, Some(mut listener)) => {
-            listener.feed(serial)?;
-            events.add(Box::new(listener));
-        }
-        (SerialTarget::Stdio, None) => {
-            terminal = RawTerminal::enter().map_err(Error::Terminal)?;
-            // Reading the terminal of another job would stop this process.
-            if terminal.is_some() || !io::stdin().is_terminal() {
-                let keys = terminal.is_some().then(Keys::default);
-                let shutdown = shutdown.clone();
-                let on_verb = move |Verb::Quit| shutdown.with(ExitReason::Stopped);
-                events.add(Box::new(Input::new(serial, keys, on_verb)?));
+
+    fn run(self, server: Option<SharedServer<'h>>) -> Result<ExitReason, Error> {
+        let Self { mut events, launcher, shutdown, log } = self;
+        let reason = events.run_until(&shutdown);
+        // A client that sees its connection end may rely on the guest's memory being free, and a user who
+        // sees the prompt on the terminal being as before.
+        drop(events);
+        launcher.end();
+        if let Some(server) = server {
+            if let Ok(ExitReason::Guest(VcpuExit::GuestPanic)) = reason {
+                log.publish(&Event::GuestPanic);
             }
+            log.publish(&ended(&reason));
+            server.borrow_mut().end_events();
         }
-        (_, None) => {}
-    }
-
-    machine.borrow_mut().resume()?;
-    startup_pages::release();
-    let reason = events.run_until(&shutdown);
-    // A client that sees its connection end may rely on the guest's memory being free, and a user who
-    // sees the prompt on the terminal being as before.
-    drop(events);
-    drop(machine);
-    drop(terminal);
-    drop(server);
-    reason
-}
-
-fn announce_mte(mte: &Mte, spec: &Spec) {
-    let Mte::Unavailable(why) = mte else { return };
-    say(&format!("this host cannot give the guest MTE (--mte auto), and it runs without: {why}"));
-    if let Some(wanted) = &spec.tag_storage {
-        let mode = wanted.when.mode();
-        say(&format!("a guest without MTE needs no tag storage: --tag-storage {mode} is off"));
+        reason
     }
 }
 
-fn open_console(
-    target: &SerialTarget,
-    quiesce: &Quiesce,
-    lost: &Lost,
-) -> Result<(Output, Option<Listener>), console::Error> {
-    Ok(match target {
-        SerialTarget::Stdio => (Output::stdout(quiesce.clone(), lost.clone())?, None),
-        SerialTarget::File(path) => (Output::file(path, quiesce.clone(), lost.clone())?, None),
-        SerialTarget::Socket(path) => {
-            let listener = Listener::bind(Path::new(path))?;
-            (Output::client(listener.client()), Some(listener))
+/// The last event of a VM.
+fn ended(reason: &Result<ExitReason, Error>) -> Event {
+    let (status, word, message) = match reason {
+        Ok(reason) => {
+            let (status, message) = reason.report();
+            (status, reason.word(), message)
         }
-        SerialTarget::None => (Output::nowhere(), None),
-    })
+        Err(error) => (error.status(), "failed", Some(chain(error))),
+    };
+    let message = message.as_deref().map(Into::into);
+    Event::Ended { status: status as u8, reason: word, message }
 }
 
 #[cfg(test)]

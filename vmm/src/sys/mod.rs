@@ -1,6 +1,7 @@
 //! System calls, wrapped, without policy.
 
 pub(crate) mod accept;
+pub(crate) mod append;
 pub(crate) mod caches;
 pub mod fatal;
 pub(crate) mod huge_pages;

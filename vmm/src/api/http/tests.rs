@@ -47,6 +47,7 @@ fn request_with_a_body_is_read_whole() {
         body: b"{}".to_vec(),
         keep_alive: true,
         wants_text: false,
+        takes_chunks: true,
     };
     assert_eq!(parsed, expected);
 }

@@ -5,6 +5,7 @@ use arch::units::Bytes;
 
 use super::*;
 use crate::api::fake::{Call, Failure, FakeBalloon, FakeVm};
+use crate::api::model::State;
 
 fn ask(vm: &mut FakeVm, method: &str, path: &str, body: &str) -> Response {
     let request = Request {
@@ -13,8 +14,12 @@ fn ask(vm: &mut FakeVm, method: &str, path: &str, body: &str) -> Response {
         body: body.as_bytes().to_vec(),
         keep_alive: true,
         wants_text: false,
+        takes_chunks: true,
     };
-    answer(vm, &request)
+    match answer(vm, &request) {
+        Answer::Response(response) => response,
+        Answer::Events => panic!("{path} is the log of events"),
+    }
 }
 
 fn fault(response: &Response) -> String {
@@ -54,15 +59,85 @@ fn instance_tells_the_state_after_a_pause() {
 }
 
 #[test]
-fn actions_without_meaning_here_are_refused_and_do_nothing() {
+fn a_vm_is_configured_and_started_once() {
+    let mut vm = FakeVm { state: State::NotStarted, ..FakeVm::default() };
+    let start = r#"{"action_type": "InstanceStart"}"#;
+    let requests = [
+        ("PUT", "/boot-source", r#"{"kernel_image_path": "Image"}"#),
+        ("PUT", "/machine-config", r#"{"vcpu_count": 2, "mem_size_mib": 256}"#),
+        ("PATCH", "/machine-config", r#"{"mem_size_mib": 512}"#),
+        (
+            "PUT",
+            "/drives/root",
+            r#"{"drive_id": "root", "is_root_device": true, "path_on_host": "disk"}"#,
+        ),
+        ("PUT", "/network-interfaces/eth0", r#"{"iface_id": "eth0", "host_dev_name": "tap0"}"#),
+        ("PUT", "/vsock/first", r#"{"guest_cid": 3, "uds_path": "vsock"}"#),
+        ("PUT", "/balloon", r#"{"amount_mib": 0, "deflate_on_oom": true}"#),
+        ("PUT", "/entropy", "{}"),
+        ("PUT", "/serial", r#"{"serial_out_path": "out"}"#),
+        ("PUT", "/logger", r#"{"log_path": "log", "level": "Info"}"#),
+        ("PUT", "/metrics", r#"{"metrics_path": "metrics"}"#),
+        ("PUT", "/mte", r#"{"mode": "require"}"#),
+        ("PUT", "/tag-storage", r#"{"mode": "demand"}"#),
+    ];
+
+    for (method, path, body) in requests {
+        let response = ask(&mut vm, method, path, body);
+        assert_eq!(response.status, Status::NoContent, "{path}: {response:?}");
+    }
+    assert_eq!(ask(&mut vm, "PUT", "/actions", start).status, Status::NoContent);
+
+    let mut calls = vec![Call::Configure; requests.len()];
+    calls.push(Call::Start);
+    assert_eq!(vm.calls, calls);
+    for (method, path, body) in requests.into_iter().chain([("PUT", "/actions", start)]) {
+        let message = fault(&ask(&mut vm, method, path, body));
+        assert!(message.contains("not supported after starting"), "{path}: {message}");
+    }
+    assert_eq!(vm.calls, calls);
+}
+
+#[test]
+fn a_section_for_another_thing_than_its_path_is_refused() {
+    let mut vm = FakeVm { state: State::NotStarted, ..FakeVm::default() };
+
+    for (path, body) in [
+        ("/drives/root", r#"{"drive_id": "other"}"#),
+        ("/network-interfaces/eth0", r#"{"iface_id": "eth1", "host_dev_name": "tap0"}"#),
+    ] {
+        let message = fault(&ask(&mut vm, "PUT", path, body));
+        assert!(message.contains("name the same one"), "{message}");
+    }
+    assert!(vm.calls.is_empty());
+}
+
+#[test]
+fn what_this_vmm_lacks_is_refused_by_name() {
+    let mut vm = FakeVm { state: State::NotStarted, ..FakeVm::default() };
+
+    for (method, path, name) in [
+        ("PUT", "/mmds", "MMDS"),
+        ("PUT", "/mmds/config", "MMDS"),
+        ("GET", "/mmds", "MMDS"),
+        ("PUT", "/cpu-config", "CPU templates"),
+        ("PUT", "/pmem/one", "persistent memory"),
+        ("PATCH", "/hotplug/memory", "added"),
+        ("PATCH", "/balloon/hinting/start", "hinting"),
+        ("PUT", "/snapshot/create", "snapshots"),
+    ] {
+        let message = fault(&ask(&mut vm, method, path, "{}"));
+        assert!(message.contains(name), "{path}: {message}");
+    }
+}
+
+#[test]
+fn counters_are_written_to_their_file_on_request() {
     let mut vm = FakeVm::default();
 
-    let start = ask(&mut vm, "PUT", "/actions", r#"{"action_type": "InstanceStart"}"#);
     let flush = ask(&mut vm, "PUT", "/actions", r#"{"action_type": "FlushMetrics"}"#);
 
-    assert!(fault(&start).contains("already started"));
-    assert!(fault(&flush).contains("GET /metrics"));
-    assert!(vm.calls.is_empty());
+    assert_eq!((flush.status, vm.calls), (Status::NoContent, vec![Call::FlushMetrics]));
 }
 
 #[test]
@@ -222,11 +297,12 @@ fn metrics_are_text_for_who_asks_for_text() {
         body: Vec::new(),
         keep_alive: true,
         wants_text: true,
+        takes_chunks: true,
     };
 
-    let answer = answer(&mut FakeVm::default(), &request);
+    let Answer::Response(response) = answer(&mut FakeVm::default(), &request) else { panic!() };
 
-    let body = answer.body.unwrap();
+    let body = response.body.unwrap();
     let text = body.as_str().unwrap();
     assert!(text.lines().filter(|line| !line.starts_with('#')).count() > 0, "{text}");
     for line in text.lines().filter(|line| !line.starts_with('#')) {

@@ -20,12 +20,14 @@ use super::*;
 use crate::api::connection::{MAX_UNSENT, READ_CHUNK};
 use crate::api::fake::{Call, FakeVm};
 use crate::api::model::State;
+use crate::events::Event;
 
 const GET: &str = "GET / HTTP/1.1\r\n\r\n";
 
 struct House {
     manager: EventManager<Arc<Mutex<Server<FakeVm>>>>,
     server: Arc<Mutex<Server<FakeVm>>>,
+    log: EventLog,
     directory: TempDir,
 }
 
@@ -36,12 +38,13 @@ impl House {
 
     fn with(vm: FakeVm) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let server = Server::bind(&directory.path().join("api"), vm).unwrap();
+        let log = EventLog::new().unwrap();
+        let server = Server::bind(&directory.path().join("api"), vm, log.clone()).unwrap();
         let server = Arc::new(Mutex::new(server));
         let mut manager = EventManager::new().unwrap();
         manager.add_subscriber(Arc::clone(&server));
         server.lock().unwrap().registered().unwrap();
-        Self { manager, server, directory }
+        Self { manager, server, log, directory }
     }
 
     fn connect(&mut self) -> UnixStream {
@@ -90,7 +93,7 @@ impl House {
     }
 
     fn calls(&self) -> Vec<Call> {
-        self.server.lock().unwrap().controller_mut().calls.clone()
+        self.server.lock().unwrap().lifecycle_mut().calls.clone()
     }
 
     fn connections(&self) -> usize {
@@ -101,6 +104,114 @@ impl House {
         let (heard, _) = self.ask(GET);
         assert!(heard.starts_with("HTTP/1.1 200 OK"), "{heard:?}");
     }
+}
+
+const FOLLOW: &str = "GET /events HTTP/1.1\r\n\r\n";
+
+/// The body of a chunked answer, and whether it has its end.
+fn unchunked(answer: &str) -> (String, bool) {
+    let (head, mut rest) = answer.split_once("\r\n\r\n").unwrap();
+    assert!(head.contains("Transfer-Encoding: chunked"), "{head}");
+    let mut body = String::new();
+    while let Some((length, chunk)) = rest.split_once("\r\n") {
+        let length = usize::from_str_radix(length, 16).unwrap();
+        body.push_str(&chunk[..length]);
+        assert!(chunk[length..].starts_with("\r\n"));
+        rest = &chunk[length + 2..];
+        if length == 0 {
+            return (body, true);
+        }
+    }
+    (body, false)
+}
+
+fn seqs(body: &str) -> Vec<u64> {
+    body.lines()
+        .map(|line| {
+            serde_json::from_str::<serde_json::Value>(line).unwrap()["seq"].as_u64().unwrap()
+        })
+        .collect()
+}
+
+#[test]
+fn a_follower_gets_the_events_so_far_and_then_each_new_one_until_the_end() {
+    let mut house = House::new();
+    house.log.publish(&Event::Started);
+    let mut follower = house.connect();
+    house.say(&mut follower, FOLLOW.as_bytes());
+
+    let (mut heard, closed) = house.receive(&mut follower);
+    assert_eq!((seqs(&unchunked(&heard).0), closed), (vec![1], false));
+
+    house.log.publish(&Event::Resumed);
+    heard.push_str(&house.receive(&mut follower).0);
+    assert_eq!(seqs(&unchunked(&heard).0), [1, 2]);
+    house.assert_serves();
+
+    house.log.publish(&Event::BrokerLost);
+    house.server.lock().unwrap().end_events();
+    heard.push_str(&house.receive(&mut follower).0);
+    let (body, ended) = unchunked(&heard);
+    assert_eq!((seqs(&body), ended), (vec![1, 2, 3], true));
+}
+
+#[test]
+fn a_follower_of_http_1_0_gets_lines_without_chunks() {
+    let mut house = House::new();
+    house.log.publish(&Event::Started);
+
+    let (heard, _) = house.ask("GET /events HTTP/1.0\r\n\r\n");
+
+    let (head, body) = heard.split_once("\r\n\r\n").unwrap();
+    assert!(!head.contains("Transfer-Encoding"), "{head}");
+    assert_eq!(seqs(body), [1]);
+}
+
+#[test]
+fn a_follower_that_does_not_read_is_held_at_the_bound_and_finds_a_gap() {
+    let mut house = House::new();
+    let mut follower = house.connect();
+    house.say(&mut follower, FOLLOW.as_bytes());
+    let detail = "x".repeat(1000);
+
+    for _ in 0..2000 {
+        house.log.publish(&Event::TagStorageExhausted { detail: detail.as_str().into() });
+        house.settle();
+    }
+    let held = house.server.lock().unwrap().connections[0].connection.held();
+    assert!(held < 2 * MAX_UNSENT, "{held}");
+    house.assert_serves();
+
+    let (heard, _) = house.receive(&mut follower);
+    let seqs = seqs(&unchunked(&heard).0);
+    assert!(seqs.is_sorted() && seqs.len() < 2000, "{}", seqs.len());
+    assert_eq!(seqs.last(), Some(&2000));
+}
+
+#[test]
+fn a_follower_that_leaves_is_forgotten() {
+    let mut house = House::new();
+    let mut follower = house.connect();
+    house.say(&mut follower, FOLLOW.as_bytes());
+    assert_eq!(house.connections(), 1);
+
+    drop(follower);
+    house.settle();
+
+    assert_eq!(house.connections(), 0);
+}
+
+#[test]
+fn what_a_follower_sends_is_thrown_away() {
+    let mut house = House::new();
+    let mut follower = house.connect();
+    house.say(&mut follower, FOLLOW.as_bytes());
+
+    house.say(&mut follower, &[b'x'; 100_000]);
+    house.log.publish(&Event::Started);
+
+    assert_eq!(seqs(&unchunked(&house.receive(&mut follower).0).0), [1]);
+    assert!(house.calls().is_empty());
 }
 
 fn put(body: &str) -> String {
@@ -319,7 +430,8 @@ fn removed_subscriber_leaves_no_file_and_no_connection() {
 
     house.manager = EventManager::new().unwrap();
     house.server = Arc::new(Mutex::new(
-        Server::bind(&house.directory.path().join("other"), FakeVm::default()).unwrap(),
+        Server::bind(&house.directory.path().join("other"), FakeVm::default(), EventLog::default())
+            .unwrap(),
     ));
 
     assert!(!path.exists());

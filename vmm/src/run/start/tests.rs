@@ -5,10 +5,12 @@ use std::os::unix::net::UnixStream;
 use std::time::Instant;
 
 use super::*;
+use crate::config::{CommandLineOnly, Config};
 use crate::hypervisor::fake::FakeHypervisor;
 use crate::machine::testing::{config, kernel, spec};
+use crate::spec::Draft;
+use crate::vcpu::Exit;
 use crate::vcpu::fake::{Event, Step};
-use crate::vcpu::{Exit, VcpuExit};
 
 fn run(hypervisor: &FakeHypervisor, api_sock: Option<&Path>) -> Result<ExitReason, Error> {
     let kernel = kernel();
@@ -65,6 +67,176 @@ fn a_client_stops_the_vm_and_sees_its_socket_end_with_the_vm_gone() {
     assert!(answer.starts_with("HTTP/1.1 204"), "{answer}");
     assert_eq!(events.last(), Some(&Event::Note("VM dropped")), "{events:?}");
     assert!(!path.exists());
+}
+
+/// Sends a request and reads its answer's status and body.
+fn ask(client: &mut UnixStream, method: &str, path: &str, body: &str) -> (u16, String) {
+    let length = body.len();
+    write!(client, "{method} {path} HTTP/1.1\r\nContent-Length: {length}\r\n\r\n{body}").unwrap();
+    let mut answer = String::new();
+    let mut byte = [0];
+    while !answer.ends_with("\r\n\r\n") {
+        client.read_exact(&mut byte).unwrap();
+        answer.push(byte[0].into());
+    }
+    let length = answer.lines().find_map(|line| line.strip_prefix("Content-Length: "));
+    let mut body = vec![0; length.map_or(0, |length| length.parse().unwrap())];
+    client.read_exact(&mut body).unwrap();
+    (answer[9..12].parse().unwrap(), String::from_utf8(body).unwrap())
+}
+
+const START: &str = r#"{"action_type": "InstanceStart"}"#;
+const STOP: &str = r#"{"action_type": "Stop"}"#;
+
+/// A VM that waits for its configuration, for a client on a thread of its own.
+fn waiting<T: Send>(
+    hypervisor: &FakeHypervisor,
+    client: impl FnOnce(UnixStream, &Path) -> T + Send,
+) -> (Result<ExitReason, Error>, T) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("api");
+    let flags = CommandLineOnly { api_sock: Some(&path), ..CommandLineOnly::default() };
+    let config = Config::default();
+    let draft = Draft::new(config.clone(), flags).unwrap();
+    let outcome = std::thread::scope(|scope| {
+        let client = scope.spawn(|| {
+            while !path.exists() {
+                std::thread::yield_now();
+            }
+            client(UnixStream::connect(&path).unwrap(), &path)
+        });
+        let reason =
+            start_on_request(hypervisor, Waiting { config, draft, flags, api_sock: &path });
+        (reason, client.join().unwrap())
+    });
+    assert!(!path.exists());
+    outcome
+}
+
+#[test]
+fn a_client_configures_a_vm_and_starts_it() {
+    let hypervisor = FakeHypervisor::new([vec![]]);
+    let guest = hypervisor.guest.clone();
+    let kernel = kernel();
+
+    let (reason, ()) = waiting(&hypervisor, |mut client, _| {
+        let (_, instance) = ask(&mut client, "GET", "/", "");
+        assert!(instance.contains("Not started"), "{instance}");
+        let (status, fault) = ask(&mut client, "PUT", "/actions", START);
+        assert_eq!(status, 400);
+        assert!(fault.contains("no kernel"), "{fault}");
+        let boot = format!(r#"{{"kernel_image_path": {:?}}}"#, kernel.path());
+        for (path, body) in [
+            ("/boot-source", boot.as_str()),
+            ("/machine-config", r#"{"vcpu_count": 1, "mem_size_mib": 64}"#),
+            ("/serial", r#"{"target": "none"}"#),
+        ] {
+            assert_eq!(ask(&mut client, "PUT", path, body), (204, String::new()), "{path}");
+        }
+        assert_eq!(ask(&mut client, "PATCH", "/vm", r#"{"state": "Paused"}"#).0, 400);
+        assert_eq!(ask(&mut client, "PUT", "/actions", START), (204, String::new()));
+        guest.wait_until_inside(1);
+        let (_, instance) = ask(&mut client, "GET", "/", "");
+        assert!(instance.contains("Running"), "{instance}");
+        let (status, fault) = ask(&mut client, "PUT", "/boot-source", &boot);
+        assert_eq!(status, 400);
+        assert!(fault.contains("after starting"), "{fault}");
+        assert_eq!(ask(&mut client, "PUT", "/actions", START).0, 400);
+        assert_eq!(ask(&mut client, "PUT", "/actions", STOP).0, 204);
+    });
+
+    assert!(matches!(reason.unwrap(), ExitReason::Stopped));
+    let events = hypervisor.guest.events();
+    assert_eq!(events.last(), Some(&Event::Note("VM dropped")), "{events:?}");
+}
+
+#[test]
+fn a_start_that_fails_can_be_mended_and_tried_again() {
+    let hypervisor = FakeHypervisor::new([vec![]]);
+    let kernel = kernel();
+
+    let (reason, ()) = waiting(&hypervisor, |mut client, _| {
+        let boot = |path: &Path| format!(r#"{{"kernel_image_path": {path:?}}}"#);
+        let machine = r#"{"mem_size_mib": 64}"#;
+        assert_eq!(ask(&mut client, "PUT", "/machine-config", machine).0, 204);
+        assert_eq!(ask(&mut client, "PUT", "/serial", r#"{"target": "none"}"#).0, 204);
+        assert_eq!(ask(&mut client, "PUT", "/boot-source", &boot(kernel.path())).0, 204);
+        let log = r#"{"log_path": "/nowhere/log"}"#;
+        assert_eq!(ask(&mut client, "PUT", "/logger", log).0, 204);
+
+        let (status, fault) = ask(&mut client, "PUT", "/actions", START);
+        assert_eq!(status, 400);
+        assert!(fault.contains("/nowhere/log"), "{fault}");
+
+        assert_eq!(ask(&mut client, "PUT", "/logger", "{}").0, 204);
+        assert_eq!(ask(&mut client, "PUT", "/actions", START), (204, String::new()));
+        ask(&mut client, "PUT", "/actions", STOP);
+    });
+
+    assert!(matches!(reason.unwrap(), ExitReason::Stopped));
+}
+
+#[test]
+fn a_section_that_makes_no_sense_is_refused_and_changes_nothing() {
+    let (reason, ()) = waiting(&FakeHypervisor::new([vec![]]), |mut client, _| {
+        let (_, before) = ask(&mut client, "GET", "/vm/config", "");
+
+        for (path, body, name) in [
+            ("/machine-config", r#"{"vcpu_count": 0}"#, "vCPU"),
+            ("/machine-config", r#"{"mem_size_mib": 3}"#, "memory"),
+            ("/balloon", r#"{"amount_mib": 100000, "deflate_on_oom": true}"#, "balloon"),
+            ("/drives/a", r#"{"drive_id": "a", "is_root_device": false}"#, "path_on_host"),
+            ("/serial", r#"{"target": "moon"}"#, "moon"),
+            ("/tag-storage", r#"{"mode": "strict", "deadline_s": 3}"#, "on-exhausted"),
+        ] {
+            let (status, fault) = ask(&mut client, "PUT", path, body);
+            assert_eq!(status, 400, "{path}");
+            assert!(fault.contains(name), "{path}: {fault}");
+        }
+
+        assert_eq!(ask(&mut client, "GET", "/vm/config", "").1, before);
+        assert_eq!(ask(&mut client, "PUT", "/actions", STOP).0, 204);
+    });
+
+    assert!(matches!(reason.unwrap(), ExitReason::Stopped));
+}
+
+#[test]
+fn a_follower_sees_a_vms_whole_life_in_order() {
+    let hypervisor = FakeHypervisor::new([vec![]]);
+    let kernel = kernel();
+
+    let (_, events) = waiting(&hypervisor, |mut client, path| {
+        let mut follower = UnixStream::connect(path).unwrap();
+        write!(follower, "GET /events HTTP/1.0\r\n\r\n").unwrap();
+        let boot = format!(r#"{{"kernel_image_path": {:?}}}"#, kernel.path());
+        for (method, path, body) in [
+            ("PUT", "/boot-source", boot.as_str()),
+            ("PUT", "/machine-config", r#"{"mem_size_mib": 64}"#),
+            ("PUT", "/serial", r#"{"target": "none"}"#),
+            ("PUT", "/actions", START),
+            ("PATCH", "/vm", r#"{"state": "Paused"}"#),
+            ("PATCH", "/vm", r#"{"state": "Paused"}"#),
+            ("PATCH", "/vm", r#"{"state": "Resumed"}"#),
+            ("PUT", "/actions", STOP),
+        ] {
+            assert_eq!(ask(&mut client, method, path, body).0, 204, "{path}");
+        }
+        let mut text = String::new();
+        follower.read_to_string(&mut text).unwrap();
+        let lines = text.split_once("\r\n\r\n").unwrap().1.lines();
+        let parsed = lines.map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+        parsed.map(|line| (line["event"].clone(), line["reason"].clone())).collect::<Vec<_>>()
+    });
+
+    let null = serde_json::Value::Null;
+    let expected = [
+        ("started", null.clone()),
+        ("paused", "request".into()),
+        ("resumed", null),
+        ("ended", "stopped".into()),
+    ];
+    assert_eq!(events, expected.map(|(event, reason)| (event.into(), reason)));
 }
 
 #[test]

@@ -1,0 +1,157 @@
+//! A VM that has not started, as the control socket sees it.
+
+use serde_json::{Value, json};
+
+use super::controller::MachineController;
+use super::exit_reason::ExitReason;
+use super::launch::Launcher;
+use super::shutdown::ShutdownRequest;
+use crate::api::{ControlError, Controller, Lifecycle, model};
+use crate::config::{CommandLineOnly, Config, ConfigChange};
+use crate::error::chain;
+use crate::spec::Draft;
+
+/// A VM that is configured by a client, and then started.
+pub(super) struct DraftController<'h> {
+    config: Config,
+    flags: CommandLineOnly<'h>,
+    draft: Draft,
+    launcher: Launcher<'h>,
+    shutdown: ShutdownRequest,
+    started: Option<MachineController>,
+}
+
+impl<'h> DraftController<'h> {
+    /// A VM whose configuration begins with this one, which has been checked.
+    pub(super) fn new(
+        config: Config,
+        draft: Draft,
+        flags: CommandLineOnly<'h>,
+        launcher: Launcher<'h>,
+        shutdown: ShutdownRequest,
+    ) -> Self {
+        Self { config, flags, draft, launcher, shutdown, started: None }
+    }
+
+    fn section(&self, name: &str) -> Option<Value> {
+        self.vm_config().get(name).cloned()
+    }
+}
+
+/// Whom a client reaches.
+pub(super) enum Phase<'h> {
+    /// The VM is configured.
+    NotStarted(Box<DraftController<'h>>),
+    /// There is a machine.
+    Started(MachineController),
+}
+
+impl Lifecycle for Phase<'_> {
+    fn controller(&mut self) -> &mut dyn Controller {
+        if let Self::NotStarted(draft) = self
+            && let Some(machine) = draft.started.take()
+        {
+            *self = Self::Started(machine);
+        }
+        match self {
+            Self::NotStarted(draft) => &mut **draft,
+            Self::Started(machine) => machine,
+        }
+    }
+}
+
+impl Controller for DraftController<'_> {
+    fn instance(&self) -> model::InstanceInfo {
+        model::InstanceInfo::new(self.draft.id(), model::State::NotStarted)
+    }
+
+    fn vm_config(&self) -> Value {
+        // A configuration is plain data: strings, numbers and paths that came from UTF-8.
+        serde_json::to_value(self.draft.to_config()).unwrap_or_else(|_| json!({}))
+    }
+
+    fn machine_config(&self) -> Value {
+        self.section("machine-config").unwrap_or_else(|| json!({}))
+    }
+
+    fn metrics(&self) -> Value {
+        json!({})
+    }
+
+    fn balloon(&self) -> Result<model::Balloon, ControlError> {
+        self.draft.balloon().map(Into::into).ok_or_else(ControlError::no_balloon)
+    }
+
+    fn patch_balloon(&mut self, _: model::BalloonUpdate) -> Result<(), ControlError> {
+        Err(ControlError::before_start())
+    }
+
+    fn balloon_statistics(&self) -> Result<model::BalloonStats, ControlError> {
+        Err(ControlError::before_start())
+    }
+
+    fn patch_balloon_statistics(
+        &mut self,
+        _: model::BalloonStatsUpdate,
+    ) -> Result<(), ControlError> {
+        Err(ControlError::before_start())
+    }
+
+    fn patch_drive(&mut self, _: model::DriveUpdate) -> Result<(), ControlError> {
+        Err(ControlError::before_start())
+    }
+
+    fn patch_network_interface(
+        &mut self,
+        _: model::NetworkInterfaceUpdate,
+    ) -> Result<(), ControlError> {
+        Err(ControlError::before_start())
+    }
+
+    fn footprint(&self) -> Result<model::Footprint, ControlError> {
+        Err(ControlError::before_start())
+    }
+
+    fn tag_storage(&self) -> Result<model::TagStorage, ControlError> {
+        Err(ControlError::before_start())
+    }
+
+    fn configure(&mut self, change: ConfigChange) -> Result<(), ControlError> {
+        let mut config = self.config.clone();
+        change.apply(&mut config);
+        let draft = Draft::new(config.clone(), self.flags);
+        self.draft = draft.map_err(|error| ControlError::refused(chain(&error)))?;
+        self.config = config;
+        Ok(())
+    }
+
+    fn start(&mut self) -> Result<(), ControlError> {
+        let refused = |error: &dyn std::error::Error| ControlError::refused(chain(error));
+        let spec = self.draft.clone().into_spec().map_err(|error| refused(&error))?;
+        let (launched, machine) = self.launcher.make(&spec).map_err(|error| refused(&error))?;
+        self.launcher.start(launched).map_err(|error| refused(&error))?;
+        self.started = Some(machine);
+        Ok(())
+    }
+
+    fn flush_metrics(&mut self) -> Result<(), ControlError> {
+        Err(ControlError::before_start())
+    }
+
+    fn pause(&mut self) -> Result<(), ControlError> {
+        Err(ControlError::before_start())
+    }
+
+    fn resume(&mut self) -> Result<(), ControlError> {
+        Err(ControlError::before_start())
+    }
+
+    fn press_power_key(&mut self) -> Result<(), ControlError> {
+        Err(ControlError::before_start())
+    }
+
+    fn stop(&mut self) -> Result<(), ControlError> {
+        self.shutdown.with(ExitReason::Stopped);
+        Ok(())
+    }
+}
