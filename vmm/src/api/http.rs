@@ -14,7 +14,7 @@ pub(crate) const MAX_HEAD: usize = 8 << 10;
 
 /// The longest body: Firecracker's own default (`--http-api-max-payload-size`), so that a client
 /// meets the same bound here.
-pub(crate) const MAX_BODY: usize = 51_200;
+pub const MAX_BODY: usize = 51_200;
 
 /// The most headers of one request; they are parsed into an array on the stack. Clients send
 /// about five, proxies ten more.

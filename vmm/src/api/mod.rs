@@ -30,6 +30,7 @@ pub(crate) mod contract;
 #[cfg(test)]
 pub(crate) mod fake;
 
+pub use http::MAX_BODY;
 pub use server::Server;
 
 use crate::config::ConfigChange;

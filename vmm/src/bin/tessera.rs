@@ -1,13 +1,15 @@
-//! The VMM: `tessera run`, `tessera broker`, `tessera doctor`.
+//! The VMM: `tessera run`, `tessera broker`, `tessera doctor`; and Firecracker's process, under the name `firecracker`.
 
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::io::{self, Write};
 use std::panic::{self, PanicHookInfo};
+use std::path::Path;
 use std::process::ExitCode;
 use std::thread;
 
 use clap::{Parser, Subcommand};
-use vmm::config::{Deferred, RunArgs};
+use vmm::api;
+use vmm::config::{Deferred, FirecrackerArgs, RunArgs};
 use vmm::doctor::{self, Outcome};
 use vmm::error::{chain, say, say_last};
 use vmm::exit_status::ExitStatus;
@@ -28,12 +30,22 @@ enum Command {
     Run(Deferred<RunArgs>),
     /// Own the tag storage of this host and share it among its VMs
     Broker(Deferred<BrokerArgs>),
+    /// Run a VM as Firecracker's process would: its options, its API
+    Firecracker(Deferred<FirecrackerArgs>),
     /// Say what this host can do for guests, and what to do about what it cannot
     Doctor {
         /// Answer in JSON
         #[arg(long)]
         json: bool,
     },
+}
+
+/// The program under the name `firecracker`.
+#[derive(Parser)]
+#[command(name = "firecracker", disable_version_flag = true, about)]
+struct FirecrackerProcess {
+    #[command(flatten)]
+    args: FirecrackerArgs,
 }
 
 fn main() -> ExitCode {
@@ -57,16 +69,58 @@ fn report_panic(panic: &PanicHookInfo<'_>) {
 }
 
 fn run_command() -> ExitStatus {
-    match Args::try_parse() {
-        Ok(args) => match args.command {
-            Command::Run(args) => run(&args.0),
-            Command::Broker(args) => serve(&args.0),
-            Command::Doctor { json } => examine(json),
-        },
+    if is_called("firecracker") {
+        return parsed(FirecrackerProcess::try_parse(), |process| firecracker(&process.args));
+    }
+    parsed(Args::try_parse(), |args| match args.command {
+        Command::Run(args) => run(&args.0),
+        Command::Broker(args) => serve(&args.0),
+        Command::Firecracker(args) => firecracker(&args.0),
+        Command::Doctor { json } => examine(json),
+    })
+}
+
+/// Whether the program was started under a name.
+fn is_called(name: &str) -> bool {
+    let called = std::env::args_os().next();
+    called.is_some_and(|called| Path::new(&called).file_name().is_some_and(|file| file == name))
+}
+
+fn parsed<T>(args: Result<T, clap::Error>, run: impl FnOnce(T) -> ExitStatus) -> ExitStatus {
+    match args {
+        Ok(args) => run(args),
         Err(error) => {
             // Nothing can be done when even this message finds no reader.
             let _ = error.print();
             if error.use_stderr() { ExitStatus::Usage } else { ExitStatus::Success }
+        }
+    }
+}
+
+fn firecracker(args: &FirecrackerArgs) -> ExitStatus {
+    if args.version {
+        let version = api::model::Version::current();
+        let (interface, own) = (version.firecracker_version, version.tessera_version);
+        // A reader that has gone misses the version.
+        let _ =
+            writeln!(io::stdout(), "Firecracker v{interface}\n\nIts interface, by Tessera {own}");
+        return ExitStatus::Success;
+    }
+    match args.to_run_args(api::MAX_BODY as u64) {
+        Ok(run_args) => {
+            let ignored = args.without_effect();
+            if !ignored.is_empty() {
+                say(&format!("without effect: {}", ignored.join(", ")));
+            }
+            match run(&run_args) {
+                // A reboot of the guest is how Firecracker's guests end.
+                ExitStatus::GuestReset => ExitStatus::Success,
+                status => status,
+            }
+        }
+        Err(error) => {
+            say_last(&chain(&error));
+            ExitStatus::Usage
         }
     }
 }

@@ -105,9 +105,17 @@ pub struct RunArgs {
     #[arg(long, value_name = "WHERE")]
     pub serial: Option<String>,
 
-    /// Serve the control API (HTTP) on this Unix socket
+    /// Serve the control API (HTTP) on this Unix socket; without a kernel, wait there to be configured and started
     #[arg(long, value_name = "PATH")]
     pub api_sock: Option<PathBuf>,
+
+    /// Write messages to this file or FIFO instead of standard error
+    #[arg(long, value_name = "PATH")]
+    pub log: Option<PathBuf>,
+
+    /// Write the counters to this file or FIFO, as JSON, each minute and at the end
+    #[arg(long, value_name = "PATH")]
+    pub metrics: Option<PathBuf>,
 
     /// The VM's name, as the control API reports it [default: tessera]
     #[arg(long, value_name = "NAME")]

@@ -10,6 +10,7 @@ mod change;
 mod deferred;
 mod drive;
 mod file;
+mod firecracker;
 mod network;
 mod output;
 mod rate_limiter;
@@ -32,6 +33,7 @@ pub use file::{
     BootSource, Config, EntropySection, HugePages, MachineConfig, MemoryBacking, MteMode,
     MteSection, SerialSection,
 };
+pub use firecracker::{FirecrackerArgs, UnsupportedOption};
 pub use network::{NetBackend, NetFlag, NetworkInterfaceSection, ParseNetError};
 pub use output::{LogLevel, LoggerSection, MetricsSection};
 pub use rate_limiter::{RateLimiterSection, TokenBucketSection};
@@ -155,6 +157,13 @@ impl RunArgs {
         }
         if let Some(serial) = &self.serial {
             config.serial = Some(SerialSection::from_flag(serial));
+        }
+        if self.log.is_some() {
+            replace(&mut config.logger.get_or_insert_default().log_path, &self.log);
+        }
+        if let Some(path) = &self.metrics {
+            let emit_id = config.metrics.take().and_then(|section| section.emit_id);
+            config.metrics = Some(MetricsSection { metrics_path: path.clone(), emit_id });
         }
     }
 
