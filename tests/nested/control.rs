@@ -1,11 +1,16 @@
 //! The control socket and its client: pause, resume, stop, look.
 
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::process::{Command, Output};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use testing::guest::{Guest, Plan, parse};
-use testing::lab::{Lab, program};
+use testing::lab::{Lab, artifact, program};
+use testing::wait::until;
 use vmm::api::model::State;
 
 fn tick(guest: &mut Guest) -> (u64, u64) {
@@ -55,6 +60,61 @@ fn a_paused_guest_counts_nothing_and_loses_nothing() {
         }
         client.stop().unwrap();
         assert_eq!(guest.finish().code, Some(12));
+    });
+}
+
+/// Everything that the control socket says of a VM until its end, on a thread of its own.
+fn follow(guest: &Guest) -> JoinHandle<Vec<Value>> {
+    let mut stream = UnixStream::connect(guest.socket()).unwrap();
+    // Without chunks.
+    stream.write_all(b"GET /events HTTP/1.0\r\n\r\n").unwrap();
+    std::thread::spawn(move || {
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        let lines = text.split_once("\r\n\r\n").unwrap().1.lines();
+        lines.map(|line| serde_json::from_str(line).unwrap()).collect()
+    })
+}
+
+#[test]
+fn a_client_configures_a_vm_starts_it_and_sees_its_life() {
+    Lab::new().run(|| {
+        let mut guest = Plan::waiting().start();
+        until("the control socket", || guest.socket().exists().then_some(()));
+        let mut client = guest.client();
+        assert_eq!(client.instance().unwrap().state, State::NotStarted);
+        assert!(client.pause().is_err());
+        let events = follow(&guest);
+        let start = json!({ "action_type": "InstanceStart" });
+        let boot = |kernel: &Path| {
+            json!({
+                "kernel_image_path": kernel,
+                "initrd_path": artifact("initrd.cpio"),
+                "boot_args": "quiet cryptomgr.notests workload=count,50",
+            })
+        };
+
+        client.send("PUT", "/boot-source", &boot(Path::new("/no/Image"))).unwrap();
+        let machine = json!({ "vcpu_count": 2, "mem_size_mib": 256 });
+        client.send("PUT", "/machine-config", &machine).unwrap();
+        client.send("PUT", "/mte", &json!({ "mode": "require" })).unwrap();
+        let refused = client.send("PUT", "/actions", &start).unwrap_err();
+        assert!(refused.to_string().contains("/no/Image"), "{refused}");
+
+        client.send("PUT", "/boot-source", &boot(&artifact("Image"))).unwrap();
+        client.send("PUT", "/actions", &start).unwrap();
+        assert_eq!(client.instance().unwrap().state, State::Running);
+        while tick(&mut guest).0 < 2 {}
+        client.pause().unwrap();
+        client.resume().unwrap();
+        assert!(client.send("PUT", "/actions", &start).is_err());
+        client.stop().unwrap();
+
+        assert_eq!(guest.finish().code, Some(12));
+        let events = events.join().unwrap();
+        let names: Vec<_> = events.iter().map(|event| event["event"].as_str().unwrap()).collect();
+        assert_eq!(names, ["started", "paused", "resumed", "ended"], "{events:?}");
+        assert_eq!(events[3]["status"], 12);
     });
 }
 

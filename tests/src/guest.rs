@@ -21,7 +21,7 @@ const REPORT: &str = "REPORT ";
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct Plan {
-    kernel: PathBuf,
+    kernel: Option<PathBuf>,
     initrd: Option<PathBuf>,
     command_line: String,
     flags: Vec<String>,
@@ -33,7 +33,7 @@ impl Plan {
     /// Documentation/admin-guide/kernel-parameters.txt).
     pub fn workload(name: &str) -> Self {
         Self {
-            kernel: artifact("Image"),
+            kernel: Some(artifact("Image")),
             initrd: Some(artifact("initrd.cpio")),
             command_line: format!("quiet cryptomgr.notests workload={name}"),
             flags: Vec::new(),
@@ -67,11 +67,16 @@ impl Plan {
     /// A kernel that needs nothing else.
     pub fn bare(kernel: &Path) -> Self {
         Self {
-            kernel: kernel.to_owned(),
+            kernel: Some(kernel.to_owned()),
             initrd: None,
             command_line: String::new(),
             flags: Vec::new(),
         }
+    }
+
+    /// None that is named: the VM waits for a client of its control socket to configure and start it.
+    pub fn waiting() -> Self {
+        Self { kernel: None, initrd: None, command_line: String::new(), flags: Vec::new() }
     }
 
     /// Another initrd.
@@ -82,7 +87,7 @@ impl Plan {
 
     /// Another kernel.
     pub fn kernel(mut self, file: &Path) -> Self {
-        self.kernel = file.to_owned();
+        self.kernel = Some(file.to_owned());
         self
     }
 
@@ -107,11 +112,14 @@ impl Plan {
     /// The command that starts it.
     pub fn command(&self) -> Command {
         let mut command = Command::new(program("tessera"));
-        command.arg("run").arg("--kernel").arg(&self.kernel);
+        command.arg("run");
+        if let Some(kernel) = &self.kernel {
+            command.arg("--kernel").arg(kernel).args(["--cmdline", &self.command_line]);
+        }
         if let Some(initrd) = &self.initrd {
             command.arg("--initrd").arg(initrd);
         }
-        command.args(["--cmdline", &self.command_line]).args(&self.flags);
+        command.args(&self.flags);
         command
     }
 
