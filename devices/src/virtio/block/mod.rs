@@ -15,8 +15,10 @@ use serde::{Deserialize, Serialize};
 use vm_memory::GuestMemory;
 
 use self::config::{Limit, Space};
+use self::request::{
+    DISCARD_SECTORS, Geometry, MOST_SEGMENTS, Parsed, SERIAL, WRITE_ZEROES_SECTORS, parse,
+};
 pub use self::request::{Extent, Operation, Request, SECTOR, Status};
-use self::request::{Geometry, MOST_SEGMENTS, Parsed, SERIAL, parse};
 use super::{Broken, Chain, Device, DeviceId, Features, Ring};
 use crate::ports::Throttle;
 use crate::state::{RestoreError, Stateful, check};
@@ -33,12 +35,6 @@ const BATCH: usize = 32;
 
 /// A batch ends with the request that reaches so many bytes: the driver is not to wait for long.
 const BATCH_BYTES: u64 = 1 << 20;
-
-/// Most sectors of one segment of DISCARD: 2 GiB. A file system gives up that much in moments.
-const DISCARD_SECTORS: u32 = 1 << 22;
-
-/// Most sectors of one segment of WRITE_ZEROES: 32 MiB. Some file systems have to write them.
-const WRITE_ZEROES_SECTORS: u32 = 1 << 16;
 
 /// Features of a block device (5.2.3).
 mod feature {
@@ -254,7 +250,7 @@ impl Block {
         self.disk.discards && !self.disk.read_only
     }
 
-    /// Collects or answers one request. Returns how many bytes of data it moves.
+    /// Collects or answers one request. Returns how many bytes of the disk it reads or writes.
     fn accept<M: GuestMemory>(
         &mut self,
         chain: &Chain,

@@ -16,6 +16,12 @@ const SEGMENT: usize = 16;
 /// Most segments of one DISCARD or WRITE_ZEROES: a bound on the work that a request is.
 pub(super) const MOST_SEGMENTS: u32 = 32;
 
+/// Most sectors of one segment of DISCARD: 2 GiB. A file system gives up that much in moments.
+pub(super) const DISCARD_SECTORS: u32 = 1 << 22;
+
+/// Most sectors of one segment of WRITE_ZEROES: 32 MiB. Some file systems have to write them.
+pub(super) const WRITE_ZEROES_SECTORS: u32 = 1 << 16;
+
 /// Bytes of a serial number (5.2.6).
 pub(super) const SERIAL: usize = 20;
 
@@ -92,12 +98,16 @@ pub enum Operation {
 }
 
 impl Operation {
-    /// How many bytes of data it moves between disk and guest.
+    /// How many bytes of the disk it reads or writes. Zeros count that may not be a hole: some file systems have to
+    /// write them.
     pub fn bytes(&self) -> u64 {
         match self {
             Self::Read { into, .. } => into.len(),
             Self::Write { from, .. } => from.len(),
-            Self::Flush | Self::Discard(_) | Self::WriteZeroes(_) => 0,
+            Self::WriteZeroes(parts) => {
+                parts.iter().filter(|part| !part.unmap).map(|part| part.length).sum()
+            }
+            Self::Flush | Self::Discard(_) => 0,
         }
     }
 }
@@ -194,10 +204,11 @@ fn operation<M: GuestMemory>(
         kind::FLUSH => Ok(Operation::Flush),
         kind::GET_ID => return Ok(Ok(None)),
         kind::DISCARD if !read_only && geometry.discards => {
-            geometry.extents(readable, memory, 0)?.map(Operation::Discard)
+            geometry.extents(readable, memory, DISCARD_SECTORS, 0)?.map(Operation::Discard)
         }
         kind::WRITE_ZEROES if !read_only && geometry.discards => {
-            geometry.extents(readable, memory, UNMAP)?.map(Operation::WriteZeroes)
+            let zeroed = geometry.extents(readable, memory, WRITE_ZEROES_SECTORS, UNMAP)?;
+            zeroed.map(Operation::WriteZeroes)
         }
         // 5.2.6.2: of a read-only device, these fail with an I/O error.
         kind::OUT | kind::DISCARD | kind::WRITE_ZEROES if read_only => Err(Status::IoError),
@@ -216,11 +227,12 @@ impl Geometry {
         if inside { Ok(sector * SECTOR) } else { Err(Status::IoError) }
     }
 
-    /// The segments of a DISCARD or WRITE_ZEROES, whose flags may be `flags`.
+    /// The segments of a DISCARD or WRITE_ZEROES, each of at most `most` sectors and with no other flags.
     fn extents<M: GuestMemory>(
         self,
         mut segments: Stream,
         memory: &M,
+        most: u32,
         flags: u32,
     ) -> Result<Result<Vec<Extent>, Status>, Broken> {
         let count = segments.len() / SEGMENT as u64;
@@ -232,12 +244,16 @@ impl Geometry {
         let mut segment = [0; SEGMENT];
         while segments.read(memory, &mut segment)? && extents.len() < count as usize {
             let [sector @ .., a, b, c, d, e, f, g, h] = segment;
-            let length = u64::from(u32::from_le_bytes([a, b, c, d])) * SECTOR;
+            let sectors = u32::from_le_bytes([a, b, c, d]);
             let given = u32::from_le_bytes([e, f, g, h]);
             // 5.2.6.2: flags that the device does not know are answered so.
             if given & !flags != 0 {
                 return Ok(Err(Status::Unsupported));
             }
+            if sectors > most {
+                return Ok(Err(Status::IoError));
+            }
+            let length = u64::from(sectors) * SECTOR;
             match self.bytes(u64::from_le_bytes(sector), length) {
                 Ok(offset) => extents.push(Extent { offset, length, unmap: given & UNMAP != 0 }),
                 Err(why) => return Ok(Err(why)),

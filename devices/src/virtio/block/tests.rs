@@ -19,16 +19,17 @@ const UNTOUCHED: u8 = 0xee;
 
 const SECTORS: u64 = 64;
 
-/// Lets through as many operations as it is told.
+/// Lets through as many operations as it is told, and counts their bytes.
 #[derive(Clone, Default)]
-struct Allowance(Arc<Mutex<Option<u64>>>);
+struct Allowance(Arc<Mutex<Option<u64>>>, Arc<AtomicU64>);
 
 impl Throttle for Allowance {
     fn is_open(&mut self) -> bool {
         self.0.lock().unwrap().is_none_or(|left| left > 0)
     }
 
-    fn spend(&mut self, _: u64) {
+    fn spend(&mut self, bytes: u64) {
+        add(&self.1, bytes);
         if let Some(left) = &mut *self.0.lock().unwrap() {
             *left -= 1;
         }
@@ -283,6 +284,22 @@ fn limits_leave_requests_in_the_queue() {
     let _ = drive.bench.transport.serve(0);
 
     assert_eq!(drive.work(), 1);
+}
+
+/// Some file systems have to write zeros that may not be a hole.
+#[test]
+fn zeros_are_bytes_for_the_limits_and_holes_are_none() {
+    for (kind, flags, expected) in [(13, 0, 4 * SECTOR), (13, 1, 0), (11, 0, 0)] {
+        let allowance = Allowance::default();
+        let device = Block::new(disk(), "", Box::new(allowance.clone()));
+        let mut drive = Drive::over(Bench::started(device));
+        drive.segment(0, 1, 3, flags);
+        drive.segment(1, 9, 1, flags);
+
+        assert_eq!(drive.request(kind, 0, &[Descriptor::readable(BUFFER, 32)]), (0, 1));
+
+        assert_eq!(allowance.1.load(Ordering::Relaxed), expected, "{kind} {flags}");
+    }
 }
 
 #[test]

@@ -68,6 +68,28 @@ fn segments_that_make_no_sense_fail() {
     assert_eq!(send(&mut drive, 13, 16), UNSUPPORTED);
 }
 
+/// A disk may take long to give up or zero what is longer than the configuration says.
+#[test]
+fn segments_that_are_longer_than_the_limits_fail() {
+    let mut drive = Drive::over(Bench::started(device(Disk { sectors: 1 << 30, ..disk() })));
+    for (kind, most) in [(11, 1 << 22), (13, 1 << 16)] {
+        let chain = [
+            Descriptor::readable(HEADER, 16),
+            Descriptor::readable(BUFFER, 16),
+            Descriptor::writable(STATUS, 1),
+        ];
+        drive.write_header(kind, 0);
+        drive.segment(0, 0, most, 0);
+        drive.bench.rings(0).offer(&chain);
+        drive.bench.kick(0);
+        assert_eq!(drive.bench.transport.device_mut().take().len(), 1, "{kind}");
+        drive.bench.transport.device().in_flight().done(1);
+
+        drive.segment(0, 0, most + 1, 0);
+        assert_eq!(drive.send(&chain).0, IO_ERROR, "{kind}");
+    }
+}
+
 #[test]
 fn a_short_header_fails_and_a_missing_status_breaks_the_device() {
     let mut drive = Drive::new(disk());
