@@ -28,7 +28,7 @@ pub use balloon::{BalloonSpec, TargetError as BalloonTargetError, target as ball
 pub use disk::{DiskError, DiskSpec};
 pub use draft::Draft;
 pub use network::{NetBackendSpec, NetError, NetSpec, PortForward};
-pub use rate_limiter::{BucketSpec, RateLimiterSpec, RefillError};
+pub use rate_limiter::{BucketChange, BucketSpec, RateLimiterChange, RateLimiterSpec, RefillError};
 pub use tag_storage::{ReservationMode, TagStorageSpec};
 pub use vsock::VsockSpec;
 

@@ -8,7 +8,7 @@ use devices::ports::Throttle;
 use rustix::fd::{AsRawFd, RawFd};
 
 use crate::error::say;
-use crate::spec::{BucketSpec, RateLimiterSpec};
+use crate::spec::{BucketSpec, RateLimiterChange, RateLimiterSpec};
 use crate::sys::timer::Timer;
 
 /// A number of tokens that fills up again with time.
@@ -95,12 +95,12 @@ impl RateLimiter {
         })
     }
 
-    /// Replaces the buckets by those that are given, full; the others stay.
-    pub fn update(&mut self, spec: RateLimiterSpec) {
+    /// Makes a change: a new bucket is full.
+    pub fn update(&mut self, change: RateLimiterChange) {
         let now = Instant::now();
-        let bucket = |spec: Option<BucketSpec>| spec.map(|bucket| Bucket::new(bucket, now));
-        self.bandwidth = bucket(spec.bandwidth).or(self.bandwidth.take());
-        self.ops = bucket(spec.ops).or(self.ops.take());
+        let full = |bucket| Bucket::new(bucket, now);
+        self.bandwidth = change.bandwidth.apply(self.bandwidth.take(), full);
+        self.ops = change.ops.apply(self.ops.take(), full);
         // What waits looks at the new ones: it waits for the timer.
         if std::mem::take(&mut self.waiting) {
             // A timer that cannot be set goes off as it was.
@@ -182,8 +182,8 @@ impl SharedLimiter {
     }
 
     /// See [`RateLimiter::update`].
-    pub fn update(&self, spec: RateLimiterSpec) {
-        self.lock().update(spec);
+    pub fn update(&self, change: RateLimiterChange) {
+        self.lock().update(change);
     }
 
     /// See [`RateLimiter::timer`]. It is open for as long as this lives.
@@ -225,6 +225,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::spec::BucketChange;
 
     fn bucket(size: u64, refill_time_ms: u64, one_time_burst: u64) -> BucketSpec {
         let size = NonZero::new(size).unwrap();
@@ -294,15 +295,18 @@ mod tests {
 
     #[test]
     fn new_limits_are_looked_at_at_once() {
-        let with = |refill| RateLimiterSpec { ops: Some(bucket(1, refill, 0)), bandwidth: None };
-        let mut limiter = RateLimiter::new(with(86_400_000)).unwrap();
-        limiter.spend(1);
-        assert!(!limiter.is_open());
+        let slow = bucket(1, 86_400_000, 0);
+        for ops in [BucketChange::Set(slow), BucketChange::Lift] {
+            let limits = RateLimiterSpec { ops: Some(slow), bandwidth: None };
+            let mut limiter = RateLimiter::new(limits).unwrap();
+            limiter.spend(1);
+            assert!(!limiter.is_open());
 
-        limiter.update(with(86_400_000));
+            limiter.update(RateLimiterChange { ops, ..RateLimiterChange::default() });
 
-        while !limiter.take_timer() {}
-        assert!(limiter.is_open());
+            while !limiter.take_timer() {}
+            assert!(limiter.is_open());
+        }
     }
 
     #[test]

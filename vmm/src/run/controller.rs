@@ -16,7 +16,7 @@ use crate::backends::balloon;
 use crate::config::ConfigChange;
 use crate::error::chain;
 use crate::machine::{Machine, PauseReason};
-use crate::spec::{DiskSpec, NetSpec, RateLimiterSpec, Spec};
+use crate::spec::{DiskSpec, NetSpec, RateLimiterChange, Spec};
 
 /// Everything that a client of the control socket may do.
 pub(super) struct MachineController {
@@ -224,10 +224,10 @@ fn refresh(config: &mut Value, list: &str, sections: impl Iterator<Item = impl S
     }
 }
 
-/// The limits of a change.
-fn limits(section: Option<model::RateLimiterSection>) -> Result<RateLimiterSpec, ControlError> {
-    let limits = RateLimiterSpec::new(section.unwrap_or_default());
-    limits.map_err(|error| ControlError::refused(error.to_string()))
+/// What becomes of limits.
+fn limits(section: Option<model::RateLimiterSection>) -> Result<RateLimiterChange, ControlError> {
+    let change = RateLimiterChange::new(section.unwrap_or_default());
+    change.map_err(|error| ControlError::refused(error.to_string()))
 }
 
 /// Why the guest does not run although no client has paused it.

@@ -30,6 +30,54 @@ pub struct BucketSpec {
     pub one_time_burst: u64,
 }
 
+/// What becomes of limits at run time.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct RateLimiterChange {
+    /// That on bytes.
+    pub bandwidth: BucketChange,
+    /// That on operations.
+    pub ops: BucketChange,
+}
+
+/// What becomes of one limit.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum BucketChange {
+    /// It stays.
+    #[default]
+    Keep,
+    /// There is none.
+    Lift,
+    /// It is this, with all its tokens.
+    Set(BucketSpec),
+}
+
+impl RateLimiterChange {
+    /// Checks the section of a change: a bucket that is absent stays, and one of size or time 0 lifts the limit, as
+    /// in Firecracker.
+    ///
+    /// # Errors
+    /// When a time is more than a day.
+    pub fn new(section: RateLimiterSection) -> Result<Self, RefillError> {
+        let change = |section: Option<TokenBucketSection>| match section {
+            Some(section) => BucketSpec::new(section)
+                .map(|bucket| bucket.map_or(BucketChange::Lift, BucketChange::Set)),
+            None => Ok(BucketChange::Keep),
+        };
+        Ok(Self { bandwidth: change(section.bandwidth)?, ops: change(section.ops)? })
+    }
+}
+
+impl BucketChange {
+    /// What the limit is after the change; `set` makes a new one.
+    pub fn apply<T>(self, current: Option<T>, set: impl FnOnce(BucketSpec) -> T) -> Option<T> {
+        match self {
+            Self::Keep => current,
+            Self::Lift => None,
+            Self::Set(bucket) => Some(set(bucket)),
+        }
+    }
+}
+
 /// A limit that is none.
 #[derive(Clone, Copy, Debug, Eq, Error, PartialEq)]
 #[error(
@@ -50,10 +98,10 @@ impl RateLimiterSpec {
         Ok(Self { bandwidth: bucket(section.bandwidth)?, ops: bucket(section.ops)? })
     }
 
-    /// Replaces the limits that `new` has; the others stay.
-    pub fn update(&mut self, new: Self) {
-        self.bandwidth = new.bandwidth.or(self.bandwidth);
-        self.ops = new.ops.or(self.ops);
+    /// Makes a change.
+    pub fn update(&mut self, change: RateLimiterChange) {
+        self.bandwidth = change.bandwidth.apply(self.bandwidth, |bucket| bucket);
+        self.ops = change.ops.apply(self.ops, |bucket| bucket);
     }
 
     /// The section that it came from, if it limits anything.
@@ -107,6 +155,22 @@ mod tests {
     fn no_tokens_or_no_time_is_no_limit() {
         for none in [section(0, None, 100), section(5, None, 0)] {
             assert_eq!(RateLimiterSpec::new(none).unwrap(), RateLimiterSpec::default());
+        }
+    }
+
+    #[test]
+    fn a_change_keeps_what_is_absent_and_lifts_what_has_no_tokens_or_no_time() {
+        let mut limits = RateLimiterSpec::new(section(1000, None, 100)).unwrap();
+        let change = |section| RateLimiterChange::new(section).unwrap();
+        limits.update(change(RateLimiterSection::default()));
+        assert_eq!(limits.to_section(), Some(section(1000, None, 100)));
+        limits.update(change(section(7, None, 100)));
+        assert_eq!(limits.to_section(), Some(section(7, None, 100)));
+
+        for lifted in [section(0, None, 100), section(5, None, 0), section(0, None, 0)] {
+            let mut limits = limits;
+            limits.update(change(lifted));
+            assert_eq!(limits, RateLimiterSpec::default());
         }
     }
 

@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use self::file::DiskFile;
 use super::queues::Shared;
 use super::rate_limiter::SharedLimiter;
-use crate::spec::{DiskSpec, RateLimiterSpec};
+use crate::spec::{DiskSpec, RateLimiterChange};
 pub use events::BlockEvents;
 pub use file::Error;
 
@@ -111,10 +111,10 @@ impl Control {
         Ok(())
     }
 
-    /// Replaces the limits that are given; the others stay.
-    pub fn limit(&mut self, limits: RateLimiterSpec) {
-        self.spec.rate_limiter.update(limits);
-        self.limiter.update(limits);
+    /// Changes its limits.
+    pub fn limit(&mut self, change: RateLimiterChange) {
+        self.spec.rate_limiter.update(change);
+        self.limiter.update(change);
     }
 
     /// Reads its counters.

@@ -12,6 +12,7 @@ use vm_memory::{Bytes as _, GuestAddress};
 
 use super::*;
 use crate::memory::{Attributes, GuestRam};
+use crate::spec::RateLimiterSpec;
 use crate::testing::{Means, skip};
 
 const SIZE: u64 = 1 << 20;

@@ -27,7 +27,7 @@ use thiserror::Error;
 
 use crate::backends::queues::Shared;
 use crate::backends::rate_limiter::SharedLimiter;
-use crate::spec::{NetSpec, RateLimiterSpec};
+use crate::spec::{NetSpec, RateLimiterChange};
 pub use events::NetEvents;
 pub use port::Port;
 
@@ -169,8 +169,8 @@ impl Control {
         &self.spec
     }
 
-    /// Replaces those rate limits that are given; the others stay.
-    pub fn limit(&mut self, rx: RateLimiterSpec, tx: RateLimiterSpec) {
+    /// Changes its limits.
+    pub fn limit(&mut self, rx: RateLimiterChange, tx: RateLimiterChange) {
         self.spec.rx_limits.update(rx);
         self.spec.tx_limits.update(tx);
         self.rx.update(rx);

@@ -3,10 +3,11 @@
 use serde_json::json;
 
 use super::*;
+use crate::config::RateLimiterSection;
 use crate::config::VsockSection;
 use crate::hypervisor::fake::FakeHypervisor;
 use crate::machine::testing::{self, machine};
-use crate::spec::RateLimiterSpec;
+use crate::spec::{RateLimiterChange, RateLimiterSpec};
 
 fn new() -> crate::machine::Machine {
     machine(&FakeHypervisor::new([vec![]]), 1)
@@ -109,9 +110,10 @@ fn network_interfaces_are_in_the_list_and_have_their_limits_replaced() {
     let states = first.devices().save().unwrap();
     machine().devices().restore(states).unwrap();
     let ops = json!({ "ops": { "size": 5, "refill_time": 100 } });
-    let limits = RateLimiterSpec::new(serde_json::from_value(ops).unwrap()).unwrap();
-    first.network_interface_mut("lan").unwrap().limit(limits, RateLimiterSpec::default());
+    let ops: RateLimiterSection = serde_json::from_value(ops).unwrap();
+    let change = RateLimiterChange::new(ops).unwrap();
+    first.network_interface_mut("lan").unwrap().limit(change, RateLimiterChange::default());
     let shown: Vec<_> = first.network_interfaces().map(|net| net.rx_limits).collect();
-    assert_eq!(shown, [limits]);
+    assert_eq!(shown, [RateLimiterSpec::new(ops).unwrap()]);
     assert!(first.network_interface_mut("eth0").is_none());
 }

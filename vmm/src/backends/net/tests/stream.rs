@@ -5,7 +5,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use tempfile::TempDir;
 
 use super::*;
-use crate::spec::{BucketSpec, RateLimiterSpec};
+use crate::spec::{BucketChange, BucketSpec, RateLimiterChange, RateLimiterSpec};
 
 /// A place where a peer listens.
 struct Place {
@@ -247,9 +247,11 @@ fn limits_hold_frames_back_until_there_are_tokens_and_can_be_changed() {
     assert_eq!((bench.metric("tx_throttled_total"), bench.metric("rx_throttled_total")), (1, 1));
 
     let ops = ops.map(|ops| BucketSpec { size: NonZero::new(1000).unwrap(), ..ops });
-    let limits = RateLimiterSpec { ops, bandwidth: None };
-    bench.control.limit(limits, limits);
-    assert_eq!(bench.control.spec().rx_limits, limits);
+    let rx = RateLimiterChange { ops: BucketChange::Set(ops.unwrap()), ..Default::default() };
+    let tx = RateLimiterChange { ops: BucketChange::Lift, ..Default::default() };
+    bench.control.limit(rx, tx);
+    assert_eq!(bench.control.spec().rx_limits, RateLimiterSpec { ops, bandwidth: None });
+    assert_eq!(bench.control.spec().tx_limits, RateLimiterSpec::default());
 
     bench.until("frames", |bench| {
         let counts = (bench.metric("tx_frames_total"), bench.metric("rx_frames_total"));
@@ -266,7 +268,7 @@ fn figures_and_limits_do_not_wait_for_a_turn_of_the_device() {
     let _turn = transport.lock().unwrap();
 
     assert_eq!(bench.metric("link_changes_total"), 0);
-    bench.control.limit(RateLimiterSpec::default(), RateLimiterSpec::default());
+    bench.control.limit(RateLimiterChange::default(), RateLimiterChange::default());
 }
 
 #[test]
