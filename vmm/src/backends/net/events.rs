@@ -2,14 +2,16 @@
 
 use std::io;
 use std::os::fd::AsRawFd;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use devices::virtio::mmio::Transport;
 use devices::virtio::net::{Net, Progress, RECEIVE, TRANSMIT};
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 
 use super::port::{Port, Watch};
 use crate::backends::queues::{QUEUES_END, QueueEvents};
 use crate::error::say;
+use crate::memory::GuestRam;
 use crate::sys::timer::Timer;
 
 // What events are of that no doorbell has.
@@ -25,19 +27,40 @@ const LAST_RETRY: Duration = Duration::from_secs(5);
 
 /// What an event asks for.
 #[derive(Clone, Copy, Debug, Default)]
-struct Due {
-    rx: bool,
-    tx: bool,
-    hung_up: bool,
-    retry: bool,
+pub(super) struct Due {
+    pub(super) rx: bool,
+    pub(super) tx: bool,
+    pub(super) hung_up: bool,
+    pub(super) retry: bool,
+}
+
+/// How long to wait before the next attempt to have a peer back.
+#[derive(Debug)]
+struct Backoff(Duration);
+
+impl Backoff {
+    /// A peer is lost that was there for so long. One that leaves as soon as it comes, say a passt that cannot have
+    /// its port, is not tried as often as one that was there.
+    fn lost(&mut self, lasted: Duration) {
+        if lasted >= LAST_RETRY {
+            self.0 = FIRST_RETRY;
+        }
+    }
+
+    fn next(&mut self) -> Duration {
+        let longer = LAST_RETRY.min(self.0 * 2);
+        std::mem::replace(&mut self.0, longer)
+    }
 }
 
 /// Serves a network device, on a worker.
 pub struct NetEvents {
     queues: QueueEvents<Net<Port>>,
     retry: Timer,
-    delay: Duration,
+    backoff: Backoff,
     watched: Watch,
+    /// Since when there is something to be watched.
+    since: Instant,
 }
 
 impl NetEvents {
@@ -46,7 +69,13 @@ impl NetEvents {
     /// # Errors
     /// When the host gives no timer.
     pub fn new(queues: QueueEvents<Net<Port>>) -> io::Result<Self> {
-        Ok(Self { queues, retry: Timer::new()?, delay: FIRST_RETRY, watched: Watch::default() })
+        Ok(Self {
+            queues,
+            retry: Timer::new()?,
+            backoff: Backoff(FIRST_RETRY),
+            watched: Watch::default(),
+            since: Instant::now(),
+        })
     }
 
     fn due(&mut self, events: &Events) -> Due {
@@ -79,7 +108,7 @@ impl NetEvents {
     }
 
     /// A turn of the device, with its gate entered. What is to be watched then.
-    fn turn(&mut self, due: Due) -> Watch {
+    pub(super) fn turn(&mut self, due: Due) -> Watch {
         self.queues.with(|transport| {
             let mut came_back = false;
             if due.retry {
@@ -87,9 +116,7 @@ impl NetEvents {
             }
             if due.tx {
                 transport.device_mut().port_mut().flush();
-                if let Some(Progress::More) = transport.with_queue(TRANSMIT, Net::transmit) {
-                    transport.notify(TRANSMIT);
-                }
+                transmit(transport);
             }
             if due.rx || came_back {
                 let progress = transport.with_queue(RECEIVE, Net::receive);
@@ -106,6 +133,10 @@ impl NetEvents {
             let up = device.port().is_up();
             if device.set_link(up) {
                 transport.config_changed();
+                if !up {
+                    // Frames that wait for the peer are dropped: its descriptor has no events any more.
+                    transmit(transport);
+                }
             }
             transport.device().port().watch()
         })
@@ -116,6 +147,7 @@ impl NetEvents {
         match (self.watched.port, wanted.port) {
             (None, Some((descriptor, blocked))) => {
                 add(ops, Events::with_data_raw(descriptor, PORT, edges(blocked)));
+                self.since = Instant::now();
             }
             (Some((before, was_blocked)), Some((descriptor, blocked))) => {
                 if before == descriptor && was_blocked != blocked {
@@ -135,16 +167,22 @@ impl NetEvents {
         }
         self.watched = wanted;
         if wanted.lost && self.queues.with(|transport| transport.device_mut().port_mut().close()) {
-            self.delay = FIRST_RETRY;
+            self.backoff.lost(self.since.elapsed());
             self.try_later();
         }
     }
 
     fn try_later(&mut self) {
-        if let Err(error) = self.retry.once(self.delay) {
+        if let Err(error) = self.retry.once(self.backoff.next()) {
             say(&format!("a network device stays without its peer, as it has no timer: {error}"));
         }
-        self.delay = LAST_RETRY.min(self.delay * 2);
+    }
+}
+
+/// A turn of transmitq, and another one soon if it has more.
+fn transmit(transport: &mut Transport<Net<Port>, GuestRam>) {
+    if let Some(Progress::More) = transport.with_queue(TRANSMIT, Net::transmit) {
+        transport.notify(TRANSMIT);
     }
 }
 
@@ -189,5 +227,24 @@ impl MutEventSubscriber for NetEvents {
         if due.retry && !was_up && self.watched.port.is_none() {
             self.try_later();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peer_that_leaves_as_soon_as_it_comes_is_tried_less_and_less_often() {
+        let mut backoff = Backoff(FIRST_RETRY);
+        let mut delays = Vec::new();
+        for _ in 0..8 {
+            backoff.lost(Duration::from_millis(10));
+            delays.push(backoff.next().as_millis());
+        }
+        assert_eq!(delays, [100, 200, 400, 800, 1600, 3200, 5000, 5000]);
+
+        backoff.lost(LAST_RETRY);
+        assert_eq!(backoff.next(), FIRST_RETRY);
     }
 }
