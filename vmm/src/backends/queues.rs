@@ -77,6 +77,11 @@ impl<D: Device> QueueEvents<D> {
         Self { name: name.into(), transport, doorbells, gate, log, reported: false }
     }
 
+    /// The doorbells of the queues.
+    pub fn doorbells(&self) -> QueueDoorbells {
+        self.doorbells.clone()
+    }
+
     /// What every turn of the device enters.
     pub fn gate(&self) -> &QueueGate {
         &self.gate

@@ -1,7 +1,8 @@
 //! A disk's queue as events of its worker.
 
-use std::sync::PoisonError;
+use std::collections::BTreeSet;
 
+use devices::ports::Doorbells;
 use devices::virtio::block::{Block, InFlight, Request, Status};
 use devices::virtio::mmio::Served;
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
@@ -12,6 +13,9 @@ use crate::backends::queues::{QUEUES_END, QueueEvents};
 use crate::backends::rate_limiter::SharedLimiter;
 use crate::error::{chain, say};
 use crate::memory::GuestRam;
+
+/// Most batches between two looks at the events, among them the end of the thread.
+const MOST_BATCHES: usize = 16;
 
 /// The number of the limiter's event.
 const LIMITER: u32 = QUEUES_END;
@@ -24,26 +28,28 @@ pub struct BlockEvents {
     limiter: SharedLimiter,
     memory: GuestRam,
     in_flight: InFlight,
-    /// The failure that was printed last: a disk that fails does so again and again.
-    said: Option<String>,
+    failures: Failures,
 }
 
 impl BlockEvents {
     /// The events of a disk's queue.
-    pub fn new(control: &Control, queues: QueueEvents<Block>, memory: GuestRam) -> Self {
+    pub fn new(control: &Control, mut queues: QueueEvents<Block>, memory: GuestRam) -> Self {
         let (slot, limiter) = control.parts();
-        let device = control.device.lock().unwrap_or_else(PoisonError::into_inner);
-        let in_flight = device.device().in_flight();
-        drop(device);
+        let in_flight = queues.with(|transport| transport.device().in_flight());
         let name = control.id().to_owned();
-        Self { queues, name, slot, limiter, memory, in_flight, said: None }
+        Self { queues, name, slot, limiter, memory, in_flight, failures: Failures::default() }
     }
 
     /// Does what is in the queue, a batch at a time. Whether there is more.
     fn batch(&mut self) -> bool {
         let gate = self.queues.gate().clone();
         let Some(_turn) = gate.enter() else { return false };
+        let resized = self.slot.take_size();
         let (served, requests) = self.queues.with(|transport| {
+            if let Some(sectors) = resized {
+                transport.device_mut().resize(sectors);
+                transport.config_changed();
+            }
             let served = transport.serve(0);
             (served, transport.device_mut().take())
         });
@@ -66,16 +72,24 @@ impl BlockEvents {
     }
 
     fn status(&mut self, outcome: Result<(), Error>) -> Status {
-        let Err(error) = outcome else {
-            self.said = None;
-            return Status::Ok;
-        };
-        let text = chain(&error);
-        if self.said.as_ref() != Some(&text) {
+        let Err(error) = outcome else { return Status::Ok };
+        if let Some(text) = self.failures.first(&error) {
             say(&format!("the disk {} failed, and the guest sees an I/O error: {text}", self.name));
-            self.said = Some(text);
         }
         Status::IoError
+    }
+}
+
+/// The failures of a disk that were printed, each once: a guest can repeat any of them as often as it likes. There
+/// are as many as the host has error numbers.
+#[derive(Debug, Default)]
+struct Failures(BTreeSet<String>);
+
+impl Failures {
+    /// What to print of a failure, if it is the first of its kind.
+    fn first(&mut self, error: &Error) -> Option<String> {
+        let text = chain(error);
+        self.0.insert(text.clone()).then_some(text)
     }
 }
 
@@ -93,8 +107,30 @@ impl MutEventSubscriber for BlockEvents {
             LIMITER => self.limiter.take_timer(),
             _ => self.queues.signalled(&events).is_some(),
         };
-        if due {
-            while self.batch() {}
+        // A limit on the batches: a guest can have its requests write the next ones into its queue.
+        let unfinished = due && (0..MOST_BATCHES).all(|_| self.batch());
+        if unfinished {
+            self.queues.doorbells().signal(0);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    #[test]
+    fn each_failure_is_printed_once_whatever_comes_between() {
+        let full = || Error::Host(io::Error::from_raw_os_error(libc::ENOSPC));
+        let mut failures = Failures::default();
+
+        assert!(failures.first(&Error::Buffer).is_some());
+        assert!(failures.first(&full()).is_some_and(|text| text.contains("space")));
+        for _ in 0..3 {
+            assert_eq!(failures.first(&Error::Buffer), None);
+            assert_eq!(failures.first(&full()), None);
         }
     }
 }

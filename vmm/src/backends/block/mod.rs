@@ -11,13 +11,14 @@ mod io;
 
 use std::path::Path;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use devices::ports::Doorbells;
 use devices::virtio::block::{Block, Counters};
 use serde_json::{Value, json};
 
 use self::file::DiskFile;
-use super::queues::Shared;
+use super::queues::{QueueDoorbells, QueueEvents};
 use super::rate_limiter::SharedLimiter;
 use crate::spec::{DiskSpec, RateLimiterChange};
 pub use events::BlockEvents;
@@ -25,15 +26,41 @@ pub use file::Error;
 
 /// The file in use. Clones are one place, in which another may be put.
 #[derive(Clone, Debug)]
-pub struct DiskSlot(Arc<Mutex<Arc<DiskFile>>>);
+pub struct DiskSlot(Arc<Mutex<InUse>>);
+
+#[derive(Debug)]
+struct InUse {
+    file: Arc<DiskFile>,
+    /// A size in sectors that the device does not have yet.
+    resized: Option<u64>,
+}
 
 impl DiskSlot {
+    fn new(file: DiskFile) -> Self {
+        Self(Arc::new(Mutex::new(InUse { file: Arc::new(file), resized: None })))
+    }
+
     fn file(&self) -> Arc<DiskFile> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        Arc::clone(&self.lock().file)
     }
 
     fn replace(&self, file: DiskFile) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(file);
+        let mut slot = self.lock();
+        slot.resized = Some(file.disk.sectors);
+        slot.file = Arc::new(file);
+    }
+
+    fn resize(&self, sectors: u64) {
+        self.lock().resized = Some(sectors);
+    }
+
+    /// The size that the device is to have, once.
+    fn take_size(&self) -> Option<u64> {
+        self.lock().resized.take()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, InUse> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -50,7 +77,7 @@ impl Opened {
     /// # Errors
     /// When it cannot be had, or is no disk.
     pub fn new(spec: &DiskSpec) -> Result<Self, Error> {
-        let slot = DiskSlot(Arc::new(Mutex::new(Arc::new(DiskFile::open(spec)?))));
+        let slot = DiskSlot::new(DiskFile::open(spec)?);
         let limiter = SharedLimiter::new(spec.rate_limiter)
             .map_err(|source| Error::Timer { path: spec.path.clone(), source })?;
         Ok(Self { spec: spec.clone(), slot, limiter })
@@ -61,19 +88,21 @@ impl Opened {
         Block::new(self.slot.file().disk, &self.spec.id, Box::new(self.limiter.clone()))
     }
 
-    /// What controls the disk.
-    pub fn control(self, device: Shared<Block>, counters: Arc<Counters>) -> Control {
+    /// What controls the disk whose queue this is.
+    pub fn control(self, queues: &mut QueueEvents<Block>) -> Control {
         let Self { spec, slot, limiter } = self;
-        Control { spec, slot, limiter, device, counters }
+        let counters = queues.with(|transport| transport.device().counters());
+        Control { spec, slot, limiter, doorbells: queues.doorbells(), counters }
     }
 }
 
-/// Controls a disk of a machine.
+/// Controls a disk of a machine, without its lock: a turn of the device may wait for tag storage, and a reset for a
+/// slow disk.
 pub struct Control {
     spec: DiskSpec,
     slot: DiskSlot,
     limiter: SharedLimiter,
-    device: Shared<Block>,
+    doorbells: QueueDoorbells,
     counters: Arc<Counters>,
 }
 
@@ -88,26 +117,21 @@ impl Control {
         &self.spec
     }
 
-    /// Takes the size of the file anew, or that of another file, which replaces it. The guest is told of the
-    /// change. What is under way is done to the file as it was.
+    /// Takes the size of the file anew, or that of another file, which replaces it. The disk's thread notifies the
+    /// guest of the change, if the VM is not paused. What is under way is done to the file as it was.
     ///
     /// # Errors
     /// When the file cannot be had, or is no disk. Nothing is changed then.
     pub fn refresh(&mut self, path: &Path) -> Result<(), Error> {
         let current = self.slot.file();
-        let sectors = if current.is_at(path) {
-            current.sectors()?
+        if current.is_at(path) {
+            self.slot.resize(current.sectors()?);
         } else {
             let spec = DiskSpec { path: path.to_owned(), ..self.spec.clone() };
-            let file = DiskFile::open(&spec)?;
-            let sectors = file.disk.sectors;
-            self.slot.replace(file);
+            self.slot.replace(DiskFile::open(&spec)?);
             self.spec = spec;
-            sectors
-        };
-        let mut transport = self.device.lock().unwrap_or_else(PoisonError::into_inner);
-        transport.device_mut().resize(sectors);
-        transport.config_changed();
+        }
+        self.doorbells.signal(0);
         Ok(())
     }
 

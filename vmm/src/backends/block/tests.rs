@@ -1,5 +1,7 @@
 #![allow(clippy::unwrap_used)]
 
+mod events;
+
 use std::fs;
 use std::io::{Seek, Write};
 

@@ -205,10 +205,8 @@ fn balloon(
 
 fn disk(builder: &mut Builder<'_>, spec: &DiskSpec) -> Result<block::Control, Error> {
     let opened = block::Opened::new(spec)?;
-    let device = opened.device();
-    let counters = device.counters();
-    let (transport, queues) = builder.place(&format!("disk {}", spec.id), device)?;
-    let control = opened.control(Arc::clone(&transport), counters);
+    let (transport, mut queues) = builder.place(&format!("disk {}", spec.id), opened.device())?;
+    let control = opened.control(&mut queues);
     let events = BlockEvents::new(&control, queues, builder.vm().ram().clone());
     builder.attach(&format!("block_{}", spec.id), transport, Some(control.reader()));
     builder.work(&format!("disk-{}", spec.id), Box::new(events))?;
