@@ -130,6 +130,9 @@ pub trait Throttle: Send {
 /// No method waits for a peer. A port that has lost its peer answers that nothing is there
 /// ([`WouldBlock`](io::ErrorKind::WouldBlock)) when it is read, and fails when it is written to.
 pub trait NetPort: Send {
+    /// The most pieces that a call takes, well below the 1024 of readv(2).
+    const MOST_PIECES: usize = 512;
+
     /// Whether each frame has a `virtio_net_hdr_v1` of 12 bytes before it (5.1.6), as the driver sees it.
     /// Otherwise it has none, and the port has no offloads.
     fn has_header(&self) -> bool;
@@ -141,8 +144,8 @@ pub trait NetPort: Send {
     /// Reads no frames but such that the driver takes, having acknowledged these features.
     fn set_offloads(&mut self, acked: Features);
 
-    /// Reads one frame into the pieces in turn, and what they do not take into `rest`. Returns its length; what
-    /// is beyond the end of `rest` is lost, and not counted.
+    /// Reads one frame into the pieces in turn, at most [`MOST_PIECES`](Self::MOST_PIECES), and what they do not
+    /// take into `rest`. Returns its length; what is beyond the end of `rest` is lost, and not counted.
     ///
     /// # Errors
     /// `WouldBlock` when there is none now. Others are counted: the port is to be read again.
@@ -152,7 +155,7 @@ pub trait NetPort: Send {
         rest: &mut [u8],
     ) -> io::Result<usize>;
 
-    /// Sends the bytes of the pieces as one frame.
+    /// Sends the bytes of the pieces, at most [`MOST_PIECES`](Self::MOST_PIECES), as one frame.
     ///
     /// # Errors
     /// `WouldBlock` when it cannot be taken now and is to be sent again. After others the frame is lost.

@@ -158,7 +158,12 @@ impl<P: NetPort> Net<P> {
             return Ok(Some(if ring.is_exhausted() { Progress::More } else { Progress::Driver }));
         }
         let made = self.made();
-        let slices = rooms.slices(0, made, ring.memory())?;
+        let mut slices = rooms.slices(0, made, ring.memory())?;
+        // A frame for more pieces is held, and copied to them.
+        let direct = slices.len() <= P::MOST_PIECES;
+        if !direct {
+            slices.clear();
+        }
         let rest = &mut self.receiver.rest;
         rest.resize(LONGEST, 0);
         let frame = match self.port.receive(&slices, rest) {
@@ -181,6 +186,10 @@ impl<P: NetPort> Net<P> {
             return Ok(None);
         }
         self.receiver.expected = length;
+        if !direct {
+            self.receiver.held = Some(frame);
+            return Ok(None);
+        }
         if fits {
             self.finish(ring, rooms, length)?;
             return Ok(None);

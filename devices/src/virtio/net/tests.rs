@@ -84,7 +84,7 @@ impl NetPort for Network {
         let coming = self.0.lock().unwrap().coming.pop_front();
         let frame = coming.unwrap_or(Err(ErrorKind::WouldBlock.into()))?;
         let mut left = &frame[..];
-        for piece in pieces {
+        for piece in pieces.iter().take(Self::MOST_PIECES) {
             let (here, after) = left.split_at(piece.len().min(left.len()));
             piece.copy_from(here);
             left = after;

@@ -47,6 +47,44 @@ fn a_frame_goes_into_a_buffer_of_any_layout() {
     }
 }
 
+/// readv(2) takes 1024 pieces, and a driver may make many more of its buffers.
+#[test]
+fn a_frame_goes_into_more_pieces_than_a_port_takes() {
+    for network in [Network::default(), Network::with_header()] {
+        let mut bench = bench(&network, MERGEABLE);
+        let data = frame(40000);
+        offer(&mut bench, &[65562], 65562);
+        // The next one is expected to be as long.
+        network.put(&vec![0; data.len()]);
+        assert_eq!(receive(&mut bench), Some(Progress::Driver));
+        bench.rings(RECEIVE).used();
+        let (pieces, size, tables) = (250_u16, 20, DATA + 0x10_0000);
+        for chain in 0..10 {
+            let table = tables + 0x1000 * chain;
+            for index in 0..pieces {
+                let at = DATA + size * (chain * u64::from(pieces) + u64::from(index));
+                let piece = Descriptor::writable(at, size as u32);
+                let last = index + 1 == pieces;
+                let piece = if last { piece } else { piece.then(index + 1) };
+                piece.put(&bench.memory, table, index);
+            }
+            let length = 16 * u32::from(pieces);
+            bench.rings(RECEIVE).offer(&[Descriptor::table(table, length)]);
+        }
+        network.put(&data);
+
+        let _ = receive(&mut bench);
+
+        let used = bench.rings(RECEIVE).used();
+        let written: u64 = used.iter().map(|(_, bytes)| u64::from(*bytes)).sum();
+        let header = if network.has_header() { 0 } else { HEADER };
+        assert_eq!(written, (data.len() + header) as u64);
+        // The port's header has the number of buffers.
+        let received = memory(&bench, DATA + HEADER as u64, data.len() - HEADER);
+        assert!(received == data[HEADER - header..][..data.len() - HEADER]);
+    }
+}
+
 #[test]
 fn a_header_of_the_port_is_passed_on_with_the_number_of_buffers() {
     let network = Network::with_header();
