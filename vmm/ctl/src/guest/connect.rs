@@ -91,22 +91,17 @@ impl Vsock {
     fn attempt(&self, port: u32, timeout: Duration) -> Result<Option<UnixStream>, Error> {
         let path = || self.path.clone();
         let timeout = timeout.max(Duration::from_millis(1));
-        let mut stream = open(&self.path, timeout)
+        let stream = open(&self.path, timeout)
             .map_err(|source| Error::Unreachable { path: path(), source })?;
-        let start = Instant::now();
-        if let Err(error) = stream.write_all(format!("CONNECT {port}\n").as_bytes()) {
+        let mut answers = Answers::within(timeout, &stream);
+        if let Err(error) = (&stream).write_all(format!("CONNECT {port}\n").as_bytes()) {
             return refused(error).map(|()| None);
         }
         let mut answer = Vec::new();
         loop {
-            let Some(left) = timeout.checked_sub(start.elapsed()).filter(|left| !left.is_zero())
-            else {
-                return Ok(None);
-            };
-            stream.set_read_timeout(Some(left)).map_err(system)?;
             // Byte by byte: what follows the answer is the guest's.
             let mut byte = [0];
-            match stream.read(&mut byte) {
+            match answers.read(&mut byte) {
                 Ok(0) => return Ok(None),
                 Ok(_) if byte == *b"\n" => break,
                 Ok(_) if answer.len() < MAX_ANSWER => answer.extend_from_slice(&byte),
@@ -147,8 +142,8 @@ pub(super) fn ask(mut stream: &UnixStream, operation: Operation) -> Result<Accep
     let hello = frame::json(Kind::Hello, &Hello::new(operation)).map_err(|_| Error::TooLong)?;
     // An agent that refuses early has answered before it has read all.
     let _ = stream.write_all(&hello);
-    stream.set_read_timeout(Some(DEFAULT_TIMEOUT)).map_err(system)?;
-    let answer = frame::read(&mut stream).map_err(|error| match error {
+    let answers = Answers::within(DEFAULT_TIMEOUT, stream);
+    let answer = frame::read(answers).map_err(|error| match error {
         agent::protocol::Error::Transport(_) | agent::protocol::Error::Ended => Error::Closed,
         error => Error::Protocol(error),
     })?;
@@ -160,6 +155,30 @@ pub(super) fn ask(mut stream: &UnixStream, operation: Operation) -> Result<Accep
         }
         Kind::Refused => Err(Error::Refused(answer.json()?)),
         other => Err(agent::protocol::Error::Unexpected(other).into()),
+    }
+}
+
+/// What comes on a stream within a time. A guest that answers byte by byte gets no more.
+struct Answers<'a> {
+    stream: &'a UnixStream,
+    start: Instant,
+    timeout: Duration,
+}
+
+impl<'a> Answers<'a> {
+    fn within(timeout: Duration, stream: &'a UnixStream) -> Self {
+        Self { stream, start: Instant::now(), timeout }
+    }
+}
+
+impl Read for Answers<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let left = self.timeout.saturating_sub(self.start.elapsed());
+        if left.is_zero() {
+            return Err(ErrorKind::TimedOut.into());
+        }
+        self.stream.set_read_timeout(Some(left))?;
+        self.stream.read(buffer)
     }
 }
 

@@ -3,6 +3,7 @@
 use std::io::{self, BufReader, ErrorKind};
 use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -22,6 +23,12 @@ use super::terminal::{self, RawTerminal};
 const CHUNK: usize = 32 << 10;
 /// The signal of this number that the user sends ends this process: the command did not heed the others.
 const PATIENCE: u32 = 3;
+
+/// Signals that wait to be sent. Beyond that the agent does not read, and others are dropped.
+const MOST_SIGNALS: usize = 64;
+
+/// Frames that another thread sends.
+type Frames = SyncSender<(Kind, Vec<u8>)>;
 
 /// Runs a command to its end; its exit status, 128 and the number of the signal that ended it.
 ///
@@ -50,8 +57,11 @@ pub fn run(vsock: &Vsock, request: Exec, timeout: Duration) -> Result<u8, Error>
         raw,
         with_terminal,
     });
+    let (signalled, frames) = sync_channel(MOST_SIGNALS);
     let taker = Arc::clone(&session);
-    thread::spawn(move || taker.pass_signals_on(signals));
+    thread::spawn(move || taker.take_signals(signals, &signalled));
+    let passer = Arc::clone(&session);
+    thread::spawn(move || frames.iter().for_each(|(kind, payload)| passer.send(kind, &payload)));
     let reader = Arc::clone(&session);
     // It may wait for input when the command has ended; it ends with the process.
     thread::spawn(move || reader.pass_input_on());
@@ -159,17 +169,18 @@ impl Session {
         }
     }
 
-    /// Passes signals on to the command.
-    fn pass_signals_on(&self, mut signals: Signals) {
+    /// Takes signals, to be passed on to the command by another thread: an agent that does not read must not keep
+    /// the user from ending this process.
+    fn take_signals(&self, mut signals: Signals, passed_on: &Frames) {
         let mut requests = 0_u32;
         for signal in signals.forever() {
             match signal {
-                SIGWINCH => self.pass_size_on(),
+                SIGWINCH => self.pass_size_on(passed_on),
                 SIGCONT => {
                     if let Some(raw) = &self.raw {
                         let _ = raw.apply();
                     }
-                    self.pass_size_on();
+                    self.pass_size_on(passed_on);
                 }
                 // The user's terminal has gone: a command with a terminal gets the same from its own.
                 SIGHUP => self.end(signal),
@@ -178,19 +189,20 @@ impl Session {
                 }
                 signal => {
                     requests = requests.saturating_add(1);
-                    self.send(Kind::Signal, &[u8::try_from(signal).unwrap_or(0)]);
+                    let signal = vec![u8::try_from(signal).unwrap_or(0)];
+                    let _ = passed_on.try_send((Kind::Signal, signal));
                 }
             }
         }
     }
 
-    fn pass_size_on(&self) {
+    fn pass_size_on(&self, passed_on: &Frames) {
         if self.with_terminal
             && let Some(size) = terminal::size()
         {
             let [r0, r1] = size.rows.to_le_bytes();
             let [c0, c1] = size.columns.to_le_bytes();
-            self.send(Kind::Resize, &[r0, r1, c0, c1]);
+            let _ = passed_on.try_send((Kind::Resize, vec![r0, r1, c0, c1]));
         }
     }
 

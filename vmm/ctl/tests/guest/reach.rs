@@ -3,8 +3,9 @@
 use std::io::Write;
 use std::os::unix::net::UnixListener;
 use std::process::Stdio;
+use std::time::Duration;
 
-use super::harness::{Guest, text};
+use super::harness::{Guest, signal, text, until};
 
 #[test]
 fn a_guest_that_boots_is_waited_for() {
@@ -150,6 +151,66 @@ fn a_hostile_agent_is_an_error() {
         );
         thread.join().unwrap();
     }
+}
+
+/// An agent that answers byte by byte keeps the client no longer than one that is silent.
+#[test]
+fn an_answer_that_never_ends_is_not_waited_for() {
+    use agent::protocol::frame::{self, Kind};
+
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("vsock");
+    let listener = UnixListener::bind(&path).unwrap();
+    let thread = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        stream.write_all(b"OK 1\n").unwrap();
+        stream.write_all(&frame::header(Kind::Accepted, 60_000)).unwrap();
+        // Whether the client leaves before the answer ends.
+        (0..600).any(|_| {
+            std::thread::sleep(Duration::from_millis(100));
+            stream.write_all(b" ").is_err()
+        })
+    });
+
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_tesseractl"))
+        .args(["exec", "--vsock", path.to_str().unwrap(), "true"])
+        .output()
+        .unwrap();
+
+    assert!(thread.join().unwrap(), "{}", text(&output.stderr));
+    assert_eq!(output.status.code(), Some(125));
+}
+
+/// An agent that gives credit and reads nothing cannot keep the user from ending the client.
+#[test]
+fn signals_end_the_client_of_an_agent_that_does_not_read() {
+    use agent::protocol::frame::{self, Kind};
+
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("vsock");
+    let listener = UnixListener::bind(&path).unwrap();
+    let mut client = std::process::Command::new(env!("CARGO_BIN_EXE_tesseractl"))
+        .args(["exec", "--vsock", path.to_str().unwrap(), "cat"])
+        .stdin(std::fs::File::open("/dev/zero").unwrap())
+        .spawn()
+        .unwrap();
+    let (mut stream, _) = listener.accept().unwrap();
+    stream.write_all(b"OK 1\n").unwrap();
+    stream.write_all(&frame::bytes(Kind::Accepted, b"{}")).unwrap();
+    let mut seen = (0, 0);
+    until("the client waits to send", || {
+        stream.write_all(&frame::bytes(Kind::Credit, &(64_u32 << 10).to_le_bytes())).unwrap();
+        let waits = rustix::io::ioctl_fionread(&stream).unwrap();
+        seen = if waits == seen.0 { (waits, seen.1 + 1) } else { (waits, 0) };
+        (waits > 128 << 10 && seen.1 > 20).then_some(())
+    });
+
+    let status = until("the client ends", || {
+        signal(client.id(), rustix::process::Signal::TERM);
+        client.try_wait().unwrap()
+    });
+
+    assert_eq!(status.code(), Some(128 + 15));
 }
 
 /// What an agent says is shown without what a terminal would act on.
