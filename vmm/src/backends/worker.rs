@@ -3,7 +3,9 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -20,11 +22,20 @@ const STACK: usize = 128 << 10;
 /// How many events one wait returns at most.
 const MOST_EVENTS: usize = 16;
 
-/// A thread that serves a device until it is dropped. It is joined then: a request of the host that is under
-/// way is waited for.
+/// How long the end of a VM waits for what a device has under way on the host, where a disk or the server behind
+/// it may hang for ever. The guest does not run then: what is lost is as after a loss of power.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A thread that serves a device until it is dropped. It is joined then, if it ends: what it uses stays until it has
+/// ended.
 pub struct Worker {
+    name: String,
     stop: Arc<Stop>,
     thread: Option<JoinHandle<()>>,
+    /// Disconnected when the thread ends.
+    ended: Receiver<()>,
+    /// [`PATIENCE`], which tests shorten.
+    patience: Duration,
 }
 
 struct Stop {
@@ -45,7 +56,9 @@ impl Worker {
         events.add_subscriber(Box::new(StopEvents(Arc::clone(&stop))));
         events.add_subscriber(device);
         let (stopped, called) = (Arc::clone(&stop), name.to_owned());
+        let (end, ended) = channel::<()>();
         let body = move || {
+            let _end = end;
             while !stopped.stopped.load(Ordering::Acquire) {
                 if let Err(error) = events.run() {
                     return say(&format!(
@@ -55,7 +68,7 @@ impl Worker {
             }
         };
         let thread = thread::spawn(name, STACK, body)?;
-        Ok(Self { stop, thread: Some(thread) })
+        Ok(Self { name: name.to_owned(), stop, thread: Some(thread), ended, patience: PATIENCE })
     }
 }
 
@@ -64,6 +77,12 @@ impl Drop for Worker {
         self.stop.stopped.store(true, Ordering::Release);
         // A full event counter is an event as well.
         let _ = self.stop.event.write(1);
+        if self.ended.recv_timeout(self.patience) == Err(RecvTimeoutError::Timeout) {
+            return say(&format!(
+                "{} waits for the host and is left: what the guest has not flushed may be lost",
+                self.name
+            ));
+        }
         if let Some(thread) = self.thread.take() {
             // It has printed its panic.
             let _ = thread.join();
@@ -88,7 +107,7 @@ impl MutEventSubscriber for StopEvents {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
-    use std::sync::mpsc::{Sender, channel};
+    use std::sync::mpsc::Sender;
 
     use super::*;
 
@@ -119,5 +138,37 @@ mod tests {
         drop(worker);
         // Its thread has ended, and with it the sender.
         assert!(said.recv().is_err());
+    }
+
+    /// Serves an event for as long as its disk hangs.
+    struct Hangs(EventFd, Sender<()>, Receiver<()>);
+
+    impl MutEventSubscriber for Hangs {
+        fn init(&mut self, ops: &mut EventOps<'_>) {
+            ops.add(Events::new(&self.0, EventSet::IN)).unwrap();
+        }
+
+        fn process(&mut self, _: Events, _: &mut EventOps<'_>) {
+            self.0.read().unwrap();
+            self.1.send(()).unwrap();
+            let _ = self.2.recv();
+        }
+    }
+
+    #[test]
+    fn a_thread_that_waits_for_the_host_does_not_keep_the_end_of_the_vm() {
+        let event = EventFd::new(EFD_NONBLOCK).unwrap();
+        event.write(1).unwrap();
+        let (sender, hangs) = channel();
+        let (disk, hung) = channel();
+        let mut worker = Worker::start("disk-0", Box::new(Hangs(event, sender, hung))).unwrap();
+        hangs.recv().unwrap();
+        worker.patience = Duration::ZERO;
+
+        drop(worker);
+
+        // What it uses is there, and goes when it ends.
+        assert!(disk.send(()).is_ok());
+        assert!(hangs.recv().is_err());
     }
 }

@@ -303,6 +303,8 @@ impl Drop for Machine {
         self.quiesce.set(true);
         // Nor may one wait for tag storage: it would not leave the guest.
         self.vcpus.finish();
+        // Nor for a disk of the host that hangs, in a reset of the device.
+        self.devices.disks.iter().for_each(block::Control::abandon);
         if let Some(tags) = &mut self.tags {
             tags.stop();
         }

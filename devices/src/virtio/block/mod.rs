@@ -95,32 +95,46 @@ pub struct State {
 /// Whether requests are under way. A reset waits for them: the driver may use their buffers for anything
 /// afterwards.
 #[derive(Clone, Debug, Default)]
-pub struct InFlight(Arc<(Mutex<usize>, Condvar)>);
+pub struct InFlight(Arc<(Mutex<UnderWay>, Condvar)>);
+
+#[derive(Debug, Default)]
+struct UnderWay {
+    requests: usize,
+    /// They are not waited for.
+    abandoned: bool,
+}
 
 impl InFlight {
     /// So many requests have been done, and touch guest memory no more. Called without the transport's lock.
     pub fn done(&self, requests: usize) {
-        let mut count = self.count();
-        *count = count.saturating_sub(requests);
-        if *count == 0 {
+        let mut under_way = self.lock();
+        under_way.requests = under_way.requests.saturating_sub(requests);
+        if under_way.requests == 0 {
             self.0.1.notify_all();
         }
     }
 
+    /// The guest does not run again: no reset waits any more, say for a disk that hangs.
+    pub fn abandon(&self) {
+        self.lock().abandoned = true;
+        self.0.1.notify_all();
+    }
+
     fn begin(&self, requests: usize) {
-        *self.count() += requests;
+        self.lock().requests += requests;
     }
 
     fn is_idle(&self) -> bool {
-        *self.count() == 0
+        self.lock().requests == 0
     }
 
     fn wait(&self) {
-        let idle = self.0.1.wait_while(self.count(), |count| *count > 0);
+        let waits = |under_way: &mut UnderWay| under_way.requests > 0 && !under_way.abandoned;
+        let idle = self.0.1.wait_while(self.lock(), waits);
         drop(idle.unwrap_or_else(PoisonError::into_inner));
     }
 
-    fn count(&self) -> MutexGuard<'_, usize> {
+    fn lock(&self) -> MutexGuard<'_, UnderWay> {
         self.0.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -336,6 +336,25 @@ fn a_reset_waits_for_what_is_under_way_and_forgets_it() {
 }
 
 #[test]
+fn a_reset_does_not_wait_for_a_disk_that_hangs_when_the_guest_has_ended() {
+    let mut drive = Drive::new(disk());
+    drive.write_header(4, 0);
+    let chain = [Descriptor::readable(HEADER, 16), Descriptor::writable(STATUS, 1)];
+    drive.bench.rings(0).offer(&chain);
+    drive.bench.kick(0);
+    assert_eq!(drive.bench.transport.device_mut().take().len(), 1);
+    let in_flight = drive.bench.transport.device().in_flight();
+
+    std::thread::scope(|scope| {
+        let reset = scope.spawn(|| drive.bench.reset());
+        in_flight.abandon();
+        reset.join().unwrap();
+    });
+
+    assert!(!drive.bench.transport.device_mut().quiesce());
+}
+
+#[test]
 fn a_disk_that_grows_is_shown_with_its_new_size() {
     let mut drive = Drive::new(disk());
     drive.bench.take_interrupts();

@@ -33,11 +33,16 @@ pub struct BlockEvents {
 
 impl BlockEvents {
     /// The events of a disk's queue.
-    pub fn new(control: &Control, mut queues: QueueEvents<Block>, memory: GuestRam) -> Self {
-        let (slot, limiter) = control.parts();
-        let in_flight = queues.with(|transport| transport.device().in_flight());
-        let name = control.id().to_owned();
-        Self { queues, name, slot, limiter, memory, in_flight, failures: Failures::default() }
+    pub fn new(control: &Control, queues: QueueEvents<Block>, memory: GuestRam) -> Self {
+        Self {
+            queues,
+            name: control.id().to_owned(),
+            slot: control.slot.clone(),
+            limiter: control.limiter.clone(),
+            memory,
+            in_flight: control.in_flight.clone(),
+            failures: Failures::default(),
+        }
     }
 
     /// Does what is in the queue, a batch at a time. Whether there is more.

@@ -14,7 +14,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use devices::ports::Doorbells;
-use devices::virtio::block::{Block, Counters};
+use devices::virtio::block::{Block, Counters, InFlight};
 use serde_json::{Value, json};
 
 use self::file::DiskFile;
@@ -91,8 +91,11 @@ impl Opened {
     /// What controls the disk whose queue this is.
     pub fn control(self, queues: &mut QueueEvents<Block>) -> Control {
         let Self { spec, slot, limiter } = self;
-        let counters = queues.with(|transport| transport.device().counters());
-        Control { spec, slot, limiter, doorbells: queues.doorbells(), counters }
+        let (counters, in_flight) = queues.with(|transport| {
+            let device = transport.device();
+            (device.counters(), device.in_flight())
+        });
+        Control { spec, slot, limiter, doorbells: queues.doorbells(), counters, in_flight }
     }
 }
 
@@ -104,6 +107,7 @@ pub struct Control {
     limiter: SharedLimiter,
     doorbells: QueueDoorbells,
     counters: Arc<Counters>,
+    in_flight: InFlight,
 }
 
 impl Control {
@@ -135,6 +139,11 @@ impl Control {
         Ok(())
     }
 
+    /// The guest does not run again: nothing waits for what the disk has under way.
+    pub fn abandon(&self) {
+        self.in_flight.abandon();
+    }
+
     /// Changes its limits.
     pub fn limit(&mut self, change: RateLimiterChange) {
         self.spec.rate_limiter.update(change);
@@ -162,11 +171,6 @@ impl Control {
     pub fn reader(&self) -> Box<dyn Fn() -> Value> {
         let (counters, limiter) = (Arc::clone(&self.counters), self.limiter.clone());
         Box::new(move || Self::metrics(&counters, &limiter))
-    }
-
-    /// What serves the disk.
-    pub(super) fn parts(&self) -> (DiskSlot, SharedLimiter) {
-        (self.slot.clone(), self.limiter.clone())
     }
 }
 
