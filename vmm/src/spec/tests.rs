@@ -375,7 +375,7 @@ prop_compose! {
         balloon in proptest::option::of(
             "reporting=(on|off),deflate-on-oom=(on|off),target=[1-6]?[0-3]M,stats=[0-9]{1,4}"
         ),
-        vsock in proptest::option::of("/no-such/v[a-z,]{0,5}(,cid=[3-9][0-9]{0,8})?"),
+        vsock in proptest::option::of("/no-such/V[a-z,]{0,5}(,cid=[3-9][0-9]{0,8})?"),
     ) -> RunArgs {
         let memory = chunks.map(|chunks| Bytes::mib(2 * chunks));
         let initrd = initrd.map(Into::into);
