@@ -307,7 +307,7 @@ impl Spec {
             disks,
             rng: config.entropy.is_some(),
             vsock: config.vsock.map(VsockSpec::new).transpose()?,
-            net: network::interfaces(config.network_interfaces, &id)?,
+            net: network::interfaces(config.network_interfaces, flags.id)?,
             cpus: machine.vcpu_count.unwrap_or(1),
             pmu: machine.pmu.unwrap_or(false),
             mte,

@@ -3,6 +3,8 @@
 use std::collections::HashSet;
 use std::path::PathBuf;
 
+use rustix::io::Errno;
+use rustix::rand::{GetRandomFlags, getrandom};
 use thiserror::Error;
 
 use super::{RateLimiterSpec, RefillError};
@@ -106,6 +108,17 @@ pub enum NetError {
         /// The address.
         mac: String,
     },
+    /// No address can be made.
+    #[error(
+        "network interface {id}: the kernel has no random bytes for an address: give it one, with mac="
+    )]
+    NoRandomness {
+        /// The interface.
+        id: String,
+        /// The kernel's reason.
+        #[source]
+        source: Errno,
+    },
     /// An MTU that is too small.
     #[error("network interface {id}: an MTU of {mtu} is too small: use {MIN_MTU} to 65535")]
     Mtu {
@@ -129,13 +142,13 @@ pub enum NetError {
     Limits(#[from] RefillError),
 }
 
-/// Checks all interfaces of the VM called `vm`.
+/// Checks all interfaces of the VM that the user calls `vm`.
 ///
 /// # Errors
 /// When one of them makes no sense, or two exclude each other.
 pub(super) fn interfaces(
     sections: Vec<NetworkInterfaceSection>,
-    vm: &str,
+    vm: Option<&str>,
 ) -> Result<Vec<NetSpec>, NetError> {
     let mut ids = HashSet::new();
     let mut interfaces: Vec<NetSpec> = Vec::new();
@@ -154,7 +167,11 @@ pub(super) fn interfaces(
 }
 
 impl NetSpec {
-    fn new(section: NetworkInterfaceSection, vm: &str, index: u32) -> Result<Self, NetError> {
+    fn new(
+        section: NetworkInterfaceSection,
+        vm: Option<&str>,
+        index: u32,
+    ) -> Result<Self, NetError> {
         let id = section.iface_id;
         let usable = (1..=MAX_ID).contains(&id.len())
             && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-".contains(&byte));
@@ -192,7 +209,11 @@ impl NetSpec {
                 let parsed = parse_mac(&mac);
                 parsed.ok_or_else(|| NetError::Mac { id: id.clone(), mac })?
             }
-            None => made_mac(vm, index),
+            None => match vm {
+                Some(vm) => named_mac(vm, index),
+                None => random_mac()
+                    .map_err(|source| NetError::NoRandomness { id: id.clone(), source })?,
+            },
         };
         if let Some(mtu) = section.mtu.filter(|mtu| *mtu < MIN_MTU) {
             return Err(NetError::Mtu { id, mtu });
@@ -279,14 +300,28 @@ fn parse_mac(text: &str) -> Option<[u8; 6]> {
 }
 
 /// An address that is the same at each start: of the VM's name and the place of the interface among others (FNV-1a,
-/// 64 bits), locally administered.
-fn made_mac(vm: &str, index: u32) -> [u8; 6] {
+/// 64 bits).
+fn named_mac(vm: &str, index: u32) -> [u8; 6] {
     let bytes = vm.bytes().chain([0]).chain(index.to_le_bytes());
     let hash = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
     });
     let [.., a, b, c, d, e, f] = (hash ^ hash >> 16).to_be_bytes();
-    [a & !1 | 2, b, c, d, e, f]
+    local([a, b, c, d, e, f])
+}
+
+/// An address that no other VM has: VMs without a name may be on one network, where each address is of one station.
+fn random_mac() -> Result<[u8; 6], Errno> {
+    let mut mac = [0; 6];
+    // So few bytes are never fewer, and no signal interrupts the call but before the host has any (getrandom(2)).
+    getrandom(&mut mac, GetRandomFlags::empty())?;
+    Ok(local(mac))
+}
+
+/// The locally administered address of one station that these bytes are closest to (IEEE 802, 8.2).
+fn local(mut mac: [u8; 6]) -> [u8; 6] {
+    mac[0] = mac[0] & !1 | 2;
+    mac
 }
 
 #[cfg(test)]
@@ -304,7 +339,7 @@ mod tests {
     }
 
     fn check(section: NetworkInterfaceSection) -> Result<NetSpec, NetError> {
-        interfaces(vec![section], "vm").map(|mut all| all.remove(0))
+        interfaces(vec![section], Some("vm")).map(|mut all| all.remove(0))
     }
 
     #[test]
@@ -316,12 +351,24 @@ mod tests {
         assert_eq!(spec.mac[0] & 3, 2, "locally administered, of one station");
     }
 
+    /// The addresses of a VM's two interfaces.
+    fn macs(vm: Option<&str>) -> Vec<[u8; 6]> {
+        let sections = vec![tap("eth0", "tap0"), tap("eth1", "tap1")];
+        interfaces(sections, vm).unwrap().iter().map(|interface| interface.mac).collect()
+    }
+
     #[test]
-    fn a_made_address_is_stable_and_differs_by_vm_and_interface() {
-        let made = ["a", "b"].map(|vm| [0, 1].map(|index| made_mac(vm, index)));
-        let all: HashSet<_> = made.into_iter().flatten().collect();
+    fn the_addresses_of_a_vm_with_a_name_are_its_own_and_the_same_at_each_start() {
+        let all: HashSet<_> = ["a", "b"].into_iter().flat_map(|vm| macs(Some(vm))).collect();
         assert_eq!(all.len(), 4);
-        assert_eq!(made_mac("tessera", 0), made_mac("tessera", 0));
+        assert_eq!(macs(Some("tessera")), macs(Some("tessera")));
+    }
+
+    #[test]
+    fn vms_without_a_name_share_no_address() {
+        let all: Vec<_> = [macs(None), macs(None)].concat();
+        assert_eq!(all.iter().collect::<HashSet<_>>().len(), 4, "{all:x?}");
+        assert!(all.iter().all(|mac| mac[0] & 3 == 2), "{all:x?}");
     }
 
     #[test]
@@ -398,9 +445,9 @@ mod tests {
 
     #[test]
     fn names_and_what_is_behind_them_are_used_once() {
-        let same = interfaces(vec![tap("x", "a"), tap("x", "b")], "vm").unwrap_err();
+        let same = interfaces(vec![tap("x", "a"), tap("x", "b")], Some("vm")).unwrap_err();
         assert_eq!(same, NetError::Twice("x".into()));
-        let same = interfaces(vec![tap("x", "a"), tap("y", "a")], "vm").unwrap_err();
+        let same = interfaces(vec![tap("x", "a"), tap("y", "a")], Some("vm")).unwrap_err();
         assert_eq!(same, NetError::Shared("y".into()));
     }
 }
