@@ -63,10 +63,7 @@ fn a_vm_that_is_paused_looked_at_and_listened_to_leaks_nothing() {
         };
         let count =
             |what: &str, pid: u32| fs::read_dir(format!("/proc/{pid}/{what}")).unwrap().count();
-        let dirty = |pid| -> u64 {
-            let own = testing::memory::mappings(pid).into_iter().filter(|m| m.size() != 512 << 20);
-            own.map(|mapping| mapping.private_dirty).sum()
-        };
+        let dirty = |pid| testing::memory::own_private_dirty(pid, 512 << 20);
         use_it(&mut guest);
         let pid = guest.pid();
         let before = (count("fd", pid), count("task", pid), dirty(pid));

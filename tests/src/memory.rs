@@ -71,6 +71,12 @@ pub fn guest_ram(pid: u32, size: u64) -> Mapping {
     found.unwrap_or_else(|| panic!("no mapping of {size} bytes among {all:#?}")).clone()
 }
 
+/// Bytes of a VMM's own that nothing else has, without those of its guest's RAM of this size.
+pub fn own_private_dirty(pid: u32, guest_ram: u64) -> u64 {
+    let own = mappings(pid).into_iter().filter(|mapping| mapping.size() != guest_ram);
+    own.map(|mapping| mapping.private_dirty).sum()
+}
+
 /// The mappings that are an MTE guest's RAM, of which there may be several side by side: where tag storage is
 /// reserved on demand, memory that has been touched is apart from memory that has not.
 pub fn tagged_ram(pid: u32) -> Vec<Mapping> {
