@@ -2,8 +2,9 @@
 # Sets a machine up for this project, or says what is missing. Usage: setup.sh [GOAL]...
 #
 # GOALs are the Makefile's: `test`, `check` and `bench` also need cargo-nextest, `lint` and `check` clippy and rustfmt,
-# `image` what installs Debian into a file. What is there is used; what is missing is installed: packages by apt-get on Debian 12 and 13 (as root or through sudo), Rust by
-# rustup into the user's home, cargo-nextest from its crate into the project's cache. Nothing is done twice.
+# `image` what installs Debian into a file; `test` and `check` want passt, and do without. What is there is used; what is
+# missing is installed: packages by apt-get on Debian 12 and 13 (as root or through sudo), Rust by rustup into the user's
+# home, cargo-nextest from its crate into the project's cache. Nothing is done twice.
 # The decisions go to target/lab/setup.mk (TESSERA_LAB names another folder), which the Makefile includes.
 set -euo pipefail
 
@@ -115,6 +116,18 @@ install_packages() {
             die "that failed: the lines above say why. Run make again when it is put right."
     done
     packages=() backports=() reasons=()
+}
+
+# try_passt: installs what the tests of `--net user` run, where that asks the user for nothing. Without it they are
+# skipped, by name: no reason to fail.
+try_passt() {
+    ! have passt && is_debian && become_root || return 0
+    [[ ${#as_root[@]} -eq 0 ]] || as_root=(sudo -n)
+    local apt=("${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -q -o DPkg::Lock::Timeout=300)
+    say "installing passt, with which guests have a network without privileges"
+    "${apt[@]}" install -y --no-install-recommends passt >&2 ||
+        { "${apt[@]}" update >&2 && "${apt[@]}" install -y --no-install-recommends passt >&2; } ||
+        say "that failed: tests that need passt are skipped"
 }
 
 # ---------------------------------------------------------------- what every goal needs
@@ -357,6 +370,7 @@ need_base
 ! wants image || need_image
 ! wants test || wants image || need_mke2fs
 install_packages
+! { wants test || wants check; } || try_passt
 has_rust || install_rust
 ! { wants lint || wants check; } || add_lint_tools
 has_nextest || ! { wants test || wants check || wants bench; } || install_nextest
