@@ -92,25 +92,33 @@ impl Board {
         line
     }
 
-    /// The description's disks. Past the page cache the kernel pins guest memory, and what is pinned cannot leave
-    /// tag storage when its owner wants that back: the disks of a guest that may borrow go through the cache.
+    /// The description's disks, as this guest's memory allows them.
     pub fn disks(&self, spec: &Spec) -> Vec<DiskSpec> {
-        let mut disks = spec.disks.clone();
-        for disk in disks.iter_mut().filter(|disk| disk.direct && self.placement.is_some()) {
-            disk.direct = false;
-            say(&format!(
-                "the disk {} goes through the page cache, and not past it: this guest's memory may be in tag storage \
-                 that others lend, and a direct disk would keep it there",
-                disk.id
-            ));
+        match self.placement.as_ref().is_some_and(BorrowerLease::is_lent_to) {
+            true => through_the_cache(&spec.disks),
+            false => spec.disks.clone(),
         }
-        disks
     }
 
     /// Whether the guest has MTE.
     pub fn mte(&self) -> &Mte {
         &self.mte
     }
+}
+
+/// The disks of a guest whose memory may be in tag storage. Past the page cache the kernel pins guest memory, and what
+/// is pinned cannot leave tag storage when its owner wants that back.
+fn through_the_cache(disks: &[DiskSpec]) -> Vec<DiskSpec> {
+    let mut disks = disks.to_vec();
+    for disk in disks.iter_mut().filter(|disk| disk.direct) {
+        disk.direct = false;
+        say(&format!(
+            "the disk {} goes through the page cache, and not past it: this guest's memory may be in tag storage \
+             that others lend, and a direct disk would keep it there",
+            disk.id
+        ));
+    }
+    disks
 }
 
 /// Creates the VM and its memory, with MTE if it is wanted and can be had. Whether it can is known only when
@@ -152,4 +160,28 @@ fn touch(ram: &GuestRam, range: MemoryRange) -> Result<(), Error> {
         ram.write_obj(0u8, GuestAddress(at)).map_err(Error::WriteFdt)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spec::RateLimiterSpec;
+
+    #[test]
+    fn no_disk_of_a_guest_in_lent_memory_passes_the_page_cache_by() {
+        let disk = |id: &str, direct| DiskSpec {
+            id: id.to_owned(),
+            path: id.into(),
+            root: false,
+            partuuid: None,
+            read_only: true,
+            direct,
+            rate_limiter: RateLimiterSpec::default(),
+        };
+        let asked = [disk("cached", false), disk("direct", true)];
+
+        let given = through_the_cache(&asked);
+
+        assert_eq!(given, [disk("cached", false), disk("direct", false)]);
+    }
 }

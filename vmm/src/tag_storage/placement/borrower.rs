@@ -103,6 +103,11 @@ impl BorrowerLease {
         Status { supply: terms.supply, lend: terms.lend }
     }
 
+    /// Whether guest memory may be in tag storage that others take back.
+    pub fn is_lent_to(&self) -> bool {
+        self.placement.as_ref().is_some_and(|placement| placement.policy() != LendPolicy::Never)
+    }
+
     /// Whether [`rebalance`](Self::rebalance) is to be called from time to time.
     pub fn is_balanced(&self) -> bool {
         self.placement.as_ref().is_some_and(|placement| placement.policy() == LendPolicy::Balanced)
