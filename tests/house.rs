@@ -110,6 +110,7 @@ const UNSAFE: &[&str] = &[
     "vmm/src/memory/ram.rs",
     "vmm/src/memory/tag_checks.rs",
     "vmm/src/sys/fatal.rs",
+    "vmm/src/sys/file_lock.rs",
     "vmm/src/sys/numa.rs",
     "vmm/src/sys/peer.rs",
     "vmm/src/sys/signals.rs",

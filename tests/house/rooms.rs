@@ -80,6 +80,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("exit_status", &[]),
     ("metrics", &[]),
     ("prometheus", &[]),
+    ("registry", &["sys"]),
 ];
 
 const BROKER_CLIENT: &str = "tag_storage::broker::client";

@@ -18,6 +18,7 @@ pub mod machine;
 pub mod memory;
 pub mod metrics;
 pub mod prometheus;
+pub mod registry;
 pub mod run;
 pub mod spec;
 pub mod sys;

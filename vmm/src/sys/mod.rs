@@ -4,6 +4,7 @@ pub(crate) mod accept;
 pub(crate) mod append;
 pub(crate) mod caches;
 pub mod fatal;
+pub(crate) mod file_lock;
 pub(crate) mod huge_pages;
 pub(crate) mod nonblocking;
 pub(crate) mod numa;

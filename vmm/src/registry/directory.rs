@@ -1,0 +1,221 @@
+//! Where the entries are.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::fs::{FlockOperation, Mode, OFlags, fchmod, flock, fstat, mkdirat, openat};
+use rustix::io::Errno;
+
+use super::Error;
+
+/// The directory of the entries, in that of all runtime files.
+const NAME: &str = "vms";
+
+/// How long a change of the directory is waited for: each takes a few system calls, so that a longer one means a
+/// process that was stopped within it.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// Between two attempts.
+const PAUSE: Duration = Duration::from_millis(1);
+
+/// The directory of a user's entries, open.
+#[derive(Debug)]
+pub struct Directory {
+    path: PathBuf,
+    fd: OwnedFd,
+}
+
+impl Directory {
+    /// That of this user, made if there is none.
+    ///
+    /// # Errors
+    /// When there is no place for it, it is not this user's alone, or it cannot be made.
+    pub fn create() -> Result<Self, Error> {
+        Self::create_in(&place()?)
+    }
+
+    /// That of this user; `None` if no VM was ever started.
+    ///
+    /// # Errors
+    /// When there is no place for it, or it is not this user's alone.
+    pub fn open() -> Result<Option<Self>, Error> {
+        Self::open_in(&place()?)
+    }
+
+    /// As [`create`](Self::create), at another place.
+    ///
+    /// # Errors
+    /// As [`create`](Self::create).
+    pub fn create_in(place: &Path) -> Result<Self, Error> {
+        let failed = |path: &Path, errno: Errno| system("make the directory", path, errno);
+        match rustix::fs::mkdir(place, Mode::RWXU) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(errno) => return Err(failed(place, errno)),
+        }
+        let above = open(rustix::fs::CWD, place, place)?.ok_or_else(|| gone(place))?;
+        let path = place.join(NAME);
+        match mkdirat(&above, NAME, Mode::RWXU) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(errno) => return Err(failed(&path, errno)),
+        }
+        let fd = open(&above, Path::new(NAME), &path)?.ok_or_else(|| gone(&path))?;
+        // As when it is made: the names of VMs are no one else's.
+        fchmod(&fd, Mode::RWXU).map_err(|errno| system("set the mode of", &path, errno))?;
+        Ok(Self { path, fd })
+    }
+
+    /// As [`open`](Self::open), at another place.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_in(place: &Path) -> Result<Option<Self>, Error> {
+        let Some(above) = open(rustix::fs::CWD, place, place)? else { return Ok(None) };
+        let path = place.join(NAME);
+        let fd = open(&above, Path::new(NAME), &path)?;
+        Ok(fd.map(|fd| Self { path, fd }))
+    }
+
+    /// Its path.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The directory of what is kept of one VM besides its entry; made if there is none.
+    ///
+    /// # Errors
+    /// When the name is no VM's, or the directory cannot be made or is not this user's alone.
+    pub fn folder_of(&self, name: &str) -> Result<PathBuf, Error> {
+        if !super::record::is_name(name) {
+            return Err(Error::Id(name.to_owned()));
+        }
+        let path = self.path.join(name);
+        match mkdirat(&self.fd, name, Mode::RWXU) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(errno) => return Err(system("make the directory", &path, errno)),
+        }
+        open(&self.fd, Path::new(name), &path)?.ok_or_else(|| gone(&path))?;
+        Ok(path)
+    }
+
+    pub(super) fn fd(&self) -> &OwnedFd {
+        &self.fd
+    }
+
+    /// Locks the directory against other changes, waiting for those that are under way.
+    pub(super) fn lock(&self) -> Result<Lock, Error> {
+        let start = Instant::now();
+        loop {
+            if let Some(lock) = self.try_lock()? {
+                return Ok(lock);
+            }
+            if start.elapsed() >= PATIENCE {
+                return Err(Error::Busy(self.path.clone()));
+            }
+            std::thread::sleep(PAUSE);
+        }
+    }
+
+    /// Locks the directory against other changes, if there are none now.
+    pub(super) fn try_lock(&self) -> Result<Option<Lock>, Error> {
+        // The lock is that of a description, and threads are to exclude each other.
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let failed = |errno| system("lock", &self.path, errno);
+        let fd = openat(&self.fd, ".", flags, Mode::empty()).map_err(failed)?;
+        match flock(&fd, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Some(Lock { _fd: fd })),
+            Err(Errno::WOULDBLOCK) => Ok(None),
+            Err(errno) => Err(failed(errno)),
+        }
+    }
+
+    /// Opens a file of ours in it; what is no plain file of this user is an error.
+    pub(super) fn file(&self, name: &str) -> io::Result<File> {
+        // A FIFO would hold the open.
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let file = File::from(openat(&self.fd, name, flags, Mode::empty())?);
+        let metadata = file.metadata()?;
+        match metadata.is_file() && metadata.uid() == rustix::process::geteuid().as_raw() {
+            true => Ok(file),
+            false => Err(io::Error::other("it is no plain file of this user")),
+        }
+    }
+
+    /// Whether the file of this name is the open one.
+    pub(super) fn has(&self, name: &str, file: &File) -> bool {
+        let at = rustix::fs::statat(&self.fd, name, rustix::fs::AtFlags::SYMLINK_NOFOLLOW);
+        match (at, fstat(file)) {
+            (Ok(at), Ok(open)) => (at.st_dev, at.st_ino) == (open.st_dev, open.st_ino),
+            _ => false,
+        }
+    }
+
+    /// Removes a name. One that is not there is no error.
+    pub(super) fn remove(&self, name: &str) -> Result<(), Error> {
+        match rustix::fs::unlinkat(&self.fd, name, rustix::fs::AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(errno) => Err(system("remove", &self.path.join(name), errno)),
+        }
+    }
+}
+
+/// The right to change the directory; dropped, others have it.
+#[derive(Debug)]
+pub(super) struct Lock {
+    _fd: OwnedFd,
+}
+
+/// Where runtime files of this user are.
+fn place() -> Result<PathBuf, Error> {
+    place_for(|name| std::env::var_os(name), rustix::process::geteuid().is_root())
+}
+
+/// As [`place`], with this environment. Root's is the same in a session and in a service: the session's directory
+/// goes with the session, and a service has none.
+pub(super) fn place_for(
+    variable: impl Fn(&str) -> Option<OsString>,
+    is_root: bool,
+) -> Result<PathBuf, Error> {
+    let set = |name| variable(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    if let Some(path) = set("TESSERA_RUNTIME_DIR") {
+        return match path.is_absolute() {
+            true => Ok(path),
+            false => Err(Error::NotAbsolute(path)),
+        };
+    }
+    if is_root {
+        return Ok(PathBuf::from("/run/tessera"));
+    }
+    // A relative one is to be ignored (XDG Base Directory Specification, "Environment variables").
+    let session = set("XDG_RUNTIME_DIR").filter(|path| path.is_absolute());
+    session.map(|path| path.join("tessera")).ok_or(Error::NoPlace)
+}
+
+/// Opens a directory that only this user can write; `None` if there is none.
+fn open(above: impl std::os::fd::AsFd, name: &Path, path: &Path) -> Result<Option<OwnedFd>, Error> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let fd = match openat(above, name, flags, Mode::empty()) {
+        Ok(fd) => fd,
+        Err(Errno::NOENT) => return Ok(None),
+        // A symbolic link, or no directory.
+        Err(Errno::LOOP | Errno::NOTDIR) => return Err(Error::NotOurs(path.to_owned())),
+        Err(errno) => return Err(system("open", path, errno)),
+    };
+    let status = fstat(&fd).map_err(|errno| system("look at", path, errno))?;
+    let others_write = Mode::from_raw_mode(status.st_mode).intersects(Mode::WGRP | Mode::WOTH);
+    match status.st_uid == rustix::process::geteuid().as_raw() && !others_write {
+        true => Ok(Some(fd)),
+        false => Err(Error::NotOurs(path.to_owned())),
+    }
+}
+
+pub(super) fn system(what: &'static str, path: &Path, errno: Errno) -> Error {
+    Error::System { what, path: path.to_owned(), source: errno.into() }
+}
+
+fn gone(path: &Path) -> Error {
+    system("open", path, Errno::NOENT)
+}
