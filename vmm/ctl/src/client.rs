@@ -3,6 +3,8 @@
 //! Every call has a deadline and every answer a bound: a VMM that hangs or lies cannot make its
 //! client do so.
 
+mod events;
+
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -17,6 +19,8 @@ use vmm::api::model::{
     ActionType, Balloon, BalloonStats, BalloonStatsUpdate, BalloonUpdate, DriveUpdate, Fault,
     Footprint, InstanceActionInfo, InstanceInfo, TagStorage, Version, Vm, VmState,
 };
+
+pub use events::{Event, Events};
 
 /// How long a call may take unless the caller says otherwise. Pausing waits for a vCPU to leave
 /// its present exit, which takes microseconds on hardware and milliseconds in emulation; seconds
@@ -277,17 +281,10 @@ impl Client {
         request.push_str(&body);
         self.write(request.as_bytes(), &deadline)?;
         let answer = self.read_answer(&deadline)?;
-        if answer.status < 400 {
-            return Ok(answer);
+        match answer.status < 400 {
+            true => Ok(answer),
+            false => Err(refused(answer)),
         }
-        let fault = serde_json::from_value::<Fault>(answer.body.unwrap_or_default());
-        Err(Error::Refused {
-            status: answer.status,
-            message: match fault {
-                Ok(fault) => fault.fault_message,
-                Err(_) => format!("HTTP status {} without a reason", answer.status),
-            },
-        })
     }
 
     /// Waits until the VM is gone: until its process closed this connection and no process listens at
@@ -353,22 +350,59 @@ impl Client {
     }
 
     fn read_answer(&mut self, deadline: &Deadline) -> Result<Answer, Error> {
+        let (head, body) = self.read_head(deadline)?;
+        self.read_body(&head, body, deadline)
+    }
+
+    /// Reads the head of an answer, past interim ones; what of the body has come with it.
+    fn read_head(&mut self, deadline: &Deadline) -> Result<(Head, Vec<u8>), Error> {
         let mut bytes = Vec::new();
         loop {
-            match parse_answer(&bytes)? {
-                Parsed::Answer(answer) => return Ok(answer),
-                Parsed::Interim(length) => {
-                    bytes.drain(..length);
-                    continue;
+            match parse_head(&bytes)? {
+                Some(head) => {
+                    bytes.drain(..head.length);
+                    // 1xx: another answer follows.
+                    if head.status >= 200 {
+                        return Ok((head, bytes));
+                    }
                 }
-                Parsed::Partial => {}
+                None => {
+                    let chunk = self.read(deadline)?;
+                    if chunk.is_empty() {
+                        return Err(Error::Closed);
+                    }
+                    bytes.extend_from_slice(&chunk);
+                }
             }
+        }
+    }
+
+    fn read_body(
+        &mut self,
+        head: &Head,
+        mut body: Vec<u8>,
+        deadline: &Deadline,
+    ) -> Result<Answer, Error> {
+        while body.len() < head.body_length {
             let chunk = self.read(deadline)?;
             if chunk.is_empty() {
                 return Err(Error::Closed);
             }
-            bytes.extend_from_slice(&chunk);
+            body.extend_from_slice(&chunk);
         }
+        let body = match body.get(..head.body_length) {
+            None | Some([]) => None,
+            Some(body) => Some(
+                serde_json::from_slice(body)
+                    .map_err(|error| Error::Malformed(error.to_string()))?,
+            ),
+        };
+        Ok(Answer { status: head.status, body })
+    }
+
+    /// The error that an answer is whose head has been read.
+    fn refusal(&mut self, head: &Head, body: Vec<u8>, deadline: &Deadline) -> Result<Error, Error> {
+        self.read_body(head, body, deadline).map(refused)
     }
 }
 
@@ -429,47 +463,50 @@ fn is_gone(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
 }
 
-enum Parsed {
-    Partial,
-    /// A 1xx of this length, which another answer follows.
-    Interim(usize),
-    Answer(Answer),
+/// The beginning of an answer.
+struct Head {
+    status: u16,
+    /// Its own length.
+    length: usize,
+    body_length: usize,
+    is_chunked: bool,
 }
 
-fn parse_answer(bytes: &[u8]) -> Result<Parsed, Error> {
+/// The head that these bytes begin with; `None` if it does not end yet.
+fn parse_head(bytes: &[u8]) -> Result<Option<Head>, Error> {
     let malformed = |what: &dyn std::fmt::Display| Error::Malformed(what.to_string());
     let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
     let mut parsed = httparse::Response::new(&mut headers);
-    let start = match parsed.parse(bytes).map_err(|error| malformed(&error))? {
+    let length = match parsed.parse(bytes).map_err(|error| malformed(&error))? {
         httparse::Status::Partial if bytes.len() >= MAX_HEAD => {
             return Err(malformed(&"its head does not end"));
         }
-        httparse::Status::Partial => return Ok(Parsed::Partial),
-        httparse::Status::Complete(start) => start,
+        httparse::Status::Partial => return Ok(None),
+        httparse::Status::Complete(length) => length,
     };
-    let status = parsed.code.unwrap_or_default();
-    if status < 200 {
-        return Ok(Parsed::Interim(start));
-    }
-    let length = parsed
-        .headers
-        .iter()
-        .find(|header| header.name.eq_ignore_ascii_case("content-length"))
-        .map(|header| std::str::from_utf8(header.value).map(|text| text.trim().parse::<usize>()));
-    let length = match length {
+    let header = |name: &str| {
+        let found = parsed.headers.iter().find(|header| header.name.eq_ignore_ascii_case(name))?;
+        Some(std::str::from_utf8(found.value).unwrap_or_default().trim())
+    };
+    let body_length = match header("content-length").map(str::parse::<usize>) {
         None => 0,
-        Some(Ok(Ok(length))) if length <= MAX_BODY => length,
+        Some(Ok(length)) if length <= MAX_BODY => length,
         Some(_) => return Err(malformed(&"its Content-Length is no acceptable number")),
     };
-    // Both are bounded: the sum cannot overflow.
-    let Some(body) = bytes.get(start..start + length) else {
-        return Ok(Parsed::Partial);
+    let encoding = header("transfer-encoding");
+    let is_chunked = encoding.is_some_and(|encoding| encoding.eq_ignore_ascii_case("chunked"));
+    let status = parsed.code.unwrap_or_default();
+    Ok(Some(Head { status, length, body_length, is_chunked }))
+}
+
+/// The error that an answer of 400 or above is.
+fn refused(answer: Answer) -> Error {
+    let Answer { status, body } = answer;
+    let message = match serde_json::from_value::<Fault>(body.unwrap_or_default()) {
+        Ok(fault) => fault.fault_message,
+        Err(_) => format!("HTTP status {status} without a reason"),
     };
-    let body = match body {
-        [] => None,
-        body => Some(serde_json::from_slice(body).map_err(|error| malformed(&error))?),
-    };
-    Ok(Parsed::Answer(Answer { status, body }))
+    Error::Refused { status, message }
 }
 
 #[cfg(test)]
