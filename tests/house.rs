@@ -102,6 +102,7 @@ const UNSAFE: &[&str] = &[
     "vmm/agent/src/sys/gpio.rs",
     "vmm/agent/src/sys/ntp.rs",
     "vmm/agent/src/sys/vsock.rs",
+    "vmm/ctl/src/commands/run/spawn.rs",
     "vmm/src/kvm/kick.rs",
     "vmm/src/kvm/vcpu.rs",
     "vmm/src/kvm/vm.rs",

@@ -51,8 +51,7 @@ fn debian(scratch: &Scratch, key: &Path) -> Guest {
 }
 
 fn tesseractl(guest: &Guest, arguments: &[&str]) -> Output {
-    let mut command = Command::new(program("tesseractl"));
-    command.arg(guest.socket()).args(arguments).stdin(Stdio::null()).output().unwrap()
+    guest.tesseractl(arguments).output().unwrap()
 }
 
 fn exec(guest: &Guest, words: &[&str]) -> Output {
@@ -77,7 +76,7 @@ fn new_key(file: &Path) {
 /// Runs `command` in the guest over vsock, logged in by `key` alone.
 fn ssh(guest: &Guest, key: &Path, command: &str) -> Output {
     let proxy =
-        format!("{} {} proxy 22", program("tesseractl").display(), guest.socket().display());
+        format!("{} proxy {} 22", program("tesseractl").display(), guest.socket().display());
     let options = [
         "StrictHostKeyChecking=no",
         "UserKnownHostsFile=/dev/null",

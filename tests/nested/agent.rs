@@ -4,13 +4,12 @@ use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use testing::guest::{Guest, Plan};
-use testing::lab::{Lab, program};
+use testing::lab::Lab;
 use testing::scratch::Scratch;
 use testing::wait::until;
 
 fn tesseractl(guest: &Guest, arguments: &[&str]) -> Output {
-    let mut command = Command::new(program("tesseractl"));
-    command.arg(guest.socket()).args(arguments).stdin(Stdio::null()).output().unwrap()
+    guest.tesseractl(arguments).output().unwrap()
 }
 
 fn sh(guest: &Guest, script: &str) -> Output {
@@ -100,8 +99,7 @@ fn many_commands_much_output_and_a_client_that_is_killed() {
         guest.is_loaded();
         said(&tesseractl(&guest, &["agent", "--timeout", "60"]));
         let start = |arguments: &[&str]| {
-            let mut command = Command::new(program("tesseractl"));
-            command.arg(guest.socket()).arg("exec").args(arguments);
+            let mut command = guest.tesseractl(&[&["exec"], arguments].concat());
             command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
             command.spawn().unwrap()
         };

@@ -1,13 +1,13 @@
 //! The balloon: inflated, deflated, asked for statistics, left out, while a real driver is on the other side.
 
-use std::process::{Command, Output, Stdio};
+use std::process::{Output, Stdio};
 use std::time::Duration;
 
 use serde_json::{Value, json};
 use tesseractl::client::{Client, Error};
 use testing::footprint::Footprint;
 use testing::guest::{Guest, Plan};
-use testing::lab::{Lab, program};
+use testing::lab::Lab;
 use testing::wait::until;
 
 use crate::reporting::{plan, start};
@@ -118,7 +118,7 @@ fn what_is_in_the_balloon_is_not_resident() {
 }
 
 fn tesseractl(guest: &Guest, arguments: &[&str]) -> Output {
-    Command::new(program("tesseractl")).arg(guest.socket()).args(arguments).output().unwrap()
+    guest.tesseractl(arguments).output().unwrap()
 }
 
 fn said(output: &Output) -> String {

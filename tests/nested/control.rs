@@ -180,7 +180,7 @@ fn a_vcpu_is_stopped_where_no_signal_can_be_queued() {
 }
 
 fn tesseractl(guest: &Guest, arguments: &[&str]) -> Output {
-    Command::new(program("tesseractl")).arg(guest.socket()).args(arguments).output().unwrap()
+    guest.tesseractl(arguments).output().unwrap()
 }
 
 fn said(output: &Output) -> String {

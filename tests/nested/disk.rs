@@ -7,7 +7,7 @@ use std::process::{Command, Output, Stdio};
 
 use rustix::process::Signal;
 use testing::guest::{Guest, Plan};
-use testing::lab::{Lab, program};
+use testing::lab::Lab;
 use testing::scratch::Scratch;
 use testing::wait::until;
 use vmm::api::model::DriveUpdate;
@@ -18,10 +18,9 @@ const KILLS: u32 = 4;
 
 /// Runs a command of the guest's shell.
 fn sh(guest: &Guest, script: &str) -> Output {
-    let mut client = Command::new(program("tesseractl"));
     // The guest may still boot.
-    client.arg(guest.socket()).args(["exec", "--timeout", "60", "--", "sh", "-c", script]);
-    client.stdin(Stdio::null()).output().unwrap()
+    let words = ["exec", "--timeout", "60", "--", "sh", "-c", script];
+    guest.tesseractl(&words).output().unwrap()
 }
 
 /// What a command wrote that has succeeded.
@@ -176,10 +175,8 @@ fn nothing_durable_is_lost_when_a_vm_is_killed_as_it_writes() {
                 guest.stop();
                 break;
             }
-            let mut load = Command::new(program("tesseractl"))
-                .arg(guest.socket())
-                .args(["exec", "--", "sh", "-c", LOAD])
-                .stdin(Stdio::null())
+            let mut load = guest
+                .tesseractl(&["exec", "--", "sh", "-c", LOAD])
                 .stdout(Stdio::piped())
                 .spawn()
                 .unwrap();

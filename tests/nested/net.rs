@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 
 use serde_json::Value;
 use testing::guest::{Guest, Plan};
-use testing::lab::{Lab, program};
+use testing::lab::Lab;
 use testing::memory::own_private_dirty;
 use testing::scratch::Scratch;
 use testing::wait::{PATIENCE, until};
@@ -31,10 +31,9 @@ fn host(command: &str) -> String {
 
 /// Starts a command of the guest's shell.
 fn begin(guest: &Guest, command: &str) -> Child {
-    let mut client = Command::new(program("tesseractl"));
     // The guest may still boot.
-    client.arg(guest.socket()).args(["exec", "--timeout", "60", "--", "sh", "-c", command]);
-    client.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap()
+    let words = ["exec", "--timeout", "60", "--", "sh", "-c", command];
+    guest.tesseractl(&words).stdout(Stdio::piped()).spawn().unwrap()
 }
 
 /// What a command wrote that has succeeded.
@@ -51,8 +50,7 @@ fn guest(guest: &Guest, command: &str) -> String {
 
 /// Has the guest power off.
 fn stop(machine: &Guest) {
-    let mut client = Command::new(program("tesseractl"));
-    assert!(client.arg(machine.socket()).arg("stop").status().unwrap().success());
+    assert!(machine.tesseractl(&["stop"]).status().unwrap().success());
 }
 
 fn metrics(guest: &Guest) -> Value {

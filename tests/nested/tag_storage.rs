@@ -1,12 +1,12 @@
 //! Tag storage of one VM, with a pool of its own: reserved at once or on demand, and exhausted.
 
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use serde_json::Value;
 use tesseractl::client::Client;
 use testing::footprint::{Curve, measured, mib};
 use testing::guest::{Guest, Plan};
-use testing::lab::{Lab, program};
+use testing::lab::Lab;
 use testing::memory::{Pages, pages, tagged_ram};
 use testing::wait::until;
 
@@ -213,11 +213,7 @@ fn a_guest_that_may_wait_goes_on_waiting_and_can_be_paused_and_ended() {
         assert_eq!(client.instance().unwrap().state.as_str(), "Paused");
         client.resume().unwrap();
         assert_eq!(client.instance().unwrap().state.as_str(), "Running");
-        let shown = Command::new(program("tesseractl"))
-            .arg(guest.socket())
-            .arg("tag-storage")
-            .output()
-            .unwrap();
+        let shown = guest.tesseractl(&["tag-storage"]).output().unwrap();
         let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
         println!("{shown}");
         assert!(shown.contains("8 MiB (ledger)") && shown.contains("--tag-max"), "{shown}");

@@ -208,6 +208,14 @@ impl Guest {
         self.child.id()
     }
 
+    /// `tesseractl` for this VM: a verb, with the options and arguments that follow the VM.
+    pub fn tesseractl(&self, words: &[&str]) -> Command {
+        let (verb, rest) = words.split_first().expect("a verb");
+        let mut command = Command::new(program("tesseractl"));
+        command.arg(verb).arg(self.socket()).args(rest).stdin(Stdio::null());
+        command
+    }
+
     /// The control socket.
     pub fn socket(&self) -> &Path {
         &self.socket

@@ -190,7 +190,7 @@ pub(crate) fn image_shell(lab: &Lab, programs: &Path, nested: bool) -> Result<u8
         let mut command = Command::new(&vmm);
         command.args(words(&command_line, IMAGE_MEMORY, SHELL_CPUS, files)).arg("--rng");
         command.arg("--disk").arg(&disk).arg("--vsock").arg(folder.path().join("vsock"));
-        lab.progress.say(&format!("commands from elsewhere: tesseractl {} exec", text(&socket)));
+        lab.progress.say(&format!("commands from elsewhere: tesseractl exec {}", text(&socket)));
         let mut child = spawn_tied(&mut command, Group::Shared).map_err(cannot_run(&vmm))?;
         let status = child.wait().map_err(cannot_run(&vmm))?;
         return Ok(code(status));

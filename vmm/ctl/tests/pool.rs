@@ -93,5 +93,5 @@ fn a_missing_broker_says_what_to_start() {
     assert!(String::from_utf8_lossy(&missing.stderr).contains("tessera broker"));
 
     assert_eq!(tesseractl(&["status"]).status.code(), Some(64));
-    assert_eq!(tesseractl(&["vm.sock", "pool", "--broker", socket]).status.code(), Some(64));
+    assert_eq!(tesseractl(&["pool", "vm.sock", "--broker", socket]).status.code(), Some(64));
 }

@@ -183,9 +183,12 @@ impl Vm {
     }
 
     fn tesseractl(&self, arguments: &[&str]) -> Output {
+        // The verb and what belongs to it, the VM, the rest.
+        let (verb, rest) = arguments.split_first().unwrap();
         Command::new(env!("CARGO_BIN_EXE_tesseractl"))
+            .arg(verb)
             .arg(self.path())
-            .args(arguments)
+            .args(rest)
             .output()
             .unwrap()
     }
@@ -235,7 +238,7 @@ fn metrics_are_a_table_with_units_or_raw() {
     let vm = Vm::start(Key::Ignored);
 
     let table = vm.tesseractl(&["metrics"]);
-    let raw = vm.tesseractl(&["--json", "metrics"]);
+    let raw = vm.tesseractl(&["metrics", "--json"]);
 
     assert_eq!(text(&table.stdout), "memory.resident_bytes  4 KiB\n");
     let raw: Value = serde_json::from_slice(&raw.stdout).unwrap();
@@ -299,7 +302,7 @@ fn the_footprint_is_a_table_with_shares_or_raw() {
     let vm = Vm::start(Key::Ignored);
 
     let table = vm.tesseractl(&["footprint"]);
-    let raw = vm.tesseractl(&["--json", "footprint"]);
+    let raw = vm.tesseractl(&["footprint", "--json"]);
 
     let line = "Resident             1 MiB  1,048,576 B  [#####---------------]  25 %\n";
     assert!(text(&table.stdout).contains(line), "{}", text(&table.stdout));
@@ -399,7 +402,7 @@ fn the_vm_says_where_its_vsock_socket_is() {
 #[test]
 fn missing_socket_says_what_to_check() {
     let output = Command::new(env!("CARGO_BIN_EXE_tesseractl"))
-        .args(["/nonexistent/api", "status"])
+        .args(["status", "/nonexistent/api"])
         .output()
         .unwrap();
 
@@ -410,16 +413,17 @@ fn missing_socket_says_what_to_check() {
 #[test]
 fn wrong_command_lines_exit_with_64_and_help_with_0() {
     for (arguments, code) in [
-        (&["sock"][..], 64),
-        (&["sock", "fly"], 64),
-        (&["sock", "stop", "--timeout", "-1"], 64),
-        (&["sock", "stop", "--timeout", "soon"], 64),
-        (&["sock", "status", "--force"], 64),
-        (&["sock", "balloon", "target"], 64),
-        (&["sock", "balloon", "target", "much"], 64),
-        (&["sock", "balloon", "target", "4K"], 64),
-        (&["sock", "balloon", "reporting", "maybe"], 64),
-        (&["sock", "balloon", "stats", "65536"], 64),
+        (&["status"][..], 64),
+        (&[], 64),
+        (&["fly", "sock"], 64),
+        (&["stop", "sock", "--timeout", "-1"], 64),
+        (&["stop", "sock", "--timeout", "soon"], 64),
+        (&["status", "sock", "--force"], 64),
+        (&["balloon", "sock", "target"], 64),
+        (&["balloon", "sock", "target", "much"], 64),
+        (&["balloon", "sock", "target", "4K"], 64),
+        (&["balloon", "sock", "reporting", "maybe"], 64),
+        (&["balloon", "sock", "stats", "65536"], 64),
         (&["--help"], 0),
         (&["--version"], 0),
     ] {

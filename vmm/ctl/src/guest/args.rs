@@ -2,7 +2,6 @@
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use agent::protocol::message::{Exec, Size};
@@ -10,7 +9,7 @@ use agent::protocol::text::Text;
 use clap::Args;
 
 use super::connect::BOOT_TIMEOUT;
-use super::terminal;
+use crate::terminal;
 
 /// The size of a terminal for which there is none here.
 const SIZE: Size = Size { rows: 24, columns: 80 };
@@ -18,9 +17,9 @@ const SIZE: Size = Size { rows: 24, columns: 80 };
 /// How the guest is reached.
 #[derive(Clone, Debug, Args)]
 pub struct Reach {
-    /// The Unix socket of the VM's vsock device; otherwise the VM says where it is
-    #[arg(long, value_name = "PATH")]
-    pub vsock: Option<PathBuf>,
+    /// Its id, the beginning of one, the path of its control socket, or vsock:PATH
+    #[arg(value_name = "VM")]
+    pub vm: OsString,
     /// How many seconds to wait for the guest: it may still boot
     #[arg(long, value_name = "S", default_value_t = BOOT_TIMEOUT.as_secs_f64(), value_parser = seconds)]
     timeout: f64,

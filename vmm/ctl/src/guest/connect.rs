@@ -13,7 +13,10 @@ use agent::protocol::limits::PORT;
 use agent::protocol::message::{Accepted, Hello, Operation};
 
 use super::Error;
-use crate::client::{Client, DEFAULT_TIMEOUT, open};
+use crate::client::{DEFAULT_TIMEOUT, open};
+use crate::failure::Failure;
+use crate::target::Target;
+use crate::waiting::Waiting;
 
 /// How long a guest may take to boot and start its agent unless the user says otherwise.
 pub const BOOT_TIMEOUT: Duration = Duration::from_secs(30);
@@ -21,8 +24,6 @@ pub const BOOT_TIMEOUT: Duration = Duration::from_secs(30);
 const MAX_ANSWER: usize = 32;
 /// Between two attempts: short at first, so that a guest that boots is found soon.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(500));
-/// From when on a user is shown that something is waited for.
-const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The Unix socket of a VM's vsock device.
 #[derive(Clone, Debug)]
@@ -36,20 +37,26 @@ impl Vsock {
         Self { path: path.to_owned() }
     }
 
-    /// That of the VM with this control socket, unless one is named.
+    /// That of a VM.
     ///
     /// # Errors
-    /// [`Error::NoSocket`], [`Error::NoVsock`], [`Error::Paused`], or the control socket fails.
-    pub fn of(control: Option<&Path>, named: Option<&Path>) -> Result<Self, Error> {
-        let Some(control) = control else {
-            return named.map(Self::at).ok_or(Error::NoSocket);
-        };
-        let mut client = Client::connect(control, DEFAULT_TIMEOUT)?;
-        if client.instance()?.state == vmm::api::model::State::Paused {
-            return Err(Error::Paused);
+    /// When the VM has none or is paused, or its control socket fails.
+    pub fn of(target: &Target) -> Result<Self, Failure> {
+        let mut listed = None;
+        match target {
+            Target::Vsock(path) => return Ok(Self::at(path)),
+            Target::Listed(vm) => listed = vm.record.vsock.as_deref().map(Self::at),
+            Target::Socket(_) => {}
         }
-        if let Some(path) = named {
-            return Ok(Self::at(path));
+        if let (Err(_), Some(vsock)) = (target.socket(), &listed) {
+            return Ok(vsock.clone());
+        }
+        let mut client = target.client()?;
+        if client.instance()?.state == vmm::api::model::State::Paused {
+            return Err(Error::Paused.into());
+        }
+        if let Some(vsock) = listed {
+            return Ok(vsock);
         }
         let config = client.vm_config()?;
         let path = config["vsock"]["uds_path"].as_str().ok_or(Error::NoVsock)?;
@@ -63,7 +70,7 @@ impl Vsock {
     pub fn connect(&self, port: u32, timeout: Duration) -> Result<UnixStream, Error> {
         let start = Instant::now();
         let mut pause = PAUSE.0;
-        let mut is_noted = false;
+        let _waiting = Waiting::on("waiting until something in the guest listens");
         loop {
             let left = timeout.saturating_sub(start.elapsed());
             if let Some(stream) = self.attempt(port, left)? {
@@ -77,10 +84,6 @@ impl Vsock {
                     _ => "is a service of the guest bound to AF_VSOCK at this port?",
                 };
                 return Err(Error::NotListening { port, timeout, hint });
-            }
-            if start.elapsed() >= PATIENCE && !is_noted {
-                is_noted = true;
-                super::terminal::note("waiting until something in the guest listens ...");
             }
             std::thread::sleep(pause);
             pause = (pause * 2).min(PAUSE.1);

@@ -17,7 +17,7 @@ use signal_hook::iterator::Signals;
 use super::Error;
 use super::connect::{Vsock, ask};
 use super::stdio::{read_input, write_all};
-use super::terminal::{self, RawTerminal};
+use crate::terminal::{self, RawTerminal};
 
 /// What one read of standard input takes.
 const CHUNK: usize = 32 << 10;

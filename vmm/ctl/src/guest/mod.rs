@@ -9,8 +9,7 @@ pub mod copy;
 pub mod exec;
 mod progress;
 pub mod proxy;
-mod stdio;
-mod terminal;
+pub(crate) mod stdio;
 
 use std::io;
 use std::path::PathBuf;
@@ -20,8 +19,6 @@ use agent::protocol;
 use agent::protocol::message::{Reason, Refusal};
 use agent::transfer;
 use vmm::error::{chain, printable};
-
-use crate::client;
 
 /// The client's own failures, as with env(1), nohup(1) and the container tools.
 pub const EXIT_OWN: u8 = 125;
@@ -33,23 +30,17 @@ pub const EXIT_NOT_FOUND: u8 = 127;
 /// Why something in a guest was not done.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The control socket.
-    #[error(transparent)]
-    Client(#[from] client::Error),
     /// The VM's configuration has no vsock device.
     #[error(
         "this VM has no vsock device, over which the guest's agent is reached: start it with --vsock"
     )]
     NoVsock,
-    /// Neither SOCK nor --vsock.
-    #[error("name the VM's control socket first, or its vsock socket with --vsock PATH")]
-    NoSocket,
     /// The vCPUs are held.
-    #[error("the VM is paused: `tesseractl SOCK resume` lets its guest answer")]
+    #[error("the VM is paused: `tesseractl resume VM` lets its guest answer")]
     Paused,
     /// The device's Unix socket.
     #[error(
-        "cannot reach the VM's vsock socket {path:?}: a relative path is one of the VMM's working directory; name the socket with --vsock PATH"
+        "cannot reach the VM's vsock socket {path:?}: a relative path is one of the VMM's working directory; name the socket itself, vsock:PATH in the place of the VM"
     )]
     Unreachable {
         /// Its path.
@@ -69,9 +60,7 @@ pub enum Error {
         hint: &'static str,
     },
     /// The answer to CONNECT.
-    #[error(
-        "{path:?} does not answer as the vsock socket of a VM does: name that one with --vsock PATH"
-    )]
+    #[error("{path:?} does not answer as the vsock socket of a VM does: name that one, vsock:PATH")]
     NoHandshake {
         /// Its path.
         path: PathBuf,
@@ -96,7 +85,9 @@ pub enum Error {
     #[error(transparent)]
     Transfer(#[from] transfer::Error),
     /// A copy from where to where.
-    #[error("one side of a copy is the guest's, with a colon: `cp FILE :/root/` or `cp :/etc DIR`")]
+    #[error(
+        "one side of a copy is the guest's, with a colon: `cp VM FILE :/root/` or `cp VM :/etc DIR`"
+    )]
     Sides,
     /// The command's output cannot be written here.
     #[error("cannot write {0}")]
@@ -123,8 +114,7 @@ impl Error {
     pub fn is_unreachable(&self) -> bool {
         matches!(
             self,
-            Self::Client(_)
-                | Self::NoVsock
+            Self::NoVsock
                 | Self::Paused
                 | Self::Unreachable { .. }
                 | Self::NotListening { .. }

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use rustix::event::{PollFd, PollFlags, poll};
 
 /// The next input; 0 at its end, and if it cannot be read.
-pub(super) fn read_input(buffer: &mut [u8]) -> usize {
+pub(crate) fn read_input(buffer: &mut [u8]) -> usize {
     loop {
         match rustix::io::read(rustix::stdio::stdin(), &mut *buffer) {
             Ok(count) => return count,
@@ -19,7 +19,7 @@ pub(super) fn read_input(buffer: &mut [u8]) -> usize {
 }
 
 /// Writes all, also to a descriptor that another process has made non-blocking.
-pub(super) fn write_all(fd: BorrowedFd<'_>, mut bytes: &[u8]) -> io::Result<()> {
+pub(crate) fn write_all(fd: BorrowedFd<'_>, mut bytes: &[u8]) -> io::Result<()> {
     while !bytes.is_empty() {
         match rustix::io::write(fd, bytes) {
             Ok(count) => bytes = bytes.get(count..).unwrap_or_default(),

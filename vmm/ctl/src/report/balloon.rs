@@ -140,7 +140,7 @@ fn lines(rows: &[Row]) -> Vec<String> {
 }
 
 /// "[#####---------------]  25 %". A share that is not nothing has a mark, one that is not all a gap.
-fn bar(part: u64, whole: u64) -> String {
+pub(super) fn bar(part: u64, whole: u64) -> String {
     if whole == 0 {
         return String::new();
     }
@@ -151,7 +151,8 @@ fn bar(part: u64, whole: u64) -> String {
     format!("[{}{}] {:>3} %", "#".repeat(filled), "-".repeat(empty), scaled(100))
 }
 
-fn mib(count: u64) -> String {
+/// Whole MiB as a size.
+pub(crate) fn mib(count: u64) -> String {
     size(Bytes::mib(count).get())
 }
 

@@ -7,11 +7,14 @@ use vmm::api::model::{InstanceInfo, Version};
 use vmm::error::printable;
 
 mod balloon;
+mod columns;
 mod devices;
 mod pool;
 mod tag_storage;
 
+pub(crate) use balloon::mib;
 pub use balloon::{balloon, footprint, statistics};
+pub(crate) use columns::{Column, columns};
 pub use pool::{pool, pool_prometheus};
 pub use tag_storage::tag_storage;
 
@@ -57,6 +60,7 @@ pub fn metrics(metrics: &Value) -> String {
     table(&rows, Align::Right)
 }
 
+#[derive(Clone, Copy, Debug)]
 enum Align {
     Left,
     Right,
@@ -140,10 +144,15 @@ fn with_unit(name: &str, count: u64) -> String {
 }
 
 /// Bytes in the largest binary unit that leaves at least one: "512 MiB", "1.5 GiB".
-fn size(bytes: u64) -> String {
+pub(crate) fn size(bytes: u64) -> String {
     const UNITS: [&str; 7] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
     let step = (bytes.max(1).ilog2() / 10) as usize;
     scaled(bytes, 1 << (10 * step), UNITS[step])
+}
+
+/// The same, of whole seconds.
+pub(crate) fn seconds(seconds: u64) -> String {
+    time(seconds.saturating_mul(1_000_000_000))
 }
 
 /// Nanoseconds in the unit people read: "1.5 ms", "12 s", "3 min 20 s", "5 h 2 min".

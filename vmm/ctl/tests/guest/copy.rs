@@ -158,7 +158,7 @@ fn a_failure_in_the_guest_stops_the_sender_with_its_reason() {
     let zeros = fs::File::open("/dev/zero").unwrap();
 
     let output = std::process::Command::new(env!("CARGO_BIN_EXE_tesseractl"))
-        .args(["cp", "--vsock", vsock.to_str().unwrap(), "-", ":/file"])
+        .args(["cp", &format!("vsock:{}", vsock.display()), "-", ":/file"])
         .stdin(zeros)
         .output()
         .unwrap();
@@ -252,7 +252,7 @@ fn a_hostile_agent_writes_where_the_user_said() {
         fs::create_dir_all(&to).unwrap();
 
         let output = std::process::Command::new(env!("CARGO_BIN_EXE_tesseractl"))
-            .args(["cp", "--vsock", vsock.to_str().unwrap(), ":/etc/name", to.to_str().unwrap()])
+            .args(["cp", &format!("vsock:{}", vsock.display()), ":/etc/name", to.to_str().unwrap()])
             .output()
             .unwrap();
 

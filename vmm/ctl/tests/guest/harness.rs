@@ -67,6 +67,11 @@ impl Guest {
         self.refusals.load(Ordering::Relaxed)
     }
 
+    /// The VM as `tesseractl` is given it.
+    pub(crate) fn name(&self) -> String {
+        format!("vsock:{}", self.vsock().display())
+    }
+
     /// The process of the agent.
     pub(crate) fn agent(&self) -> u32 {
         self.agent.id()
@@ -77,10 +82,10 @@ impl Guest {
         self.agent.wait().unwrap();
     }
 
-    /// `tesseractl COMMAND --vsock PATH`, with the arguments that follow.
+    /// `tesseractl COMMAND vsock:PATH`, with the arguments that follow.
     pub(crate) fn command(&self, command: &str, arguments: &[&str]) -> Command {
         let mut tesseractl = Command::new(env!("CARGO_BIN_EXE_tesseractl"));
-        tesseractl.arg(command).arg("--vsock").arg(self.vsock()).args(arguments);
+        tesseractl.arg(command).arg(self.name()).args(arguments);
         tesseractl.stdin(Stdio::null());
         tesseractl
     }

@@ -56,7 +56,7 @@ fn a_guest_that_does_not_answer_is_waited_for_no_longer_than_asked() {
     let _silent = UnixListener::bind(&path).unwrap();
 
     let output = std::process::Command::new(env!("CARGO_BIN_EXE_tesseractl"))
-        .args(["exec", "--timeout", "0.1", "--vsock", path.to_str().unwrap(), "true"])
+        .args(["exec", "--timeout", "0.1", &format!("vsock:{}", path.display()), "true"])
         .output()
         .unwrap();
 
@@ -80,7 +80,7 @@ fn a_socket_that_is_no_vsock_is_told_from_one() {
         });
 
         let output = std::process::Command::new(env!("CARGO_BIN_EXE_tesseractl"))
-            .args(["exec", "--vsock", path.to_str().unwrap(), "true"])
+            .args(["exec", &format!("vsock:{}", path.display()), "true"])
             .output()
             .unwrap();
 
@@ -102,11 +102,15 @@ fn no_socket_at_all_is_told() {
     };
 
     let (code, message) = run(&["exec", "true"]);
-    assert!(code == Some(125) && message.contains("control socket first"), "{message}");
-    let (code, message) = run(&["proxy", "--vsock", "/nonexistent", "22"]);
-    assert!(code == Some(69) && message.contains("--vsock PATH"), "{message}");
-    let (code, message) = run(&["/nonexistent", "exec", "true"]);
+    assert!(code == Some(64) && message.contains("<CMD>"), "{message}");
+    let (code, message) = run(&["exec", "no-such-vm", "true"]);
+    assert!(code == Some(125) && message.contains("tesseractl list"), "{message}");
+    let (code, message) = run(&["proxy", "vsock:/nonexistent", "22"]);
+    assert!(code == Some(69) && message.contains("vsock:PATH"), "{message}");
+    let (code, message) = run(&["exec", "/nonexistent", "true"]);
     assert!(code == Some(125) && message.contains("--api-sock"), "{message}");
+    let (code, message) = run(&["status", "vsock:/nonexistent"]);
+    assert!(code == Some(64) && message.contains("control socket"), "{message}");
 }
 
 /// An agent that sends what it must not costs a message, not memory and no panic.
@@ -139,7 +143,7 @@ fn a_hostile_agent_is_an_error() {
         });
 
         let output = std::process::Command::new(env!("CARGO_BIN_EXE_tesseractl"))
-            .args(["exec", "--vsock", path.to_str().unwrap(), "true"])
+            .args(["exec", &format!("vsock:{}", path.display()), "true"])
             .output()
             .unwrap();
 
@@ -231,7 +235,7 @@ fn messages_of_the_agent_cannot_command_the_terminal() {
     });
 
     let output = std::process::Command::new(env!("CARGO_BIN_EXE_tesseractl"))
-        .args(["exec", "--vsock", path.to_str().unwrap(), "true"])
+        .args(["exec", &format!("vsock:{}", path.display()), "true"])
         .output()
         .unwrap();
 

@@ -32,8 +32,8 @@ impl OnTerminal {
         let clone = || Stdio::from(terminal.as_fd().try_clone_to_owned().unwrap());
         // A session whose terminal it is, as that of a shell.
         let child = Command::new("setsid")
-            .args(["--ctty", "--wait", env!("CARGO_BIN_EXE_tesseractl"), command, "--vsock"])
-            .arg(guest.vsock())
+            .args(["--ctty", "--wait", env!("CARGO_BIN_EXE_tesseractl"), command])
+            .arg(guest.name())
             .args(arguments)
             .env("TERM", "vt220")
             .stdin(clone())

@@ -156,7 +156,7 @@ impl fmt::Display for Diagnosis {
             ),
             Self::SwitchedOff => f.write_str(
                 "it is switched off, and what the guest reports is kept: \
-                 PATCH /balloon with {\"free_page_reporting\": true}, or `tesseractl SOCK balloon reporting on`",
+                 PATCH /balloon with {\"free_page_reporting\": true}, or `tesseractl balloon VM reporting on`",
             ),
             Self::NeedsReset => f.write_str(
                 "the guest's driver broke the rules of virtio and the device waits for its reset: \

@@ -1,0 +1,297 @@
+//! The command line of `tesseractl`: a verb, then the VM.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use arch::units::Bytes;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use vmm::config::RunArgs;
+
+use crate::commands;
+use crate::failure::Failure;
+use crate::guest::args::{AgentArgs, CopyArgs, ExecArgs, ProxyArgs, ShellArgs};
+use crate::output::Form;
+
+const AFTER_HELP: &str = "\
+VM is the id of a VM, the beginning of one, `pid.N` or N for a VM without an id, or the path of its control
+socket. For exec, shell, cp, proxy and agent, vsock:PATH is the Unix socket of a vsock device.
+
+Exit codes:
+  0   done
+  1   the VM or the broker refused, something did not happen in time, or a copy is not complete
+  64  the command line is wrong
+  69  the VM or the broker cannot be reached, or does not run
+`run` ends as `tessera run` does where the VM does not start. `exec` and `shell` end as their command does,
+with 128 and the number of the signal that ended it:
+  125 tesseractl itself failed  126 the command cannot be executed  127 there is no such command";
+
+/// Start VMs, watch and control them, and work in their guests
+#[derive(Debug, Parser)]
+#[command(name = "tesseractl", version, after_help = AFTER_HELP)]
+pub struct Arguments {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+    /// Print JSON instead of text for people
+    #[arg(long, global = true)]
+    pub json: bool,
+}
+
+/// The VM that a command is about.
+#[derive(Clone, Debug, Args)]
+pub struct OfVm {
+    /// Its id, the beginning of one, or the path of its control socket
+    #[arg(value_name = "VM")]
+    pub vm: OsString,
+}
+
+/// A verb.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Command {
+    /// Start a VM in the background
+    Run(Box<RunCommand>),
+    /// List the VMs that run
+    #[command(visible_alias = "ls")]
+    List,
+    /// Show what the VM is and does
+    Status(OfVm),
+    /// Wait until the VM has started, its agent answers, or it has ended
+    Wait(WaitArgs),
+    /// Attach to the VM's serial console; Ctrl-] detaches
+    Console(OfVm),
+    /// Show what happens to the VM, as it happens, until it ends
+    Events(OfVm),
+    /// Show the messages of a VM that `tesseractl run` has started
+    Logs(LogsArgs),
+    /// Hold the vCPUs
+    Pause(OfVm),
+    /// Let the vCPUs run again
+    Resume(OfVm),
+    /// Press the power key and wait until the VM has gone
+    Stop(StopArgs),
+    /// End the VM's process at once (SIGKILL), and remove what it leaves
+    Kill(OfVm),
+    /// Run a command in the guest
+    Exec(ExecArgs),
+    /// Open a shell in the guest
+    Shell(ShellArgs),
+    /// Copy a file or a folder into the guest or out of it: `cp VM FILE :/root/`, `cp VM :/etc DIR`
+    Cp(CopyArgs),
+    /// Connect standard input and output to a vsock port of the guest, as ssh's ProxyCommand
+    Proxy(ProxyArgs),
+    /// Wait for the guest's agent and show what it is
+    Agent(AgentArgs),
+    /// Show all VMs, live: memory, balloon, tag storage
+    Top(TopArgs),
+    /// Show the counters of a VM, or of all
+    Metrics(MetricsArgs),
+    /// Show the memory balloon, or change it
+    Balloon(BalloonArgs),
+    /// Show what the guest costs the host in memory
+    Footprint(OfVm),
+    /// Show the tag storage that is reserved for the guest, and whether it waits for more
+    TagStorage(OfVm),
+    /// Show a broker's tag storage: blocks by state, and the leases of VMs
+    Pool(PoolArgs),
+}
+
+/// `run`.
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "All other options are those of `tessera run`, to which they are passed.")]
+pub struct RunCommand {
+    /// The program to start [default: that beside tesseractl, or in PATH]
+    #[arg(long, value_name = "PATH")]
+    pub tessera: Option<PathBuf>,
+    /// Wait until the guest's kernel has started, or until its agent answers
+    #[arg(long, value_name = "WHAT", default_value = "started")]
+    pub wait: Awaited,
+    /// How many seconds to wait
+    #[arg(long, value_name = "S", default_value = "60", value_parser = seconds)]
+    pub timeout: Duration,
+    /// The VM's own.
+    #[command(flatten)]
+    pub vm: RunArgs,
+}
+
+/// What `run` waits for.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+pub enum Awaited {
+    /// The vCPUs run.
+    Started,
+    /// The guest's agent answers.
+    Agent,
+}
+
+/// `wait`.
+#[derive(Clone, Debug, Args)]
+pub struct WaitArgs {
+    /// Which VM.
+    #[command(flatten)]
+    pub of: OfVm,
+    /// What to wait for
+    #[arg(long = "for", value_name = "WHAT")]
+    pub condition: Condition,
+    /// How many seconds to wait
+    #[arg(long, value_name = "S", default_value = "60", value_parser = seconds)]
+    pub timeout: Duration,
+}
+
+/// What `wait` waits for.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+pub enum Condition {
+    /// The vCPUs run, or have run
+    Started,
+    /// The guest's agent answers
+    Agent,
+    /// The process has ended
+    Stopped,
+}
+
+/// `logs`.
+#[derive(Clone, Debug, Args)]
+pub struct LogsArgs {
+    /// The id of the VM, which may have ended
+    #[arg(value_name = "VM")]
+    pub vm: String,
+    /// Go on with new messages until the VM ends
+    #[arg(short, long)]
+    pub follow: bool,
+}
+
+/// `stop`.
+#[derive(Clone, Debug, Args)]
+pub struct StopArgs {
+    /// Which VM.
+    #[command(flatten)]
+    pub of: OfVm,
+    /// End the VM at once, without asking the guest
+    #[arg(long)]
+    pub force: bool,
+    /// How many seconds to wait for it to go
+    #[arg(long, value_name = "S", default_value = "30", value_parser = seconds)]
+    pub timeout: Duration,
+}
+
+/// `top`.
+#[derive(Clone, Debug, Args)]
+pub struct TopArgs {
+    /// Show the pool of this broker, too
+    #[arg(long, value_name = "PATH")]
+    pub broker: Option<PathBuf>,
+    /// Seconds between two looks
+    #[arg(long, value_name = "S", default_value = "2", value_parser = seconds)]
+    pub interval: Duration,
+}
+
+/// `metrics`.
+#[derive(Clone, Debug, Args)]
+pub struct MetricsArgs {
+    /// Its id, the beginning of one, or the path of its control socket
+    #[arg(value_name = "VM", required_unless_present = "all", conflicts_with = "all")]
+    pub vm: Option<OsString>,
+    /// Those of all VMs, in Prometheus's text format
+    #[arg(long, conflicts_with = "json")]
+    pub all: bool,
+    /// Write them to this file, which is replaced at once: a file NAME.prom of node_exporter's textfile directory
+    #[arg(long, value_name = "FILE", requires = "all")]
+    pub output: Option<PathBuf>,
+}
+
+/// `balloon`.
+#[derive(Clone, Debug, Args)]
+pub struct BalloonArgs {
+    /// Which VM.
+    #[command(flatten)]
+    pub of: OfVm,
+    /// What to change.
+    #[command(subcommand)]
+    pub command: Option<BalloonCommand>,
+}
+
+/// A change of the balloon.
+#[derive(Clone, Debug, Subcommand)]
+pub enum BalloonCommand {
+    /// Ask the guest to give up this much memory, whole MiB; 0 gives all of it back to the guest
+    Target {
+        /// How much.
+        #[arg(value_name = "SIZE", value_parser = whole_mib)]
+        size: Bytes,
+    },
+    /// Give back the free pages that the guest reports, or keep them until it has used them again
+    Reporting {
+        /// On or off.
+        switch: Switch,
+    },
+    /// Show the guest's statistics, or set how often it is asked for them
+    Stats {
+        /// Seconds between two requests; 0 for none
+        seconds: Option<u16>,
+    },
+}
+
+/// On or off.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+pub enum Switch {
+    /// On.
+    On,
+    /// Off.
+    Off,
+}
+
+/// `pool`.
+#[derive(Clone, Debug, Args)]
+pub struct PoolArgs {
+    /// The socket that the broker was given with --socket
+    #[arg(long, value_name = "PATH")]
+    pub broker: PathBuf,
+    /// Print Prometheus's text format
+    #[arg(long, conflicts_with = "json")]
+    pub prometheus: bool,
+}
+
+/// Does what the command line says; the exit status.
+///
+/// # Errors
+/// When it is not done.
+pub fn run(arguments: Arguments) -> Result<u8, Failure> {
+    let form = if arguments.json { Form::Json } else { Form::Text };
+    match arguments.command {
+        Command::Run(args) => return commands::run::run(&args, form),
+        Command::List => commands::list::list(form),
+        Command::Status(of) => commands::status::status(&of, form),
+        Command::Wait(args) => commands::wait::wait(&args, form),
+        Command::Console(of) => commands::console::attach(&of),
+        Command::Events(of) => commands::events::follow(&of, form),
+        Command::Logs(args) => commands::logs::show(&args),
+        Command::Pause(of) => commands::power::pause(&of, form),
+        Command::Resume(of) => commands::power::resume(&of, form),
+        Command::Stop(args) => commands::power::stop(&args, form),
+        Command::Kill(of) => commands::kill::kill(&of, form),
+        Command::Exec(args) => return Ok(commands::guest::exec(args)),
+        Command::Shell(args) => return Ok(commands::guest::shell(args)),
+        Command::Cp(args) => return commands::guest::copy(&args),
+        Command::Proxy(args) => commands::guest::proxy(&args),
+        Command::Agent(args) => commands::guest::agent(&args, form),
+        Command::Top(args) => commands::top::top(&args, form),
+        Command::Metrics(args) => commands::metrics::metrics(&args, form),
+        Command::Balloon(args) => commands::balloon::balloon(&args, form),
+        Command::Footprint(of) => commands::status::footprint(&of, form),
+        Command::TagStorage(of) => commands::status::tag_storage(&of, form),
+        Command::Pool(args) => commands::pool::pool(&args, form),
+    }
+    .map(|()| 0)
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text.parse().map_err(|_| "it is not a number of seconds".to_owned())?;
+    Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
+}
+
+fn whole_mib(text: &str) -> Result<Bytes, String> {
+    let size: Bytes = text.parse().map_err(|error| format!("{error}"))?;
+    match size.is_multiple_of(Bytes::mib(1)) {
+        true => Ok(size),
+        false => Err(format!("{size} is not whole MiB: try {}M", size.as_mib() + 1)),
+    }
+}

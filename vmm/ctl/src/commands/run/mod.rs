@@ -1,0 +1,181 @@
+//! A VM in the background: `tessera run` in a session of its own, with its sockets and its log where this program
+//! finds them.
+
+mod folder;
+mod spawn;
+mod words;
+
+use std::path::PathBuf;
+use std::process::{Child, ExitStatus};
+use std::time::{Duration, Instant};
+
+use agent::protocol::message::Operation;
+use serde_json::json;
+use vmm::api::model::State;
+
+use self::folder::Folder;
+pub(crate) use self::folder::LOG;
+use crate::cli::{Awaited, RunCommand};
+use crate::client::{Client, Error};
+use crate::failure::Failure;
+use crate::fleet::PATIENCE;
+use crate::guest::connect::Vsock;
+use crate::output::{Form, printable_lines};
+use crate::waiting::Waiting;
+
+/// Between two looks at a VM that starts: short beside what a start takes.
+const PAUSE: Duration = Duration::from_millis(10);
+
+/// Starts a VM, and waits until its guest runs; the exit status of `tessera run` if it does not.
+///
+/// # Errors
+/// When it cannot be started, or has not in time.
+pub fn run(args: &RunCommand, form: Form) -> Result<u8, Failure> {
+    let program = spawn::program(args.tessera.as_deref())?;
+    let folder = Folder::take(args.vm.id.as_deref())?;
+    let paths = Paths::of(args, &folder)?;
+    let words = words::passed_on(std::env::args_os().collect(), args, &folder, &paths);
+    let child = spawn::spawn(&program, &words, &folder)?;
+    let mut start = Start { child, folder, paths, deadline: Instant::now() + args.timeout };
+    let waiting = Waiting::on(format!("{} is to start", start.folder.name()));
+    let state = match start.wait(args) {
+        Ok(state) => state,
+        Err(Ended::Itself(status)) => return Ok(start.report(status)),
+        Err(Ended::InVain(failure)) => return Err(failure),
+    };
+    drop(waiting);
+    let (name, pid) = (start.folder.name(), start.child.id());
+    let answer = json!({
+        "name": name,
+        "pid": pid,
+        "state": state,
+        "api_sock": start.paths.api_sock,
+        "vsock": start.paths.vsock,
+        "log": start.folder.log(),
+    });
+    form.show(&answer, |_| match state {
+        State::NotStarted => format!("{name} waits to be configured (pid {pid})\n"),
+        _ => format!("{name} runs (pid {pid})\n"),
+    })?;
+    Ok(0)
+}
+
+/// Where the VM is reached.
+struct Paths {
+    api_sock: PathBuf,
+    /// Unless the user's configuration has one that is not known here.
+    vsock: Option<PathBuf>,
+    has_serial: bool,
+    /// It starts by itself: there is a kernel.
+    has_kernel: bool,
+}
+
+impl Paths {
+    fn of(args: &RunCommand, folder: &Folder) -> Result<Self, Failure> {
+        let absolute = |path: PathBuf| std::path::absolute(&path).unwrap_or(path);
+        // What is wrong with a configuration is said by the program that uses it.
+        let config = args.vm.merge().unwrap_or_default();
+        let vsock = config.vsock.map(|vsock| vsock.uds_path);
+        let boot = config.boot_source.and_then(|boot| boot.kernel_image_path);
+        Ok(Self {
+            api_sock: absolute(args.vm.api_sock.clone().unwrap_or_else(|| folder.join("api"))),
+            vsock: vsock.map(absolute),
+            has_serial: config.serial.is_some(),
+            has_kernel: boot.is_some() || args.vm.config.is_some(),
+        })
+    }
+}
+
+/// Why a VM is not waited for any longer.
+enum Ended {
+    Itself(ExitStatus),
+    InVain(Failure),
+}
+
+/// A VM that starts.
+struct Start {
+    child: Child,
+    folder: Folder,
+    paths: Paths,
+    deadline: Instant,
+}
+
+impl Start {
+    fn wait(&mut self, args: &RunCommand) -> Result<State, Ended> {
+        let mut reason = "its control socket is not there yet".to_owned();
+        let state = loop {
+            match self.state() {
+                Ok(State::NotStarted) if self.paths.has_kernel => {
+                    reason = "its guest is still being loaded".to_owned();
+                }
+                Ok(state) => break state,
+                Err(Error::Unreachable { .. }) => {}
+                Err(error) => reason = Failure::from(error).message,
+            }
+            self.pause(&reason)?;
+        };
+        if args.wait == Awaited::Agent && state != State::NotStarted {
+            let vsock =
+                Vsock::at(self.paths.vsock.as_deref().unwrap_or(&self.folder.join("vsock")));
+            while let Err(error) = vsock.operate(Operation::Info, PATIENCE) {
+                self.pause(&error.line())?;
+            }
+        }
+        Ok(state)
+    }
+
+    fn state(&self) -> Result<State, Error> {
+        Ok(Client::connect(&self.paths.api_sock, PATIENCE)?.instance()?.state)
+    }
+
+    /// Lets time pass, unless it is over or the VM has ended.
+    fn pause(&mut self, reason: &str) -> Result<(), Ended> {
+        let (pid, name) = (self.child.id(), self.folder.name());
+        match self.child.try_wait() {
+            Ok(Some(status)) => return Err(Ended::Itself(status)),
+            Ok(None) => {}
+            Err(error) => {
+                return Err(Ended::InVain(Failure::refused(format!(
+                    "cannot wait for process {pid}: {error}"
+                ))));
+            }
+        }
+        if Instant::now() >= self.deadline {
+            return Err(Ended::InVain(Failure::refused(format!(
+                "{name} (pid {pid}) has not started in time and still tries: {reason}; `tesseractl logs {name}` shows \
+                 its messages, `tesseractl kill {name}` ends it"
+            ))));
+        }
+        std::thread::sleep(PAUSE);
+        Ok(())
+    }
+
+    /// Passes on what a VM has said that has not started; its exit status.
+    fn report(self, status: ExitStatus) -> u8 {
+        use std::os::unix::process::ExitStatusExt;
+
+        let messages = self.folder.messages();
+        // As the program itself would have.
+        eprint!("{}", printable_lines(&messages));
+        if messages.trim().is_empty() {
+            crate::output::say(&format!("tessera ended without a message: {status}"));
+        }
+        self.folder.remove();
+        match (status.code(), status.signal()) {
+            // It has ended, if in order: `run` promises that it runs.
+            (Some(code), _) => u8::try_from(code).unwrap_or(1),
+            (None, signal) => 128_u8.saturating_add(u8::try_from(signal.unwrap_or(0)).unwrap_or(0)),
+        }
+    }
+}
+
+impl Folder {
+    /// The log's end, as much as a terminal shows.
+    fn messages(&self) -> String {
+        const LONGEST: usize = 16 << 10;
+
+        let text = std::fs::read(self.log()).unwrap_or_default();
+        let start = text.len().saturating_sub(LONGEST);
+        String::from_utf8_lossy(&text[start..]).into_owned()
+    }
+}
