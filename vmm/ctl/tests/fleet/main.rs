@@ -1,0 +1,7 @@
+//! Many VMs, each a process (examples/fake_vm.rs), in a registry of their own.
+#![allow(clippy::unwrap_used)]
+
+mod harness;
+mod lifecycle;
+mod registry;
+mod watch;
