@@ -13,7 +13,7 @@ LAB_DIRECTORY := $(or $(TESSERA_LAB),target/lab)
 
 # ---- set-up: checked before every goal that builds, written down once ----
 
-BUILDING := run shell lab test check bench lint setup programs nested-tests nested-benches artifacts image image-tests
+BUILDING := run shell lab test check bench lint setup programs docs-generated nested-tests nested-benches artifacts image image-tests
 SETUP_GOALS := $(filter $(BUILDING),$(MAKECMDGOALS))
 ifneq ($(SETUP_GOALS),)
 SETUP_GOALS += $(if $(IMAGE),image) $(if $(filter image-tests,$(MAKECMDGOALS)),image test)
@@ -35,7 +35,7 @@ endif
 $(LAB_DIRECTORY)/setup.mk: FORCE
 	@tests/lab/setup.sh $(SETUP_GOALS)
 
-.PHONY: FORCE help setup run shell lab test check bench lint clean programs nested-tests nested-benches artifacts image image-tests
+.PHONY: FORCE help setup run shell lab test check bench lint clean programs docs-generated nested-tests nested-benches artifacts image image-tests
 
 help:
 	@printf '%s\n' \
@@ -50,6 +50,7 @@ help:
 	  'make lab SCRIPT=file [FILES="a:/path b"] [ICOUNT=1] [NODE1=128M] [MEMORY=4G] [CPUS=2] [IMAGE=1] [APPEND="..."]' \
 	  '              run a script in the nested host; succeeds if the script does' \
 	  'make lint     formatting and lints, as continuous integration wants them' \
+	  'make docs-generated  manual pages and completions of shells, in $(LAB_DIRECTORY)/share' \
 	  'make setup    only install what the other goals need' \
 	  'make clean    remove what was built (downloads stay in the cache)'
 
@@ -71,6 +72,11 @@ programs: $(LAB_DIRECTORY)/setup.mk
 	@cargo build --release --target $(ARM64_TARGET) --package tessera-agent --bins
 	@mkdir -p $(LAB_DIRECTORY)/bin
 	@for name in tessera tesseractl tessera-agent guest-init; do $(call install-changed,$(RELEASE)/$$name,$(LAB_DIRECTORY)/bin/$$name); done
+
+# Out of the programs' command lines, in the layout of PREFIX/share.
+docs-generated: $(LAB_DIRECTORY)/setup.mk
+	@rm -rf $(LAB_DIRECTORY)/share
+	@cargo run --quiet --package tesseractl --example generate -- $(LAB_DIRECTORY)/share
 
 artifacts: programs
 	@$(LAB) fetch

@@ -73,6 +73,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("sys", &[]),
     ("spec", &["config"]),
     ("config", &[]),
+    ("cli", &["config", BROKER_SERVER]),
     ("doctor", &["backends", "hypervisor", "kvm", "memory", "sys"]),
     // Messages are written without waiting.
     ("error", &["sys"]),

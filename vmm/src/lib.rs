@@ -5,6 +5,7 @@
 
 pub mod api;
 pub mod backends;
+pub mod cli;
 pub mod config;
 pub(crate) mod console;
 pub mod doctor;

@@ -7,38 +7,15 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::thread;
 
-use clap::{Parser, Subcommand};
+use clap::Parser;
 use vmm::api;
-use vmm::config::{Deferred, FirecrackerArgs, RunArgs};
+use vmm::cli::{Arguments, Command};
+use vmm::config::{FirecrackerArgs, RunArgs};
 use vmm::doctor::{self, Outcome};
 use vmm::error::{chain, say, say_last};
 use vmm::exit_status::ExitStatus;
 use vmm::sys::fatal;
 use vmm::tag_storage::broker::{self, BrokerArgs};
-
-/// A small aarch64 VMM on KVM that boots Linux guests with Arm's Memory Tagging Extension
-#[derive(Parser)]
-#[command(name = "tessera", version, about)]
-struct Args {
-    #[command(subcommand)]
-    command: Command,
-}
-
-#[derive(Subcommand)]
-enum Command {
-    /// Boot a guest and run it until it ends
-    Run(Deferred<RunArgs>),
-    /// Own the tag storage of this host and share it among its VMs
-    Broker(Deferred<BrokerArgs>),
-    /// Run a VM as Firecracker's process would: its options, its API
-    Firecracker(Deferred<FirecrackerArgs>),
-    /// Say what this host can do for guests, and what to do about what it cannot
-    Doctor {
-        /// Answer in JSON
-        #[arg(long)]
-        json: bool,
-    },
-}
 
 /// The program under the name `firecracker`.
 #[derive(Parser)]
@@ -72,7 +49,7 @@ fn run_command() -> ExitStatus {
     if is_called("firecracker") {
         return parsed(FirecrackerProcess::try_parse(), |process| firecracker(&process.args));
     }
-    parsed(Args::try_parse(), |args| match args.command {
+    parsed(Arguments::try_parse(), |args| match args.command {
         Command::Run(args) => run(&args.0),
         Command::Broker(args) => serve(&args.0),
         Command::Firecracker(args) => firecracker(&args.0),
