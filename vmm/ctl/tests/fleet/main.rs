@@ -4,4 +4,5 @@
 mod harness;
 mod lifecycle;
 mod registry;
+mod terminal;
 mod watch;

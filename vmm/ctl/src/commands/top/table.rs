@@ -10,8 +10,12 @@ use super::View;
 use crate::fleet::Sight;
 use crate::report;
 
-/// Letters of a bar.
-const BAR: usize = 10;
+/// Letters of a bar: where there is room, and on a terminal of 80 columns.
+const BARS: (usize, usize) = (10, 4);
+/// From which width on there is room.
+const WIDE: usize = 100;
+/// A size and what separates it from its bar: "[####] 391.5 MiB".
+const SIZE: usize = 12;
 /// The longest name that is shown whole.
 const NAME: usize = 20;
 
@@ -19,27 +23,36 @@ const NAME: usize = 20;
 pub(super) fn lines(view: &View, before: Option<&View>, width: usize) -> Vec<String> {
     let names = view.sights.iter().map(|sight| sight.vm.record.name.chars().count());
     let name = names.max().unwrap_or(0).clamp("VM".len(), NAME);
+    let layout = Layout { name, bar: if width < WIDE { BARS.1 } else { BARS.0 } };
+    let cell = layout.bar + SIZE;
     let mut lines = vec![summary(&view.sights), String::new()];
     lines.push(format!(
-        "{:<name$}  {:<11}  {:>5}  {:<24}  {:<24}  {:<24}",
+        "{:<name$}  {:<11}  {:>5}  {:<cell$}  {:<cell$}  {:<cell$}",
         "VM", "STATE", "CPU %", "RESIDENT", "BALLOON", "TAG STORAGE"
     ));
     for sight in &view.sights {
         let earlier = before.and_then(|before| find(before, sight));
         let passed = before.map(|before| view.at.saturating_duration_since(before.at));
-        lines.push(line(sight, earlier.zip(passed), name));
+        lines.push(line(sight, earlier.zip(passed), layout));
     }
     if view.sights.is_empty() {
         lines.push("No VM runs: `tesseractl run --kernel FILE` starts one.".to_owned());
     }
     match &view.pool {
         None => {}
-        Some(Ok(report)) => lines.extend([String::new(), pool(report)]),
+        Some(Ok(report)) => lines.extend([String::new(), pool(report, layout.bar)]),
         Some(Err(failure)) => {
             lines.extend([String::new(), format!("Pool  {}", printable(&failure.message))]);
         }
     }
     lines.into_iter().map(|line| cut(&line, width)).collect()
+}
+
+/// How wide things are.
+#[derive(Clone, Copy)]
+struct Layout {
+    name: usize,
+    bar: usize,
 }
 
 fn summary(sights: &[Sight]) -> String {
@@ -67,20 +80,23 @@ fn find<'a>(view: &'a View, of: &Sight) -> Option<&'a Sight> {
     })
 }
 
-fn line(sight: &Sight, earlier: Option<(&Sight, Duration)>, width: usize) -> String {
-    let name = cut(&printable(&sight.vm.record.name), width);
+fn line(sight: &Sight, earlier: Option<(&Sight, Duration)>, layout: Layout) -> String {
+    let Layout { name: width, bar } = layout;
+    let (name, cell) = (cut(&printable(&sight.vm.record.name), width), bar + SIZE);
     let answer = sight.answer.as_ref().ok();
     let memory = answer.and_then(|it| it.memory_mib).map(|mib| mib.saturating_mul(1 << 20));
-    let resident = sight.usage.map(|usage| share(usage.resident.get(), memory));
+    let resident = sight.usage.map(|usage| share(usage.resident.get(), memory, bar));
     let balloon = answer
         .and_then(|it| it.balloon.as_ref())
-        .map(|balloon| share(balloon.actual_mib.saturating_mul(1 << 20), memory));
-    let tags = answer.and_then(|it| it.tags.as_ref()).and_then(tags);
+        .map(|balloon| share(balloon.actual_mib.saturating_mul(1 << 20), memory, bar));
+    let tags = answer.and_then(|it| it.tags.as_ref()).and_then(|it| tags(it, bar));
     let cpu = cpu(sight, earlier).map_or_else(|| "-".to_owned(), |share| format!("{share:.0}"));
     let state = sight.state();
     let [resident, balloon, tags] =
         [resident, balloon, tags].map(|cell| cell.unwrap_or_else(|| "-".to_owned()));
-    format!("{name:<width$}  {state:<11}  {cpu:>5}  {resident:<24}  {balloon:<24}  {tags:<24}")
+    format!(
+        "{name:<width$}  {state:<11}  {cpu:>5}  {resident:<cell$}  {balloon:<cell$}  {tags:<cell$}"
+    )
 }
 
 /// The share of one CPU that its threads have had since the earlier look, or since its start.
@@ -94,37 +110,37 @@ fn cpu(sight: &Sight, earlier: Option<(&Sight, Duration)>) -> Option<f64> {
 }
 
 /// What is reserved, of what may be; and whether the guest waits for more.
-fn tags(tags: &TagStorage) -> Option<String> {
+fn tags(tags: &TagStorage, bar: usize) -> Option<String> {
     tags.supply.as_ref()?;
     let most = tags.max_bytes.unwrap_or(tags.capacity_bytes);
     let waits = if tags.exhausted { " waits" } else { "" };
-    Some(share(tags.reserved_bytes, Some(most)) + waits)
+    Some(share(tags.reserved_bytes, Some(most), bar) + waits)
 }
 
 /// "[##--------] 12.5 MiB".
-fn share(part: u64, whole: Option<u64>) -> String {
+fn share(part: u64, whole: Option<u64>, width: usize) -> String {
     let size = report::size(part);
     match whole {
-        Some(whole) if whole > 0 => format!("{} {size}", bar(part, whole)),
+        Some(whole) if whole > 0 => format!("{} {size}", bar(part, whole, width)),
         _ => size,
     }
 }
 
-fn bar(part: u64, whole: u64) -> String {
+fn bar(part: u64, whole: u64, width: usize) -> String {
     // The whole is not zero, and the part no larger.
-    let filled = u128::from(part.min(whole)) * BAR as u128 / u128::from(whole.max(1));
-    let filled = usize::try_from(filled).unwrap_or(BAR).max(usize::from(part > 0));
-    format!("[{}{}]", "#".repeat(filled), "-".repeat(BAR.saturating_sub(filled)))
+    let filled = u128::from(part.min(whole)) * width as u128 / u128::from(whole.max(1));
+    let filled = usize::try_from(filled).unwrap_or(width).max(usize::from(part > 0));
+    format!("[{}{}]", "#".repeat(filled), "-".repeat(width.saturating_sub(filled)))
 }
 
-fn pool(report: &BrokerReport) -> String {
+fn pool(report: &BrokerReport, bar: usize) -> String {
     let pool = &report.pool;
     let block = pool.block_bytes;
     let bytes = |count: u64| count.saturating_mul(block);
     let reserved = bytes(pool.blocks.reserved);
     format!(
         "Pool  {} of {} reserved ({}), {} lent, {} leases",
-        share(reserved, Some(pool.capacity_bytes)),
+        share(reserved, Some(pool.capacity_bytes), bar),
         report::size(pool.capacity_bytes),
         printable(&pool.supply),
         report::size(bytes(pool.blocks.lent)),

@@ -56,7 +56,7 @@ fn a_vm_is_a_line_with_bars() {
     let lines = lines(&view(sights), None, 200);
 
     assert_eq!(lines[0], "2 VMs, 1 without an answer, 256 MiB of 512 MiB guest memory resident");
-    let line = "[##--------] 128 MiB      [#---------] 32 MiB       [#####-----] 1 MiB waits";
+    let line = "[##--------] 128 MiB    [#---------] 32 MiB     [#####-----] 1 MiB waits";
     assert!(lines[3].starts_with("vm1    Running") && lines[3].ends_with(line), "{lines:?}");
     assert!(lines[4].starts_with("b\u{fffd}[2J  no answer"), "{lines:?}");
     assert!(lines[4].contains("  128 MiB  "), "the host knows what it takes: {lines:?}");
@@ -77,6 +77,8 @@ fn the_share_of_the_cpu_is_that_since_the_last_look() {
 #[test]
 fn lines_are_cut_at_the_width_and_no_vm_is_said() {
     let sights = vec![sight(&"x".repeat(64), Ok(answer()))];
+    let short = lines(&view(vec![sight("vm10", Ok(answer()))]), None, 80);
+    assert!(short[3].ends_with("[#---] 32 MiB     [##--] 1 MiB waits"), "{short:?}");
     for width in [0, 1, 30, 100] {
         let lines = lines(&view(sights.clone()), None, width);
         assert!(lines.iter().all(|line| line.chars().count() <= width.max(1)), "{lines:?}");
@@ -90,10 +92,10 @@ fn lines_are_cut_at_the_width_and_no_vm_is_said() {
 #[test]
 fn bars_of_any_numbers_have_one_width() {
     for (part, whole) in [(0, 0), (0, 1), (1, 1), (1, u64::MAX), (u64::MAX, 1), (3, 4)] {
-        assert_eq!(bar(part, whole).len(), BAR + 2);
+        assert_eq!(bar(part, whole, 10).len(), 12);
     }
     assert_eq!(
-        (bar(1, 1 << 40), bar(0, 9)),
+        (bar(1, 1 << 40, 10), bar(0, 9, 10)),
         ("[#---------]".to_owned(), "[----------]".to_owned())
     );
 }
