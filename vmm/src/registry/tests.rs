@@ -292,6 +292,25 @@ fn without_a_registry_a_vm_may_run() {
 }
 
 #[test]
+fn an_entry_that_cannot_be_written_stops_no_vm_and_leaves_nothing() {
+    let place = Place::new();
+    let directory = place.directory();
+    let mut entry = place.publish(Some("vm1")).unwrap();
+    // As on a full file system, no file can be made in a directory that has gone.
+    fs::remove_dir_all(directory.path()).unwrap();
+    let error = Entry::publish_in(directory, &Publication::default()).unwrap_err();
+    assert!(matches!(error, Error::System { .. }) && !error.forbids_start(), "{error}");
+    assert!(entry.update(&Publication::default()).is_err());
+
+    // An entry that cannot take its name leaves none of another.
+    fs::create_dir_all(place.file("vm2.json")).unwrap();
+    fs::write(place.file("vm2.json/file"), "").unwrap();
+    let error = place.publish(Some("vm2")).unwrap_err();
+    assert!(matches!(error, Error::System { .. }) && !error.forbids_start(), "{error}");
+    assert_eq!(place.all(), ["vm2.json"]);
+}
+
+#[test]
 fn the_place_is_the_users() {
     let place = |variables: &[(&str, &str)], is_root| {
         let variables: BTreeMap<&str, &str> = variables.iter().copied().collect();
