@@ -6,6 +6,7 @@
 //! - `dies`: it kills itself before there is a socket
 //! - `mute`: it accepts connections and answers none
 //! - `loads`: its guest never starts
+//! - `memory`: it has a balloon and tag storage
 #![allow(clippy::unwrap_used)]
 
 use std::io::{BufRead, BufReader, Read, Write};
@@ -35,6 +36,7 @@ struct Vm {
     served: Condvar,
     entry: Mutex<Option<Entry>>,
     is_mute: bool,
+    has_memory: bool,
 }
 
 fn main() {
@@ -71,6 +73,7 @@ fn main() {
         served: Condvar::new(),
         entry: Mutex::new(Some(entry)),
         is_mute: has("mute"),
+        has_memory: has("memory"),
     });
     if runs {
         vm.tell(json!({ "event": "started" }));
@@ -126,6 +129,16 @@ impl Vm {
                 "GET /vm/config" => done(json!({})),
                 "GET /metrics" => done(json!({ "vcpu": { "exits_total": 7 } })),
                 "GET /events" => return self.events(stream),
+                "GET /balloon" if self.has_memory => done(json!({
+                    "amount_mib": 128, "actual_mib": 96, "deflate_on_oom": true,
+                    "stats_polling_interval_s": 0, "free_page_hinting": false,
+                    "free_page_reporting": true, "driver": "active", "reporting": { "state": "on" },
+                })),
+                "GET /tag-storage" if self.has_memory => done(json!({
+                    "mode": "demand", "supply": "ledger", "capacity_bytes": 32 << 20,
+                    "reserved_bytes": 10 << 20, "min_bytes": 0, "chunks": { "total": 256, "waiting": 0 },
+                    "exhausted": false, "expired": false, "counters": {},
+                })),
                 "PATCH /vm" if body.contains("Paused") => {
                     *self.state.lock().unwrap() = "Paused";
                     self.tell(json!({ "event": "paused", "reason": "request" }));

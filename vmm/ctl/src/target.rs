@@ -152,10 +152,10 @@ impl Target {
 /// # Errors
 /// When the registry cannot be read.
 pub fn listing() -> Result<Listing, Failure> {
-    match Directory::open()? {
-        Some(directory) => Ok(directory.list()?),
-        None => Ok(Listing::default()),
-    }
+    let Some(directory) = Directory::open()? else { return Ok(Listing::default()) };
+    let mut listing = directory.list()?;
+    listing.vms.sort_by(|a, b| order(&a.record.name).cmp(&order(&b.record.name)));
+    Ok(listing)
 }
 
 /// As [`listing`]; what is skipped is said.
@@ -171,6 +171,14 @@ pub fn live_vms() -> Result<Vec<Vm>, Failure> {
     Ok(listing.vms)
 }
 
+/// What names are sorted by: vm2 comes before vm10.
+fn order(name: &str) -> (&str, usize, &str) {
+    let word = name.trim_end_matches(|letter: char| letter.is_ascii_digit());
+    let number = &name[word.len()..];
+    let number = number.trim_start_matches('0');
+    (word, number.len(), number)
+}
+
 /// The VM of this name; the number of its process is a name, too, of one without an id.
 fn named<'a>(listing: &'a Listing, name: &str) -> Option<&'a Vm> {
     let by = |name: &str| listing.vms.iter().find(|vm| vm.record.name == name);
@@ -179,4 +187,18 @@ fn named<'a>(listing: &'a Listing, name: &str) -> Option<&'a Vm> {
 
 fn is_socket(path: &Path) -> bool {
     std::fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_in_names_count() {
+        let mut names = ["vm10", "vm2", "web", "vm", "vm007", "pid.9", "pid.10"];
+
+        names.sort_by_key(|name| order(name));
+
+        assert_eq!(names, ["pid.9", "pid.10", "vm", "vm2", "vm007", "vm10", "web"]);
+    }
 }

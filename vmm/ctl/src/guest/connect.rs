@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use agent::protocol::frame::{self, Kind};
 use agent::protocol::limits::PORT;
 use agent::protocol::message::{Accepted, Hello, Operation};
+use vmm::api::model::State;
 
 use super::Error;
 use crate::client::{DEFAULT_TIMEOUT, open};
@@ -52,8 +53,10 @@ impl Vsock {
             return Ok(vsock.clone());
         }
         let mut client = target.client()?;
-        if client.instance()?.state == vmm::api::model::State::Paused {
-            return Err(Error::Paused.into());
+        match client.instance()?.state {
+            State::Paused => return Err(Error::Paused.into()),
+            State::NotStarted => return Err(Error::NotStarted.into()),
+            State::Running => {}
         }
         if let Some(vsock) = listed {
             return Ok(vsock);

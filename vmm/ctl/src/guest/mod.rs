@@ -35,6 +35,9 @@ pub enum Error {
         "this VM has no vsock device, over which the guest's agent is reached: start it with --vsock"
     )]
     NoVsock,
+    /// It waits to be configured.
+    #[error("the VM waits to be configured and started: PUT /actions with InstanceStart starts it")]
+    NotStarted,
     /// The vCPUs are held.
     #[error("the VM is paused: `tesseractl resume VM` lets its guest answer")]
     Paused,
@@ -114,7 +117,7 @@ impl Error {
     pub fn is_unreachable(&self) -> bool {
         matches!(
             self,
-            Self::NoVsock
+            Self::NotStarted
                 | Self::Paused
                 | Self::Unreachable { .. }
                 | Self::NotListening { .. }

@@ -177,6 +177,30 @@ fn the_agent_is_waited_for() {
 }
 
 #[test]
+fn an_agent_that_cannot_come_is_not_waited_for() {
+    let place = Place::new();
+    let api = place.path("api");
+    let mut child = place.start_directly(&[
+        "--id",
+        "web",
+        "--kernel",
+        "Image",
+        "--api-sock",
+        api.to_str().unwrap(),
+    ]);
+    until("its entry", || place.names().contains(&"web".to_owned()).then_some(()));
+    place.tesseractl(&["wait", "web", "--for", "started"]);
+
+    // The patience of a test would be over long before this.
+    let output = place.tesseractl(&["wait", "web", "--for", "agent", "--timeout", "100000"]);
+
+    let (code, message) = failed(&output);
+    assert!(code == 1 && message.contains("--vsock"), "{message}");
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+#[test]
 fn each_condition_is_waited_for() {
     let place = Place::new();
     // There is no such VM yet.

@@ -123,15 +123,18 @@ fn figures_of_all_vms_are_one_text() {
 #[test]
 fn top_is_a_text_where_there_is_no_terminal() {
     let place = Place::new();
-    place.run(&["--kernel", "Image", "--id", "web"]);
+    place.run(&["--kernel", "Image", "--id", "web", "--cmdline", "memory"]);
 
     let text = place.tesseractl(&["top", "--broker", "/nonexistent/broker"]);
     let document = json(&place.tesseractl(&["top", "--json"]));
 
     let text = said(&text);
     assert!(text.contains("web  Running") && !text.contains('\u{1b}'), "{text}");
+    assert!(text.contains("[#---------] 96 MiB"), "{text}");
+    assert!(text.contains("[###-------] 10 MiB"), "{text}");
     assert!(text.contains("Pool  ") && text.contains("tessera broker"), "{text}");
     assert_eq!(document["vms"][0]["name"], "web");
+    assert_eq!(document["vms"][0]["balloon"]["actual_mib"], 96);
     assert_eq!(document["pool"], json!(null));
 }
 
