@@ -24,6 +24,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             BROKER_CLIENT,
             PLACEMENT,
             POOL,
+            "registry",
             RESERVATION,
             "spec",
             "sys",

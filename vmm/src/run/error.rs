@@ -9,6 +9,7 @@ use crate::config;
 use crate::console;
 use crate::exit_status::ExitStatus;
 use crate::machine;
+use crate::registry;
 use crate::spec;
 use crate::sys::unix_socket;
 use crate::vcpu;
@@ -36,6 +37,9 @@ pub enum Error {
     /// The control socket cannot be had.
     #[error(transparent)]
     Control(#[from] unix_socket::Error),
+    /// A VM of this id runs.
+    #[error(transparent)]
+    Registry(#[from] registry::Error),
     /// The terminal cannot be put into raw mode.
     #[error("cannot put the terminal into raw mode: give --serial file:PATH or --serial none")]
     Terminal(#[source] io::Error),
@@ -71,6 +75,7 @@ impl Error {
             Self::Machine(error) => error.status(),
             Self::Console(error) => error.status(),
             Self::Control(error) => error.status(),
+            Self::Registry(_) => ExitStatus::CannotCreate,
             Self::Terminal(_) => ExitStatus::Io,
             Self::Output { source, .. } => ExitStatus::for_output(source.kind()),
             Self::Events(_) | Self::Loop(_) | Self::Vcpus(_) => ExitStatus::Unavailable,

@@ -3,6 +3,8 @@
 mod broker_events;
 mod controller;
 mod draft_controller;
+#[cfg(target_arch = "aarch64")]
+mod entry;
 mod error;
 mod event_loop;
 mod exit_reason;
@@ -24,6 +26,7 @@ use std::path::Path;
 
 use crate::config::{CommandLineOnly, Config, RunArgs};
 use crate::hypervisor::Hypervisor;
+use crate::registry::Entry;
 use crate::spec::{Draft, Spec};
 
 /// Runs a guest to its end.
@@ -43,7 +46,8 @@ pub fn run(args: &RunArgs) -> Result<ExitReason, Error> {
     #[cfg(target_arch = "aarch64")]
     {
         let host = crate::kvm::Host::open().map_err(crate::machine::Error::from)?;
-        run_on(&host, request)
+        let entry = entry::publish(&request, flags)?;
+        run_listed(&host, request, entry)
     }
     #[cfg(not(target_arch = "aarch64"))]
     {
@@ -82,9 +86,18 @@ pub struct Waiting<'a> {
 /// # Errors
 /// As [`run`].
 pub fn run_on(hypervisor: &dyn Hypervisor, request: Request<'_>) -> Result<ExitReason, Error> {
+    run_listed(hypervisor, request, None)
+}
+
+/// As [`run_on`], with an entry in the registry.
+fn run_listed(
+    hypervisor: &dyn Hypervisor,
+    request: Request<'_>,
+    entry: Option<Entry>,
+) -> Result<ExitReason, Error> {
     match request {
-        Request::Start { spec, api_sock } => start::start(hypervisor, &spec, api_sock),
-        Request::Wait(waiting) => start::start_on_request(hypervisor, *waiting),
+        Request::Start { spec, api_sock } => start::start(hypervisor, &spec, api_sock, entry),
+        Request::Wait(waiting) => start::start_on_request(hypervisor, *waiting, entry),
     }
 }
 

@@ -17,6 +17,7 @@ use crate::error::chain;
 use crate::events::{Event, EventLog};
 use crate::hypervisor::Hypervisor;
 use crate::memory::tag_checks;
+use crate::registry::Entry;
 use crate::spec::Spec;
 use crate::vcpu::VcpuExit;
 
@@ -25,9 +26,10 @@ pub(super) fn start(
     hypervisor: &dyn Hypervisor,
     spec: &Spec,
     api_sock: Option<&Path>,
+    entry: Option<Entry>,
 ) -> Result<ExitReason, Error> {
     tag_checks::disable();
-    let mut vm = Process::new(hypervisor, api_sock)?;
+    let mut vm = Process::new(hypervisor, api_sock, entry)?;
     let (launched, controller) = vm.launcher.make(spec)?;
     let server = api_sock.map(|path| vm.serve(path, Phase::Started(controller))).transpose()?;
     vm.launcher.start(launched)?;
@@ -38,10 +40,11 @@ pub(super) fn start(
 pub(super) fn start_on_request(
     hypervisor: &dyn Hypervisor,
     waiting: Waiting<'_>,
+    entry: Option<Entry>,
 ) -> Result<ExitReason, Error> {
     let Waiting { config, draft, flags, api_sock } = waiting;
     tag_checks::disable();
-    let mut vm = Process::new(hypervisor, Some(api_sock))?;
+    let mut vm = Process::new(hypervisor, Some(api_sock), entry)?;
     vm.launcher.catch_signals()?;
     let (launcher, shutdown) = (vm.launcher.clone(), vm.shutdown.clone());
     let controller = DraftController::new(config, draft, flags, launcher, shutdown);
@@ -57,11 +60,16 @@ struct Process<'h> {
     launcher: Launcher<'h>,
     shutdown: ShutdownRequest,
     log: EventLog,
+    entry: Option<Entry>,
 }
 
 impl<'h> Process<'h> {
     /// A process whose events clients may follow if there is a control socket.
-    fn new(hypervisor: &'h dyn Hypervisor, api_sock: Option<&Path>) -> Result<Self, Error> {
+    fn new(
+        hypervisor: &'h dyn Hypervisor,
+        api_sock: Option<&Path>,
+        entry: Option<Entry>,
+    ) -> Result<Self, Error> {
         let log = match api_sock {
             Some(_) => EventLog::new().map_err(Error::Events)?,
             None => EventLog::default(),
@@ -70,7 +78,7 @@ impl<'h> Process<'h> {
         let events = Loop::new()?;
         let launcher =
             Launcher::new(hypervisor, shutdown.clone(), log.clone(), events.subscribers());
-        Ok(Self { events, launcher, shutdown, log })
+        Ok(Self { events, launcher, shutdown, log, entry })
     }
 
     fn serve(&mut self, path: &Path, phase: Phase<'h>) -> Result<SharedServer<'h>, Error> {
@@ -82,12 +90,14 @@ impl<'h> Process<'h> {
     }
 
     fn run(self, server: Option<SharedServer<'h>>) -> Result<ExitReason, Error> {
-        let Self { mut events, launcher, shutdown, log } = self;
+        let Self { mut events, launcher, shutdown, log, entry } = self;
         let reason = events.run_until(&shutdown);
         // A client that sees its connection end may rely on the guest's memory being free, and a user who
         // sees the prompt on the terminal being as before.
         drop(events);
         launcher.end();
+        // The id is free for the next VM before a client sees that this one has gone.
+        drop(entry);
         if let Some(server) = server {
             if let Ok(ExitReason::Guest(VcpuExit::GuestPanic)) = reason {
                 log.publish(&Event::GuestPanic);

@@ -14,7 +14,7 @@ use crate::vcpu::fake::{Event, Step};
 
 fn run(hypervisor: &FakeHypervisor, api_sock: Option<&Path>) -> Result<ExitReason, Error> {
     let kernel = kernel();
-    start(hypervisor, &spec(config(kernel.path(), 1)), api_sock)
+    start(hypervisor, &spec(config(kernel.path(), 1)), api_sock, None)
 }
 
 fn runs_to(exit: Exit) -> ExitReason {
@@ -106,7 +106,7 @@ fn waiting<T: Send>(
             client(UnixStream::connect(&path).unwrap(), &path)
         });
         let reason =
-            start_on_request(hypervisor, Waiting { config, draft, flags, api_sock: &path });
+            start_on_request(hypervisor, Waiting { config, draft, flags, api_sock: &path }, None);
         (reason, client.join().unwrap())
     });
     assert!(!path.exists());

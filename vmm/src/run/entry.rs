@@ -1,0 +1,36 @@
+//! The VM's entry in the registry of its user.
+
+use super::{Error, Request};
+use crate::config::{CommandLineOnly, Config};
+use crate::error::{chain, say};
+use crate::registry::{Entry, Publication};
+
+/// Lists the VM among those of its user. What a client configures later is asked of the control socket.
+///
+/// # Errors
+/// When a VM of this id runs. Where there is no registry, the VM runs without an entry.
+pub(super) fn publish(
+    request: &Request<'_>,
+    flags: CommandLineOnly<'_>,
+) -> Result<Option<Entry>, Error> {
+    let config = match request {
+        Request::Start { spec, .. } => spec.to_config(),
+        Request::Wait(_) => Config::default(),
+    };
+    let vsock = config.vsock.map(|vsock| vsock.uds_path);
+    let serial = config.serial.and_then(|serial| serial.target);
+    let vm = Publication {
+        id: flags.id,
+        api_sock: flags.api_sock,
+        vsock: vsock.as_deref(),
+        serial: serial.as_deref(),
+    };
+    match Entry::publish(&vm) {
+        Ok(entry) => Ok(Some(entry)),
+        Err(error) if error.forbids_start() => Err(error.into()),
+        Err(error) => {
+            say(&format!("`tesseractl list` does not show this VM: {}", chain(&error)));
+            Ok(None)
+        }
+    }
+}
