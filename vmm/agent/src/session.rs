@@ -16,8 +16,9 @@ use crate::connection::Connection;
 use crate::exec::{self, Relay};
 use crate::{chain, clock, copy};
 
-/// How long a client may take to say what it wants.
-const HELLO: Duration = Duration::from_secs(10);
+/// How long a client may take to say what it wants: on a busy host, with many others that begin at once, far longer
+/// than it takes alone.
+const HELLO: Duration = Duration::from_secs(60);
 
 /// The agent's name and version.
 pub(crate) const AGENT: &str = concat!("tessera-agent ", env!("CARGO_PKG_VERSION"));

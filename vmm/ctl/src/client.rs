@@ -30,6 +30,9 @@ pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
 /// The longest body accepted: the metrics of a VM with 512 vCPUs fit many times over.
 const MAX_BODY: usize = 4 << 20;
 
+/// Before a client connects anew: many clients at once come through in turns.
+const RECONNECT_PAUSE: Duration = Duration::from_millis(20);
+
 /// The longest head accepted; the server sends about a hundred bytes.
 const MAX_HEAD: usize = 64 << 10;
 
@@ -64,7 +67,10 @@ pub enum Error {
     /// The VM did not go away in time.
     #[error("the VM still runs after {0:?}")]
     StillRunning(Duration),
-    /// The connection ended before the answer.
+    /// The connection ended before any of the answer.
+    #[error("the VMM closed the connection and did not answer; it may have ended just now")]
+    Unanswered,
+    /// The connection ended within the answer.
     #[error("the VMM closed the connection before it answered; it may have ended just now")]
     Closed,
     /// The connection broke.
@@ -279,8 +285,13 @@ impl Client {
         }
         request.push_str("\r\n");
         request.push_str(&body);
-        self.write(request.as_bytes(), &deadline)?;
-        let answer = self.read_answer(&deadline)?;
+        let answer = loop {
+            self.write(request.as_bytes(), &deadline)?;
+            match self.read_answer(&deadline) {
+                Err(Error::Unanswered) => self.reconnect(&deadline)?,
+                answer => break answer?,
+            }
+        };
         match answer.status < 400 {
             true => Ok(answer),
             false => Err(refused(answer)),
@@ -349,6 +360,14 @@ impl Client {
         }
     }
 
+    /// Connects anew where the server has closed a connection without a word of an answer: it gives the place of a
+    /// silent client to the next one, and answers each request that it takes.
+    fn reconnect(&mut self, deadline: &Deadline) -> Result<(), Error> {
+        std::thread::sleep(RECONNECT_PAUSE.min(deadline.left()?));
+        self.stream = open(&self.path, deadline.left()?).map_err(|_| Error::Closed)?;
+        Ok(())
+    }
+
     fn read_answer(&mut self, deadline: &Deadline) -> Result<Answer, Error> {
         let (head, body) = self.read_head(deadline)?;
         self.read_body(&head, body, deadline)
@@ -369,7 +388,8 @@ impl Client {
                 None => {
                     let chunk = self.read(deadline)?;
                     if chunk.is_empty() {
-                        return Err(Error::Closed);
+                        let unanswered = bytes.is_empty();
+                        return Err(if unanswered { Error::Unanswered } else { Error::Closed });
                     }
                     bytes.extend_from_slice(&chunk);
                 }

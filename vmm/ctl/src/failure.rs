@@ -51,6 +51,7 @@ impl From<client::Error> for Failure {
             Error::Refused { .. } | Error::StillRunning(_) | Error::Body(_) => EXIT_REFUSED,
             Error::Unreachable { .. }
             | Error::TimedOut(_)
+            | Error::Unanswered
             | Error::Closed
             | Error::Transport(_)
             | Error::Malformed(_) => EXIT_UNREACHABLE,

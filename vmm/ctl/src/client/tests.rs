@@ -51,6 +51,27 @@ fn request_is_framed_by_its_length() {
 }
 
 #[test]
+fn a_request_whose_connection_goes_to_another_client_is_sent_again() {
+    let directory = tempdir().unwrap();
+    let path = directory.path().join("api");
+    let listener = UnixListener::bind(&path).unwrap();
+    let server = thread::spawn(move || {
+        // Two lose their place, before and after they have asked.
+        drop(listener.accept().unwrap());
+        let (mut second, _) = listener.accept().unwrap();
+        assert!(second.read(&mut [0; 4096]).unwrap() > 0);
+        drop(second);
+        let (mut third, _) = listener.accept().unwrap();
+        assert!(third.read(&mut [0; 4096]).unwrap() > 0);
+        third.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").unwrap();
+    });
+
+    Client::connect(&path, DEFAULT_TIMEOUT).unwrap().pause().unwrap();
+
+    server.join().unwrap();
+}
+
+#[test]
 fn interim_answers_are_passed_over() {
     let answer = answered(
         "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\n{\"a\":1}",

@@ -177,7 +177,7 @@ fn an_answer_that_never_ends_is_not_waited_for() {
     });
 
     let output = std::process::Command::new(env!("CARGO_BIN_EXE_tesseractl"))
-        .args(["exec", "--vsock", path.to_str().unwrap(), "true"])
+        .args(["exec", &format!("vsock:{}", path.display()), "--", "true"])
         .output()
         .unwrap();
 
@@ -194,7 +194,7 @@ fn signals_end_the_client_of_an_agent_that_does_not_read() {
     let path = folder.path().join("vsock");
     let listener = UnixListener::bind(&path).unwrap();
     let mut client = std::process::Command::new(env!("CARGO_BIN_EXE_tesseractl"))
-        .args(["exec", "--vsock", path.to_str().unwrap(), "cat"])
+        .args(["exec", &format!("vsock:{}", path.display()), "--", "cat"])
         .stdin(std::fs::File::open("/dev/zero").unwrap())
         .spawn()
         .unwrap();
