@@ -21,6 +21,7 @@ use crate::image::{self, Choice};
 use crate::interrupt::{Interrupt, Interrupted};
 use crate::keeper;
 use crate::places::{self, Places};
+use crate::programs;
 use crate::progress::{Progress, tell};
 use crate::session::{
     self, Lab, Payload, check_program, command_line, one_line, placed, with_variables,
@@ -48,6 +49,9 @@ pub(crate) enum Error {
     /// The image cannot be made.
     #[error(transparent)]
     Image(#[from] image::Error),
+    /// Programs of Debian's cannot be had.
+    #[error(transparent)]
+    Programs(#[from] programs::Error),
     /// The lab's folders.
     #[error(transparent)]
     Places(#[from] places::Error),
@@ -113,6 +117,8 @@ enum Task {
     Fetch(FetchOptions),
     /// Make the Debian image with its kernel and initramfs; done once
     Image(ImageOptions),
+    /// Get programs of Debian's with the libraries they need into target/lab/programs/NAME; done once
+    Programs(ProgramsOptions),
     /// Run a shell script in the nested host; its exit status is the exit status
     Run {
         /// The script; it finds busybox, tessera, tesseractl, /artifacts/{Image,modules,initrd.cpio} and the files given
@@ -196,6 +202,18 @@ struct ImageOptions {
     /// The size of the disk
     #[arg(long, value_name = "SIZE", default_value_t = image::SIZE)]
     size: Mib,
+}
+
+#[derive(Debug, Args)]
+struct ProgramsOptions {
+    /// The folder's name
+    name: String,
+    /// A program, by its name
+    #[arg(required = true)]
+    programs: Vec<String>,
+    /// A package that has one of them; may be repeated
+    #[arg(long = "package", value_name = "NAME", required = true)]
+    packages: Vec<String>,
 }
 
 #[derive(Debug, Args)]
@@ -321,6 +339,11 @@ pub(crate) fn run() -> Result<u8, Error> {
     match cli.command {
         Task::Fetch(options) => fetch(&lab, &options, &programs),
         Task::Image(options) => make_image(&lab, options, &programs),
+        Task::Programs(ProgramsOptions { name, packages, programs }) => {
+            let folder = programs::ensure(&lab, &name, &packages, &programs)?;
+            lab.progress.say(&format!("ready: {}", folder.display()));
+            Ok(0)
+        }
         Task::Run { script, options } => {
             let text = fs::read_to_string(&script)
                 .map_err(|source| session::Error::Payload { path: script, source })?;

@@ -150,6 +150,8 @@ pub(crate) struct Selection {
     pub(crate) mirror: String,
     /// How many they are.
     pub(crate) count: u64,
+    /// Their files.
+    pub(crate) files: Vec<PathBuf>,
 }
 
 /// One suite of a Debian archive.
@@ -299,11 +301,14 @@ impl<'a> Archive<'a> {
             return Err(Error::Choice { suite: self.suite.clone(), said });
         }
         let plan = String::from_utf8_lossy(&plan.stdout).into_owned();
-        let count = plan.lines().filter(|line| line.starts_with("Inst ")).count();
+        let names: Vec<String> = plan.lines().filter_map(planned).collect();
+        let count = names.len();
         words.push("--download-only");
         self.fetch(&format!("{count} packages of {}", self.suite), Path::new("/"), words)?;
+        let archives = self.root.join("cache/archives");
         Ok(Selection {
-            archives: self.root.join("cache/archives"),
+            files: names.iter().map(|name| archives.join(name)).collect(),
+            archives,
             lists: self.root.join("state/lists"),
             mirror: self.mirror.clone(),
             count: count as u64,
@@ -430,6 +435,19 @@ pub(crate) fn file_name(package: &Package) -> String {
     format!("{}_{version}_{}.deb", package.name, package.architecture)
 }
 
+/// The name of the file that a line of apt's plan stands for: `Inst NAME (VERSION SUITE ... [ARCHITECTURE])`.
+fn planned(line: &str) -> Option<String> {
+    let (name, rest) = line.strip_prefix("Inst ")?.split_once(' ')?;
+    let (_, rest) = rest.split_once('(')?;
+    let (version, rest) = rest.split_once(' ')?;
+    let (_, architecture) = rest.split_once('[')?;
+    let (architecture, _) = architecture.split_once(']')?;
+    // apt names packages of another architecture than this machine's with it.
+    let (name, _) = name.split_once(':').unwrap_or((name, ""));
+    let version = version.replace(':', "%3a");
+    Some(format!("{name}_{version}_{architecture}.deb"))
+}
+
 /// The progress in a line of apt's status descriptor, in thousandths of a percent.
 fn status(line: &str) -> Option<u64> {
     let percent = line.strip_prefix("dlstatus:")?.split(':').nth(1)?;
@@ -512,6 +530,17 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
+
+    #[test]
+    fn a_plan_names_the_files_of_its_packages() {
+        let line =
+            "Inst zlib1g:arm64 (1:1.3+b1 Debian:13.2/stable, Debian-Security:13/stable [arm64]) []";
+
+        assert_eq!(planned(line).as_deref(), Some("zlib1g_1%3a1.3+b1_arm64.deb"));
+        let line = "Inst mime-support (3.66 Debian:13.2/stable [all])";
+        assert_eq!(planned(line).as_deref(), Some("mime-support_3.66_all.deb"));
+        assert_eq!(planned("Conf zlib1g (1:1.3 Debian:13.2/stable [arm64])"), None);
+    }
 
     #[test]
     fn progress_lines_are_read_and_others_left() {

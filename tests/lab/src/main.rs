@@ -18,6 +18,7 @@ mod interrupt;
 mod keeper;
 mod modules;
 mod places;
+mod programs;
 mod progress;
 mod session;
 mod size;

@@ -169,7 +169,7 @@ fn depends(module: &[u8]) -> Option<Vec<String>> {
 }
 
 /// The section `name` of a little-endian ELF64 file (ELF specification, "Sections").
-fn section<'a>(elf: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
+pub(crate) fn section<'a>(elf: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
     if elf.get(..6)? != b"\x7fELF\x02\x01" {
         return None;
     }

@@ -102,6 +102,11 @@ impl Places {
         self.products.join("image")
     }
 
+    /// Programs of Debian's, by the name that they were given together.
+    pub(crate) fn programs_of(&self, name: &str) -> PathBuf {
+        self.products.join("programs").join(name)
+    }
+
     /// What the nested host and its guests run on.
     pub(crate) fn artifacts(&self) -> PathBuf {
         self.products.join("artifacts")
