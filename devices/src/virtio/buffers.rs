@@ -26,27 +26,41 @@ impl Chain {
     /// # Errors
     /// [`Broken::Chain`] when the chain does not end as the specification wants it to, and
     /// [`Broken::Form`] when a buffer to read comes after one to write.
-    pub fn streams(&self) -> Result<(Stream, Stream), Broken> {
-        let buffers = self.buffers()?;
+    pub fn into_streams(self) -> Result<(Stream, Stream), Broken> {
+        let mut buffers = self.into_buffers()?;
         let readable = buffers.iter().take_while(|buffer| !buffer.writable).count();
-        let (read, written) = buffers.split_at(readable);
-        if written.iter().any(|buffer| !buffer.writable) {
+        if buffers.iter().skip(readable).any(|buffer| !buffer.writable) {
             return Err(Broken::Form("a buffer to read comes after one to write (2.7.4.2)"));
         }
-        Ok((Stream::new(read), Stream::new(written)))
+        // Most chains of a network are of one kind: none is to be copied.
+        let written =
+            if readable == 0 { std::mem::take(&mut buffers) } else { buffers.split_off(readable) };
+        Ok((buffers.into(), written.into()))
+    }
+}
+
+impl From<Vec<Buffer>> for Stream {
+    /// The bytes of these buffers, in order. There are fewer than 65536 of them.
+    fn from(buffers: Vec<Buffer>) -> Self {
+        let length = buffers.iter().map(|buffer| u64::from(buffer.length)).sum();
+        Self { buffers, length }
     }
 }
 
 impl Stream {
     /// The bytes of these buffers, in order. There are fewer than 65536 of them.
     pub fn new(buffers: &[Buffer]) -> Self {
-        let length = buffers.iter().map(|buffer| u64::from(buffer.length)).sum();
-        Self { buffers: buffers.to_vec(), length }
+        buffers.to_vec().into()
     }
 
     /// How many bytes are left, below 2^48.
     pub fn len(&self) -> u64 {
         self.length
+    }
+
+    /// How many buffers they lie in.
+    pub fn buffers(&self) -> usize {
+        self.buffers.len()
     }
 
     /// Whether none is left.
@@ -85,8 +99,27 @@ impl Stream {
     /// Takes the last `length` bytes off, or all that there are.
     #[must_use]
     pub fn split_off_back(&mut self, length: u64) -> Self {
-        let front = self.split_off_front(self.length.saturating_sub(length));
-        std::mem::replace(self, front)
+        let length = length.min(self.length);
+        let mut wanted = length;
+        let mut whole = self.buffers.len();
+        let mut cut = None;
+        for buffer in self.buffers.iter_mut().rev() {
+            let size = u64::from(buffer.length);
+            if size > wanted {
+                // Less than `size`, which has 32 bits.
+                let back = wanted as u32;
+                buffer.length -= back;
+                let address = buffer.address.0.wrapping_add(size - wanted);
+                let back = Buffer { address: GuestAddress(address), length: back, ..*buffer };
+                cut = Some(back).filter(|back| back.length > 0);
+                break;
+            }
+            whole -= 1;
+            wanted -= size;
+        }
+        let buffers = cut.into_iter().chain(self.buffers.drain(whole..)).collect();
+        self.length -= length;
+        Self { buffers, length }
     }
 
     /// Takes the first bytes off and copies them to `bytes`; whether there were as many.
@@ -94,16 +127,21 @@ impl Stream {
     /// # Errors
     /// [`Broken::Buffer`] when they are not in guest memory.
     pub fn read<M: GuestMemory>(&mut self, memory: &M, bytes: &mut [u8]) -> Result<bool, Broken> {
-        if self.length < bytes.len() as u64 {
+        let taken = bytes.len() as u64;
+        if self.length < taken {
             return Ok(false);
         }
         let mut rest = bytes;
-        for Buffer { address, length, .. } in self.split_off_front(rest.len() as u64).buffers {
-            let (piece, after) = rest.split_at_mut(length as usize);
-            let outside = |_| Broken::Buffer { address, length };
-            memory.read_slice(piece, address).map_err(outside)?;
+        for Buffer { address, length, .. } in self.behind(0) {
+            if rest.is_empty() {
+                break;
+            }
+            let here = rest.len().min(length as usize);
+            let (piece, after) = rest.split_at_mut(here);
+            memory.read_slice(piece, address).map_err(|_| Broken::Buffer { address, length })?;
             rest = after;
         }
+        self.skip(taken);
         Ok(true)
     }
 
@@ -112,17 +150,30 @@ impl Stream {
     /// # Errors
     /// [`Broken::Buffer`] when they are not in guest memory.
     pub fn write<M: GuestMemory>(&mut self, memory: &M, bytes: &[u8]) -> Result<bool, Broken> {
-        if self.length < bytes.len() as u64 {
-            return Ok(false);
+        let written = self.write_at(memory, 0, bytes)?;
+        if written {
+            self.skip(bytes.len() as u64);
         }
-        let mut rest = bytes;
-        for Buffer { address, length, .. } in self.split_off_front(rest.len() as u64).buffers {
-            let (piece, after) = rest.split_at(length as usize);
-            let outside = |_| Broken::Buffer { address, length };
-            memory.write_slice(piece, address).map_err(outside)?;
-            rest = after;
+        Ok(written)
+    }
+
+    /// Takes the first bytes off, of which there are as many.
+    fn skip(&mut self, length: u64) {
+        self.length -= length;
+        let mut left = length;
+        let mut whole = 0;
+        for buffer in &mut self.buffers {
+            let size = u64::from(buffer.length);
+            if size > left {
+                buffer.address.0 = buffer.address.0.wrapping_add(left);
+                // Less than `size`, which has 32 bits.
+                buffer.length -= left as u32;
+                break;
+            }
+            whole += 1;
+            left -= size;
         }
-        Ok(true)
+        self.buffers.drain(..whole);
     }
 
     /// The pieces of guest memory that it is made of, in order, none of them empty.
@@ -176,12 +227,12 @@ impl Stream {
         }
         let mut rest = bytes;
         for Buffer { address, length, .. } in self.behind(offset) {
-            let (piece, after) = rest.split_at(rest.len().min(length as usize));
-            memory.write_slice(piece, address).map_err(|_| Broken::Buffer { address, length })?;
-            rest = after;
             if rest.is_empty() {
                 break;
             }
+            let (piece, after) = rest.split_at(rest.len().min(length as usize));
+            memory.write_slice(piece, address).map_err(|_| Broken::Buffer { address, length })?;
+            rest = after;
         }
         Ok(true)
     }

@@ -66,6 +66,14 @@ impl Chain {
         if self.whole { Ok(&self.buffers) } else { Err(Broken::Chain) }
     }
 
+    /// As [`buffers`](Self::buffers).
+    ///
+    /// # Errors
+    /// As for [`buffers`](Self::buffers).
+    pub fn into_buffers(self) -> Result<Vec<Buffer>, Broken> {
+        if self.whole { Ok(self.buffers) } else { Err(Broken::Chain) }
+    }
+
     /// Its buffers as far as the chain can be followed, one or more.
     pub fn leading_buffers(&self) -> &[Buffer] {
         &self.buffers

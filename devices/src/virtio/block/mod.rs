@@ -267,7 +267,7 @@ impl Block {
     /// Collects or answers one request. Returns how many bytes of the disk it reads or writes.
     fn accept<M: GuestMemory>(
         &mut self,
-        chain: &Chain,
+        chain: Chain,
         ring: &mut Ring<'_, M>,
     ) -> Result<u64, Broken> {
         let head = chain.head();
@@ -355,7 +355,7 @@ impl Device for Block {
                 return Ok(());
             }
             let Some(chain) = ring.take()? else { return Ok(()) };
-            let moved = self.accept(&chain, ring)?;
+            let moved = self.accept(chain, ring)?;
             self.throttle.spend(moved);
             bytes += moved;
         }

@@ -158,11 +158,11 @@ pub(super) enum Parsed {
 /// # Errors
 /// When there is no room for the status, so that the driver cannot be answered, or a buffer is not in guest memory.
 pub(super) fn parse<M: GuestMemory>(
-    chain: &Chain,
+    chain: Chain,
     memory: &M,
     geometry: Geometry,
 ) -> Result<Parsed, Broken> {
-    let (mut readable, mut writable) = chain.streams()?;
+    let (mut readable, mut writable) = chain.into_streams()?;
     let status = writable.split_off_back(1);
     if status.is_empty() {
         return Err(Broken::Form("a request to a disk has no room for its status (5.2.6)"));

@@ -204,6 +204,21 @@ impl<D: Device, S: Deref<Target: GuestMemory + Sized> + Send> Transport<D, S> {
         self.with_queue(queue, |device, ring| turn(device, queue, ring)).unwrap_or(Served::Done)
     }
 
+    /// As [`serve`](Self::serve), for a device whose chains are worked on after its turn: when it has taken some, the
+    /// driver's notifications stay off, and the queue is to be served again once that work is done.
+    pub fn serve_part(&mut self, queue: usize) -> Served {
+        let part = |device: &mut D, ring: &mut Ring<'_, S::Target>| {
+            let budget = ring.budget();
+            ring.disable_notifications()?;
+            device.serve(queue, ring)?;
+            match ring.budget() == budget {
+                true => settle(ring, true),
+                false => Ok(Served::More),
+            }
+        };
+        self.with_queue(queue, part).unwrap_or(Served::Done)
+    }
+
     /// Has the device use a queue outside of a turn, for example to complete chains whose work was done
     /// meanwhile, and interrupts the driver if it wants to be. `None` for a queue or a device that is not
     /// ready, or that breaks.
@@ -437,21 +452,27 @@ fn turn<D: Device, M: GuestMemory>(
         let budget = ring.budget();
         ring.disable_notifications()?;
         device.serve(queue, ring)?;
-        let more = ring.enable_notifications()?;
         let idle = ring.budget() == budget;
-        // A chain that the device left in the ring on purpose waits for an event of the device, which
-        // rings for the queue. One that came after the device had found none was added with notifications
-        // disabled (2.7.10), so nothing else announces it.
-        if !more || idle && !ring.found_none() {
-            return Ok(Served::Done);
-        }
         // A driver can move its index to and fro as often as it is read: without progress, others get
         // their turn first.
-        if idle || ring.is_exhausted() {
-            ring.disable_notifications()?;
-            return Ok(Served::More);
+        let served = settle(ring, idle)?;
+        if served == Served::Done || idle || ring.is_exhausted() {
+            return Ok(served);
         }
     }
+}
+
+/// Turns the driver's notifications on, unless the device, which took no chain if it was `idle`, is to look again.
+fn settle<M: GuestMemory>(ring: &mut Ring<'_, M>, idle: bool) -> Result<Served, Broken> {
+    let more = ring.enable_notifications()?;
+    // A chain that the device left in the ring on purpose waits for an event of the device, which
+    // rings for the queue. One that came after the device had found none was added with notifications
+    // disabled (2.7.10), so nothing else announces it.
+    if !more || idle && !ring.found_none() {
+        return Ok(Served::Done);
+    }
+    ring.disable_notifications()?;
+    Ok(Served::More)
 }
 
 impl<D: Device, S: Deref<Target: GuestMemory + Sized> + Send> MmioDevice for Transport<D, S> {

@@ -45,7 +45,8 @@ impl Rooms {
     ) -> Result<bool, Broken> {
         while self.bytes < wanted as u64 {
             let Some(chain) = ring.take()? else { return Ok(false) };
-            let (read, stream) = chain.streams()?;
+            let head = chain.head();
+            let (read, stream) = chain.into_streams()?;
             if !read.is_empty() {
                 return Err(Broken::Form("a buffer for frames is one to read (5.1.6.3)"));
             }
@@ -53,7 +54,7 @@ impl Rooms {
                 return Err(Broken::Form("a buffer for frames has no room for a header (5.1.6.3)"));
             }
             self.bytes += stream.len();
-            self.list.push(Room { head: chain.head(), stream });
+            self.list.push(Room { head, stream });
         }
         Ok(true)
     }
@@ -65,7 +66,7 @@ impl Rooms {
         skipped: usize,
         memory: &'m M,
     ) -> Result<Vec<Slice<'m, M>>, Broken> {
-        let mut slices = Vec::new();
+        let mut slices = Vec::with_capacity(self.list.len() - first);
         let mut skipped = skipped as u64;
         for room in &self.list[first..] {
             room.stream.add_slices(memory, skipped, &mut slices)?;

@@ -23,16 +23,41 @@ impl<P: NetPort> Net<P> {
     /// # Errors
     /// When the driver has broken the device.
     pub fn transmit<M: GuestMemory>(&mut self, ring: &mut Ring<'_, M>) -> Result<Progress, Broken> {
+        self.transmit_until(ring, false)
+    }
+
+    /// As [`transmit`](Self::transmit), but a turn that has sent frames leaves notifications off: there is
+    /// [`Progress::More`].
+    ///
+    /// # Errors
+    /// When the driver has broken the device.
+    pub fn transmit_part<M: GuestMemory>(
+        &mut self,
+        ring: &mut Ring<'_, M>,
+    ) -> Result<Progress, Broken> {
+        self.transmit_until(ring, true)
+    }
+
+    fn transmit_until<M: GuestMemory>(
+        &mut self,
+        ring: &mut Ring<'_, M>,
+        quiet: bool,
+    ) -> Result<Progress, Broken> {
         ring.disable_notifications()?;
+        let budget = ring.budget();
         loop {
             let Some(chain) = ring.take()? else {
+                if quiet && ring.budget() != budget {
+                    return Ok(Progress::More);
+                }
                 // A frame that came before notifications were enabled is announced by none (2.7.10). The driver
                 // can move its index to and fro: others get their turn in between.
                 let more = ring.is_exhausted() || ring.enable_notifications()?;
                 return Ok(if more { Progress::More } else { Progress::Driver });
             };
-            match self.send(&chain, ring.memory())? {
-                Sent::Done => ring.complete(chain.head(), 0)?,
+            let head = chain.head();
+            match self.send(chain, ring.memory())? {
+                Sent::Done => ring.complete(head, 0)?,
                 Sent::Blocked => {
                     ring.put_back(1);
                     count(&self.counters.tx_blocked, 1);
@@ -42,8 +67,8 @@ impl<P: NetPort> Net<P> {
         }
     }
 
-    fn send<M: GuestMemory>(&mut self, chain: &Chain, memory: &M) -> Result<Sent, Broken> {
-        let (frame, written) = chain.streams()?;
+    fn send<M: GuestMemory>(&mut self, chain: Chain, memory: &M) -> Result<Sent, Broken> {
+        let (frame, written) = chain.into_streams()?;
         if !written.is_empty() {
             return Err(Broken::Form("a frame to be sent has a buffer to write (5.1.6.2)"));
         }
@@ -54,7 +79,7 @@ impl<P: NetPort> Net<P> {
         let bytes = frame.len() - HEADER as u64;
         // Without offloads the header says nothing (5.1.6.2).
         let skipped = if self.port.has_header() { 0 } else { HEADER };
-        let mut slices = Vec::new();
+        let mut slices = Vec::with_capacity(frame.buffers());
         frame.add_slices(memory, skipped as u64, &mut slices)?;
         match self.port.send(&slices) {
             Ok(()) => {

@@ -115,13 +115,14 @@ impl<P: Peers> Vsock<P> {
                 return Ok(());
             }
             let Some(chain) = ring.take()? else { return Ok(()) };
-            let (mut packet, _) = chain.streams()?;
+            let head = chain.head();
+            let (mut packet, _) = chain.into_streams()?;
             let mut header = [0; HEADER];
             if !packet.read(ring.memory(), &mut header)? {
                 return Err(Broken::Form("a packet is shorter than its header (5.10.6)"));
             }
             self.muxer.receive(&Header::from_bytes(&header), packet, ring.memory())?;
-            ring.complete(chain.head(), 0)?;
+            ring.complete(head, 0)?;
         }
     }
 
@@ -130,13 +131,14 @@ impl<P: Peers> Vsock<P> {
         // The driver is to end its connections before it sees packets of new ones.
         while self.has_packets() {
             let Some(chain) = ring.take()? else { break };
-            let (_, buffer) = chain.streams()?;
+            let head = chain.head();
+            let (_, buffer) = chain.into_streams()?;
             // With room for less, data would never get through.
             if buffer.len() <= HEADER as u64 {
                 return Err(Broken::Form("a buffer has no room for a packet (5.10.6)"));
             }
             match self.muxer.give(&buffer, ring.memory())? {
-                Some(length) => ring.complete(chain.head(), length)?,
+                Some(length) => ring.complete(head, length)?,
                 None => ring.put_back(1),
             }
         }
@@ -149,12 +151,13 @@ impl<P: Peers> Vsock<P> {
             return Ok(());
         }
         let Some(chain) = ring.take()? else { return Ok(()) };
-        let (_, mut buffer): (_, Stream) = chain.streams()?;
+        let head = chain.head();
+        let (_, mut buffer): (_, Stream) = chain.into_streams()?;
         let event = TRANSPORT_RESET.to_le_bytes();
         if !buffer.write(ring.memory(), &event)? {
             return Err(Broken::Form("a buffer has no room for an event (5.10.6.7)"));
         }
-        ring.complete(chain.head(), event.len() as u32)?;
+        ring.complete(head, event.len() as u32)?;
         self.reset_due = false;
         Ok(())
     }

@@ -325,3 +325,36 @@ fn a_queue_that_writes_over_itself_does_no_harm() {
         bench.kick(0);
     }
 }
+
+#[test]
+fn a_part_leaves_notifications_off_until_one_finds_nothing() {
+    let mut bench = started(Features::default());
+    bench.rings(0).offer(&[ANY]);
+
+    assert_eq!(bench.transport.serve_part(0), Served::More);
+    assert_eq!((bench.rings(0).used_index(), bench.rings(0).used_flags()), (1, 1));
+
+    bench.rings(0).offer(&[ANY]);
+    assert_eq!(bench.transport.serve_part(0), Served::More);
+    assert_eq!(bench.transport.serve_part(0), Served::Done);
+    assert_eq!((bench.rings(0).used_index(), bench.rings(0).used_flags()), (2, 0));
+}
+
+#[test]
+fn a_part_sees_a_chain_that_came_while_it_found_nothing() {
+    let mut bench = started(Features::default());
+    let available = bench.rings(0).available;
+    bench.transport.device_mut().late = Some(available);
+
+    assert_eq!(bench.transport.serve_part(0), Served::More);
+    assert_eq!(bench.rings(0).used_flags(), 1);
+}
+
+#[test]
+fn a_part_that_takes_nothing_on_purpose_waits_for_the_device() {
+    let mut bench = started(Features::default());
+    bench.transport.device_mut().idle = true;
+    bench.rings(0).offer(&[ANY]);
+
+    assert_eq!(bench.transport.serve_part(0), Served::Done);
+}

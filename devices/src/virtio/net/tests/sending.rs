@@ -133,3 +133,17 @@ fn the_driver_notifies_once_the_queue_is_empty() {
         assert_eq!(bench.rings(TRANSMIT).available_event(), number);
     }
 }
+
+#[test]
+fn a_part_that_has_sent_leaves_notifications_off() {
+    let network = Network::default();
+    let mut bench = bench(&network, Features::default());
+    let part = |bench: &mut NetBench| bench.transport.with_queue(TRANSMIT, Net::transmit_part);
+    bench.rings(TRANSMIT).offer(&[Descriptor::readable(DATA, 26)]);
+
+    assert_eq!(part(&mut bench), Some(Progress::More));
+    assert_eq!((network.sent().len(), bench.rings(TRANSMIT).available_event()), (1, 0));
+
+    assert_eq!(part(&mut bench), Some(Progress::Driver));
+    assert_eq!(bench.rings(TRANSMIT).available_event(), 1);
+}
