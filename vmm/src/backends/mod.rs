@@ -5,6 +5,7 @@ pub mod block;
 pub(crate) mod clock;
 pub(crate) mod entropy;
 pub mod gate;
+mod lookout;
 pub mod net;
 pub mod queues;
 pub mod rate_limiter;

@@ -94,6 +94,11 @@ impl<D: Device> QueueEvents<D> {
         self.doorbells.0.get(queue)?.read().is_ok().then_some(queue)
     }
 
+    /// Has a queue served soon.
+    pub fn signal(&self, queue: usize) {
+        self.doorbells.signal(queue);
+    }
+
     /// Gives a queue a turn, and another one soon if it has more. The caller has entered the gate.
     pub fn serve(&mut self, queue: usize) {
         if self.with(|transport| transport.serve(queue)) == Served::More {

@@ -2,19 +2,20 @@
 
 use std::collections::BTreeSet;
 
-use devices::ports::Doorbells;
 use devices::virtio::block::{Block, InFlight, Request, Status};
 use devices::virtio::mmio::Served;
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 
 use super::io::Error;
 use super::{Control, DiskSlot};
+use crate::backends::lookout::Lookout;
 use crate::backends::queues::{QUEUES_END, QueueEvents};
 use crate::backends::rate_limiter::SharedLimiter;
 use crate::error::{chain, say};
 use crate::memory::GuestRam;
 
-/// Most batches between two looks at the events, among them the end of the thread.
+/// Most batches between two looks at the events, among them the end of the thread: a guest can have its requests write
+/// the next ones into its queue.
 const MOST_BATCHES: usize = 16;
 
 /// The number of the limiter's event.
@@ -28,6 +29,7 @@ pub struct BlockEvents {
     limiter: SharedLimiter,
     memory: GuestRam,
     in_flight: InFlight,
+    lookout: Lookout,
     failures: Failures,
 }
 
@@ -41,26 +43,43 @@ impl BlockEvents {
             limiter: control.limiter.clone(),
             memory,
             in_flight: control.in_flight.clone(),
+            lookout: Lookout::default(),
             failures: Failures::default(),
         }
     }
 
-    /// Does what is in the queue, a batch at a time. Whether there is more.
-    fn batch(&mut self) -> bool {
+    /// Does what is in the queue, until there is no more.
+    fn serve(&mut self) {
+        let mut looks = self.lookout.begin();
+        for _ in 0..MOST_BATCHES {
+            let Some(requests) = self.batch(looks) else { return };
+            if looks {
+                looks = self.lookout.found(requests);
+            }
+            if looks && requests > 0 && !self.lookout.look_again() {
+                break;
+            }
+        }
+        self.queues.signal(0);
+    }
+
+    /// Does a batch of what is in the queue. How many requests there were, or `None` when there are no more, and the
+    /// guest notifies of what comes next. With `looks`, it takes another batch to find that there are no more.
+    fn batch(&mut self, looks: bool) -> Option<u64> {
         let gate = self.queues.gate().clone();
-        let Some(_turn) = gate.enter() else { return false };
+        let _turn = gate.enter()?;
         let resized = self.slot.take_size();
         let (served, requests) = self.queues.with(|transport| {
             if let Some(sectors) = resized {
                 transport.device_mut().resize(sectors);
                 transport.config_changed();
             }
-            let served = transport.serve(0);
+            let served = if looks { transport.serve_part(0) } else { transport.serve(0) };
             (served, transport.device_mut().take())
         });
-        if !requests.is_empty() {
+        let count = requests.len();
+        if count > 0 {
             let file = self.slot.file();
-            let count = requests.len();
             let done: Vec<(Request, Status)> = requests
                 .into_iter()
                 .map(|request| {
@@ -73,7 +92,7 @@ impl BlockEvents {
                 transport.with_queue(0, |device, ring| device.complete(ring, done))
             });
         }
-        served == Served::More
+        (served == Served::More).then_some(count as u64)
     }
 
     fn status(&mut self, outcome: Result<(), Error>) -> Status {
@@ -112,10 +131,8 @@ impl MutEventSubscriber for BlockEvents {
             LIMITER => self.limiter.take_timer(),
             _ => self.queues.signalled(&events).is_some(),
         };
-        // A limit on the batches: a guest can have its requests write the next ones into its queue.
-        let unfinished = due && (0..MOST_BATCHES).all(|_| self.batch());
-        if unfinished {
-            self.queues.doorbells().signal(0);
+        if due {
+            self.serve();
         }
     }
 }

@@ -2,13 +2,16 @@
 
 use std::io;
 use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use devices::virtio::mmio::Transport;
-use devices::virtio::net::{Net, Progress, RECEIVE, TRANSMIT};
+use devices::virtio::net::{Counters, Net, Progress, RECEIVE, TRANSMIT};
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 
 use super::port::{Port, Watch};
+use crate::backends::lookout::Lookout;
 use crate::backends::queues::{QUEUES_END, QueueEvents};
 use crate::error::say;
 use crate::memory::GuestRam;
@@ -56,6 +59,8 @@ impl Backoff {
 /// Serves a network device, on a worker.
 pub struct NetEvents {
     queues: QueueEvents<Net<Port>>,
+    counters: Arc<Counters>,
+    lookout: Lookout,
     retry: Timer,
     backoff: Backoff,
     watched: Watch,
@@ -68,9 +73,12 @@ impl NetEvents {
     ///
     /// # Errors
     /// When the host gives no timer.
-    pub fn new(queues: QueueEvents<Net<Port>>) -> io::Result<Self> {
+    pub fn new(mut queues: QueueEvents<Net<Port>>) -> io::Result<Self> {
+        let counters = queues.with(|transport| transport.device().counters());
         Ok(Self {
             queues,
+            counters,
+            lookout: Lookout::default(),
             retry: Timer::new()?,
             backoff: Backoff(FIRST_RETRY),
             watched: Watch::default(),
@@ -107,18 +115,24 @@ impl NetEvents {
         }
     }
 
-    /// A turn of the device, with its gate entered. What is to be watched then.
-    pub(super) fn turn(&mut self, due: Due) -> Watch {
-        self.queues.with(|transport| {
-            let mut came_back = false;
+    /// A turn of the device, with its gate entered: what is to be watched then, and how many frames have passed in one
+    /// direction, as a request and its answer are not many. With `looks` another turn follows one in which some have:
+    /// notifications of frames to be sent are off until then.
+    pub(super) fn turn(&mut self, due: Due, looks: bool) -> (Watch, u64) {
+        let Counters { rx_frames, tx_frames, .. } = &*self.counters;
+        let passed = || [rx_frames, tx_frames].map(|frames| frames.load(Ordering::Relaxed));
+        let before = passed();
+        let (watch, sent) = self.queues.with(|transport| {
+            let (mut came_back, mut sent) = (false, false);
             if due.retry {
                 came_back = transport.device_mut().port_mut().reconnect();
             }
             if due.tx {
                 transport.device_mut().port_mut().flush();
-                transmit(transport);
+                sent = transmit(transport, looks);
             }
-            if due.rx || came_back {
+            // The host may have answered already.
+            if due.rx || came_back || sent {
                 let progress = transport.with_queue(RECEIVE, Net::receive);
                 if progress == Some(Progress::More) {
                     transport.notify(RECEIVE);
@@ -135,11 +149,14 @@ impl NetEvents {
                 transport.config_changed();
                 if !up {
                     // Frames that wait for the peer are dropped: its descriptor has no events any more.
-                    transmit(transport);
+                    transmit(transport, false);
                 }
             }
-            transport.device().port().watch()
-        })
+            (transport.device().port().watch(), sent)
+        });
+        let changes = passed().into_iter().zip(before).map(|(now, then)| now.wrapping_sub(then));
+        // What was sent may have been dropped.
+        (watch, changes.max().unwrap_or(0).max(sent.into()))
     }
 
     /// Watches what is to be watched, and closes a port whose peer has gone.
@@ -172,6 +189,26 @@ impl NetEvents {
         }
     }
 
+    /// Does what is due. How many frames have passed.
+    fn serve(&mut self, due: Due, looks: bool, ops: &mut EventOps<'_>) -> u64 {
+        let gate = self.queues.gate().clone();
+        // A port's edge is not lost on a closed gate: its queues are served when it opens.
+        let Some(turn) = gate.enter() else {
+            if due.retry {
+                self.try_later();
+            }
+            return 0;
+        };
+        let (wanted, frames) = self.turn(due, looks);
+        drop(turn);
+        let was_up = self.watched.port.is_some();
+        self.watch(wanted, ops);
+        if due.retry && !was_up && self.watched.port.is_none() {
+            self.try_later();
+        }
+        frames
+    }
+
     fn try_later(&mut self) {
         if let Err(error) = self.retry.once(self.backoff.next()) {
             say(&format!("a network device stays without its peer, as it has no timer: {error}"));
@@ -179,11 +216,15 @@ impl NetEvents {
     }
 }
 
-/// A turn of transmitq, and another one soon if it has more.
-fn transmit(transport: &mut Transport<Net<Port>, GuestRam>) {
-    if let Some(Progress::More) = transport.with_queue(TRANSMIT, Net::transmit) {
+/// A turn of transmitq, and another one soon if it has more. With `looks` the caller gives it that, and notifications
+/// are off until then. Whether it does.
+fn transmit(transport: &mut Transport<Net<Port>, GuestRam>, looks: bool) -> bool {
+    let turn = if looks { Net::transmit_part } else { Net::transmit };
+    let more = transport.with_queue(TRANSMIT, turn) == Some(Progress::More);
+    if more && !looks {
         transport.notify(TRANSMIT);
     }
+    more && looks
 }
 
 fn edges(blocked: bool) -> EventSet {
@@ -211,21 +252,18 @@ impl MutEventSubscriber for NetEvents {
     }
 
     fn process(&mut self, events: Events, ops: &mut EventOps<'_>) {
-        let due = self.due(&events);
-        let gate = self.queues.gate().clone();
-        // A port's edge is not lost on a closed gate: its queues are served when it opens.
-        let Some(turn) = gate.enter() else {
-            if due.retry {
-                self.try_later();
+        let mut due = self.due(&events);
+        let mut looks = self.lookout.begin();
+        loop {
+            let frames = self.serve(due, looks, ops);
+            if !looks || frames == 0 {
+                return;
             }
-            return;
-        };
-        let wanted = self.turn(due);
-        drop(turn);
-        let was_up = self.watched.port.is_some();
-        self.watch(wanted, ops);
-        if due.retry && !was_up && self.watched.port.is_none() {
-            self.try_later();
+            looks = self.lookout.found(frames);
+            if looks && !self.lookout.look_again() {
+                return self.queues.signal(TRANSMIT);
+            }
+            due = Due { rx: true, tx: true, ..Due::default() };
         }
     }
 }

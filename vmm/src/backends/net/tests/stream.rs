@@ -194,7 +194,7 @@ fn frames_that_wait_for_a_peer_are_dropped_with_it() {
     let gate = bench.gate.clone();
     let transport = bench.transport.clone();
     let queues = QueueEvents::new("network", transport, doorbells, gate, EventLog::default());
-    NetEvents::new(queues).unwrap().turn(due);
+    NetEvents::new(queues).unwrap().turn(due, false);
 
     assert!(!bench.link_up());
     let (available, mut used) = (bench.driver[TRANSMIT].0, bench.driver[TRANSMIT].1);

@@ -1,0 +1,99 @@
+//! Whether a worker looks at its queue once more before it waits for the guest's notification.
+//!
+//! Where worker and vCPU share a processor, the notification of the first of many requests has the worker run at once,
+//! and each of them is a batch of its own. A worker that then yields, with notifications off, finds the others together
+//! when the guest waits. A guest that has one request at a time is better off with a notification each: its vCPU takes
+//! the interrupt before it has to wait. Where the worker has a processor of its own, it finds nothing by yielding.
+
+use std::time::{Duration, Instant};
+
+/// A yield that takes longer let another program run, which a worker that is woken would have preempted: longer than a
+/// guest needs for a queue of requests, and shorter than the scheduler's slice of 700 µs or more
+/// (sysctl_sched_base_slice in Linux `kernel/sched/fair.c`).
+const LONG: Duration = Duration::from_micros(500);
+
+/// After so many turns in a row with less than two requests, ...
+const MOST_MISSES: u32 = 8;
+/// ... or a long yield, none is tried for so many events.
+const REST: u32 = 256;
+
+/// Most looks in a row, so that the worker sees its other events.
+const MOST_LOOKS: u32 = 64;
+
+/// Decides it by how the last looks went.
+#[derive(Debug, Default)]
+pub(super) struct Lookout {
+    looks: u32,
+    misses: u32,
+    resting: u32,
+}
+
+impl Lookout {
+    /// Begins with an event of the queue. Whether to look again after what it brought has been done: notifications
+    /// stay off then.
+    pub(super) fn begin(&mut self) -> bool {
+        self.looks = 0;
+        self.resting = self.resting.saturating_sub(1);
+        self.resting == 0
+    }
+
+    /// Learns how many requests a turn had. Whether to look again.
+    pub(super) fn found(&mut self, requests: u64) -> bool {
+        self.misses = if requests < 2 { self.misses + 1 } else { 0 };
+        if self.misses >= MOST_MISSES {
+            self.rest();
+        }
+        self.resting == 0
+    }
+
+    /// Yields before the next look. Whether there is one: otherwise the queue is to be signalled, as its notifications
+    /// are off.
+    pub(super) fn look_again(&mut self) -> bool {
+        self.looks += 1;
+        let start = Instant::now();
+        std::thread::yield_now();
+        if start.elapsed() > LONG {
+            self.rest();
+        }
+        self.looks < MOST_LOOKS
+    }
+
+    fn rest(&mut self) {
+        self.misses = 0;
+        self.resting = REST;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn single_requests_end_the_looks_which_are_tried_again_later() {
+        let mut lookout = Lookout::default();
+        assert!(lookout.begin());
+        let looks = (0..MOST_MISSES).take_while(|_| lookout.found(1)).count();
+        assert_eq!(looks as u32, MOST_MISSES - 1);
+
+        let rest = (0..REST).take_while(|_| !lookout.begin()).count();
+
+        assert_eq!(rest as u32, REST - 1);
+    }
+
+    #[test]
+    fn many_requests_at_once_are_looked_for() {
+        let mut lookout = Lookout::default();
+        for _ in 0..MOST_MISSES {
+            assert!(lookout.begin());
+            assert!(lookout.found(1) && lookout.found(2));
+        }
+    }
+
+    #[test]
+    fn looks_in_a_row_have_an_end() {
+        let mut lookout = Lookout::default();
+        assert!(lookout.begin());
+
+        assert!((0..MOST_LOOKS).any(|_| !lookout.look_again()));
+    }
+}
