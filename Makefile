@@ -13,7 +13,7 @@ LAB_DIRECTORY := $(or $(TESSERA_LAB),target/lab)
 
 # ---- set-up: checked before every goal that builds, written down once ----
 
-BUILDING := run shell lab test check bench lint setup programs docs-generated nested-tests nested-benches artifacts image image-tests
+BUILDING := run shell lab test check bench lint setup programs docs-generated nested-tests nested-benches artifacts peers image image-tests
 SETUP_GOALS := $(filter $(BUILDING),$(MAKECMDGOALS))
 ifneq ($(SETUP_GOALS),)
 SETUP_GOALS += $(if $(IMAGE),image) $(if $(filter image-tests,$(MAKECMDGOALS)),image test)
@@ -35,7 +35,7 @@ endif
 $(LAB_DIRECTORY)/setup.mk: FORCE
 	@tests/lab/setup.sh $(SETUP_GOALS)
 
-.PHONY: FORCE help setup run shell lab test check bench lint clean programs docs-generated nested-tests nested-benches artifacts image image-tests
+.PHONY: FORCE help setup run shell lab test check bench lint clean programs docs-generated nested-tests nested-benches artifacts peers image image-tests
 
 help:
 	@printf '%s\n' \
@@ -133,8 +133,13 @@ image-tests: image artifacts
 check: lint
 	@tests/lab/test.sh
 
+# QEMU, whose devices ours are measured beside, and what uses them: on nested hosts, and in their guests.
+peers: programs
+	@$(LAB) programs host --package qemu-system-arm --package iperf3 qemu-system-aarch64 iperf3
+	@$(LAB) programs guest --package fio --package iperf3 --package iputils-ping fio iperf3 ping
+
 # Benches are tests that `cargo test` leaves out.
-bench: artifacts nested-benches
+bench: artifacts nested-benches peers
 	@cargo nextest run --package tessera-tests --bench benches --profile bench --no-capture </dev/null
 
 lint:

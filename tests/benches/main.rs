@@ -2,6 +2,7 @@
 //! test waits for them.
 #![allow(clippy::unwrap_used)]
 
+mod devices;
 mod lending;
 mod reporting;
 mod tag_storage;

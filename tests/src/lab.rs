@@ -250,6 +250,11 @@ pub fn artifact(name: &str) -> PathBuf {
     }
 }
 
+/// A folder of programs of Debian's that `make` has fetched, on this machine.
+pub fn programs(name: &str) -> PathBuf {
+    products().join("programs").join(name)
+}
+
 /// A file of the Debian image: `Image`, `initrd`, `debian.ext4`. A test gives its host what it takes of them in /image.
 pub fn image(name: &str) -> PathBuf {
     match in_nested_host() {

@@ -1,0 +1,332 @@
+//! Disk and network beside QEMU's virtio devices: instructions of the nested host for an operation or a MiB, in one
+//! host and one run.
+//!
+//! What counts is the time on the host's clock, which counts instructions, less the time that the host's processor was
+//! idle. Guest, VMM and the other end of the network share that processor. A command runs in the guest with a small and
+//! with a large amount of work: the difference is that of the work alone, without the command's start and end. iperf3
+//! is busy for whole seconds whatever it is to send: it runs for one, of which its start is a hundredth.
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use serde_json::Value;
+use testing::lab::{Lab, artifact, program, programs};
+use testing::scratch::Scratch;
+use testing::wait::until;
+
+/// Three guests boot, and each does nearly everything twice.
+const LIMIT: Duration = Duration::from_secs(1700);
+
+/// Where programs of Debian's are on the host: of the host, and of its guests.
+const HOST_PROGRAMS: &str = "/peers/host";
+const GUEST_PROGRAMS: &str = "/peers/guest";
+
+/// The guest's first program.
+const INIT: &str = include_str!("devices/init.sh");
+
+const MEMORY: &str = "512M";
+const DISK_MIB: usize = 256;
+const COMMAND_LINE: &str =
+    "console=ttyAMA0 console=ttyS0 quiet nokaslr cryptomgr.notests rdinit=/bench/init";
+
+/// The disk past the guest's page cache.
+const FIO: &str = "/bench/fio --name=j --filename=/dev/vda --size=256M --norandommap";
+const IPERF: &str = "/bench/iperf3 -c 198.51.100.1 --json --interval 0";
+
+/// Something that is measured.
+struct Row {
+    name: &'static str,
+    unit: &'static str,
+    /// Its command, before the amount of work.
+    command: String,
+    /// Units of work; or one number of seconds, where the command says how much it has done in them.
+    amounts: &'static [u32],
+}
+
+/// What a command took and did.
+#[derive(Clone, Copy, Debug)]
+struct Cost {
+    instructions: u64,
+    units: f64,
+}
+
+/// By a row's name and the amount of work.
+type Costs = HashMap<(String, u32), Cost>;
+
+fn rows() -> Vec<Row> {
+    let disk = |name, how: &str, unit, amounts| Row {
+        name,
+        unit,
+        command: format!("{FIO} {how} --number_ios="),
+        amounts,
+    };
+    let network = |name, unit, how: &str| Row {
+        name,
+        unit,
+        command: format!("{IPERF} {how} --time "),
+        amounts: &[1],
+    };
+    let (few, many, bulk): (&[u32], &[u32], &[u32]) = (&[200, 2200], &[400, 4400], &[8, 72]);
+    let sync = "--direct=1 --ioengine=psync";
+    let deep = "--direct=1 --ioengine=libaio --iodepth=32";
+    vec![
+        disk("random read", &format!("{sync} --bs=4k --rw=randread"), "4 KiB", few),
+        disk("random write", &format!("{sync} --bs=4k --rw=randwrite"), "4 KiB", few),
+        disk("random read, 32 deep", &format!("{deep} --bs=4k --rw=randread"), "4 KiB", many),
+        disk("random write, 32 deep", &format!("{deep} --bs=4k --rw=randwrite"), "4 KiB", many),
+        disk("sequential read", &format!("{sync} --bs=1M --rw=read"), "MiB", bulk),
+        disk("sequential write", &format!("{sync} --bs=1M --rw=write"), "MiB", bulk),
+        disk("fsync", "--ioengine=psync --bs=4k --rw=randwrite --fsync=1", "write", &[100, 1100]),
+        network("TCP to the host", "MiB", ""),
+        network("TCP to the guest", "MiB", "--reverse"),
+        network("UDP of 64 bytes", "packet", "--udp --bitrate 0 --length 64"),
+        Row {
+            name: "round trip",
+            unit: "ping",
+            command: "/bench/ping -q -f 198.51.100.1 -c ".to_owned(),
+            amounts: &[100, 1100],
+        },
+    ]
+}
+
+/// A VMM with its devices.
+struct Vmm {
+    name: &'static str,
+    command: Command,
+}
+
+impl Vmm {
+    fn tessera(initrd: &Path, disk: &Path) -> Self {
+        let mut command = Command::new(program("tessera"));
+        command.arg("run").arg("--kernel").arg(artifact("Image")).arg("--initrd").arg(initrd);
+        command.args(["--memory", MEMORY, "--cpus", "1", "--cmdline", COMMAND_LINE]);
+        command.arg("--disk").arg(disk).args(["--net", "tap=tap0"]);
+        Self { name: "tessera", command }
+    }
+
+    /// QEMU's machine for KVM guests ("virt", docs/system/arm/virt.rst) with a disk on a thread of its own (`thread`),
+    /// whose file is opened with O_DIRECT, and a tap.
+    fn qemu(name: &'static str, initrd: &Path, disk: &Path, thread: &str, vhost: &str) -> Self {
+        let mut command = peer("qemu-system-aarch64");
+        let drive =
+            format!("if=none,id=disk,format=raw,cache=none,aio=native,file={}", disk.display());
+        let tap = format!("tap,id=net,ifname=tap0,script=no,downscript=no,vhost={vhost}");
+        command.args([
+            "-M",
+            "virt,gic-version=3",
+            "-cpu",
+            "host",
+            "-accel",
+            "kvm",
+            "-smp",
+            "1",
+            "-m",
+            MEMORY,
+        ]);
+        command.args(["-nodefaults", "-display", "none", "-serial", "stdio"]);
+        command.arg("-kernel").arg(artifact("Image")).arg("-initrd").arg(initrd);
+        command.args(["-append", COMMAND_LINE]);
+        command.args(["-object", &format!("iothread,id={thread}"), "-drive", &drive]);
+        command.args(["-device", "virtio-blk-pci,drive=disk,iothread=thread,romfile="]);
+        command.args(["-netdev", &tap, "-device", "virtio-net-pci,netdev=net,romfile="]);
+        Self { name, command }
+    }
+
+    /// Runs the guest to its end.
+    fn measure(mut self, server: &mut Server) -> Costs {
+        let errors = File::create("/tmp/errors").unwrap();
+        let mut child = self
+            .command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(errors)
+            .spawn()
+            .unwrap();
+        until("the tap", || Path::new("/sys/class/net/tap0").exists().then_some(()));
+        host("ip addr add 198.51.100.1/24 dev tap0 && ip link set tap0 up");
+        let costs = follow(self.name, BufReader::new(child.stdout.take().unwrap()), server);
+        let status = child.wait().unwrap();
+        let said = fs::read_to_string("/tmp/errors").unwrap();
+        assert!(status.success() && costs.is_some(), "{} ended with {status}: {said}", self.name);
+        costs.unwrap()
+    }
+}
+
+/// Reads the guest's console and the host's clock. `None` when the guest did not come to its end.
+fn follow(vmm: &str, console: impl BufRead, server: &mut Server) -> Option<Costs> {
+    let mut costs = Costs::new();
+    let (mut begun, mut instructions, mut said) = (0, 0, String::new());
+    for line in console.lines() {
+        let line = line.unwrap();
+        let words: Vec<&str> = line.split_whitespace().collect();
+        server.renew();
+        match *words {
+            ["BEGIN"] => {
+                said.clear();
+                begun = busy();
+            }
+            ["END"] => instructions = busy() - begun,
+            ["WORK", name, amount] => {
+                let amount = amount.parse().unwrap();
+                let units = units(&said).unwrap_or(f64::from(amount));
+                println!("{vmm}: {name} {amount}: {instructions} instructions, {units} units");
+                costs.insert((name.replace('_', " "), amount), Cost { instructions, units });
+            }
+            ["FAILED", name] => println!("{vmm}: {name} failed: {said}"),
+            ["DONE"] => return Some(costs),
+            _ => said += &format!("{line}\n"),
+        }
+    }
+    println!("{vmm}: {said}");
+    None
+}
+
+/// The MiB or packets that iperf3 says were received. `None` for what is no report of its.
+fn units(said: &str) -> Option<f64> {
+    let report: Value = serde_json::from_str(said).ok()?;
+    let received = &report["end"]["sum_received"];
+    match received["packets"].as_f64() {
+        Some(packets) => Some(packets - received["lost_packets"].as_f64()?),
+        None => Some(received["bytes"].as_f64()? / f64::from(1 << 20)),
+    }
+}
+
+/// For how long the host's processor has been busy, in ns: instructions.
+fn busy() -> u64 {
+    let timers = fs::read_to_string("/proc/timer_list").unwrap();
+    let number = |line: &str| line.split_whitespace().rev().nth(1).unwrap().parse::<u64>().unwrap();
+    let find = |what: &str| timers.lines().find(|line| line.contains(what)).map(number).unwrap();
+    find("now at ") - find(".idle_sleeptime")
+}
+
+/// A program of Debian's on the host.
+fn peer(name: &str) -> Command {
+    let libraries = format!("{HOST_PROGRAMS}/lib");
+    let mut command = Command::new(format!("{libraries}/ld-linux-aarch64.so.1"));
+    command.args(["--library-path", &libraries]).arg(format!("{HOST_PROGRAMS}/bin/{name}"));
+    command
+}
+
+fn host(command: &str) {
+    let status = Command::new("sh").args(["-ec", command]).status().unwrap();
+    assert!(status.success(), "{command}: {status}");
+}
+
+/// The guest's initramfs: the lab's, with drivers of disk and network, and the programs.
+fn initrd(scratch: &Scratch, rows: &[Row]) -> PathBuf {
+    let folder = scratch.join("guest");
+    fs::create_dir_all(folder.join("bench")).unwrap();
+    fs::create_dir_all(folder.join("lib")).unwrap();
+    let jobs: String = rows
+        .iter()
+        .flat_map(|row| row.amounts.iter().map(move |amount| (row, amount)))
+        .map(|(row, amount)| {
+            let name = row.name.replace(' ', "_");
+            format!("{name} {amount} {}{amount}\n", row.command)
+        })
+        .collect();
+    fs::write(folder.join("bench/jobs"), jobs).unwrap();
+    fs::write(folder.join("bench/init"), INIT).unwrap();
+    host(&format!(
+        "cd {}; chmod +x bench/init; cp {GUEST_PROGRAMS}/bin/* bench; cp {GUEST_PROGRAMS}/lib/* lib; \
+         find . | cpio -o -H newc >../programs.cpio; rm -r {0}",
+        folder.display()
+    ));
+    // One archive after the other is one initramfs.
+    let path = scratch.join("initrd");
+    let mut whole = File::create(&path).unwrap();
+    let parts = [artifact("initrd.cpio"), artifact("agent.cpio"), scratch.join("programs.cpio")];
+    for part in parts {
+        whole.write_all(&fs::read(part).unwrap()).unwrap();
+    }
+    fs::remove_file(scratch.join("programs.cpio")).unwrap();
+    path
+}
+
+/// A disk in memory, so that its own cost is that of a copy.
+fn disk(scratch: &Scratch) -> PathBuf {
+    let path = scratch.join("disk");
+    let mut file = File::create(&path).unwrap();
+    (0..DISK_MIB).for_each(|_| file.write_all(&vec![0x5a; 1 << 20]).unwrap());
+    path
+}
+
+/// Loads drivers of the host that Debian's kernel has as modules.
+fn load(modules: &[&str]) {
+    for module in modules {
+        host(&format!(
+            "xzcat $(find /lib/modules/ /artifacts/modules/ -name {module}.ko.xz | head -n 1) >/tmp/module && \
+             insmod /tmp/module && rm /tmp/module"
+        ));
+    }
+}
+
+/// The server at the network's other end, ended when dropped.
+struct Server(Child);
+
+impl Server {
+    /// It serves one client.
+    fn start() -> Self {
+        Self(peer("iperf3").args(["-s", "--one-off"]).stdout(Stdio::null()).spawn().unwrap())
+    }
+
+    /// Starts another one in the place of one that has ended.
+    fn renew(&mut self) {
+        if self.0.try_wait().unwrap().is_some() {
+            *self = Self::start();
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Instructions for one unit of a row.
+fn each(costs: &Costs, row: &Row) -> f64 {
+    let cost = |amount: &u32| costs[&(row.name.to_owned(), *amount)];
+    match row.amounts {
+        [small, large] => {
+            let (small, large) = (cost(small), cost(large));
+            (large.instructions - small.instructions) as f64 / (large.units - small.units)
+        }
+        other => other.iter().map(cost).map(|cost| cost.instructions as f64 / cost.units).sum(),
+    }
+}
+
+#[test]
+fn disk_and_network_beside_those_of_qemu() {
+    let lab = Lab::new().counting_instructions().timeout(LIMIT);
+    lab.file(&programs("host"), HOST_PROGRAMS).file(&programs("guest"), GUEST_PROGRAMS).run(|| {
+        load(&["tun", "vhost_iotlb", "vhost", "tap", "vhost_net"]);
+        let scratch = Scratch::new();
+        let rows = rows();
+        let (initrd, disk) = (initrd(&scratch, &rows), disk(&scratch));
+        let mut server = Server::start();
+        let (initrd, disk) = (initrd.as_path(), disk.as_path());
+        let own = Vmm::tessera(initrd, disk).measure(&mut server);
+        let others = [
+            Vmm::qemu("QEMU", initrd, disk, "thread", "off"),
+            Vmm::qemu("no polling, vhost", initrd, disk, "thread,poll-max-ns=0", "on"),
+        ]
+        .map(|vmm| (vmm.name, vmm.measure(&mut server)));
+
+        let _ = peer("qemu-system-aarch64").arg("--version").status();
+        for row in &rows {
+            let own = each(&own, row);
+            let mut line = format!("{:22} {:7} {own:9.0}", row.name, row.unit);
+            for (name, costs) in &others {
+                let cost = each(costs, row);
+                line += &format!("  {name} {cost:9.0} {:5.2}", own / cost);
+            }
+            println!("{line}");
+        }
+    });
+}
