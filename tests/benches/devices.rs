@@ -31,7 +31,7 @@ const INIT: &str = include_str!("devices/init.sh");
 const MEMORY: &str = "512M";
 const DISK_MIB: usize = 256;
 const COMMAND_LINE: &str =
-    "console=ttyAMA0 console=ttyS0 quiet nokaslr cryptomgr.notests rdinit=/bench/init";
+    "console=ttyAMA0 console=ttyS0 quiet nokaslr norandmaps cryptomgr.notests rdinit=/bench/init";
 
 /// The disk past the guest's page cache.
 const FIO: &str = "/bench/fio --name=j --filename=/dev/vda --size=256M --norandommap";
