@@ -50,6 +50,39 @@ run() {
     skipped=$((skipped + left))
 }
 
+# python_tests: those of resources/python, added to the counts by the closing lines of unittest, for example
+#   Ran 27 tests in 13.3s
+#   FAILED (failures=1, errors=1, skipped=3)
+# and the skipped ones to the notes, by lines such as
+#   test_x (test_plugin.Plugin.test_x) ... skipped 'python-pytest: there is no pytest'
+python_tests() {
+    local record=$folder/python started=$SECONDS ran lost=0 left=0 count
+    printf '\ntest: resources/python\n'
+    if ! command -v python3 >/dev/null || ! python3 -c 'import sys; sys.exit(sys.version_info < (3, 9))'; then
+        passed=$((passed + 1)) # Until it is taken out again as skipped.
+        printf 'python\tresources/python\tthere is no Python 3.9\n' >>"$TESSERA_SKIPPED"
+        return
+    fi
+    python3 -B -m unittest discover --verbose --start-directory resources/python/tests </dev/null >"$record" 2>&1 || status=1
+    ran=$(sed -nE 's/^Ran ([0-9]+) tests? in .*/\1/p' "$record")
+    if [[ -z $ran || $ran == 0 ]]; then
+        cat "$record"
+        missing+="resources/python; "
+        status=1
+        return
+    fi
+    for count in $(sed -nE '$s/.*(failures|errors)=([0-9]+).*(errors)=([0-9]+).*/\2 \4/p;t;$s/.*(failures|errors)=([0-9]+).*/\2/p' "$record"); do
+        lost=$((lost + count))
+    done
+    left=$(sed -nE 's/^(test_[^ ]+) .* skipped .([a-z-]+): (.*).$/\2\t\1\t\3/p' "$record" | tee -a "$TESSERA_SKIPPED" | wc -l)
+    ((lost == 0)) || cat "$record"
+    printf '%d tests run: %d passed, %d failed, %d skipped\n' "$ran" "$((ran - lost - left))" "$lost" "$left"
+    # The notes take the skipped ones out of those that passed.
+    passed=$((passed + ran - lost))
+    failed=$((failed + lost))
+    times+=("$(printf '%5d s  %s' "$((SECONDS - started))" "resources/python")")
+}
+
 # can WHAT REASON: whether this machine has what a test says it lacks, as far as can be seen from here.
 can() {
     local huge=/sys/kernel/mm/transparent_hugepage
@@ -81,6 +114,12 @@ can() {
         ;;
     descriptors)
         [[ $(ulimit -Hn) == unlimited || $(ulimit -Hn) -ge ${2%% *} ]]
+        ;;
+    python)
+        command -v python3 >/dev/null && python3 -c 'import sys; sys.exit(sys.version_info < (3, 9))'
+        ;;
+    python-pytest)
+        python3 -c 'import pytest' 2>/dev/null
         ;;
     *) ;; # Nothing that a test may be skipped for.
     esac
@@ -114,6 +153,7 @@ if [[ ${1-} == all ]]; then
 else
     run "unit tests of what integration tests stand on" --package tessera-tests --lib --test house
 fi
+python_tests
 [[ -z $missing ]] || printf '\ntest: not counted, as they did not run: %s\n' "${missing%; }"
 printf '\ntest: the %d slowest tests:\n' "$SLOWEST"
 sort -rn "$folder/tests" | sed -n "1,${SLOWEST}p" | while read -r seconds name; do printf '%7.1f s  %s\n' "$seconds" "$name"; done
