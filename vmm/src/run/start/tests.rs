@@ -253,3 +253,22 @@ fn a_vm_that_is_refused_leaves_nothing_behind() {
     assert!(!events.iter().any(|event| matches!(event, Event::Entered(..))), "{events:?}");
     assert_eq!(events.last(), Some(&Event::Note("VM dropped")), "{events:?}");
 }
+
+/// A VM for a client of another process: it waits at `api` in the folder that TESSERA_SERVE names, has a kernel there
+/// that it can be given, and serves until it is stopped.
+#[test]
+#[ignore = "a server, which tests/api/fuzz.py starts"]
+fn serve() {
+    let folder = std::env::var_os("TESSERA_SERVE").expect("TESSERA_SERVE names no folder");
+    let folder = Path::new(&folder);
+    std::fs::copy(kernel().path(), folder.join("kernel")).unwrap();
+    let path = folder.join("api");
+    let flags = CommandLineOnly { api_sock: Some(&path), ..CommandLineOnly::default() };
+    let config = Config::default();
+    let draft = Draft::new(config.clone(), flags).unwrap();
+    let waiting = Waiting { config, draft, flags, api_sock: &path };
+
+    let reason = start_on_request(&FakeHypervisor::new([vec![]]), waiting).unwrap();
+
+    assert!(matches!(reason, ExitReason::Stopped), "{reason:?}");
+}
