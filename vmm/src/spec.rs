@@ -64,8 +64,8 @@ pub struct Spec {
     pub balloon: Option<BalloonSpec>,
     /// Its disks, in the order in which the guest finds them.
     pub disks: Vec<DiskSpec>,
-    /// Whether the guest has a source of random numbers.
-    pub rng: bool,
+    /// The guest's source of random numbers, and limits on it.
+    pub rng: Option<RateLimiterSpec>,
     /// Sockets between guest and host.
     pub vsock: Option<VsockSpec>,
     /// The guest's network interfaces.
@@ -227,6 +227,10 @@ pub enum Error {
     /// A network interface that makes no sense.
     #[error(transparent)]
     Net(#[from] NetError),
+
+    /// Limits on the entropy source that make no sense.
+    #[error("the rate limiter of the entropy source cannot be had")]
+    EntropyLimits(#[source] RefillError),
     /// A name that is empty, long, or has odd characters.
     #[error("the id '{0}' is not usable: 1 to {MAX_ID} letters, digits and hyphens")]
     Id(String),
@@ -305,7 +309,11 @@ impl Spec {
             lock_memory,
             balloon: BalloonSpec::new(config.balloon, memory)?,
             disks,
-            rng: config.entropy.is_some(),
+            rng: config
+                .entropy
+                .map(|section| RateLimiterSpec::new(section.rate_limiter.unwrap_or_default()))
+                .transpose()
+                .map_err(Error::EntropyLimits)?,
             vsock: config.vsock.map(VsockSpec::new).transpose()?,
             net: network::interfaces(config.network_interfaces, flags.id)?,
             cpus: machine.vcpu_count.unwrap_or(1),
@@ -342,7 +350,8 @@ impl Spec {
         config.machine_config = Some(MachineConfig {
             vcpu_count: Some(self.cpus),
             mem_size_mib: Some(self.memory.as_mib()),
-            huge_pages: Some(self.huge_pages),
+            // The default has no word of Firecracker's, whose clients do not expect another one.
+            huge_pages: Some(self.huge_pages).filter(|pages| *pages != HugePages::Transparent),
             memory_backing: Some(self.backing),
             lock_memory: Some(self.lock_memory),
             pmu: self.pmu.then_some(true),
@@ -363,7 +372,8 @@ impl Spec {
             None => BalloonSetting::None,
         };
         config.drives = self.disks.iter().map(DiskSpec::to_section).collect();
-        config.entropy = self.rng.then(EntropySection::default);
+        config.entropy =
+            self.rng.map(|limits| EntropySection { rate_limiter: limits.to_section() });
         config.vsock = self.vsock.as_ref().map(VsockSpec::to_section);
         config.network_interfaces = self.net.iter().map(NetSpec::to_section).collect();
         let logger = |log| LoggerSection { log_path: Some(log), ..LoggerSection::default() };

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use vm_memory::{Bytes, GuestMemory};
 
 use super::{Broken, Buffer, Device, DeviceId, Features, Ring};
-use crate::ports::Entropy;
+use crate::ports::{Entropy, Throttle};
 use crate::state::{RestoreError, Stateful};
 
 /// The greatest size of its one queue, requestq (5.4.2). Linux has a single request under way.
@@ -39,13 +39,20 @@ pub struct State {}
 /// An entropy source for the guest.
 pub struct Rng {
     entropy: Box<dyn Entropy>,
+    throttle: Option<Box<dyn Throttle>>,
     counters: Arc<Counters>,
 }
 
 impl Rng {
     /// A device that hands out what `entropy` gives.
     pub fn new(entropy: Box<dyn Entropy>) -> Self {
-        Self { entropy, counters: Arc::default() }
+        Self { entropy, throttle: None, counters: Arc::default() }
+    }
+
+    /// The same with limits on what it gives.
+    #[must_use]
+    pub fn with_limits(self, throttle: Box<dyn Throttle>) -> Self {
+        Self { throttle: Some(throttle), ..self }
     }
 
     /// The device's counters.
@@ -112,9 +119,14 @@ impl Device for Rng {
     fn activate(&mut self, _: Features) {}
 
     fn serve<M: GuestMemory>(&mut self, _: usize, ring: &mut Ring<'_, M>) -> Result<(), Broken> {
-        while let Some(chain) = ring.take()? {
+        // A limiter's timer has the queue served again.
+        while self.throttle.as_mut().is_none_or(|throttle| throttle.is_open()) {
+            let Some(chain) = ring.take()? else { break };
             let written = self.fill(chain.buffers()?, ring.memory())?;
             ring.complete(chain.head(), written)?;
+            if let Some(throttle) = &mut self.throttle {
+                throttle.spend(written.into());
+            }
         }
         Ok(())
     }

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     BalloonSetting, DriveSection, Error, LoggerSection, MetricsSection, NetworkInterfaceSection,
-    TagStorageSection, VsockSection, network,
+    RateLimiterSection, TagStorageSection, VsockSection, network,
 };
 
 /// No configuration comes near this size; a file that does is something else.
@@ -175,12 +175,13 @@ impl fmt::Display for MemoryBacking {
     }
 }
 
-/// Firecracker's `EntropyDevice`, whose rate limiter this VMM lacks.
+/// Firecracker's `EntropyDevice`.
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct EntropySection {
-    #[serde(default, skip_serializing)]
-    rate_limiter: Absent,
+    /// Limits on what the guest takes.
+    #[serde(default, deserialize_with = "section", skip_serializing_if = "Option::is_none")]
+    pub rate_limiter: Option<RateLimiterSection>,
 }
 
 /// Whether the guest has MTE.

@@ -197,7 +197,6 @@ fn a_device_that_this_vmm_lacks_is_refused_and_not_ignored() {
     for text in [
         r#"{"drives": [{"drive_id": "rootfs", "socket": "/vhost-user.sock"}]}"#,
         r#"{"memory-hotplug": {}}"#,
-        r#"{"entropy": {"rate_limiter": {}}}"#,
     ] {
         assert!(complaint(text).contains("no such device or service"), "{text}");
     }

@@ -48,7 +48,7 @@ fn what_is_not_asked_for_has_the_documented_default() {
     assert_eq!(spec.balloon, Some(BalloonSpec::default()));
     assert_eq!(spec.huge_pages, HugePages::Transparent);
     assert_eq!(spec.backing, MemoryBacking::Anonymous);
-    assert!(!spec.lock_memory && !spec.rng);
+    assert!(!spec.lock_memory && spec.rng.is_none());
 }
 
 fn with_pages(
@@ -437,4 +437,40 @@ fn a_bare_command_line_is_the_users_own() {
         let again = Spec::new(spec.to_config(), CommandLineOnly::default()).unwrap();
         assert_eq!(again.command_line, user, "as GET /vm/config has it");
     }
+}
+
+#[test]
+fn limits_of_the_entropy_source_are_kept_and_shown() {
+    let text = r#"{"boot-source": {"kernel_image_path": "Image"},
+        "entropy": {"rate_limiter": {"bandwidth": {"size": 1024, "refill_time": 100}}}}"#;
+    let spec = |text: &str| {
+        let config: Config = serde_json::from_str(text).unwrap();
+        Spec::new(config, CommandLineOnly::default())
+    };
+
+    let limited = spec(text).unwrap();
+
+    assert_eq!(limited.rng.unwrap().bandwidth.unwrap().size.get(), 1024);
+    let shown = serde_json::to_value(limited.to_config()).unwrap();
+    assert_eq!(shown["entropy"]["rate_limiter"]["bandwidth"]["size"], 1024);
+    let never = text.replace("100", "100000000");
+    assert!(matches!(spec(&never), Err(Error::EntropyLimits(_))));
+}
+
+/// Clients of Firecracker read its words for huge pages, and no other.
+#[test]
+fn the_default_of_huge_pages_is_not_shown() {
+    let shown = |pages| {
+        let mut config = Config::default();
+        config.boot_source =
+            Some(BootSource { kernel_image_path: Some("Image".into()), ..BootSource::default() });
+        config.machine_config =
+            Some(MachineConfig { huge_pages: pages, ..MachineConfig::default() });
+        let spec = Spec::new(config, CommandLineOnly::default()).unwrap();
+        spec.to_config().machine_config.unwrap().huge_pages
+    };
+
+    assert_eq!(shown(None), None);
+    assert_eq!(shown(Some(HugePages::Transparent)), None);
+    assert_eq!(shown(Some(HugePages::None)), Some(HugePages::None));
 }

@@ -1,5 +1,6 @@
 #![allow(clippy::unwrap_used)]
 
+use std::sync::Mutex;
 use std::sync::atomic::Ordering;
 
 use vm_memory::GuestAddress;
@@ -263,4 +264,38 @@ fn a_head_beyond_the_table_breaks_the_device() {
 
         assert_eq!(bench.transport.broken(), Some(&Broken::Chain), "{head}");
     }
+}
+
+/// Lets so many bytes through.
+#[derive(Clone)]
+struct Allowance(Arc<Mutex<u64>>);
+
+impl Throttle for Allowance {
+    fn is_open(&mut self) -> bool {
+        *self.0.lock().unwrap() > 0
+    }
+
+    fn spend(&mut self, bytes: u64) {
+        let mut left = self.0.lock().unwrap();
+        *left = left.saturating_sub(bytes);
+    }
+}
+
+#[test]
+fn limits_leave_requests_in_the_queue() {
+    let allowance = Allowance(Arc::new(Mutex::new(65)));
+    let rng = Rng::new(Box::new(CountingEntropy::of(u64::MAX)));
+    let mut bench = Bench::started(rng.with_limits(Box::new(allowance.clone())));
+    for _ in 0..3 {
+        bench.rings(0).offer(&[Descriptor::writable(DATA, 64)]);
+    }
+
+    bench.kick(0);
+    assert_eq!(bench.rings(0).used().len(), 2);
+    assert_eq!(bench.transport.serve(0), crate::virtio::mmio::Served::Done);
+    assert!(bench.rings(0).used().is_empty());
+
+    *allowance.0.lock().unwrap() = 1;
+    let _ = bench.transport.serve(0);
+    assert_eq!(bench.rings(0).used().len(), 1);
 }

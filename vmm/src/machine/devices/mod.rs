@@ -27,9 +27,10 @@ use super::Error;
 use crate::backends::balloon;
 use crate::backends::block::{self, BlockEvents};
 use crate::backends::clock::{HostClock, RtcEvents};
-use crate::backends::entropy::HostEntropy;
+use crate::backends::entropy::{HostEntropy, LimitedQueue};
 use crate::backends::gate::QueueGate;
 use crate::backends::net::{self, NetEvents};
+use crate::backends::rate_limiter::SharedLimiter;
 use crate::backends::reporting::{self, ReportingConfig};
 use crate::backends::vsock::{HostPeers, VsockEvents};
 use crate::backends::worker::Worker;
@@ -38,7 +39,7 @@ use crate::error::say;
 use crate::events::EventLog;
 use crate::hypervisor::Vm;
 use crate::memory::Reclaimer;
-use crate::spec::{BalloonSpec, DiskSpec, NetSpec, Spec, VsockSpec};
+use crate::spec::{BalloonSpec, DiskSpec, NetSpec, RateLimiterSpec, Spec, VsockSpec};
 pub use attached::{Attached, StateError};
 use builder::Builder;
 
@@ -89,8 +90,8 @@ impl DeviceSet {
             .transpose()?;
         let disks = spec.disks.iter().map(|disk| self::disk(&mut builder, disk));
         let disks = disks.collect::<Result<_, _>>()?;
-        if spec.rng {
-            entropy_source(&mut builder)?;
+        if let Some(limits) = spec.rng {
+            entropy_source(&mut builder, limits)?;
         }
         if let Some(wanted) = &spec.vsock {
             vsock(&mut builder, wanted)?;
@@ -213,14 +214,18 @@ fn disk(builder: &mut Builder<'_>, spec: &DiskSpec) -> Result<block::Control, Er
     Ok(control)
 }
 
-fn entropy_source(builder: &mut Builder<'_>) -> Result<(), Error> {
-    let device = Rng::new(Box::new(HostEntropy));
+fn entropy_source(builder: &mut Builder<'_>, limits: RateLimiterSpec) -> Result<(), Error> {
+    let limiter = SharedLimiter::new(limits)
+        .map_err(|source| Error::Timers { device: "entropy source", source })?;
+    let device = Rng::new(Box::new(HostEntropy)).with_limits(Box::new(limiter.clone()));
     let counters = device.counters();
-    let transport = builder.plug("entropy source", device)?;
+    let (transport, queues) = builder.place("entropy source", device)?;
+    builder.events.push(Box::new(LimitedQueue::new(queues, limiter.clone())));
     let metrics = move || {
         json!({
             "output_bytes": counters.bytes.load(Ordering::Relaxed),
             "failures_total": counters.failures.load(Ordering::Relaxed),
+            "throttled_total": limiter.throttled(),
         })
     };
     builder.attach("entropy", transport, Some(Box::new(metrics)));
