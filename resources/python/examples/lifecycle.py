@@ -5,7 +5,7 @@ from tessera import Vm
 
 kernel, initrd, *more = sys.argv[1:]
 common = dict(initrd=initrd, cmdline=" ".join(["quiet", *more]), memory="256M", mte="require", timeout=300)
-scarce = dict(tag_storage="demand", tag_max="6M", on_exhausted="pause,deadline=1")
+scarce = dict(tag_storage="demand", tag_max="4M", on_exhausted="pause,deadline=1")
 
 def work(vm):
     done = vm.exec("sh", "-c", "echo $((6 * 7)); uname -m", timeout=300).check()
