@@ -310,3 +310,24 @@ fn thousands_of_connections_are_served_and_more_are_told_so() {
     wait(&path, "an empty pool", |report| report.pool.leases.is_empty());
     drop(broker);
 }
+
+#[test]
+fn a_service_manager_is_notified_when_clients_can_connect() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("broker");
+    let notify = folder.path().join("notify");
+    let manager = std::os::unix::net::UnixDatagram::bind(&notify).unwrap();
+    manager.set_read_timeout(Some(LONG)).unwrap();
+
+    let mut command = command(&path, &["--capacity", "1M"]);
+    command.env("NOTIFY_SOCKET", &notify).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let mut message = [0; 64];
+    let length = manager.recv(&mut message);
+    let report = broker::report(&path);
+    child.kill().unwrap();
+    child.wait().unwrap();
+
+    assert_eq!(&message[..length.unwrap()], b"READY=1");
+    report.unwrap();
+}

@@ -19,6 +19,7 @@ use crate::hypervisor::Hypervisor;
 use crate::memory::tag_checks;
 use crate::registry::Entry;
 use crate::spec::Spec;
+use crate::sys::supervisor;
 use crate::vcpu::VcpuExit;
 
 /// Makes the machine, runs the guest to its end, and cleans up.
@@ -91,6 +92,8 @@ impl<'h> Process<'h> {
 
     fn run(self, server: Option<SharedServer<'h>>) -> Result<ExitReason, Error> {
         let Self { mut events, launcher, shutdown, log, entry } = self;
+        // The VM is of use without its service manager.
+        let _ = supervisor::notify_ready();
         let reason = events.run_until(&shutdown);
         // A client that sees its connection end may rely on the guest's memory being free, and a user who
         // sees the prompt on the terminal being as before.

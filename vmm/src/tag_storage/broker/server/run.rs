@@ -11,6 +11,7 @@ use super::state::ServerResources;
 use crate::error::{is_denied, say};
 use crate::exit_status::ExitStatus;
 use crate::sys::signals::Signals;
+use crate::sys::supervisor;
 use crate::tag_storage::broker::protocol::wire::Terms;
 use crate::tag_storage::pool::{Pool, PoolError};
 use crate::tag_storage::supply;
@@ -77,6 +78,8 @@ pub fn run(args: &BrokerArgs) -> Result<ExitStatus, Error> {
     let resources = resources(args)?;
     let mut server = Server::bind(&args.socket, resources)?;
     say(&greeting(args, &server));
+    // The broker is of use without its service manager.
+    let _ = supervisor::notify_ready();
     server.serve_until(&signals)?;
     Ok(signals.take().unwrap_or(ExitStatus::Terminated))
 }
