@@ -60,6 +60,24 @@ fn a_paused_guest_counts_nothing_and_loses_nothing() {
         }
         client.stop().unwrap();
         assert_eq!(guest.finish().code, Some(12));
+
+        // With a clock that advances the guest sees a gap as long as the pause, and its count goes on all the same.
+        let mut guest = Plan::workload("count,50").with("--clock", "advance").start();
+        tick(&mut guest);
+        let mut client = guest.client();
+        client.pause().unwrap();
+        std::thread::sleep(PAUSE);
+        client.resume().unwrap();
+        let mut before = tick(&mut guest);
+        let gap = (0..1000).any(|_| {
+            let (earlier, after) = (before, tick(&mut guest));
+            assert_eq!(after.0, earlier.0 + 1, "a tick was lost");
+            before = after;
+            Duration::from_nanos(after.1 - earlier.1) >= PAUSE
+        });
+        assert!(gap, "the guest's clock stopped");
+        client.stop().unwrap();
+        assert_eq!(guest.finish().code, Some(12));
     });
 }
 

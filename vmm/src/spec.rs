@@ -11,9 +11,9 @@ use linux_loader::cmdline::{self, Cmdline};
 use thiserror::Error;
 
 use crate::config::{
-    BalloonSetting, BootSource, CommandLineOnly, Config, EntropySection, HugePages, LoggerSection,
-    MachineConfig, MemoryBacking, MetricsSection, MteMode, MteSection, SerialSection,
-    TagStorageMode, TagStorageSection,
+    BalloonSetting, BootSource, ClockMode, CommandLineOnly, Config, EntropySection, HugePages,
+    LoggerSection, MachineConfig, MemoryBacking, MetricsSection, MteMode, MteSection,
+    SerialSection, TagStorageMode, TagStorageSection,
 };
 
 mod balloon;
@@ -74,6 +74,8 @@ pub struct Spec {
     pub cpus: u32,
     /// Whether the vCPUs have performance monitors.
     pub pmu: bool,
+    /// What the guest's counter does while it is paused.
+    pub clock: ClockMode,
     /// Whether the guest has MTE.
     pub mte: MteMode,
     /// How tag storage is reserved, if it is. A guest that turns out to have no MTE needs none.
@@ -318,6 +320,7 @@ impl Spec {
             net: network::interfaces(config.network_interfaces, flags.id)?,
             cpus: machine.vcpu_count.unwrap_or(1),
             pmu: machine.pmu.unwrap_or(false),
+            clock: machine.clock.unwrap_or_default(),
             mte,
             tag_storage: TagStorageSpec::new(tag_storage, mte, lock_memory)?,
             lender,
@@ -355,6 +358,7 @@ impl Spec {
             memory_backing: Some(self.backing),
             lock_memory: Some(self.lock_memory),
             pmu: self.pmu.then_some(true),
+            clock: Some(self.clock).filter(|clock| *clock != ClockMode::default()),
             ..MachineConfig::default()
         });
         config.serial = Some(SerialSection::from_flag(&self.serial.to_string()));

@@ -6,8 +6,8 @@ use arch::units::Bytes;
 use clap::Args;
 
 use super::{
-    BalloonFlag, DiskFlag, ExhaustedFlag, MemoryBacking, MteMode, NetFlag, TagStorageMode,
-    VsockFlag,
+    BalloonFlag, ClockMode, DiskFlag, ExhaustedFlag, MemoryBacking, MteMode, NetFlag,
+    TagStorageMode, VsockFlag,
 };
 
 /// Boot a guest and run it until it ends.
@@ -48,6 +48,10 @@ pub struct RunArgs {
     /// Give the vCPUs performance monitors (PMUv3)
     #[arg(long)]
     pub pmu: bool,
+
+    /// The guest's counter while it is paused: stop, or advance with the host's [default: stop]
+    #[arg(long, value_name = "MODE")]
+    pub clock: Option<ClockMode>,
 
     /// The guest's MTE; `--mte` alone means require [default: auto]
     #[arg(long, value_name = "MODE", num_args = 0..=1, default_missing_value = "require")]

@@ -86,6 +86,7 @@ impl MachineConfig {
             memory_backing,
             pmu,
             lock_memory,
+            clock,
         } = update;
         self.vcpu_count = vcpu_count.or(self.vcpu_count);
         if mem_size_mib.is_some() || mem_size.is_some() {
@@ -97,6 +98,7 @@ impl MachineConfig {
         }
         self.pmu = pmu.or(self.pmu);
         self.lock_memory = lock_memory.or(self.lock_memory);
+        self.clock = clock.or(self.clock);
     }
 }
 

@@ -127,6 +127,20 @@ pub struct MachineConfig {
     /// Whether guest memory is populated at the start and kept from swap. A field of Tessera's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lock_memory: Option<bool>,
+    /// What the guest's counter does while it is paused. A field of Tessera's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clock: Option<ClockMode>,
+}
+
+/// The guest's virtual counter while the guest is paused.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum ClockMode {
+    /// It stops: the guest sees no gap, and its time of day falls behind.
+    #[default]
+    Stop,
+    /// It advances with the host's: the guest sees a gap as long as the pause.
+    Advance,
 }
 
 /// Huge pages behind guest memory.

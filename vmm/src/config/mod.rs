@@ -30,8 +30,8 @@ pub use deferred::Deferred;
 pub use drive::{CacheType, DiskFlag, DriveSection, IoEngine, ParseDiskError};
 pub(crate) use file::Object;
 pub use file::{
-    BootSource, Config, EntropySection, HugePages, MachineConfig, MemoryBacking, MteMode,
-    MteSection, SerialSection,
+    BootSource, ClockMode, Config, EntropySection, HugePages, MachineConfig, MemoryBacking,
+    MteMode, MteSection, SerialSection,
 };
 pub use firecracker::{FirecrackerArgs, UnsupportedOption};
 pub use network::{NetBackend, NetFlag, NetworkInterfaceSection, ParseNetError};
@@ -195,6 +195,7 @@ impl RunArgs {
             || self.cpus.is_some()
             || self.memory_backing.is_some()
             || self.pmu
+            || self.clock.is_some()
             || self.lock_memory;
         if !any {
             return;
@@ -202,6 +203,7 @@ impl RunArgs {
         let machine = config.machine_config.get_or_insert_default();
         replace(&mut machine.vcpu_count, &self.cpus);
         replace(&mut machine.memory_backing, &self.memory_backing);
+        replace(&mut machine.clock, &self.clock);
         if let Some(size) = self.memory {
             machine.mem_size_mib = None;
             machine.mem_size = Some(size);

@@ -262,6 +262,7 @@ fn wrong_types_and_values_out_of_range_are_refused() {
         r#"{"entropy": true}"#,
         r#"{"machine-config": {"memory_backing": "file"}}"#,
         r#"{"machine-config": {"lock_memory": "yes"}}"#,
+        r#"{"machine-config": {"clock": "pause"}}"#,
         r#"{"serial": "stdio"}"#,
         r#"{"serial": {"target": 1}}"#,
         r#"{} {}"#,
@@ -381,7 +382,7 @@ fn memory_flags_replace_the_files_values_and_leave_the_others() {
     let written = file(
         r#"{"machine-config": {"memory_backing": "anonymous", "lock_memory": false, "vcpu_count": 3}}"#,
     );
-    let words = ["--memory-backing", "memfd", "--lock-memory", "--rng"];
+    let words = ["--memory-backing", "memfd", "--lock-memory", "--clock", "advance", "--rng"];
     let args = RunArgs { config: Some(written.path().into()), ..flags(&words) };
 
     let merged = args.merge().unwrap();
@@ -389,6 +390,7 @@ fn memory_flags_replace_the_files_values_and_leave_the_others() {
     let machine = merged.machine_config.unwrap();
     assert_eq!(machine.memory_backing, Some(MemoryBacking::Memfd));
     assert_eq!((machine.lock_memory, machine.vcpu_count), (Some(true), Some(3)));
+    assert_eq!(machine.clock, Some(ClockMode::Advance));
     assert!(merged.entropy.is_some());
 }
 

@@ -17,6 +17,7 @@ use event_manager::MutEventSubscriber;
 
 use crate::backends::gate::QueueGate;
 use crate::backends::{balloon, block, net};
+use crate::config::ClockMode;
 use crate::console::{Output, Quiesce};
 use crate::events::EventLog;
 use crate::hypervisor::Vm;
@@ -82,7 +83,11 @@ impl Machine {
         boot::prepare(&*vm, spec, &mut cpus, caches.as_ref(), &loaded, &plugged.nodes)?;
         let counters = Arc::new(VcpuCounters::default());
         let services = Services::new(plugged.bus, throttle, Arc::clone(&counters));
-        let vcpus = VcpuSet::spawn(cpus.vcpus, &Arc::new(services))?;
+        let mut vcpus = VcpuSet::spawn(cpus.vcpus, &Arc::new(services))?;
+        match spec.clock {
+            ClockMode::Stop => {}
+            ClockMode::Advance => vcpus.keep_counter_advancing(),
+        }
         let run = RunState::new();
         let footprint = footprint::Meter::new(vm.ram());
         Ok(Self {

@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 
 use super::testing::{config, kernel, machine, spec};
 use super::*;
-use crate::config::{MemoryBacking, MteMode, MteSection};
+use crate::config::{ClockMode, MemoryBacking, MteMode, MteSection};
 use crate::exit_status::ExitStatus;
 use crate::hypervisor::fake::FakeHypervisor;
 use crate::vcpu::fake::{Event, inside};
@@ -99,6 +99,29 @@ fn the_guest_runs_while_there_is_no_reason_for_a_pause() {
     machine.release_pause(PauseReason::TagStorage).unwrap();
     hypervisor.guest.wait_until_inside(2);
     assert!(!machine.is_paused() && machine.gate.enter().is_some());
+}
+
+#[test]
+fn the_counter_of_a_guest_advances_in_a_pause_where_that_is_asked_for() {
+    for (clock, stops) in [(ClockMode::Stop, true), (ClockMode::Advance, false)] {
+        let hypervisor = FakeHypervisor::new([vec![]]);
+        let kernel = kernel();
+        let mut config = config(kernel.path(), 1);
+        config.machine_config.as_mut().unwrap().clock = Some(clock);
+        let spec = spec(config);
+        let board = Board::new(&spec, &hypervisor).unwrap();
+        let (output, quiesce) = (Output::nowhere(), Quiesce::default());
+        let mut machine = Machine::new(board, &spec, output, quiesce, EventLog::default()).unwrap();
+        machine.resume().unwrap();
+        hypervisor.guest.wait_until_inside(1);
+
+        machine.pause().unwrap();
+        machine.resume().unwrap();
+
+        let events = hypervisor.guest.events();
+        let set = events.iter().any(|event| matches!(event, Event::CounterSet(_)));
+        assert_eq!(set, stops, "{clock:?}: {events:?}");
+    }
 }
 
 #[test]

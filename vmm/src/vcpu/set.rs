@@ -62,8 +62,10 @@ struct ExitSlot {
 pub struct VcpuSet {
     threads: Vec<VcpuThread>,
     exit_slot: Arc<ExitSlot>,
-    /// The guest's counter while it is paused: the guest's clock stands still meanwhile.
+    /// The guest's counter while it is paused, if it stops meanwhile.
     counter: Option<u64>,
+    /// A pause stops the guest's counter.
+    stops_counter: bool,
     /// The vCPUs have been told to stay out of the guest.
     paused: bool,
     /// [`LEAVE_DEADLINE`], which tests shorten.
@@ -82,8 +84,14 @@ impl VcpuSet {
         let event = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(failed(0))?;
         let exit_slot = Arc::new(ExitSlot { end: Mutex::new(None), event });
         let patience = LEAVE_DEADLINE;
-        let mut set =
-            Self { threads: Vec::new(), exit_slot, counter: None, paused: false, patience };
+        let mut set = Self {
+            threads: Vec::new(),
+            exit_slot,
+            counter: None,
+            stops_counter: true,
+            paused: false,
+            patience,
+        };
         for (at, vcpu) in vcpus.into_iter().enumerate() {
             let exit_slot = Arc::clone(&set.exit_slot);
             let on_end = move |end| exit_slot.give(end);
@@ -93,6 +101,11 @@ impl VcpuSet {
             set.threads.push(thread);
         }
         Ok(set)
+    }
+
+    /// From here on the guest's counter advances with the host's while the guest is paused.
+    pub fn keep_counter_advancing(&mut self) {
+        self.stops_counter = false;
     }
 
     /// The event that is raised when a vCPU ends the VM; then [`VcpuSet::end`] says how.
@@ -106,7 +119,8 @@ impl VcpuSet {
         end.as_mut().and_then(Option::take)
     }
 
-    /// Takes all vCPUs out of the guest, their pending MMIO finished, and stops the guest's counter.
+    /// Takes all vCPUs out of the guest, their pending MMIO finished, and stops the guest's counter, unless that is to
+    /// [advance](Self::keep_counter_advancing).
     /// Nothing happens if they are paused already.
     ///
     /// # Errors
@@ -137,8 +151,11 @@ impl VcpuSet {
         Ok(())
     }
 
-    /// The guest's counter, by the first vCPU that is out of the guest.
+    /// The guest's counter, by the first vCPU that is out of the guest; `None` where it does not stop.
     fn read_counter(&self, out: &[bool]) -> Result<Option<u64>, Error> {
+        if !self.stops_counter {
+            return Ok(None);
+        }
         let first = self.threads.iter().zip(out).find(|(_, out)| **out);
         let counter = first.map(|(thread, _)| thread.vcpu().counter());
         counter.transpose().map_err(|source| Error::Counter { action: "read", source })

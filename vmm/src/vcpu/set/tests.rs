@@ -89,6 +89,22 @@ fn the_guests_clock_stands_still_while_it_is_paused() {
 }
 
 #[test]
+fn a_counter_that_is_to_advance_is_neither_read_nor_set() {
+    let guest = Guest::default();
+    let mut set = computing(&guest, 2);
+    set.keep_counter_advancing();
+    for _ in 0..2 {
+        set.resume().unwrap();
+        guest.wait_until_inside(2);
+        set.pause().unwrap();
+        guest.pass_time(5000);
+    }
+    let events = guest.events();
+    let touched = |event: &Event| matches!(event, Event::CounterRead(_) | Event::CounterSet(_));
+    assert!(!events.iter().any(touched), "{events:?}");
+}
+
+#[test]
 fn a_second_pause_keeps_the_counter_of_the_first() {
     let guest = Guest::default();
     let mut set = computing(&guest, 2);
