@@ -13,7 +13,7 @@ LAB_DIRECTORY := $(or $(TESSERA_LAB),target/lab)
 
 # ---- set-up: checked before every goal that builds, written down once ----
 
-BUILDING := run shell lab test check bench lint setup programs docs-generated nested-tests nested-benches artifacts peers image image-tests
+BUILDING := run shell lab test check bench lint setup programs docs-generated install install-guest deb nested-tests nested-benches artifacts peers image image-tests
 SETUP_GOALS := $(filter $(BUILDING),$(MAKECMDGOALS))
 ifneq ($(SETUP_GOALS),)
 SETUP_GOALS += $(if $(IMAGE),image) $(if $(filter image-tests,$(MAKECMDGOALS)),image test)
@@ -35,7 +35,7 @@ endif
 $(LAB_DIRECTORY)/setup.mk: FORCE
 	@tests/lab/setup.sh $(SETUP_GOALS)
 
-.PHONY: FORCE help setup run shell lab test check bench lint clean programs docs-generated nested-tests nested-benches artifacts peers image image-tests
+.PHONY: FORCE help setup run shell lab test check bench lint clean programs docs-generated install install-guest deb nested-tests nested-benches artifacts peers image image-tests
 
 help:
 	@printf '%s\n' \
@@ -51,6 +51,9 @@ help:
 	  '              run a script in the nested host; succeeds if the script does' \
 	  'make lint     formatting and lints, as continuous integration wants them' \
 	  'make docs-generated  manual pages and completions of shells, in $(LAB_DIRECTORY)/share' \
+	  'make deb      Debian packages for arm64, in $(LAB_DIRECTORY)/debs' \
+	  'make install [PREFIX=/usr/local] [DESTDIR=/]' \
+	  '              install what a host needs; make install-guest: the agent' \
 	  'make setup    only install what the other goals need' \
 	  'make clean    remove what was built (downloads stay in the cache)'
 
@@ -77,6 +80,18 @@ programs: $(LAB_DIRECTORY)/setup.mk
 docs-generated: $(LAB_DIRECTORY)/setup.mk
 	@rm -rf $(LAB_DIRECTORY)/share
 	@cargo run --quiet --package tesseractl --example generate -- $(LAB_DIRECTORY)/share
+
+PREFIX := /usr/local
+install-files = resources/install.sh $(1) "$(PREFIX)" "$(DESTDIR)" $(LAB_DIRECTORY)/bin $(LAB_DIRECTORY)/share
+
+install: programs docs-generated
+	@$(call install-files,host)
+
+install-guest: programs docs-generated
+	@$(call install-files,guest)
+
+deb: programs docs-generated
+	@resources/debian/build.sh $(LAB_DIRECTORY)/bin $(LAB_DIRECTORY)/share $(LAB_DIRECTORY)/debs
 
 artifacts: programs
 	@$(LAB) fetch
