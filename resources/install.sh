@@ -27,10 +27,6 @@ generated() {
     [ -n "$share" ] && [ -d "$share" ] || return 0
     for program; do
         for file in "$share/man/man1/$program.1" "$share/man/man1/$program"-*.1; do
-            # tessera-agent(1) is of another part than tessera(1) and tessera-broker(1).
-            case $program:$file in
-            tessera:*/tessera-agent*) continue ;;
-            esac
             [ ! -f "$file" ] || put 644 "$file" "share/man/man1/${file##*/}"
         done
         for file in "bash-completion/completions/$program" "zsh/site-functions/_$program" \
@@ -71,7 +67,7 @@ guest)
     put 755 "$programs/tessera-agent" bin/tessera-agent
     unit tessera-agent.service
     put 644 "$root/docs/agent.md" share/doc/tessera-agent/agent.md
-    generated tessera-agent
+    put 644 "$resources/tessera-agent.1" share/man/man1/tessera-agent.1
     ;;
 *)
     echo "install.sh: '$part' is no part: host or guest" >&2

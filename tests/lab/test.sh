@@ -151,7 +151,7 @@ if [[ ${1-} == all ]]; then
     run "nested tests, in the lab (directly on an arm64 machine with KVM and MTE)" --package tessera-tests --profile nested \
         --test-threads "$(($(nproc) + 1))"
 else
-    run "unit tests of what integration tests stand on" --package tessera-tests --lib --test house
+    run "unit tests of what integration tests stand on" --package tessera-tests --lib --test house --test packages
 fi
 python_tests
 [[ -z $missing ]] || printf '\ntest: not counted, as they did not run: %s\n' "${missing%; }"
