@@ -141,7 +141,7 @@ test: artifacts nested-tests
 	@for package in $(HOST_KERNELS); do $(LAB) fetch --package $$package >/dev/null; done
 	@tests/lab/test.sh all
 
-image-tests: image artifacts
+image-tests: image artifacts deb
 	@$(call install-tests,--profile nested --test image)
 	@cargo nextest run --package tessera-tests --test image --profile image </dev/null
 
