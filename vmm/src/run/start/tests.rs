@@ -268,7 +268,7 @@ fn serve() {
     let draft = Draft::new(config.clone(), flags).unwrap();
     let waiting = Waiting { config, draft, flags, api_sock: &path };
 
-    let reason = start_on_request(&FakeHypervisor::new([vec![]]), waiting).unwrap();
+    let reason = start_on_request(&FakeHypervisor::new([vec![]]), waiting, None).unwrap();
 
     assert!(matches!(reason, ExitReason::Stopped), "{reason:?}");
 }
