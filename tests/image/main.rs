@@ -1,6 +1,8 @@
 //! Tests of the Debian image under the real `tessera`, in the lab: `make image-tests`.
 #![allow(clippy::unwrap_used)]
 
+mod python;
+
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;

@@ -238,7 +238,8 @@ fn products() -> PathBuf {
     env::var_os("TESSERA_LAB").map_or_else(|| workspace().join("target/lab"), PathBuf::from)
 }
 
-fn in_nested_host() -> bool {
+/// Whether this process runs in the nested host.
+pub fn in_nested_host() -> bool {
     env::var_os(ARRIVED).is_some()
 }
 
