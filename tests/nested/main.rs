@@ -3,6 +3,7 @@
 
 mod agent;
 mod alarm;
+mod background;
 mod balloon;
 mod boot;
 mod broker;
