@@ -51,7 +51,9 @@ fn main() {
         let _ =
             rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
     }
-    let vsock = args.merge().ok().and_then(|config| config.vsock).map(|vsock| vsock.uds_path);
+    let config = args.merge().unwrap();
+    let vsock = config.vsock.map(|vsock| vsock.uds_path);
+    let kernel = config.boot_source.and_then(|boot| boot.kernel_image_path);
     let publication = Publication {
         id: args.id.as_deref(),
         api_sock: args.api_sock.as_deref(),
@@ -63,7 +65,7 @@ fn main() {
         std::process::exit(73);
     });
     eprintln!("tessera: fake {}", args.id.as_deref().unwrap_or("tessera"));
-    let runs = args.kernel.is_some() && !has("loads");
+    let runs = kernel.is_some() && !has("loads");
     let vm = Arc::new(Vm {
         id: args.id.clone().unwrap_or_else(|| "tessera".to_owned()),
         state: Mutex::new(if runs { "Running" } else { "Not started" }),

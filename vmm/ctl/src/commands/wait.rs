@@ -27,13 +27,13 @@ pub fn wait(args: &WaitArgs, form: Form) -> Result<(), Failure> {
         Condition::Agent => ("have an agent that answers", "agent"),
         Condition::Stopped => ("end", "stopped"),
     };
-    let _waiting = Waiting::on(format!("{name} is to {word}"));
+    let waiting = Waiting::on(format!("{name} is to {word}"));
     match args.condition {
         Condition::Started => started(args, deadline)?,
         Condition::Agent => agent(args, deadline)?,
         Condition::Stopped => stopped(args, deadline)?,
     }
-    drop(_waiting);
+    drop(waiting);
     form.outcome(done)
 }
 

@@ -145,6 +145,19 @@ fn without_a_kernel_a_vm_waits_to_be_configured() {
 }
 
 #[test]
+fn a_file_with_a_kernel_starts_and_one_without_waits() {
+    let place = Place::new();
+    let (with, without) = (place.path("with.json"), place.path("without.json"));
+    fs::write(&with, r#"{"boot-source":{"kernel_image_path":"Image"}}"#).unwrap();
+    fs::write(&without, r#"{"machine-config":{"vcpu_count":2}}"#).unwrap();
+
+    for (id, file, state) in [("with", with, "Running"), ("without", without, "Not started")] {
+        let words = ["--config", file.to_str().unwrap(), "--id", id, "--json"];
+        assert_eq!(json(&place.run(&words))["state"], state, "{id}");
+    }
+}
+
+#[test]
 fn sockets_that_the_user_names_are_used() {
     let place = Place::new();
     let (api, vsock) = (place.path("api"), place.path("vsock"));

@@ -38,12 +38,13 @@ pub fn run(args: &RunCommand, form: Form) -> Result<u8, Failure> {
     let child = spawn::spawn(&program, &words, &folder)?;
     let mut start = Start { child, folder, paths, deadline: Instant::now() + args.timeout };
     let waiting = Waiting::on(format!("{} is to start", start.folder.name()));
-    let state = match start.wait(args) {
+    let end = start.wait(args);
+    drop(waiting);
+    let state = match end {
         Ok(state) => state,
         Err(Ended::Itself(status)) => return Ok(start.report(status)),
         Err(Ended::InVain(failure)) => return Err(failure),
     };
-    drop(waiting);
     let (name, pid) = (start.folder.name(), start.child.id());
     let answer = json!({
         "name": name,
@@ -81,7 +82,7 @@ impl Paths {
             api_sock: absolute(args.vm.api_sock.clone().unwrap_or_else(|| folder.join("api"))),
             vsock: vsock.map(absolute),
             has_serial: config.serial.is_some(),
-            has_kernel: boot.is_some() || args.vm.config.is_some(),
+            has_kernel: boot.is_some(),
         })
     }
 }
