@@ -1,11 +1,14 @@
 //! Tag storage that is a NUMA node, lent by a broker to VMs without MTE and taken back for VMs with it.
 
+use std::fs;
+
 use testing::borrower::{Borrower, serve};
 use testing::broker::Broker;
 use testing::footprint::Curve;
 use testing::guest::{Guest, Plan};
 use testing::lab::Lab;
 use testing::memory::{oom_kills, pages_on_node};
+use testing::scratch::Scratch;
 use testing::setting::Setting;
 use testing::wait::until;
 use vmm::tag_storage::broker::BrokerReport;
@@ -100,6 +103,40 @@ fn are_intact(broker: &Broker, mut lodger: Guest, mut owner: Guest) {
     assert!(left.borrowers.is_empty(), "{left:?}");
     assert_eq!(left.pool.blocks.reserved, 0, "{left:?}");
     assert_eq!(oom_kills(), 0);
+}
+
+/// Files that a process has open past the page cache (proc_pid_fdinfo(5), O_DIRECT of arm64).
+fn direct_files(pid: u32) -> usize {
+    const O_DIRECT: u32 = 0o200_000;
+    let files = fs::read_dir(format!("/proc/{pid}/fdinfo")).unwrap().flatten();
+    let flags = files.filter_map(|file| {
+        let text = fs::read_to_string(file.path()).ok()?;
+        let flags = text.lines().find_map(|line| line.strip_prefix("flags:"))?;
+        u32::from_str_radix(flags.trim(), 8).ok()
+    });
+    flags.filter(|flags| flags & O_DIRECT != 0).count()
+}
+
+#[test]
+fn a_direct_disk_of_a_guest_that_may_borrow_goes_through_the_page_cache_and_that_is_said() {
+    const SAID: &str = "the disk data goes through the page cache, and not past it";
+    Lab::new().second_node("128M").run(|| {
+        let scratch = Scratch::new();
+        let disk = scratch.file("disk", vec![0; 1 << 20]);
+        for (lend, direct) in [("never", 1), ("eager", 0)] {
+            let broker = broker(lend);
+            let plan = borrower(&broker, 256);
+            let disk = format!("{},direct,id=data", disk.display());
+            let guest = plan.with("--disk", &disk).start();
+            guest.is_loaded();
+
+            assert_eq!(direct_files(guest.pid()), direct, "{lend}");
+
+            guest.client().stop().unwrap();
+            let messages = guest.finish().messages;
+            assert_eq!(messages.contains(SAID), direct == 0, "{lend}: {messages}");
+        }
+    });
 }
 
 #[test]

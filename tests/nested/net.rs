@@ -187,6 +187,40 @@ fn frames_reach_memory_whose_tag_storage_is_not_reserved_yet() {
     });
 }
 
+#[test]
+fn a_tap_that_is_made_again_under_its_name_carries_frames_again() {
+    Lab::new().emulated().run(|| {
+        let _taps = Taps::load();
+        let scratch = Scratch::new();
+        let machine = start(Plan::agent(&scratch).with("--net", "tap=tap0"));
+        // Always the same address: the guest need not learn another one.
+        let set_up = "ip link set tap0 address 02:00:00:00:00:01 && \
+                      ip addr add 198.51.100.1/24 dev tap0 && ip link set tap0 up";
+        let answers = || {
+            let once =
+                || Command::new("ping").args(["-c", "1", "-W", "2", "198.51.100.2"]).output();
+            until("an answer", || once().unwrap().status.success().then_some(()));
+        };
+        host(set_up);
+        answers();
+
+        leaks_nothing(&machine, || {
+            host("ip link del tap0");
+            link_is(&machine, false);
+            host(&format!("tunctl -t tap0 && {set_up}"));
+            link_is(&machine, true);
+            answers();
+        });
+
+        assert_eq!(metrics(&machine)["link_changes_total"], 2 * (ROUNDS + 1));
+        let seen = guest(&machine, "cat /sys/class/net/eth0/carrier_down_count");
+        assert!(seen.parse::<u64>().unwrap() > 0, "{seen}");
+        stop(&machine);
+        machine.finish().expect_power_off();
+        host("ip link del tap0");
+    });
+}
+
 /// A station that answers who asks for its address, and echoes.
 struct Station {
     listener: UnixListener,
