@@ -3,7 +3,6 @@
 use std::cell::RefCell;
 use std::rc::{Rc, Weak};
 
-use arch::units::Bytes;
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -25,10 +24,8 @@ pub(super) struct MachineController {
     key: PowerKeyTimer,
     shutdown: ShutdownRequest,
     metrics: Option<MetricsFile>,
-    id: String,
-    /// The guest's.
-    memory: Bytes,
-    config: Value,
+    /// As it was started.
+    spec: Box<Spec>,
 }
 
 impl MachineController {
@@ -40,14 +37,23 @@ impl MachineController {
         metrics: Option<MetricsFile>,
         spec: &Spec,
     ) -> Self {
-        // A configuration is plain data: strings, numbers and paths that came from UTF-8.
-        let config = serde_json::to_value(spec.to_config()).unwrap_or_else(|_| json!({}));
-        let (id, memory) = (spec.id.clone(), spec.memory);
-        Self { machine: Rc::downgrade(machine), key, shutdown, metrics, id, memory, config }
+        Self {
+            machine: Rc::downgrade(machine),
+            key,
+            shutdown,
+            metrics,
+            spec: Box::new(spec.clone()),
+        }
     }
 }
 
 impl MachineController {
+    /// The configuration that it was started with.
+    fn config(&self) -> Value {
+        // A configuration is plain data: strings, numbers and paths that came from UTF-8.
+        serde_json::to_value(self.spec.to_config()).unwrap_or_else(|_| json!({}))
+    }
+
     fn machine(&self) -> Result<Rc<RefCell<Machine>>, ControlError> {
         let machine = self.machine.upgrade();
         machine.ok_or_else(|| ControlError::unavailable("control the VM", "it is ending"))
@@ -63,14 +69,14 @@ impl Controller for MachineController {
         let machine = self.machine();
         let running = machine.as_ref().is_ok_and(|machine| !machine.borrow().is_paused());
         let state = if running { model::State::Running } else { model::State::Paused };
-        let mut instance = model::InstanceInfo::new(self.id.clone(), state);
+        let mut instance = model::InstanceInfo::new(self.spec.id.clone(), state);
         instance.pause_reason =
             machine.ok().and_then(|machine| held(&machine.borrow()).map(str::to_owned));
         instance
     }
 
     fn vm_config(&self) -> Value {
-        let mut config = self.config.clone();
+        let mut config = self.config();
         // They are what can have changed.
         if let Ok(machine) = self.machine() {
             let machine = machine.borrow();
@@ -82,7 +88,7 @@ impl Controller for MachineController {
     }
 
     fn machine_config(&self) -> Value {
-        self.config.get("machine-config").cloned().unwrap_or_else(|| json!({}))
+        self.config().get("machine-config").cloned().unwrap_or_else(|| json!({}))
     }
 
     fn metrics(&self) -> Value {
@@ -142,7 +148,7 @@ impl Controller for MachineController {
         let machine = machine.borrow();
         let measured = machine.footprint().footprint()?;
         let balloon = machine.balloon().map(balloon::Control::totals).unwrap_or_default();
-        Ok(model::Footprint::new(self.memory, &measured, balloon))
+        Ok(model::Footprint::new(self.spec.memory, &measured, balloon))
     }
 
     fn tag_storage(&self) -> Result<model::TagStorage, ControlError> {
