@@ -6,9 +6,11 @@ use testing::scratch::Scratch;
 use crate::debian::{lab, plan, said, sh, tesseractl};
 
 /// Everything below the folders that packages and units write to, and the units that systemd knows.
-const STATE: &str = "find /etc /usr /var/lib /run/systemd/system /run/tessera* -path /var/lib/dpkg -prune -o -path \
-    /var/lib/systemd -prune -o -path /var/lib/apt -prune -o -print 2>/dev/null | sort; systemctl list-unit-files --no-legend | sort; stat -c '%n %G %a' \
-    /dev/userfaultfd";
+const STATE: &str = "\
+    find /etc /usr /var/lib /run/systemd/system /run/tessera* -path /var/lib/dpkg -prune -o -path /var/lib/systemd -prune \
+    -o -path /var/lib/apt -prune -o -print 2>/dev/null | sort; \
+    systemctl list-unit-files --no-legend | sort; \
+    stat -c '%n %G %a' /dev/userfaultfd";
 
 /// In the guest, which has no KVM of its own: units are checked, the broker runs, a VM says why it cannot.
 #[test]
