@@ -53,7 +53,7 @@ host)
     put 644 "$resources/tmpfiles.conf" lib/tmpfiles.d/tessera.conf
     put 644 "$resources/openapi.yaml" share/tessera/openapi.yaml
     put 644 "$resources/grafana/tessera.json" share/tessera/grafana/tessera.json
-    put 644 "$resources/demo.json" share/doc/tessera/examples/demo.json
+    put 644 "$resources/demo.json" share/tessera/demo.json
     for file in "$root/README.md" "$root"/docs/*.md "$root"/docs/*.svg; do
         case ${file##*/} in
         # For those who build it.

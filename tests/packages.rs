@@ -117,6 +117,7 @@ fn packages_have_what_they_are_to_have_where_it_belongs() {
         "/usr/share/doc/tessera/copyright",
         "/usr/share/doc/tessera/changelog.gz",
         "/usr/share/doc/tessera/install.md",
+        "/usr/share/tessera/demo.json",
         "/usr/share/tessera/openapi.yaml",
         "/usr/share/tessera/grafana/tessera.json",
         "/etc/tessera/",

@@ -35,7 +35,7 @@ fn the_package_for_hosts_is_installed_used_and_removed_without_a_trace() {
         assert!(pool.contains("lending never"), "{pool}");
         // Who is not in the group may not.
         sh("! setpriv --reuid nobody --clear-groups tesseractl pool --broker /run/tessera-broker/socket");
-        sh("cp /usr/share/doc/tessera/examples/demo.json /etc/tessera/");
+        sh("cp /usr/share/tessera/demo.json /etc/tessera/");
         sh("! systemctl start tessera@demo");
         let messages = sh("journalctl --unit tessera@demo --output cat");
         assert!(messages.contains("/dev/kvm"), "{messages}");
