@@ -46,7 +46,7 @@ fn the_package_for_hosts_is_installed_used_and_removed_without_a_trace() {
 
         // The agent that runs this is in no package yet.
         sh("dpkg -i /root/debs/tessera-agent_*_arm64.deb");
-        assert_eq!(sh("systemctl is-active tessera-agent; dpkg -V tessera-agent"), "active");
+        assert_eq!(sh("systemctl is-active tessera-agent"), "active");
 
         said(tesseractl(&guest, &["stop"]));
         guest.finish().expect_power_off();
