@@ -66,6 +66,8 @@ pub struct Spec {
     pub disks: Vec<DiskSpec>,
     /// The guest's source of random numbers, and limits on it.
     pub rng: Option<RateLimiterSpec>,
+    /// Whether the files of sockets stay when the VM has ended.
+    pub leave_sockets: bool,
     /// Sockets between guest and host.
     pub vsock: Option<VsockSpec>,
     /// The guest's network interfaces.
@@ -316,6 +318,7 @@ impl Spec {
                 .map(|section| RateLimiterSpec::new(section.rate_limiter.unwrap_or_default()))
                 .transpose()
                 .map_err(Error::EntropyLimits)?,
+            leave_sockets: flags.leave_sockets,
             vsock: config.vsock.map(VsockSpec::new).transpose()?,
             net: network::interfaces(config.network_interfaces, flags.id)?,
             cpus: machine.vcpu_count.unwrap_or(1),

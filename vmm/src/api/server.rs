@@ -57,6 +57,11 @@ impl<C: Lifecycle> Server<C> {
         Ok(Self { socket, pause, connections, clock: 0, registered: Ok(()), log, lifecycle })
     }
 
+    /// Has the socket's file stay when the server goes.
+    pub fn leave_socket(&mut self) {
+        self.socket.leave_file();
+    }
+
     /// Whether the event loop took the socket when the server was registered, which
     /// `add_subscriber` itself cannot tell.
     ///

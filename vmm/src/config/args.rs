@@ -128,4 +128,8 @@ pub struct RunArgs {
     /// Read the configuration from a JSON file; flags replace its values
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
+
+    /// Whether the files of sockets stay when the VM has ended, as under the name `firecracker`.
+    #[arg(skip)]
+    pub leave_sockets: bool,
 }

@@ -151,6 +151,8 @@ impl FirecrackerArgs {
             config: self.config_file.clone(),
             log: self.log_path.clone(),
             metrics: self.metrics_path.clone(),
+            // Firecracker leaves them, and clients remove them.
+            leave_sockets: true,
             ..RunArgs::default()
         })
     }
@@ -198,6 +200,7 @@ mod tests {
         assert_eq!(run.api_sock.unwrap().to_str(), Some("/run/firecracker.socket"));
         assert_eq!(run.id.as_deref(), Some("anonymous-instance"));
         assert_eq!(run.config, None);
+        assert!(run.leave_sockets);
     }
 
     #[test]

@@ -92,6 +92,8 @@ pub struct CommandLineOnly<'a> {
     pub api_sock: Option<&'a Path>,
     /// The VM's name.
     pub id: Option<&'a str>,
+    /// Whether the files of sockets stay when the VM has ended.
+    pub leave_sockets: bool,
 }
 
 impl RunArgs {
@@ -114,6 +116,7 @@ impl RunArgs {
             config: self.config.as_deref(),
             api_sock: self.api_sock.as_deref(),
             id: self.id.as_deref(),
+            leave_sockets: self.leave_sockets,
         }
     }
 

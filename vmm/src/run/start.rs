@@ -32,7 +32,8 @@ pub(super) fn start(
     tag_checks::disable();
     let mut vm = Process::new(hypervisor, api_sock, entry)?;
     let (launched, controller) = vm.launcher.make(spec)?;
-    let server = api_sock.map(|path| vm.serve(path, Phase::Started(controller))).transpose()?;
+    let phase = Phase::Started(controller);
+    let server = api_sock.map(|path| vm.serve(path, phase, spec.leave_sockets)).transpose()?;
     vm.launcher.start(launched)?;
     vm.run(server)
 }
@@ -49,7 +50,8 @@ pub(super) fn start_on_request(
     vm.launcher.catch_signals()?;
     let (launcher, shutdown) = (vm.launcher.clone(), vm.shutdown.clone());
     let controller = DraftController::new(config, draft, flags, launcher, shutdown);
-    let server = vm.serve(api_sock, Phase::NotStarted(Box::new(controller)))?;
+    let phase = Phase::NotStarted(Box::new(controller));
+    let server = vm.serve(api_sock, phase, flags.leave_sockets)?;
     vm.run(Some(server))
 }
 
@@ -82,8 +84,17 @@ impl<'h> Process<'h> {
         Ok(Self { events, launcher, shutdown, log, entry })
     }
 
-    fn serve(&mut self, path: &Path, phase: Phase<'h>) -> Result<SharedServer<'h>, Error> {
-        let server = Rc::new(RefCell::new(Server::bind(path, phase, self.log.clone())?));
+    fn serve(
+        &mut self,
+        path: &Path,
+        phase: Phase<'h>,
+        leave_socket: bool,
+    ) -> Result<SharedServer<'h>, Error> {
+        let mut server = Server::bind(path, phase, self.log.clone())?;
+        if leave_socket {
+            server.leave_socket();
+        }
+        let server = Rc::new(RefCell::new(server));
         self.events.add(Box::new(Rc::clone(&server)));
         let registered = server.borrow().registered().map_err(|error| error.to_string());
         registered.map_err(|error| Error::Events(io::Error::other(error)))?;

@@ -202,6 +202,12 @@ impl Socket {
         self.has_replaced
     }
 
+    /// Has the file stay when the socket goes.
+    pub(crate) fn leave_file(&mut self) {
+        self.file = None;
+        self._on_fault = None;
+    }
+
     /// The listener: non-blocking, close-on-exec.
     pub(crate) fn listener(&self) -> &UnixListener {
         &self.listener

@@ -159,6 +159,11 @@ impl HostPeers {
     }
 
     /// Watches the listener as long as what it has can be accepted.
+    /// Has the socket's file stay when the device goes.
+    pub(crate) fn leave_socket(&mut self) {
+        self.socket.leave_file();
+    }
+
     fn listen_if_possible(&mut self) {
         let wanted = self.has_place() && self.pause.is_none();
         if wanted == self.listens {

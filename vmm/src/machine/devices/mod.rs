@@ -94,7 +94,7 @@ impl DeviceSet {
             entropy_source(&mut builder, limits)?;
         }
         if let Some(wanted) = &spec.vsock {
-            vsock(&mut builder, wanted)?;
+            vsock(&mut builder, wanted, spec.leave_sockets)?;
         }
         let net = spec.net.iter().map(|net| network_interface(&mut builder, net));
         let net = net.collect::<Result<_, _>>()?;
@@ -232,8 +232,12 @@ fn entropy_source(builder: &mut Builder<'_>, limits: RateLimiterSpec) -> Result<
     Ok(())
 }
 
-fn vsock(builder: &mut Builder<'_>, wanted: &VsockSpec) -> Result<(), Error> {
-    let device = Vsock::new(wanted.cid, HostPeers::listen(&wanted.path, builder.gate().clone())?);
+fn vsock(builder: &mut Builder<'_>, wanted: &VsockSpec, leave_socket: bool) -> Result<(), Error> {
+    let mut peers = HostPeers::listen(&wanted.path, builder.gate().clone())?;
+    if leave_socket {
+        peers.leave_socket();
+    }
+    let device = Vsock::new(wanted.cid, peers);
     let counters = device.counters();
     let (transport, queues) = builder.place("socket device", device)?;
     let events = VsockEvents::new(&transport, queues)

@@ -240,6 +240,22 @@ fn a_follower_sees_a_vms_whole_life_in_order() {
 }
 
 #[test]
+fn under_firecrackers_name_the_files_of_sockets_stay_for_clients_to_remove() {
+    let folder = tempfile::tempdir().unwrap();
+    let (api, vsock) = (folder.path().join("api"), folder.path().join("vsock"));
+    let kernel = kernel();
+    let mut config = config(kernel.path(), 1);
+    config.vsock = Some(serde_json::from_value(serde_json::json!({ "uds_path": vsock })).unwrap());
+
+    for leave_sockets in [true, false] {
+        let hypervisor = FakeHypervisor::new([vec![Step::Exit(Exit::PowerOff)]]);
+        let spec = Spec { leave_sockets, ..spec(config.clone()) };
+        start(&hypervisor, &spec, Some(&api), None).unwrap();
+        assert_eq!((api.exists(), vsock.exists()), (leave_sockets, leave_sockets));
+    }
+}
+
+#[test]
 fn a_vm_that_is_refused_leaves_nothing_behind() {
     let hypervisor = FakeHypervisor::new([vec![]]);
     let folder = tempfile::tempdir().unwrap();

@@ -101,6 +101,19 @@ fn file_goes_with_the_socket() {
 }
 
 #[test]
+fn file_that_is_left_stays_for_the_next_socket_to_replace() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("s");
+    let mut socket = Socket::bind(&path).unwrap();
+    socket.leave_file();
+
+    drop(socket);
+
+    assert!(path.exists());
+    assert!(Socket::bind(&path).unwrap().has_replaced());
+}
+
+#[test]
 fn file_of_a_successor_stays() {
     let directory = tempdir().unwrap();
     let path = directory.path().join("api");
