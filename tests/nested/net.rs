@@ -97,15 +97,18 @@ fn descriptors(machine: &Guest) -> usize {
 
 /// Has the other side go and come back, and compares the VMM before and after.
 fn leaks_nothing(machine: &Guest, mut round: impl FnMut()) {
-    let usage = || (descriptors(machine), own_private_dirty(machine.pid(), 256 << 20));
+    let memory = || own_private_dirty(machine.pid(), 256 << 20);
     round();
-    let before = usage();
+    let before = (descriptors(machine), memory());
     for _ in 0..ROUNDS {
         round();
     }
-    let after = usage();
+    // A client's connection to the control socket may still be closing, too.
+    let fewest = until("as many descriptors as before", || {
+        Some(descriptors(machine)).filter(|count| *count <= before.0)
+    });
+    let after = (fewest, memory());
     println!("descriptors and bytes before {before:?}, after {after:?}");
-    assert!(after.0 <= before.0, "{before:?} {after:?}");
     assert!(after.1 <= before.1 + NOISE, "{before:?} {after:?}");
 }
 

@@ -42,10 +42,10 @@ pub(super) struct Due {
 struct Backoff(Duration);
 
 impl Backoff {
-    /// A peer is lost that was there for so long. One that leaves as soon as it comes, say a passt that cannot have
-    /// its port, is not tried as often as one that was there.
-    fn lost(&mut self, lasted: Duration) {
-        if lasted >= LAST_RETRY {
+    /// A peer is lost that was there for so long, and had something to say. One that leaves as soon as it comes, say a
+    /// passt that cannot have its port, is not tried as often as one that was there.
+    fn lost(&mut self, lasted: Duration, spoke: bool) {
+        if lasted >= LAST_RETRY || spoke {
             self.0 = FIRST_RETRY;
         }
     }
@@ -64,8 +64,8 @@ pub struct NetEvents {
     retry: Timer,
     backoff: Backoff,
     watched: Watch,
-    /// Since when there is something to be watched.
-    since: Instant,
+    /// Since when there is something to be watched, and how many frames had come from the host then.
+    since: (Instant, u64),
 }
 
 impl NetEvents {
@@ -82,7 +82,7 @@ impl NetEvents {
             retry: Timer::new()?,
             backoff: Backoff(FIRST_RETRY),
             watched: Watch::default(),
-            since: Instant::now(),
+            since: (Instant::now(), 0),
         })
     }
 
@@ -164,7 +164,7 @@ impl NetEvents {
         match (self.watched.port, wanted.port) {
             (None, Some((descriptor, blocked))) => {
                 add(ops, Events::with_data_raw(descriptor, PORT, edges(blocked)));
-                self.since = Instant::now();
+                self.since = (Instant::now(), self.counters.rx_frames.load(Ordering::Relaxed));
             }
             (Some((before, was_blocked)), Some((descriptor, blocked))) => {
                 if before == descriptor && was_blocked != blocked {
@@ -184,7 +184,9 @@ impl NetEvents {
         }
         self.watched = wanted;
         if wanted.lost && self.queues.with(|transport| transport.device_mut().port_mut().close()) {
-            self.backoff.lost(self.since.elapsed());
+            let (since, frames) = self.since;
+            let spoke = self.counters.rx_frames.load(Ordering::Relaxed) != frames;
+            self.backoff.lost(since.elapsed(), spoke);
             self.try_later();
         }
     }
@@ -277,12 +279,15 @@ mod tests {
         let mut backoff = Backoff(FIRST_RETRY);
         let mut delays = Vec::new();
         for _ in 0..8 {
-            backoff.lost(Duration::from_millis(10));
+            backoff.lost(Duration::from_millis(10), false);
             delays.push(backoff.next().as_millis());
         }
         assert_eq!(delays, [100, 200, 400, 800, 1600, 3200, 5000, 5000]);
 
-        backoff.lost(LAST_RETRY);
+        backoff.lost(LAST_RETRY, false);
+        assert_eq!(backoff.next(), FIRST_RETRY);
+        assert!(backoff.next() > FIRST_RETRY);
+        backoff.lost(Duration::ZERO, true);
         assert_eq!(backoff.next(), FIRST_RETRY);
     }
 }
