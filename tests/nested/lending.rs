@@ -106,8 +106,13 @@ fn own_pages() -> u64 {
 
 #[track_caller]
 fn about(what: &str, found: u64, expected: u64) {
+    within(NOISE, what, found, expected);
+}
+
+#[track_caller]
+fn within(noise: u64, what: &str, found: u64, expected: u64) {
     println!("{what}: {found}, expected {expected}");
-    assert!(found.abs_diff(expected) <= NOISE, "{what}: {found}, expected {expected}");
+    assert!(found.abs_diff(expected) <= noise, "{what}: {found}, expected {expected}");
 }
 
 #[test]
@@ -149,7 +154,9 @@ fn evictions_are_exact_and_leave_contents_intact() {
         let moved = before - pages_on_node(borrower.pid(), 1);
         assert_eq!(host.node.report().moved_pages, moved);
         about("evicted", report.counters.evictions, 100 * CHUNK_PAGES);
-        about("moved", moved, 100 * CHUNK_PAGES);
+        // What was moved for a slot that was then put off, as the kernel took the page for its own floor, is no
+        // eviction.
+        within(2 * NOISE, "moved", moved, report.counters.evictions);
         assert_eq!(own_pages(), (free + 100) * CHUNK_PAGES);
 
         // All of it can be had.
