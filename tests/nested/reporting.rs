@@ -39,6 +39,10 @@ pub(crate) fn start(plan: Plan) -> Guest {
 /// Has a guest touch memory, in MiB, and free it: its host gets it back.
 fn comes_back(what: &str, plan: Plan, touch: u64) -> Guest {
     let mut guest = start(plan);
+    // What a guest has cleared as it booted is resident until it is reported, which a busy machine delays.
+    until("a guest at rest", || {
+        (Footprint::of(&mut guest.client()).resident < touch << 20).then_some(())
+    });
     let idle = Curve::until_still(&guest).last();
     guest.order(&format!("touch {touch}"), "touched");
     let touched = Footprint::of(&mut guest.client()).resident;
