@@ -135,20 +135,24 @@ impl Vsock {
         timeout: Duration,
     ) -> Result<(UnixStream, Accepted), Error> {
         let stream = self.connect(PORT, timeout)?;
-        let accepted = ask(&stream, operation)?;
+        let accepted = ask(&stream, operation, timeout)?;
         Ok((stream, accepted))
     }
 }
 
-/// Asks an agent for an operation.
+/// Asks an agent for an operation, and waits so long for its answer, but not less than for that of a VMM.
 ///
 /// # Errors
 /// [`Error::Refused`], and what is no agent.
-pub(super) fn ask(mut stream: &UnixStream, operation: Operation) -> Result<Accepted, Error> {
+pub(super) fn ask(
+    mut stream: &UnixStream,
+    operation: Operation,
+    timeout: Duration,
+) -> Result<Accepted, Error> {
     let hello = frame::json(Kind::Hello, &Hello::new(operation)).map_err(|_| Error::TooLong)?;
     // An agent that refuses early has answered before it has read all.
     let _ = stream.write_all(&hello);
-    let answers = Answers::within(DEFAULT_TIMEOUT, stream);
+    let answers = Answers::within(timeout.max(DEFAULT_TIMEOUT), stream);
     let answer = frame::read(answers).map_err(|error| match error {
         agent::protocol::Error::Transport(_) | agent::protocol::Error::Ended => Error::Closed,
         error => Error::Protocol(error),

@@ -41,7 +41,7 @@ pub fn run(vsock: &Vsock, request: Exec, timeout: Duration) -> Result<u8, Error>
     let signals =
         Signals::new([SIGINT, SIGTERM, SIGQUIT, SIGHUP, SIGUSR1, SIGUSR2, SIGWINCH, SIGCONT]);
     let signals = signals.map_err(|error| Error::System("take signals", error))?;
-    ask(&stream, Operation::Exec(request))?;
+    ask(&stream, Operation::Exec(request), timeout)?;
     let sender =
         stream.try_clone().map_err(|error| Error::System("share the connection", error))?;
     let raw = match with_terminal {

@@ -177,7 +177,7 @@ fn an_answer_that_never_ends_is_not_waited_for() {
     });
 
     let output = std::process::Command::new(env!("CARGO_BIN_EXE_tesseractl"))
-        .args(["exec", &format!("vsock:{}", path.display()), "--", "true"])
+        .args(["exec", "--timeout", "1", &format!("vsock:{}", path.display()), "--", "true"])
         .output()
         .unwrap();
 
