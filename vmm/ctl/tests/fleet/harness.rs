@@ -2,14 +2,12 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// How long anything may take that is no fault.
-const PATIENCE: Duration = Duration::from_secs(60);
+use super::common::until;
 
 /// A runtime directory; dropped, none of its VMs is left.
 pub(crate) struct Place(TempDir);
@@ -100,18 +98,6 @@ pub(crate) fn failed(output: &Output) -> (i32, &str) {
 
 pub(crate) fn json(output: &Output) -> Value {
     serde_json::from_str(said(output)).unwrap()
-}
-
-/// Waits for a condition.
-pub(crate) fn until<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
-    let start = Instant::now();
-    loop {
-        if let Some(found) = condition() {
-            return found;
-        }
-        assert!(start.elapsed() < PATIENCE, "in vain: {what}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
 }
 
 /// The program that is started in the place of `tessera`: cargo builds examples for the tests of their package.

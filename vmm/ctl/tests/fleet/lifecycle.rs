@@ -5,7 +5,8 @@ use std::os::unix::fs::PermissionsExt;
 
 use serde_json::json;
 
-use super::harness::{Place, failed, fake_vm, json, said, until};
+use super::common::until;
+use super::harness::{Place, failed, fake_vm, json, said};
 
 #[test]
 fn a_vm_runs_in_the_background_and_stops() {

@@ -3,7 +3,8 @@
 use std::fs;
 use std::time::Instant;
 
-use super::harness::{Place, failed, json, said, until};
+use super::common::until;
+use super::harness::{Place, failed, json, said};
 
 #[test]
 fn a_vm_is_named_by_its_id_the_beginning_of_one_its_process_or_its_socket() {

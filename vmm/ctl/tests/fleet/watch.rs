@@ -5,7 +5,8 @@ use std::process::Stdio;
 
 use serde_json::{Value, json};
 
-use super::harness::{Place, failed, json, said, until};
+use super::common::until;
+use super::harness::{Place, failed, json, said};
 
 #[test]
 fn events_are_lines_until_the_vm_has_ended() {

@@ -11,7 +11,8 @@ use agent::protocol::frame::{self, Kind};
 use agent::protocol::message::{Accepted, Source, SourceKind};
 use rustix::process::Signal;
 
-use super::harness::{Guest, anonymous_kib, signal, text, until};
+use super::common::until;
+use super::harness::{Guest, anonymous_kib, signal, text};
 
 /// A path of the guest as an argument.
 fn there(path: &Path) -> String {

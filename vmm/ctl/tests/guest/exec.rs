@@ -6,7 +6,8 @@ use std::process::{Child, Stdio};
 
 use rustix::process::Signal;
 
-use super::harness::{Guest, anonymous_kib, runs, signal, text, until};
+use super::common::until;
+use super::harness::{Guest, anonymous_kib, runs, signal, text};
 
 /// The number that a command has written to a file.
 fn number(path: &std::path::Path) -> u32 {

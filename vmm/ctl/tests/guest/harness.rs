@@ -9,13 +9,12 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::SystemTime;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use tempfile::TempDir;
 
-/// How long anything may take here.
-const PATIENCE: Duration = Duration::from_secs(60);
+use super::common::until;
 
 /// A guest, as far as it can be reached over vsock.
 pub(crate) struct Guest {
@@ -188,18 +187,6 @@ fn serve(mut client: UnixStream, folder: &Path) {
     // A guest that has closed both directions resets the connection.
     let _ = poll(&mut [PollFd::new(&from, PollFlags::empty())], None);
     let _ = to.shutdown(Shutdown::Both);
-}
-
-/// Waits for a condition.
-pub(crate) fn until<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        if let Some(value) = condition() {
-            return value;
-        }
-        assert!(Instant::now() < deadline, "it does not come: {what}");
-        thread::sleep(Duration::from_millis(5));
-    }
 }
 
 pub(crate) fn text(bytes: &[u8]) -> String {

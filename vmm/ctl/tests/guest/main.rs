@@ -2,6 +2,8 @@
 //! real agent on this machine.
 #![allow(clippy::unwrap_used)]
 
+#[path = "../common/mod.rs"]
+mod common;
 mod copy;
 mod exec;
 mod harness;

@@ -5,7 +5,8 @@ use std::os::unix::net::UnixListener;
 use std::process::Stdio;
 use std::time::Duration;
 
-use super::harness::{Guest, signal, text, until};
+use super::common::until;
+use super::harness::{Guest, signal, text};
 
 #[test]
 fn a_guest_that_boots_is_waited_for() {

@@ -2,85 +2,20 @@
 
 use std::fs;
 use std::io::Write;
-use std::os::fd::{AsFd, OwnedFd};
-use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Mutex};
+use std::process::Stdio;
 
 use rustix::process::Signal;
-use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
-use rustix::termios::{LocalModes, Winsize, tcgetattr, tcsetwinsize};
+use rustix::termios::tcsetwinsize;
 
-use super::harness::{Guest, runs, signal, text, until};
+use super::common::terminal::{OnTerminal, size};
+use super::common::until;
+use super::harness::{Guest, runs, signal};
 
-/// `tesseractl` on a terminal of its own.
-struct OnTerminal {
-    master: fs::File,
-    terminal: OwnedFd,
-    child: Child,
-    seen: Arc<Mutex<Vec<u8>>>,
-}
-
-impl OnTerminal {
-    fn start(guest: &Guest, command: &str, arguments: &[&str]) -> Self {
-        let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
-        let master = openpt(flags).unwrap();
-        grantpt(&master).unwrap();
-        unlockpt(&master).unwrap();
-        let terminal = ioctl_tiocgptpeer(&master, flags).unwrap();
-        let master = fs::File::from(master);
-        tcsetwinsize(&master, size(33, 101)).unwrap();
-        let clone = || Stdio::from(terminal.as_fd().try_clone_to_owned().unwrap());
-        // A session whose terminal it is, as that of a shell.
-        let child = Command::new("setsid")
-            .args(["--ctty", "--wait", env!("CARGO_BIN_EXE_tesseractl"), command])
-            .arg(guest.name())
-            .args(arguments)
-            .env("TERM", "vt220")
-            .stdin(clone())
-            .stdout(clone())
-            .stderr(clone())
-            .spawn()
-            .unwrap();
-        let seen = Arc::new(Mutex::new(Vec::new()));
-        let (kept, reader) = (Arc::clone(&seen), master.try_clone().unwrap());
-        std::thread::spawn(move || {
-            let mut chunk = [0; 4096];
-            while let Ok(count @ 1..) = std::io::Read::read(&mut &reader, &mut chunk) {
-                kept.lock().unwrap().extend_from_slice(&chunk[..count]);
-            }
-        });
-        Self { master, terminal, child, seen }
-    }
-
-    fn shows(&self, what: &str) {
-        until(what, || text(&self.seen.lock().unwrap()).contains(what).then_some(()));
-    }
-
-    fn keys(&mut self, keys: &[u8]) {
-        self.master.write_all(keys).unwrap();
-    }
-
-    fn is_raw(&self) -> bool {
-        !tcgetattr(&self.terminal).unwrap().local_modes.contains(LocalModes::ICANON)
-    }
-
-    /// The client itself, not the program that gives it a terminal. It is either the child or a child of that.
-    fn client(&self) -> u32 {
-        let pid = self.child.id();
-        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
-        children.split_whitespace().next().map_or(pid, |child| child.parse().unwrap())
-    }
-
-    /// Its status; the terminal is as before.
-    fn end(&mut self) -> Option<i32> {
-        let status = self.child.wait().unwrap();
-        assert!(!self.is_raw(), "{}", text(&self.seen.lock().unwrap()));
-        status.code()
-    }
-}
-
-fn size(rows: u16, columns: u16) -> Winsize {
-    Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 }
+/// A verb for this guest, on a terminal of its own.
+fn start(guest: &Guest, verb: &str, arguments: &[&str]) -> OnTerminal {
+    let name = guest.name();
+    let words = [&[verb, name.as_str()], arguments].concat();
+    OnTerminal::start(&words, ("TERM", "vt220"), size(33, 101))
 }
 
 #[test]
@@ -88,7 +23,7 @@ fn the_command_has_the_terminals_size_and_its_changes() {
     let guest = Guest::start();
     let script =
         "stty size; echo $TERM; until [ \"$(stty size)\" = '40 90' ]; do sleep 0.02; done; exit 4";
-    let mut terminal = OnTerminal::start(&guest, "exec", &["--tty", "--", "sh", "-c", script]);
+    let mut terminal = start(&guest, "exec", &["--tty", "--", "sh", "-c", script]);
     terminal.shows("33 101\r\nvt220\r\n");
 
     tcsetwinsize(&terminal.master, size(40, 90)).unwrap();
@@ -99,11 +34,8 @@ fn the_command_has_the_terminals_size_and_its_changes() {
 #[test]
 fn keys_are_the_commands() {
     let guest = Guest::start();
-    let mut terminal = OnTerminal::start(
-        &guest,
-        "exec",
-        &["--tty", "--", "sh", "-c", "echo ready; exec sleep 1000"],
-    );
+    let mut terminal =
+        start(&guest, "exec", &["--tty", "--", "sh", "-c", "echo ready; exec sleep 1000"]);
     terminal.shows("ready");
     assert!(terminal.is_raw());
 
@@ -116,7 +48,7 @@ fn keys_are_the_commands() {
 #[test]
 fn a_shell_is_a_login_shell_that_ends_by_its_exit() {
     let guest = Guest::start();
-    let mut terminal = OnTerminal::start(&guest, "shell", &["--env", "PS1=prompt:"]);
+    let mut terminal = start(&guest, "shell", &["--env", "PS1=prompt:"]);
 
     terminal.keys(b"echo $((6*7))=$0; exit 7\n");
 
@@ -131,7 +63,7 @@ fn the_terminal_is_restored_however_it_ends() {
     let arguments = ["--tty", "--die-with-client", "--", "sh", "-c", script];
 
     for end in [Signal::TERM, Signal::HUP] {
-        let mut terminal = OnTerminal::start(&guest, "exec", &arguments);
+        let mut terminal = start(&guest, "exec", &arguments);
         terminal.shows("ready");
         until("the client ends", || {
             if runs(terminal.client()) {
@@ -141,7 +73,7 @@ fn the_terminal_is_restored_however_it_ends() {
         });
         assert_eq!(terminal.end(), Some(128 + end.as_raw()));
     }
-    let mut terminal = OnTerminal::start(&guest, "exec", &arguments);
+    let mut terminal = start(&guest, "exec", &arguments);
     terminal.shows("ready");
     guest.kill_agent();
     assert_eq!(terminal.end(), Some(125));
@@ -155,7 +87,7 @@ fn a_client_that_is_killed_hangs_up() {
         "trap 'echo 1 >{}; exit' HUP; echo ready; while :; do sleep 0.02; done",
         hung_up.display()
     );
-    let terminal = OnTerminal::start(&guest, "exec", &["--tty", "--", "sh", "-c", &script]);
+    let terminal = start(&guest, "exec", &["--tty", "--", "sh", "-c", &script]);
     terminal.shows("ready");
 
     signal(terminal.client(), Signal::KILL);
