@@ -342,14 +342,19 @@ impl Spec {
         Ok(spec)
     }
 
+    /// The kernel; none in a draft that lacks it.
+    fn named_kernel(&self) -> Option<&Path> {
+        Some(self.kernel.as_path()).filter(|kernel| *kernel != Path::new(""))
+    }
+
     /// The same description as a configuration, defaults filled in.
     pub fn to_config(&self) -> Config {
         // JSON is UTF-8; a path that is not is shown as well as it can be.
-        let shown = |path: &PathBuf| PathBuf::from(path.to_string_lossy().into_owned());
+        let shown = |path: &Path| PathBuf::from(path.to_string_lossy().into_owned());
         let mut config = Config::default();
         config.boot_source = Some(BootSource {
-            kernel_image_path: Some(shown(&self.kernel)).filter(|kernel| *kernel != Path::new("")),
-            initrd_path: self.initrd.as_ref().map(shown),
+            kernel_image_path: self.named_kernel().map(shown),
+            initrd_path: self.initrd.as_deref().map(shown),
             boot_args: Some(self.command_line.clone()),
             bare_boot_args: self.bare_command_line.then_some(true),
         });
@@ -370,7 +375,7 @@ impl Spec {
             Some(tag_storage) => tag_storage.to_section(),
             None => TagStorageSection {
                 mode: Some(TagStorageMode::Off),
-                broker: self.lender.as_ref().map(shown),
+                broker: self.lender.as_deref().map(shown),
                 ..TagStorageSection::default()
             },
         });
@@ -384,7 +389,7 @@ impl Spec {
         config.vsock = self.vsock.as_ref().map(VsockSpec::to_section);
         config.network_interfaces = self.net.iter().map(NetSpec::to_section).collect();
         let logger = |log| LoggerSection { log_path: Some(log), ..LoggerSection::default() };
-        config.logger = self.log.as_ref().map(shown).map(logger);
+        config.logger = self.log.as_deref().map(shown).map(logger);
         config.metrics = self.metrics.as_ref().map(|metrics| MetricsSection {
             metrics_path: shown(&metrics.path),
             emit_id: metrics.with_id.then_some(true),
@@ -395,7 +400,7 @@ impl Spec {
     /// An output over an input, or over another output, would destroy one of them.
     fn check_paths(&self, flags: CommandLineOnly<'_>) -> Result<(), Error> {
         let inputs = [
-            ("the kernel", Some(self.kernel.as_path()).filter(|kernel| *kernel != Path::new(""))),
+            ("the kernel", self.named_kernel()),
             ("the initrd", self.initrd.as_deref()),
             ("the configuration file", flags.config),
         ];

@@ -340,10 +340,7 @@ impl Response {
     /// Appends the answer to `output`; a body that is a mere string is plain text. Without `keep_alive` the
     /// client learns that no other answer follows.
     pub(crate) fn encode(&self, keep_alive: bool, output: &mut Vec<u8>) {
-        let connection = if keep_alive { "keep-alive" } else { "close" };
-        let line = self.status.line();
-        let mut head =
-            format!("HTTP/1.1 {line}\r\nServer: Tessera\r\nConnection: {connection}\r\n");
+        let mut head = first_lines(self.status, keep_alive);
         let body = self.body.as_ref().map(|body| match body {
             Value::String(text) => (prometheus::CONTENT_TYPE, text.clone()),
             json => (JSON, json.to_string()),
@@ -359,13 +356,18 @@ impl Response {
     }
 }
 
+/// What the head of every answer begins with.
+fn first_lines(status: Status, keep_alive: bool) -> String {
+    let connection = if keep_alive { "keep-alive" } else { "close" };
+    let line = status.line();
+    format!("HTTP/1.1 {line}\r\nServer: Tessera\r\nConnection: {connection}\r\n")
+}
+
 /// The head of an answer whose body goes on until the connection ends (RFC 9112, 6.3).
 pub(crate) fn stream_head(chunked: bool) -> String {
     let framing = if chunked { "Transfer-Encoding: chunked\r\n" } else { "" };
-    format!(
-        "HTTP/1.1 {}\r\nServer: Tessera\r\nConnection: close\r\nContent-Type: {NDJSON}\r\n{framing}\r\n",
-        Status::Ok.line()
-    )
+    let first = first_lines(Status::Ok, false);
+    format!("{first}Content-Type: {NDJSON}\r\n{framing}\r\n")
 }
 
 /// Appends a piece of such a body to `output`; an empty one is its end.

@@ -173,7 +173,7 @@ impl Controller for MachineController {
 
     fn flush_metrics(&mut self) -> Result<(), ControlError> {
         match &self.metrics {
-            Some(file) => file.write(&self.metrics()),
+            Some(file) => file.write(self.metrics()),
             None => Err(ControlError::refused(
                 "the counters are written to no file: name one with PUT /metrics before the start, or read them with \
                  GET /metrics",

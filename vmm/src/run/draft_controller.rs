@@ -32,10 +32,6 @@ impl<'h> DraftController<'h> {
     ) -> Self {
         Self { config, flags, draft, launcher, shutdown, started: None }
     }
-
-    fn section(&self, name: &str) -> Option<Value> {
-        self.vm_config().get(name).cloned()
-    }
 }
 
 /// Whom a client reaches.
@@ -71,7 +67,7 @@ impl Controller for DraftController<'_> {
     }
 
     fn machine_config(&self) -> Value {
-        self.section("machine-config").unwrap_or_else(|| json!({}))
+        self.vm_config().get("machine-config").cloned().unwrap_or_else(|| json!({}))
     }
 
     fn metrics(&self) -> Value {

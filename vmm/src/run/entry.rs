@@ -1,7 +1,7 @@
 //! The VM's entry in the registry of its user.
 
 use super::{Error, Request};
-use crate::config::{CommandLineOnly, Config};
+use crate::config::CommandLineOnly;
 use crate::error::{chain, say};
 use crate::registry::{Entry, Publication};
 
@@ -13,12 +13,13 @@ pub(super) fn publish(
     request: &Request<'_>,
     flags: CommandLineOnly<'_>,
 ) -> Result<Option<Entry>, Error> {
-    let config = match request {
-        Request::Start { spec, .. } => spec.to_config(),
-        Request::Wait(_) => Config::default(),
+    let (vsock, serial) = match request {
+        Request::Start { spec, .. } => {
+            let vsock = spec.vsock.as_ref().map(|vsock| vsock.to_section().uds_path);
+            (vsock, Some(spec.serial.to_string()))
+        }
+        Request::Wait(_) => (None, None),
     };
-    let vsock = config.vsock.map(|vsock| vsock.uds_path);
-    let serial = config.serial.and_then(|serial| serial.target);
     let vm = Publication {
         id: flags.id,
         api_sock: flags.api_sock,

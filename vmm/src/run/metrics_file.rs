@@ -49,9 +49,8 @@ impl MetricsFile {
     ///
     /// # Errors
     /// When the file takes no whole line now.
-    pub(super) fn write(&self, metrics: &Value) -> Result<(), ControlError> {
+    pub(super) fn write(&self, mut metrics: Value) -> Result<(), ControlError> {
         let failed = |error| ControlError::failed("write the counters to their file", error);
-        let mut metrics = metrics.clone();
         if let Some(id) = &self.0.id {
             metrics["id"] = Value::from(id.as_str());
         }
@@ -83,7 +82,7 @@ impl MetricsTimer {
     fn write(&self) {
         let Some(machine) = self.machine.upgrade() else { return };
         // What has no room is not worth waiting for: the next counters have all that these have.
-        let _ = self.file.write(&machine.borrow().metrics());
+        let _ = self.file.write(machine.borrow().metrics());
     }
 }
 

@@ -1,7 +1,5 @@
 //! A description that is made piece by piece, and may lack its kernel.
 
-use std::path::Path;
-
 use super::{BalloonSpec, Error, Spec};
 use crate::config::{CommandLineOnly, Config};
 
@@ -20,7 +18,7 @@ impl Draft {
 
     /// Whether a kernel is named.
     pub fn has_kernel(&self) -> bool {
-        self.0.kernel != Path::new("")
+        self.0.named_kernel().is_some()
     }
 
     /// The same description as a configuration, defaults filled in.
@@ -53,6 +51,8 @@ impl Draft {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+
+    use std::path::Path;
 
     use super::*;
     use crate::config::{BootSource, MachineConfig};

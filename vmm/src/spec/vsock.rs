@@ -24,7 +24,7 @@ impl VsockSpec {
         if CIDS.contains(&cid) { Ok(Self { cid, path }) } else { Err(Error::VsockCid(cid)) }
     }
 
-    pub(super) fn to_section(&self) -> VsockSection {
+    pub(crate) fn to_section(&self) -> VsockSection {
         // JSON is UTF-8; a path that is not is shown as well as it can be.
         let uds_path = self.path.to_string_lossy().into_owned().into();
         VsockSection { guest_cid: self.cid, uds_path, vsock_id: None }
