@@ -29,7 +29,7 @@ pub enum ExitStatus {
     MemoryFault = 15,
     /// The command line is wrong (`EX_USAGE`).
     Usage = 64,
-    /// A kernel or an initrd has the wrong form or does not fit (`EX_DATAERR`).
+    /// A kernel, an initrd or a snapshot has the wrong form or does not fit (`EX_DATAERR`).
     BadImage = 65,
     /// A file that was named cannot be read (`EX_NOINPUT`).
     NoInput = 66,

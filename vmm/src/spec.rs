@@ -13,7 +13,7 @@ use thiserror::Error;
 use crate::config::{
     BalloonSetting, BootSource, ClockMode, CommandLineOnly, Config, EntropySection, HugePages,
     LoggerSection, MachineConfig, MemoryBacking, MetricsSection, MteMode, MteSection,
-    SerialSection, TagStorageMode, TagStorageSection,
+    SerialSection, SnapshotFiles, TagStorageMode, TagStorageSection,
 };
 
 mod balloon;
@@ -338,7 +338,7 @@ impl Spec {
         if spec.cpus == 0 {
             return Err(Error::NoCpus);
         }
-        spec.check_paths(flags)?;
+        check_paths(&spec.named_paths(flags))?;
         Ok(spec)
     }
 
@@ -397,12 +397,29 @@ impl Spec {
         config
     }
 
-    /// An output over an input, or over another output, would destroy one of them.
-    fn check_paths(&self, flags: CommandLineOnly<'_>) -> Result<(), Error> {
+    /// Checks that a snapshot of the VM would replace nothing that it uses.
+    ///
+    /// # Errors
+    /// When it would.
+    pub fn check_snapshot(&self, files: &SnapshotFiles) -> Result<(), Error> {
+        let SnapshotFiles { state, memory } = files;
+        let written = [("the snapshot's state", state), ("the snapshot's memory", memory)];
+        let mut named = self.named_paths(CommandLineOnly::default());
+        named.extend(written.map(|(name, path)| (name, path.as_path(), true)));
+        check_paths(&named)
+    }
+
+    /// The files that it names, each with what it is and whether it is written.
+    fn named_paths<'a>(
+        &'a self,
+        flags: CommandLineOnly<'a>,
+    ) -> Vec<(&'static str, &'a Path, bool)> {
         let inputs = [
             ("the kernel", self.named_kernel()),
             ("the initrd", self.initrd.as_deref()),
             ("the configuration file", flags.config),
+            ("the snapshot's state", flags.snapshot.map(|files| files.state.as_path())),
+            ("the snapshot's memory", flags.snapshot.map(|files| files.memory.as_path())),
         ];
         let outputs = [
             ("the serial target", self.serial.path()),
@@ -411,22 +428,25 @@ impl Spec {
             ("the log", self.log.as_deref()),
             ("the file of counters", self.metrics.as_ref().map(|metrics| metrics.path.as_path())),
         ];
-        // Each with whether it is written.
         let inputs = inputs.into_iter().filter_map(|(name, path)| Some((name, path?, false)));
         let outputs = outputs.into_iter().filter_map(|(name, path)| Some((name, path?, true)));
         let disks = self.disks.iter().map(|disk| ("a disk", disk.path.as_path(), !disk.read_only));
         let sockets = self.net.iter().filter_map(NetSpec::socket);
         let sockets = sockets.map(|path| ("the socket of a network interface", path, false));
-        let named: Vec<_> = inputs.chain(disks).chain(sockets).chain(outputs).collect();
-        for (at, &(second, path, written)) in named.iter().enumerate() {
-            for &(first, other, other_written) in &named[..at] {
-                if (written || other_written) && same_file(other, path) {
-                    return Err(Error::PathConflict { path: path.to_owned(), first, second });
-                }
+        inputs.chain(disks).chain(sockets).chain(outputs).collect()
+    }
+}
+
+/// An output over an input, or over another output, would destroy one of them.
+fn check_paths(named: &[(&'static str, &Path, bool)]) -> Result<(), Error> {
+    for (at, &(second, path, written)) in named.iter().enumerate() {
+        for &(first, other, other_written) in &named[..at] {
+            if (written || other_written) && same_file(other, path) {
+                return Err(Error::PathConflict { path: path.to_owned(), first, second });
             }
         }
-        Ok(())
     }
+    Ok(())
 }
 
 /// Whether two paths name one file: by another spelling, through a link of either kind, or both in the

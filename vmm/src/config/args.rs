@@ -129,6 +129,18 @@ pub struct RunArgs {
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
 
+    /// Restore the VM of a snapshot, from the files `state` and `memory` of this folder, instead of booting one
+    #[arg(long, value_name = "DIR")]
+    pub restore: Option<PathBuf>,
+
+    /// With --restore, read guest memory when the guest touches it, and not before it runs
+    #[arg(long, requires = "restore")]
+    pub lazy: bool,
+
+    /// With --restore, leave the VM paused
+    #[arg(long, requires = "restore")]
+    pub paused: bool,
+
     /// Whether the files of sockets stay when the VM has ended, as under the name `firecracker`.
     #[arg(skip)]
     pub leave_sockets: bool,

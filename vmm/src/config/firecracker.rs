@@ -102,11 +102,11 @@ pub struct FirecrackerArgs {
     #[arg(long, value_name = "FILE")]
     pub metadata: Option<PathBuf>,
 
-    /// Refused: there are no snapshots
+    /// Refused: it is of Firecracker's format of snapshots
     #[arg(long)]
     pub snapshot_version: bool,
 
-    /// Refused: there are no snapshots
+    /// Refused: it is of Firecracker's format of snapshots
     #[arg(long, value_name = "FILE")]
     pub describe_snapshot: Option<PathBuf>,
 
@@ -129,12 +129,13 @@ impl FirecrackerArgs {
     /// # Errors
     /// When an option asks for what this VMM does not have.
     pub fn to_run_args(&self, max_body: u64) -> Result<RunArgs, UnsupportedOption> {
-        const NO_SNAPSHOTS: &str = "there are no snapshots";
+        const OTHER_FORMAT: &str =
+            "it is of Firecracker's format of snapshots, and those of Tessera have another";
         let unsupported = [
             (self.seccomp_filter.is_some(), "--seccomp-filter", "there are no filters to replace"),
             (self.metadata.is_some(), "--metadata", "there is no metadata service (MMDS)"),
-            (self.snapshot_version, "--snapshot-version", NO_SNAPSHOTS),
-            (self.describe_snapshot.is_some(), "--describe-snapshot", NO_SNAPSHOTS),
+            (self.snapshot_version, "--snapshot-version", OTHER_FORMAT),
+            (self.describe_snapshot.is_some(), "--describe-snapshot", OTHER_FORMAT),
             (
                 self.http_api_max_payload_size.is_some_and(|size| size > max_body),
                 "--http-api-max-payload-size",

@@ -14,6 +14,7 @@ mod firecracker;
 mod network;
 mod output;
 mod rate_limiter;
+mod restore;
 mod tag_storage;
 mod vsock;
 
@@ -37,6 +38,7 @@ pub use firecracker::{FirecrackerArgs, UnsupportedOption};
 pub use network::{NetBackend, NetFlag, NetworkInterfaceSection, ParseNetError};
 pub use output::{LogLevel, LoggerSection, MetricsSection};
 pub use rate_limiter::{RateLimiterSection, TokenBucketSection};
+pub use restore::{RestoreChanges, RestoreError, RestoreRequest, SnapshotFiles, VsockChange};
 pub use tag_storage::{
     ExhaustedFlag, OnExhausted, ParseExhaustedError, TagStorageMode, TagStorageSection,
 };
@@ -62,6 +64,9 @@ pub enum Error {
         /// The bound in bytes.
         limit: u64,
     },
+    /// A VM cannot be restored so.
+    #[error(transparent)]
+    Restore(#[from] RestoreError),
     /// The file is not the JSON that is expected.
     #[error("the configuration file {} cannot be used; see resources/openapi.yaml for the fields", path.display())]
     Parse {
@@ -78,7 +83,7 @@ impl Error {
     pub fn status(&self) -> ExitStatus {
         match self {
             Self::Read { source, .. } => ExitStatus::for_input(source.kind()),
-            Self::TooLarge { .. } | Self::Parse { .. } => ExitStatus::Config,
+            Self::TooLarge { .. } | Self::Parse { .. } | Self::Restore(_) => ExitStatus::Config,
         }
     }
 }
@@ -90,6 +95,8 @@ pub struct CommandLineOnly<'a> {
     pub config: Option<&'a Path>,
     /// Where the control socket is to be.
     pub api_sock: Option<&'a Path>,
+    /// The snapshot that the VM is restored from.
+    pub snapshot: Option<&'a SnapshotFiles>,
     /// The VM's name.
     pub id: Option<&'a str>,
     /// Whether the files of sockets stay when the VM has ended.
@@ -115,6 +122,8 @@ impl RunArgs {
         CommandLineOnly {
             config: self.config.as_deref(),
             api_sock: self.api_sock.as_deref(),
+            // Its configuration is known when it is read.
+            snapshot: None,
             id: self.id.as_deref(),
             leave_sockets: self.leave_sockets,
         }

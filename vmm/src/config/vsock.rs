@@ -6,6 +6,8 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use super::VsockChange;
+
 /// The guest's context identifier unless another is given: the first that is a guest's (vsock(7)).
 pub(crate) const DEFAULT_CID: u32 = 3;
 
@@ -35,6 +37,11 @@ pub struct VsockFlag {
 }
 
 impl VsockFlag {
+    /// What the flag changes of a VM that is restored.
+    pub(super) fn to_change(&self) -> VsockChange {
+        VsockChange { path: self.path.clone(), cid: self.cid }
+    }
+
     /// The section with what the flag names.
     pub(super) fn lay_over(&self, section: &mut Option<VsockSection>) {
         let from_file = section.as_ref().map(|section| section.guest_cid);
