@@ -30,6 +30,13 @@ pub enum Event {
     },
     /// They run again.
     Resumed,
+    /// The VM was saved.
+    Saved {
+        /// The file of the machine's state.
+        path: Detail,
+    },
+    /// The VM of a snapshot is there, and its vCPUs have not run since.
+    Restored,
     /// The guest's kernel panicked. The VM ends.
     GuestPanic,
     /// A vCPU waits for tag storage.

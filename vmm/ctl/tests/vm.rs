@@ -12,7 +12,8 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use vmm::api::model::{
     Balloon, BalloonStats, BalloonStatsUpdate, BalloonUpdate, DriveUpdate, DriverState, Footprint,
-    GuestStats, InstanceInfo, NetworkInterfaceUpdate, Reporting, State, TagStorage,
+    GuestStats, InstanceInfo, NetworkInterfaceUpdate, Reporting, SnapshotCreate, SnapshotLoad,
+    State, TagStorage,
 };
 use vmm::api::{ControlError, Controller, Server};
 use vmm::backends::balloon::Change;
@@ -128,6 +129,23 @@ impl Controller for FakeVm {
     fn resume(&mut self) -> Result<(), ControlError> {
         self.state = State::Running;
         Ok(())
+    }
+    fn create_snapshot(&mut self, request: SnapshotCreate) -> Result<(), ControlError> {
+        if self.state != State::Paused {
+            return Err(ControlError::not_paused());
+        }
+        let files = request.files()?;
+        for path in [files.state, files.memory] {
+            std::fs::write(path, "whole").map_err(|error| ControlError::failed("save", error))?;
+        }
+        match self.key {
+            // It fails when it has written half of it.
+            Key::Unheard => Err(ControlError::failed("save", std::io::Error::other("disk full"))),
+            _ => Ok(()),
+        }
+    }
+    fn load_snapshot(&mut self, _: SnapshotLoad) -> Result<(), ControlError> {
+        Err(ControlError::after_start())
     }
     fn press_power_key(&mut self) -> Result<(), ControlError> {
         match self.key {

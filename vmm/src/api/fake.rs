@@ -5,13 +5,13 @@ use serde_json::{Value, json};
 
 use super::model::{
     Balloon, BalloonStats, BalloonStatsUpdate, BalloonUpdate, DriveUpdate, DriverState, Footprint,
-    GuestStats, InstanceInfo, NetworkInterfaceUpdate, OnExhausted, Reporting, State, TagStorage,
-    TagStorageChunks, TagStorageMode,
+    GuestStats, InstanceInfo, NetworkInterfaceUpdate, OnExhausted, Reporting, SnapshotCreate,
+    SnapshotLoad, State, TagStorage, TagStorageChunks, TagStorageMode,
 };
 use super::{ControlError, Controller};
 use crate::backends::balloon::{Change, GuestReport};
 use crate::backends::reporting::Diagnosis;
-use crate::config::{CommandLineOnly, Config, ConfigChange};
+use crate::config::{CommandLineOnly, Config, ConfigChange, RestoreChanges};
 use crate::spec::Draft;
 
 /// A request that reached the fake.
@@ -24,6 +24,8 @@ pub(crate) enum Call {
     Configure,
     Start,
     FlushMetrics,
+    CreateSnapshot,
+    LoadSnapshot,
 }
 
 /// A reason of the VMM's own for which the fake does nothing.
@@ -302,6 +304,29 @@ impl Controller for FakeVm {
         self.check()?;
         self.calls.push(Call::Resume);
         self.state = State::Running;
+        Ok(())
+    }
+
+    fn create_snapshot(&mut self, request: SnapshotCreate) -> Result<(), ControlError> {
+        match self.state {
+            State::NotStarted => return Err(ControlError::before_start()),
+            State::Running => return Err(ControlError::not_paused()),
+            State::Paused => {}
+        }
+        request.files()?;
+        self.check()?;
+        self.calls.push(Call::CreateSnapshot);
+        Ok(())
+    }
+
+    fn load_snapshot(&mut self, request: SnapshotLoad) -> Result<(), ControlError> {
+        if self.state != State::NotStarted {
+            return Err(ControlError::after_start());
+        }
+        let request = request.into_request(RestoreChanges::default())?;
+        self.check()?;
+        self.calls.push(Call::LoadSnapshot);
+        self.state = if request.resume { State::Running } else { State::Paused };
         Ok(())
     }
 

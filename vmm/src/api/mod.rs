@@ -24,6 +24,7 @@ mod http;
 pub mod model;
 mod routes;
 mod server;
+mod snapshot;
 
 #[cfg(test)]
 pub(crate) mod contract;
@@ -157,6 +158,20 @@ pub trait Controller {
     /// The VM is in no state to be resumed, or a vCPU did not start.
     fn resume(&mut self) -> Result<(), ControlError>;
 
+    /// Writes the VM into the files of a snapshot, as `PUT /snapshot/create` says. Returns when they are on the disk;
+    /// until then nothing else is answered, but no vCPU runs either. A file of that name is replaced by a whole one.
+    ///
+    /// # Errors
+    /// The VM is not paused, something of that kind cannot be saved, or the files cannot be written. No file is there
+    /// that was not before, and the VM can be resumed.
+    fn create_snapshot(&mut self, request: model::SnapshotCreate) -> Result<(), ControlError>;
+
+    /// Restores the VM of a snapshot in the place of one that has not started, as `PUT /snapshot/load` says.
+    ///
+    /// # Errors
+    /// The VM has started or was configured, or the snapshot cannot be restored here. It can be tried again then.
+    fn load_snapshot(&mut self, request: model::SnapshotLoad) -> Result<(), ControlError>;
+
     /// Presses the power key: asks the guest to power itself off. Returns without waiting for it.
     ///
     /// # Errors
@@ -229,6 +244,13 @@ impl ControlError {
     /// The answer to a request that only a VM takes that has not started. Firecracker's words.
     pub fn after_start() -> Self {
         Self::refused("The requested operation is not supported after starting the microVM.")
+    }
+
+    /// The answer to a snapshot of a VM that runs. The first words are Firecracker's.
+    pub fn not_paused() -> Self {
+        Self::refused(
+            "Operation not allowed: save/restore unavailable while running: pause the VM first, with PATCH /vm",
+        )
     }
 
     /// A refusal with this message.

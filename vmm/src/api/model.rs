@@ -7,10 +7,14 @@
 use std::path::PathBuf;
 
 use serde::ser::Error as _;
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Serialize, Serializer};
 use serde_json::Value;
 
-use crate::config::Object;
+pub use super::snapshot::{
+    LoadHugePages, MemoryBackend, MemoryBackendType, NetworkOverride, SnapshotCreate, SnapshotLoad,
+    SnapshotType, VsockOverride,
+};
+use super::snapshot::{not_null, object};
 pub use crate::config::{OnExhausted, RateLimiterSection, TagStorageMode};
 pub use devices::virtio::balloon::Statistics as GuestStats;
 
@@ -230,20 +234,6 @@ pub struct BalloonUpdate {
     /// Whether what the guest reports is given back. Ours.
     #[serde(default, deserialize_with = "not_null", skip_serializing_if = "Option::is_none")]
     pub free_page_reporting: Option<bool>,
-}
-
-/// A field that may be left out, but says something if it is there.
-fn not_null<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
-    deserializer: D,
-) -> Result<Option<T>, D::Error> {
-    T::deserialize(deserializer).map(Some)
-}
-
-/// As [`not_null`], for an object of fields: an array is none.
-fn object<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
-    deserializer: D,
-) -> Result<Option<T>, D::Error> {
-    Object::deserialize(deserializer).map(|Object(object)| Some(object))
 }
 
 /// Firecracker's `BalloonStats`: the answer to `GET /balloon/statistics`. What the guest did not say is

@@ -95,6 +95,8 @@ pub(crate) const ROUTES: &[Route] = &[
     Route { method: "GET", path: "/events", handler: Handler::Follow },
     get("/footprint", |vm| show(vm.footprint()?)),
     get("/tag-storage", |vm| show(vm.tag_storage()?)),
+    put("/snapshot/create", |vm, body| done(vm.create_snapshot(parse(body)?))),
+    put("/snapshot/load", |vm, body| done(vm.load_snapshot(parse(body)?))),
     patch("/vm", |vm, body| change_state(vm, parse(body)?)),
     put("/actions", |vm, body| act(vm, parse(body)?)),
 ];
@@ -142,7 +144,6 @@ const LACKING: &[(&str, &str)] = &[
         "/balloon/hinting",
         "there is no free page hinting: page reporting gives free memory back by itself",
     ),
-    ("/snapshot", "there are no snapshots yet"),
 ];
 
 const fn patch_one(

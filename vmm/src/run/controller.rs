@@ -10,10 +10,12 @@ use super::exit_reason::ExitReason;
 use super::metrics_file::MetricsFile;
 use super::power_key::PowerKeyTimer;
 use super::shutdown::ShutdownRequest;
+use super::snapshots;
 use crate::api::{ControlError, Controller, model};
 use crate::backends::balloon;
 use crate::config::ConfigChange;
 use crate::error::chain;
+use crate::events::Event;
 use crate::machine::{Machine, PauseReason};
 use crate::spec::{DiskSpec, NetSpec, RateLimiterChange, Spec};
 
@@ -26,6 +28,7 @@ pub(super) struct MachineController {
     metrics: Option<MetricsFile>,
     /// As it was started.
     spec: Box<Spec>,
+    has_mte: bool,
 }
 
 impl MachineController {
@@ -36,6 +39,7 @@ impl MachineController {
         shutdown: ShutdownRequest,
         metrics: Option<MetricsFile>,
         spec: &Spec,
+        has_mte: bool,
     ) -> Self {
         Self {
             machine: Rc::downgrade(machine),
@@ -43,6 +47,7 @@ impl MachineController {
             shutdown,
             metrics,
             spec: Box::new(spec.clone()),
+            has_mte,
         }
     }
 }
@@ -196,6 +201,30 @@ impl Controller for MachineController {
                 "the VM resumes by itself as soon as it can, and not before: {reason}"
             ))),
         }
+    }
+
+    fn create_snapshot(&mut self, request: model::SnapshotCreate) -> Result<(), ControlError> {
+        let files = request.files()?;
+        let machine = self.machine()?;
+        let mut machine = machine.borrow_mut();
+        if !machine.is_paused() {
+            return Err(ControlError::not_paused());
+        }
+        // A vCPU that waits for memory is in the guest.
+        if let Some(reason) = held(&machine) {
+            return Err(ControlError::unavailable("save the VM", reason));
+        }
+        let spec = snapshots::as_it_is(&machine, &self.spec, self.has_mte);
+        let checked = spec.check_snapshot(&files);
+        checked.map_err(|error| ControlError::refused(chain(&error)))?;
+        snapshots::save(&mut machine, &spec, &files)?;
+        let path = files.state.to_string_lossy();
+        machine.log().publish(&Event::Saved { path: (&*path).into() });
+        Ok(())
+    }
+
+    fn load_snapshot(&mut self, _: model::SnapshotLoad) -> Result<(), ControlError> {
+        Err(ControlError::after_start())
     }
 
     fn press_power_key(&mut self) -> Result<(), ControlError> {

@@ -3,12 +3,15 @@
 use serde_json::{Value, json};
 
 use super::controller::MachineController;
+use super::error::Error;
 use super::exit_reason::ExitReason;
 use super::launch::Launcher;
 use super::shutdown::ShutdownRequest;
+use super::snapshots;
 use crate::api::{ControlError, Controller, Lifecycle, model};
 use crate::config::{CommandLineOnly, Config, ConfigChange};
 use crate::error::chain;
+use crate::exit_status::ExitStatus;
 use crate::spec::Draft;
 
 /// A VM that is configured by a client, and then started.
@@ -52,6 +55,16 @@ impl Lifecycle for Phase<'_> {
         match self {
             Self::NotStarted(draft) => &mut **draft,
             Self::Started(machine) => machine,
+        }
+    }
+}
+
+/// The answer where a snapshot cannot be restored.
+impl From<Error> for ControlError {
+    fn from(error: Error) -> Self {
+        match error.status() {
+            ExitStatus::VmmFault | ExitStatus::Io => Self::failed("restore the VM", error),
+            _ => Self::refused(chain(&error)),
         }
     }
 }
@@ -124,7 +137,8 @@ impl Controller for DraftController<'_> {
     fn start(&mut self) -> Result<(), ControlError> {
         let refused = |error: &dyn std::error::Error| ControlError::refused(chain(error));
         let spec = self.draft.clone().into_spec().map_err(|error| refused(&error))?;
-        let (launched, machine) = self.launcher.make(&spec).map_err(|error| refused(&error))?;
+        let (launched, machine) =
+            self.launcher.make(&spec, None).map_err(|error| refused(&error))?;
         self.launcher.start(launched).map_err(|error| refused(&error))?;
         self.started = Some(machine);
         Ok(())
@@ -140,6 +154,24 @@ impl Controller for DraftController<'_> {
 
     fn resume(&mut self) -> Result<(), ControlError> {
         Err(ControlError::before_start())
+    }
+
+    fn create_snapshot(&mut self, _: model::SnapshotCreate) -> Result<(), ControlError> {
+        Err(ControlError::before_start())
+    }
+
+    fn load_snapshot(&mut self, request: model::SnapshotLoad) -> Result<(), ControlError> {
+        let changes = self.config.clone().restore_changes();
+        let changes = changes.map_err(|error| ControlError::refused(error.to_string()))?;
+        let request = request.into_request(changes)?;
+        let (spec, restore) = snapshots::prepare(request, self.flags)?;
+        let (launched, machine) = self.launcher.make(&spec, Some(&restore))?;
+        match restore.resume {
+            true => self.launcher.start(launched)?,
+            false => self.launcher.hold(launched),
+        }
+        self.started = Some(machine);
+        Ok(())
     }
 
     fn press_power_key(&mut self) -> Result<(), ControlError> {

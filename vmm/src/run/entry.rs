@@ -14,7 +14,7 @@ pub(super) fn publish(
     flags: CommandLineOnly<'_>,
 ) -> Result<Option<Entry>, Error> {
     let (vsock, serial) = match request {
-        Request::Start { spec, .. } => {
+        Request::Start { spec, .. } | Request::Restore { spec, .. } => {
             let vsock = spec.vsock.as_ref().map(|vsock| vsock.to_section().uds_path);
             (vsock, Some(spec.serial.to_string()))
         }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
+use super::snapshots::LoadError;
 use crate::config;
 use crate::console;
 use crate::exit_status::ExitStatus;
@@ -31,6 +32,9 @@ pub enum Error {
     /// The machine cannot be made.
     #[error(transparent)]
     Machine(#[from] machine::Error),
+    /// The snapshot cannot be restored.
+    #[error("cannot restore the VM")]
+    Restore(#[from] LoadError),
     /// The console cannot be had.
     #[error(transparent)]
     Console(#[from] console::Error),
@@ -73,6 +77,7 @@ impl Error {
             Self::Spec(_) => ExitStatus::Config,
             Self::NotArm64 => ExitStatus::Unavailable,
             Self::Machine(error) => error.status(),
+            Self::Restore(error) => error.status(),
             Self::Console(error) => error.status(),
             Self::Control(error) => error.status(),
             Self::Registry(_) => ExitStatus::CannotCreate,

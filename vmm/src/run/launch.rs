@@ -17,10 +17,11 @@ use super::metrics_file::{MetricsFile, MetricsTimer};
 use super::power_key::PowerKeyTimer;
 use super::shutdown::ShutdownRequest;
 use super::signal_watcher::SignalWatcher;
+use super::snapshots::{self, Restore};
 use super::tag_events::TagEvents;
 use crate::console::{self, Input, Keys, Listener, Lost, Output, Quiesce, RawTerminal, Verb};
 use crate::error::{log_to, say};
-use crate::events::EventLog;
+use crate::events::{Event, EventLog};
 use crate::hypervisor::Hypervisor;
 use crate::machine::{Board, Machine, Mte};
 use crate::spec::{SerialTarget, Spec};
@@ -76,33 +77,52 @@ impl<'h> Launcher<'h> {
         Ok(())
     }
 
-    /// Makes the machine of a description, and the one who answers for it. Nothing of it runs.
+    /// Makes the machine of a description, or restores it, and the one who answers for it. Nothing of it runs.
     ///
     /// # Errors
     /// When it cannot be made. Nothing is left of it then.
-    pub(super) fn make(&self, spec: &Spec) -> Result<(Launched, MachineController), Error> {
+    pub(super) fn make(
+        &self,
+        spec: &Spec,
+        restore: Option<&Restore>,
+    ) -> Result<(Launched, MachineController), Error> {
         if let Some(path) = &spec.log {
             let opened = append::open(path);
             let path = path.clone();
             log_to(opened.map_err(|source| Error::Output { path, what: "log", source })?);
         }
-        let board = Board::new(spec, self.hypervisor)?;
+        let board = match restore {
+            None => Board::new(spec, self.hypervisor)?,
+            Some(restore) => snapshots::board(spec, self.hypervisor, restore)?,
+        };
         announce_mte(board.mte(), spec);
-        let (command_line, disks) = (board.command_line(spec), board.disks(spec));
-        let spec = &Spec { command_line, disks, ..spec.clone() };
+        let has_mte = *board.mte() == Mte::On;
+        let command_line = match restore {
+            None => board.command_line(spec),
+            // The guest has it.
+            Some(_) => spec.command_line.clone(),
+        };
+        let spec = &Spec { command_line, disks: board.disks(spec), ..spec.clone() };
         self.catch_signals()?;
         let metrics = MetricsFile::of(spec)?;
         let quiesce = Quiesce::default();
         let lost = Lost::new()?;
         let (output, listener) = open_console(&spec.serial, &quiesce, &lost)?;
-        let mut machine = Machine::new(board, spec, output, quiesce, self.log.clone())?;
+        let log = self.log.clone();
+        let mut machine = match restore {
+            None => Machine::new(board, spec, output, quiesce, log)?,
+            Some(restore) => snapshots::machine(board, spec, restore, output, quiesce, log)?,
+        };
         let mut subscribers = machine.take_device_events();
         let machine = Rc::new(RefCell::new(machine));
         let key = PowerKeyTimer::new(&machine).map_err(Error::Events)?;
         self.watch(&machine, lost, &key, metrics.as_ref(), &mut subscribers)?;
         let terminal = self.read_console(&machine, &spec.serial, listener, &mut subscribers)?;
-        let controller =
-            MachineController::new(&machine, key, self.shutdown.clone(), metrics, spec);
+        let shutdown = self.shutdown.clone();
+        let controller = MachineController::new(&machine, key, shutdown, metrics, spec, has_mte);
+        if restore.is_some() {
+            self.log.publish(&Event::Restored);
+        }
         let running = Running { machine, _terminal: terminal };
         Ok((Launched { running, subscribers }, controller))
     }
@@ -112,12 +132,17 @@ impl<'h> Launcher<'h> {
     /// # Errors
     /// When a vCPU does not start.
     pub(super) fn start(&self, launched: Launched) -> Result<(), Error> {
+        launched.running.machine.borrow_mut().resume()?;
+        self.hold(launched);
+        Ok(())
+    }
+
+    /// Watches its events, and leaves it as it is: paused, until a client resumes it.
+    pub(super) fn hold(&self, launched: Launched) {
         let Launched { running, subscribers } = launched;
-        running.machine.borrow_mut().resume()?;
         subscribers.into_iter().for_each(|subscriber| self.subscribers.add(subscriber));
         *self.running.borrow_mut() = Some(running);
         startup_pages::release();
-        Ok(())
     }
 
     /// Ends the machine, if there is one.

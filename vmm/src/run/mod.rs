@@ -14,6 +14,7 @@ mod metrics_file;
 mod power_key;
 mod shutdown;
 mod signal_watcher;
+mod snapshots;
 mod start;
 mod tag_events;
 mod watch;
@@ -21,10 +22,11 @@ mod watch;
 pub use error::Error;
 pub use exit_reason::ExitReason;
 pub use shutdown::ShutdownRequest;
+pub use snapshots::{LoadError, Restore, Saved, saved_config};
 
 use std::path::Path;
 
-use crate::config::{CommandLineOnly, Config, RunArgs};
+use crate::config::{self, CommandLineOnly, Config, RunArgs};
 use crate::hypervisor::Hypervisor;
 use crate::registry::Entry;
 use crate::spec::{Draft, Spec};
@@ -34,17 +36,10 @@ use crate::spec::{Draft, Spec};
 /// # Errors
 /// When it cannot be started; nothing is left behind then.
 pub fn run(args: &RunArgs) -> Result<ExitReason, Error> {
-    let config = args.merge()?;
-    let flags = args.command_line_only();
-    let draft = Draft::new(config.clone(), flags)?;
-    let request = match flags.api_sock {
-        Some(api_sock) if !draft.has_kernel() => {
-            Request::Wait(Box::new(Waiting { config, draft, flags, api_sock }))
-        }
-        api_sock => Request::Start { spec: Box::new(draft.into_spec()?), api_sock },
-    };
+    let request = Request::of(args)?;
     #[cfg(target_arch = "aarch64")]
     {
+        let flags = args.command_line_only();
         let host = crate::kvm::Host::open().map_err(crate::machine::Error::from)?;
         let entry = entry::publish(&request, flags)?;
         run_listed(&host, request, entry)
@@ -65,8 +60,37 @@ pub enum Request<'a> {
         /// Where the control socket is to be.
         api_sock: Option<&'a Path>,
     },
+    /// As the VM of a snapshot, by the description that it has here.
+    Restore {
+        /// The description.
+        spec: Box<Spec>,
+        /// The snapshot.
+        restore: Box<Restore>,
+        /// Where the control socket is to be.
+        api_sock: Option<&'a Path>,
+    },
     /// When a client of the control socket says so, by this configuration as clients have changed it.
     Wait(Box<Waiting<'a>>),
+}
+
+impl<'a> Request<'a> {
+    /// What the command line asks for, checked as far as it can be without the host.
+    fn of(args: &'a RunArgs) -> Result<Self, Error> {
+        let flags = args.command_line_only();
+        if let Some(request) = args.restore_request().map_err(config::Error::from)? {
+            let (spec, restore) = snapshots::prepare(request, flags)?;
+            let (spec, restore) = (Box::new(spec), Box::new(restore));
+            return Ok(Self::Restore { spec, restore, api_sock: flags.api_sock });
+        }
+        let config = args.merge()?;
+        let draft = Draft::new(config.clone(), flags)?;
+        Ok(match flags.api_sock {
+            Some(api_sock) if !draft.has_kernel() => {
+                Self::Wait(Box::new(Waiting { config, draft, flags, api_sock }))
+            }
+            api_sock => Self::Start { spec: Box::new(draft.into_spec()?), api_sock },
+        })
+    }
 }
 
 /// A VM that clients of the control socket configure.
@@ -96,7 +120,10 @@ fn run_listed(
     entry: Option<Entry>,
 ) -> Result<ExitReason, Error> {
     match request {
-        Request::Start { spec, api_sock } => start::start(hypervisor, &spec, api_sock, entry),
+        Request::Start { spec, api_sock } => start::start(hypervisor, &spec, None, api_sock, entry),
+        Request::Restore { spec, restore, api_sock } => {
+            start::start(hypervisor, &spec, Some(&restore), api_sock, entry)
+        }
         Request::Wait(waiting) => start::start_on_request(hypervisor, *waiting, entry),
     }
 }

@@ -12,6 +12,7 @@ use super::event_loop::Loop;
 use super::exit_reason::ExitReason;
 use super::launch::Launcher;
 use super::shutdown::ShutdownRequest;
+use super::snapshots::Restore;
 use crate::api::Server;
 use crate::error::chain;
 use crate::events::{Event, EventLog};
@@ -22,19 +23,23 @@ use crate::spec::Spec;
 use crate::sys::supervisor;
 use crate::vcpu::VcpuExit;
 
-/// Makes the machine, runs the guest to its end, and cleans up.
+/// Makes the machine, or restores it, runs the guest to its end, and cleans up.
 pub(super) fn start(
     hypervisor: &dyn Hypervisor,
     spec: &Spec,
+    restore: Option<&Restore>,
     api_sock: Option<&Path>,
     entry: Option<Entry>,
 ) -> Result<ExitReason, Error> {
     tag_checks::disable();
     let mut vm = Process::new(hypervisor, api_sock, entry)?;
-    let (launched, controller) = vm.launcher.make(spec)?;
+    let (launched, controller) = vm.launcher.make(spec, restore)?;
     let phase = Phase::Started(controller);
     let server = api_sock.map(|path| vm.serve(path, phase, spec.leave_sockets)).transpose()?;
-    vm.launcher.start(launched)?;
+    match restore.is_none_or(|restore| restore.resume) {
+        true => vm.launcher.start(launched)?,
+        false => vm.launcher.hold(launched),
+    }
     vm.run(server)
 }
 

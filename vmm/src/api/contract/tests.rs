@@ -19,12 +19,17 @@ fn ask(method: &str, path: &str, body: &str) -> (u16, Option<Value>) {
 
 /// Whether a request is for a VM that has not started.
 fn configures(method: &str, path: &str) -> bool {
-    method == "PUT" && path != "/actions" || (method, path) == ("PATCH", "/machine-config")
+    let acts = ["/actions", "/snapshot/create"].contains(&path);
+    method == "PUT" && !acts || (method, path) == ("PATCH", "/machine-config")
 }
 
 /// A VM in the state in which it takes a request.
 fn vm_for(method: &str, path: &str) -> FakeVm {
-    let state = if configures(method, path) { State::NotStarted } else { State::Running };
+    let state = match path {
+        "/snapshot/create" => State::Paused,
+        _ if configures(method, path) => State::NotStarted,
+        _ => State::Running,
+    };
     FakeVm { state, ..FakeVm::default() }
 }
 
@@ -102,8 +107,11 @@ fn body_for(contract: &Contract, method: &str, path: &str) -> String {
     Value::Object(body).to_string()
 }
 
-/// The fields that a body must have, with values for them.
+/// The fields that a body must have, with values for them; or those of its example.
 fn required(contract: &Contract, schema: &Value) -> Map<String, Value> {
+    if let Some(example) = schema.get("example") {
+        return example.as_object().unwrap().clone();
+    }
     let fields = schema.get("required").and_then(Value::as_array).into_iter().flatten();
     let value = |field: &str| named(contract.resolve(&schema["properties"][field])).pop().unwrap();
     fields
@@ -141,7 +149,9 @@ fn what_fails_in_the_vmm_is_answered_with_a_status_of_its_own_where_described_an
 fn named(rule: &Value) -> Vec<Value> {
     match (rule.get("enum"), rule["type"].as_str()) {
         (Some(values), _) => values.as_array().unwrap().clone(),
-        (None, Some("string")) if rule.get("example").is_some() => vec![rule["example"].clone()],
+        (None, Some("string" | "object")) if rule.get("example").is_some() => {
+            vec![rule["example"].clone()]
+        }
         (None, Some("string")) => vec![json!("text")],
         (None, Some("array")) => vec![json!([])],
         (None, Some("object")) => vec![json!({})],

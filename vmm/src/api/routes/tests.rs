@@ -124,11 +124,90 @@ fn what_this_vmm_lacks_is_refused_by_name() {
         ("PUT", "/pmem/one", "persistent memory"),
         ("PATCH", "/hotplug/memory", "added"),
         ("PATCH", "/balloon/hinting/start", "hinting"),
-        ("PUT", "/snapshot/create", "snapshots"),
     ] {
         let message = fault(&ask(&mut vm, method, path, "{}"));
         assert!(message.contains(name), "{path}: {message}");
     }
+}
+
+#[test]
+fn a_snapshot_is_made_of_a_paused_vm_only() {
+    let body = r#"{"snapshot_type": "Full", "snapshot_path": "state", "mem_file_path": "memory"}"#;
+    let with = |state| FakeVm { state, ..FakeVm::default() };
+    for (state, said) in [
+        (State::NotStarted, "not supported before starting"),
+        (State::Running, "save/restore unavailable while running"),
+    ] {
+        let mut vm = with(state);
+        let message = fault(&ask(&mut vm, "PUT", "/snapshot/create", body));
+        assert!(message.contains(said), "{message}");
+        assert!(vm.calls.is_empty());
+    }
+    let mut vm = with(State::Paused);
+
+    let plain = r#"{"snapshot_path": "state", "mem_file_path": "memory"}"#;
+    for body in [body, plain] {
+        let response = ask(&mut vm, "PUT", "/snapshot/create", body);
+        assert_eq!(response.status, Status::NoContent, "{response:?}");
+    }
+
+    assert_eq!((vm.state, vm.calls), (State::Paused, vec![Call::CreateSnapshot; 2]));
+    for (body, said) in [
+        (plain.replacen('{', r#"{"snapshot_type": "Diff", "#, 1), "Full"),
+        // Firecracker has taken this field out.
+        (plain.replacen('{', r#"{"version": "1.0.0", "#, 1), "version"),
+        (r#"{"snapshot_path": "state"}"#.to_owned(), "mem_file_path"),
+    ] {
+        let message = fault(&ask(&mut with(State::Paused), "PUT", "/snapshot/create", &body));
+        assert!(message.contains(said), "{message}");
+    }
+}
+
+#[test]
+fn a_snapshot_is_loaded_into_a_vm_that_has_not_started() {
+    let memory = r#""mem_file_path": "memory""#;
+    let backend = r#""mem_backend": {"backend_type": "File", "backend_path": "memory"}"#;
+    let load = |vm: &mut FakeVm, fields: &str| {
+        let body = format!("{{\"snapshot_path\": \"state\", {fields}}}");
+        ask(vm, "PUT", "/snapshot/load", &body)
+    };
+    let fresh = || FakeVm { state: State::NotStarted, ..FakeVm::default() };
+
+    for (fields, state) in [
+        (memory.to_owned(), State::Paused),
+        (backend.to_owned(), State::Paused),
+        (format!("{memory}, \"resume_vm\": true, \"lazy\": true"), State::Running),
+        (
+            format!(
+                "{memory}, \"track_dirty_pages\": false, \"enable_diff_snapshots\": false, \"huge_pages\": \
+                 \"Snapshot\", \"network_overrides\": [{{\"iface_id\": \"eth0\", \"host_dev_name\": \"tap1\"}}], \
+                 \"vsock_override\": {{\"uds_path\": \"v\"}}"
+            ),
+            State::Paused,
+        ),
+    ] {
+        let mut vm = fresh();
+        let response = load(&mut vm, &fields);
+        assert_eq!(response.status, Status::NoContent, "{fields}: {response:?}");
+        assert_eq!((vm.state, vm.calls), (state, vec![Call::LoadSnapshot]), "{fields}");
+    }
+    for (fields, said) in [
+        (format!("{memory}, {backend}"), "too many fields"),
+        ("\"resume_vm\": true".to_owned(), "missing field"),
+        (backend.replace("File", "Uffd"), "lazy"),
+        (format!("{memory}, \"track_dirty_pages\": true"), "track_dirty_pages"),
+        (format!("{memory}, \"enable_diff_snapshots\": true"), "enable_diff_snapshots"),
+        (format!("{memory}, \"clock_realtime\": true"), "clock_realtime"),
+        (format!("{memory}, \"huge_pages\": \"2M\""), "huge_pages"),
+        (format!("{memory}, \"network_overrides\": [[\"eth0\", \"tap1\"]]"), "an object"),
+    ] {
+        let mut vm = fresh();
+        let message = fault(&load(&mut vm, &fields));
+        assert!(message.contains(said), "{fields}: {message}");
+        assert_eq!((vm.state, vm.calls), (State::NotStarted, vec![]), "{fields}");
+    }
+    let message = fault(&load(&mut FakeVm::default(), memory));
+    assert!(message.contains("not supported after starting"), "{message}");
 }
 
 #[test]

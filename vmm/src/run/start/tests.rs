@@ -14,7 +14,7 @@ use crate::vcpu::fake::{Event, Step};
 
 fn run(hypervisor: &FakeHypervisor, api_sock: Option<&Path>) -> Result<ExitReason, Error> {
     let kernel = kernel();
-    start(hypervisor, &spec(config(kernel.path(), 1)), api_sock, None)
+    start(hypervisor, &spec(config(kernel.path(), 1)), None, api_sock, None)
 }
 
 fn runs_to(exit: Exit) -> ExitReason {
@@ -177,6 +177,46 @@ fn a_start_that_fails_can_be_mended_and_tried_again() {
 }
 
 #[test]
+fn a_snapshot_is_loaded_first_or_not_at_all_and_one_that_fails_changes_nothing() {
+    let hypervisor = FakeHypervisor::new([vec![]]);
+    let guest = hypervisor.guest.clone();
+    let kernel = kernel();
+    let load = r#"{"snapshot_path": "/nowhere/state", "mem_file_path": "/nowhere/memory"}"#;
+    let refused = |client: &mut UnixStream, path: &str, said: &str| {
+        let (status, fault) = ask(client, "PUT", path, load);
+        assert_eq!(status, 400);
+        assert!(fault.contains(said), "{fault}");
+    };
+
+    let (reason, ()) = waiting(&hypervisor, |mut client, _| {
+        refused(&mut client, "/snapshot/create", "before starting");
+        assert_eq!(ask(&mut client, "PUT", "/serial", r#"{"target": "none"}"#).0, 204);
+        refused(&mut client, "/snapshot/load", "cannot restore the VM");
+        let boot = format!(r#"{{"kernel_image_path": {:?}}}"#, kernel.path());
+        assert_eq!(ask(&mut client, "PUT", "/boot-source", &boot).0, 204);
+        refused(&mut client, "/snapshot/load", "after configuring boot-specific resources");
+        let machine = r#"{"mem_size_mib": 64}"#;
+        assert_eq!(ask(&mut client, "PUT", "/machine-config", machine).0, 204);
+        assert_eq!(ask(&mut client, "PUT", "/actions", START), (204, String::new()));
+        guest.wait_until_inside(1);
+        refused(&mut client, "/snapshot/load", "after starting");
+        refused(&mut client, "/snapshot/create", "unavailable while running");
+        assert_eq!(ask(&mut client, "PATCH", "/vm", r#"{"state": "Paused"}"#).0, 204);
+        let over_the_kernel = format!(
+            r#"{{"snapshot_path": {:?}, "mem_file_path": "/nowhere/memory"}}"#,
+            kernel.path()
+        );
+        let (status, fault) = ask(&mut client, "PUT", "/snapshot/create", &over_the_kernel);
+        assert_eq!(status, 400);
+        assert!(fault.contains("the kernel"), "{fault}");
+        refused(&mut client, "/snapshot/create", "");
+        assert_eq!(ask(&mut client, "PUT", "/actions", STOP).0, 204);
+    });
+
+    assert!(matches!(reason.unwrap(), ExitReason::Stopped));
+}
+
+#[test]
 fn a_section_that_makes_no_sense_is_refused_and_changes_nothing() {
     let (reason, ()) = waiting(&FakeHypervisor::new([vec![]]), |mut client, _| {
         let (_, before) = ask(&mut client, "GET", "/vm/config", "");
@@ -250,7 +290,7 @@ fn under_firecrackers_name_the_files_of_sockets_stay_for_clients_to_remove() {
     for leave_sockets in [true, false] {
         let hypervisor = FakeHypervisor::new([vec![Step::Exit(Exit::PowerOff)]]);
         let spec = Spec { leave_sockets, ..spec(config.clone()) };
-        start(&hypervisor, &spec, Some(&api), None).unwrap();
+        start(&hypervisor, &spec, None, Some(&api), None).unwrap();
         assert_eq!((api.exists(), vsock.exists()), (leave_sockets, leave_sockets));
     }
 }
