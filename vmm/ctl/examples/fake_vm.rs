@@ -65,10 +65,14 @@ fn main() {
         std::process::exit(73);
     });
     eprintln!("tessera: fake {}", args.id.as_deref().unwrap_or("tessera"));
-    let runs = kernel.is_some() && !has("loads");
+    let runs = (kernel.is_some() || args.restore.is_some()) && !has("loads");
     let vm = Arc::new(Vm {
         id: args.id.clone().unwrap_or_else(|| "tessera".to_owned()),
-        state: Mutex::new(if runs { "Running" } else { "Not started" }),
+        state: Mutex::new(match runs {
+            true if args.paused => "Paused",
+            true => "Running",
+            false => "Not started",
+        }),
         events: Mutex::default(),
         changed: Condvar::new(),
         followers: Mutex::new(0),

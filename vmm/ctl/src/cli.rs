@@ -68,6 +68,8 @@ pub enum Command {
     Pause(OfVm),
     /// Let the vCPUs run again
     Resume(OfVm),
+    /// Save the VM in a folder; `run --restore DIR` restores it
+    Snapshot(SnapshotArgs),
     /// Press the power key and wait until the VM has gone
     Stop(StopArgs),
     /// End the VM's process at once (SIGKILL), and remove what it leaves
@@ -157,6 +159,29 @@ pub struct LogsArgs {
     /// Go on with new messages until the VM ends
     #[arg(short, long)]
     pub follow: bool,
+}
+
+/// `snapshot`.
+#[derive(Clone, Debug, Args)]
+pub struct SnapshotArgs {
+    /// Its id, the beginning of one, or the path of its control socket
+    #[arg(value_name = "VM")]
+    pub vm: OsString,
+    /// The folder for the snapshot, which is made
+    #[arg(value_name = "DIR")]
+    pub folder: PathBuf,
+    /// Let the VM run then, even if it was paused
+    #[arg(long, conflicts_with = "keep_paused")]
+    pub resume: bool,
+    /// Leave the VM paused
+    #[arg(long)]
+    pub keep_paused: bool,
+    /// Replace the snapshot that the folder has
+    #[arg(long)]
+    pub replace: bool,
+    /// How many seconds to wait for the VM to write its files
+    #[arg(long, value_name = "S", default_value = "600", value_parser = seconds)]
+    pub timeout: Duration,
 }
 
 /// `stop`.
@@ -266,6 +291,7 @@ pub fn run(arguments: Arguments) -> Result<u8, Failure> {
         Command::Logs(args) => commands::logs::show(&args),
         Command::Pause(of) => commands::power::pause(&of, form),
         Command::Resume(of) => commands::power::resume(&of, form),
+        Command::Snapshot(args) => commands::snapshot::snapshot(&args, form),
         Command::Stop(args) => commands::power::stop(&args, form),
         Command::Kill(of) => commands::kill::kill(&of, form),
         Command::Exec(args) => return Ok(commands::guest::exec(args)),

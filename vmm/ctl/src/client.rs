@@ -17,7 +17,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use vmm::api::model::{
     ActionType, Balloon, BalloonStats, BalloonStatsUpdate, BalloonUpdate, DriveUpdate, Fault,
-    Footprint, InstanceActionInfo, InstanceInfo, TagStorage, Version, Vm, VmState,
+    Footprint, InstanceActionInfo, InstanceInfo, SnapshotCreate, TagStorage, Version, Vm, VmState,
 };
 
 pub use events::{Event, Events};
@@ -227,6 +227,14 @@ impl Client {
     pub fn resume(&mut self) -> Result<(), Error> {
         let state = VmState::Resumed;
         self.send("PATCH", "/vm", &Vm { state })
+    }
+
+    /// Saves the VM, which is paused: `PUT /snapshot/create`. The paths are those of the VM's process.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn create_snapshot(&mut self, request: &SnapshotCreate) -> Result<(), Error> {
+        self.send("PUT", "/snapshot/create", request)
     }
 
     /// Asks the guest to power off: `PUT /actions`.

@@ -252,6 +252,50 @@ fn pause_and_resume_show_in_the_status() {
 }
 
 #[test]
+fn a_snapshot_leaves_the_vm_as_it_was_unless_it_is_to_be_otherwise() {
+    let vm = Vm::start(Key::Ignored);
+    let snapshot = |name: &str, words: &[&str]| {
+        let folder = vm.directory.path().join(name);
+        let output = vm.tesseractl(&[&["snapshot", folder.to_str().unwrap()], words].concat());
+        assert!(output.status.success(), "{output:?}");
+        assert_eq!(std::fs::read_to_string(folder.join("memory")).unwrap(), "whole");
+        let status: Value =
+            serde_json::from_slice(&vm.tesseractl(&["status", "--json"]).stdout).unwrap();
+        (output, status["instance"]["state"].as_str().unwrap().to_owned())
+    };
+
+    let (said, state) = snapshot("one", &[]);
+    assert_eq!(state, "Running");
+    assert!(text(&said.stdout).contains("it runs again"), "{said:?}");
+    let (said, state) = snapshot("two", &["--keep-paused", "--json"]);
+    assert_eq!(state, "Paused");
+    let said: Value = serde_json::from_slice(&said.stdout).unwrap();
+    assert_eq!((&said["outcome"], &said["state"]), (&json!("saved"), &json!("Paused")));
+    assert_eq!(said["bytes"], 10);
+    // Paused before.
+    assert_eq!(snapshot("three", &[]).1, "Paused");
+    assert_eq!(snapshot("three", &["--replace", "--resume"]).1, "Running");
+    vm.end();
+}
+
+#[test]
+fn a_vm_that_cannot_be_saved_runs_again_and_nothing_is_left() {
+    let vm = Vm::start(Key::Unheard);
+    let folder = vm.directory.path().join("one");
+
+    let output = vm.tesseractl(&["snapshot", folder.to_str().unwrap()]);
+
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(said.contains("disk full") && said.contains("runs again"), "{said}");
+    let names = std::fs::read_dir(vm.directory.path()).unwrap();
+    let names: Vec<_> = names.map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(names, ["api"]);
+    assert!(text(&vm.tesseractl(&["status"]).stdout).contains("Running"));
+    vm.end();
+}
+
+#[test]
 fn metrics_are_a_table_with_units_or_raw() {
     let vm = Vm::start(Key::Ignored);
 

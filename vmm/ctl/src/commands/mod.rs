@@ -11,6 +11,7 @@ pub mod metrics;
 pub mod pool;
 pub mod power;
 pub mod run;
+pub mod snapshot;
 pub mod status;
 pub mod top;
 pub mod wait;

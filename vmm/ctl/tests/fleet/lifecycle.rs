@@ -274,3 +274,18 @@ fn the_program_is_looked_for_beside_this_one_and_in_the_path() {
 
     assert!(said(&output).starts_with("vm1 runs"), "{output:?}");
 }
+
+#[test]
+fn a_snapshot_is_restored_in_the_background_like_any_vm() {
+    let place = Place::new();
+    let folder = place.path("snapshot");
+    let folder = folder.to_str().unwrap();
+
+    let running = place.run(&["--restore", folder, "--id", "one"]);
+    let paused = place.run(&["--restore", folder, "--lazy", "--paused", "--id", "two"]);
+
+    assert!(said(&running).starts_with("one runs"), "{running:?}");
+    assert!(said(&paused).starts_with("two is paused"), "{paused:?}");
+    let states: Vec<_> = place.list().iter().map(|vm| vm["state"].clone()).collect();
+    assert_eq!(states, ["Running", "Paused"]);
+}

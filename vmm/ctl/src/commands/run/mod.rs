@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 use agent::protocol::message::Operation;
 use serde_json::json;
 use vmm::api::model::State;
+use vmm::config::SnapshotFiles;
+use vmm::run::saved_config;
 
 use self::folder::Folder;
 pub(crate) use self::folder::LOG;
@@ -56,7 +58,8 @@ pub fn run(args: &RunCommand, form: Form) -> Result<u8, Failure> {
     });
     form.show(&answer, |_| match state {
         State::NotStarted => format!("{name} waits to be configured (pid {pid})\n"),
-        _ => format!("{name} runs (pid {pid})\n"),
+        State::Paused => format!("{name} is paused (pid {pid})\n"),
+        State::Running => format!("{name} runs (pid {pid})\n"),
     })?;
     Ok(0)
 }
@@ -67,7 +70,9 @@ struct Paths {
     /// Unless the user's configuration has one that is not known here.
     vsock: Option<PathBuf>,
     has_serial: bool,
-    /// It starts by itself: there is a kernel.
+    /// It may be given a path for its vsock device.
+    takes_vsock: bool,
+    /// It starts by itself: there is a kernel, or a snapshot.
     has_kernel: bool,
 }
 
@@ -76,13 +81,16 @@ impl Paths {
         let absolute = |path: PathBuf| std::path::absolute(&path).unwrap_or(path);
         // What is wrong with a configuration is said by the program that uses it.
         let config = args.vm.merge().unwrap_or_default();
+        let saved = args.vm.restore.as_deref().map(SnapshotFiles::in_folder);
+        let saved = saved.and_then(|files| saved_config(&files).ok());
         let vsock = config.vsock.map(|vsock| vsock.uds_path);
         let boot = config.boot_source.and_then(|boot| boot.kernel_image_path);
         Ok(Self {
             api_sock: absolute(args.vm.api_sock.clone().unwrap_or_else(|| folder.join("api"))),
             vsock: vsock.map(absolute),
             has_serial: config.serial.is_some(),
-            has_kernel: boot.is_some(),
+            takes_vsock: saved.is_none_or(|saved| saved.vsock.is_some()),
+            has_kernel: boot.is_some() || args.vm.restore.is_some(),
         })
     }
 }

@@ -30,7 +30,7 @@ pub(super) fn passed_on(
     if args.vm.api_sock.is_none() {
         add("--api-sock", paths.api_sock.clone().into());
     }
-    if paths.vsock.is_none() {
+    if paths.vsock.is_none() && paths.takes_vsock {
         add("--vsock", folder.join("vsock").into());
     }
     if !paths.has_serial {
