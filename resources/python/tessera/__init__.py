@@ -1,7 +1,7 @@
 """Virtual machines of Tessera: started, watched and controlled."""
 
 from .client import Client
-from .errors import Ended, Fault, GuestError, NotFound, TesseraError
+from .errors import Ended, Fault, GuestError, NotFound, SnapshotError, TesseraError
 from .events import Event
 from .guest import Completed
 from .vm import Vm
@@ -14,6 +14,7 @@ __all__ = [
     "Fault",
     "GuestError",
     "NotFound",
+    "SnapshotError",
     "TesseraError",
     "Vm",
 ]

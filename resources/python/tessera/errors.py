@@ -42,3 +42,7 @@ class Ended(TesseraError):
 
 class GuestError(TesseraError):
     """A command could not be run in the guest, or a file not be copied."""
+
+
+class SnapshotError(TesseraError):
+    """A VM could not be saved. It does what it did before, unless the message says otherwise."""

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         lock_memory: bool
         cpus: int
         pmu: bool
+        clock: str
         mte: str
         tag_storage: str
         broker: File

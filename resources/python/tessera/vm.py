@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import shutil
 import subprocess
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Mapping, Optional, 
 
 from . import programs
 from .client import Client, Json
-from .errors import Ended
+from .errors import Ended, SnapshotError
 from .events import Event, Recorder
 from .guest import Completed, Guest, local
 from .options import flags
@@ -64,6 +65,7 @@ class Vm:
         self._pass_fds = pass_fds
         if kernel is not None:
             self._options["kernel"] = os.fspath(kernel)
+        self._restored: Optional[str] = None
         self._configured = kernel is not None or image is not None or "config" in options
         self._kept: Dict[str, str] = {}
         self._process = Process()
@@ -73,6 +75,28 @@ class Vm:
             self._options["vsock"] = folder / "vsock" if vsock is True else vsock
         self.client = Client(folder / "api.sock", timeout)
         self._recorder = Recorder(self.client, _alive(self._process))
+
+    @classmethod
+    def restore(
+        cls,
+        folder: "File",
+        *,
+        lazy: bool = False,
+        paused: bool = False,
+        flags: Sequence[str] = (),
+        **arguments: Any,
+    ) -> "Vm":
+        """The VM of a snapshot, which is restored by `start` or a `with` block, and runs unless it is to be `paused`.
+
+        With `lazy` its memory is read when the guest touches it. Other arguments are those of a VM, but for what
+        would change the machine; `vsock=False` where the one that was saved had no vsock device.
+        """
+        words = [f"--restore={os.fspath(folder)}"]
+        words += ["--lazy"] if lazy else []
+        words += ["--paused"] if paused else []
+        vm = cls(flags=[*words, *flags], **arguments)
+        vm._restored = "restored" if paused else "started"
+        return vm
 
     # ---- start and end ----
 
@@ -86,7 +110,9 @@ class Vm:
             deadline = time.monotonic() + self.timeout
             self._wait_for_socket(deadline)
             self._recorder.start()
-            if self._configured:
+            if self._restored is not None:
+                self._await(self._restored, 0, deadline)
+            elif self._configured:
                 self._await("started", 0, deadline)
         except BaseException:
             self.close()
@@ -194,6 +220,30 @@ class Vm:
     def resume(self) -> None:
         """Lets the vCPUs run again."""
         self._patch("/vm", {"state": "Resumed"})
+
+    def snapshot(
+        self, folder: "File", *, keep_paused: bool = False, replace: bool = False, timeout: float = 600.0
+    ) -> Json:
+        """Saves the VM in a folder, which is made: its size in `bytes` and what else `tesseractl` says.
+
+        A VM that runs is paused meanwhile, and runs again then unless it is to be kept paused. A snapshot that the
+        folder has is replaced only with `replace`. Raises `SnapshotError`.
+        """
+        flags = ["--keep-paused"] if keep_paused else []
+        flags += ["--replace"] if replace else []
+        command = [programs.tesseractl(self._program), "snapshot", "--json", f"--timeout={timeout}", *flags, "--"]
+        done = subprocess.run(
+            [*command, self.client.path, os.fspath(folder)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
+            errors="backslashreplace",
+            check=False,
+        )
+        if done.returncode != 0:
+            raise SnapshotError(done.stderr.strip() or f"tesseractl ended with status {done.returncode}")
+        return json.loads(done.stdout)
 
     def balloon(self, target_mib: Optional[int] = None, *, reporting: Optional[bool] = None) -> Json:
         """The balloon, after the change that is asked for, if any."""

@@ -179,7 +179,9 @@ def main():
     parser.add_argument("command", choices=["run"])
     for flag in ("--api-sock", "--id", "--kernel", "--initrd", "--cmdline", "--serial", "--memory", "--vsock"):
         parser.add_argument(flag)
-    parser.add_argument("--rng", action="store_true")
+    parser.add_argument("--restore")
+    for flag in ("--rng", "--lazy", "--paused"):
+        parser.add_argument(flag, action="store_true")
     parser.add_argument("--disk", action="append")
     vm = FakeVm(parser.parse_args())
     if vm.behaves("refused"):
@@ -193,7 +195,10 @@ def main():
         signal.signal(signal.SIGTERM, lambda *_: os._exit(143))
     server = Server(vm.options.api_sock, Handler)
     server.vm = vm
-    if vm.options.kernel:
+    if vm.options.restore:
+        vm.publish("restored")
+        vm.state = "Paused"
+    if vm.options.kernel or (vm.options.restore and not vm.options.paused):
         vm.start()
     print("tessera: a message", file=sys.stderr, flush=True)
     if vm.behaves("reset"):

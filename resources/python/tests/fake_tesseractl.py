@@ -1,5 +1,6 @@
-"""A process that plays `tesseractl exec` and `cp`: it says what it was asked."""
+"""A process that plays `tesseractl exec`, `snapshot` and `cp`: it says what it was asked."""
 
+import json
 import sys
 import time
 
@@ -16,6 +17,11 @@ if verb == "exec":
         sys.exit(3)
     print(" ".join(words))
     print(sys.stdin.read(), end="")
+elif verb == "snapshot":
+    if "full" in words[-1]:
+        print("tesseractl: cannot save the VM: the disk is full; the VM runs again", file=sys.stderr)
+        sys.exit(1)
+    print(json.dumps({"outcome": "saved", "bytes": 3, "words": words}))
 elif "missing" in words[-2]:
     print("tesseractl: there is no such file", file=sys.stderr)
     sys.exit(1)

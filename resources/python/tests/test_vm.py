@@ -10,7 +10,7 @@ from pathlib import Path
 
 from support import HERE, WithPrograms
 
-from tessera import Client, Ended, Fault, GuestError, NotFound, Vm
+from tessera import Client, Ended, Fault, GuestError, NotFound, SnapshotError, Vm
 
 
 class Lifecycle(WithPrograms):
@@ -175,6 +175,33 @@ class Control(WithPrograms):
                 Client(vm.client.path, timeout=0.1).get("/hang")
         with self.assertRaises(FileNotFoundError):
             vm.client.get("/")
+
+
+class Snapshots(WithPrograms):
+    def test_a_vm_is_saved_by_tesseractl(self):
+        with Vm("Image") as vm:
+            saved = vm.snapshot("/snapshots/one")
+            self.assertEqual((saved["outcome"], saved["bytes"]), ("saved", 3))
+            self.assertEqual(saved["words"], ["--json", "--timeout=600.0", "--", vm.client.path, "/snapshots/one"])
+            saved = vm.snapshot(Path("two"), keep_paused=True, replace=True, timeout=5)
+            self.assertEqual(saved["words"][1:4], ["--timeout=5", "--keep-paused", "--replace"])
+            with self.assertRaises(SnapshotError) as raised:
+                vm.snapshot("/full")
+            self.assertIn("the disk is full", str(raised.exception))
+
+    def test_a_vm_is_restored_and_runs_unless_it_is_to_be_paused(self):
+        with Vm.restore("/snapshots/one", lazy=True, id="vm2", vsock=False) as vm:
+            self.assertEqual([event.name for event in vm.history], ["restored", "started"])
+            self.assertEqual(vm.state, "Running")
+            given = vm.config()["flags"]
+            self.assertEqual(given[-2:], ["--restore=/snapshots/one", "--lazy"])
+            self.assertIn("--id=vm2", given)
+            self.assertFalse([flag for flag in given if flag.startswith("--vsock")])
+        with Vm.restore(Path("/snapshots/one"), paused=True) as vm:
+            self.assertEqual(vm.state, "Paused")
+            vm.resume()
+            vm.wait_for("resumed", 5)
+        self.assert_nothing_left(vm.pid)
 
 
 class Events(WithPrograms):
