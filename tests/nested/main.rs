@@ -23,6 +23,7 @@ mod memory;
 mod net;
 mod refusals;
 mod reporting;
+mod snapshots;
 mod startup;
 mod tag_storage;
 mod threads;

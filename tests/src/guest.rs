@@ -93,6 +93,14 @@ impl Plan {
         Self { kernel: None, initrd: None, command_line: String::new(), flags: Vec::new() }
     }
 
+    /// The guest of a snapshot.
+    ///
+    /// # Panics
+    /// When the path is not UTF-8.
+    pub fn restore(folder: &Path) -> Self {
+        Self::waiting().with("--restore", folder.to_str().unwrap())
+    }
+
     /// Another initrd.
     pub fn initrd(mut self, file: &Path) -> Self {
         self.initrd = Some(file.to_owned());

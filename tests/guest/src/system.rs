@@ -153,6 +153,63 @@ pub(crate) fn random_ready() -> bool {
     got == 1
 }
 
+/// A random number.
+///
+/// # Errors
+/// When the kernel has none, or a signal came first.
+pub(crate) fn random_word() -> io::Result<u64> {
+    let mut bytes = [0u8; 8];
+    // SAFETY: the buffer is ours and of the length given.
+    let got = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
+    match usize::try_from(got) {
+        Ok(got) if got == bytes.len() => Ok(u64::from_ne_bytes(bytes)),
+        Ok(_) => Err(io::ErrorKind::Interrupted.into()),
+        Err(_) => Err(io::Error::last_os_error()),
+    }
+}
+
+/// How a child ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ChildEnd {
+    /// Its work was done.
+    Done,
+    /// By SIGSEGV.
+    Segfault,
+    /// In another way.
+    Other,
+}
+
+/// Has a child, which is a copy of this process, do some work that returns whether it is done; how it ended. The work
+/// may make system calls and touch memory, and nothing else: of the threads there is only this one in the child
+/// (fork(2)).
+///
+/// # Errors
+/// When there is no child.
+pub(crate) fn child_ends_by(work: impl FnOnce() -> bool) -> io::Result<ChildEnd> {
+    // SAFETY: the child runs nothing but the work, which keeps to the rule above, and _exit.
+    let pid = unsafe { libc::fork() };
+    match pid {
+        -1 => return Err(io::Error::last_os_error()),
+        0 => {
+            let status = i32::from(!work());
+            // SAFETY: ends the child at once; nothing of it is used after that.
+            unsafe { libc::_exit(status) };
+        }
+        _ => {}
+    }
+    let mut status = 0;
+    // SAFETY: the pointer is to an integer of ours, and the child is ours.
+    let waited = unsafe { libc::waitpid(pid, &raw mut status, 0) };
+    check(waited.into())?;
+    Ok(if libc::WIFSIGNALED(status) && libc::WTERMSIG(status) == libc::SIGSEGV {
+        ChildEnd::Segfault
+    } else if libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 0 {
+        ChildEnd::Done
+    } else {
+        ChildEnd::Other
+    })
+}
+
 /// Binds the calling thread to processor `cpu`, and returns the one it then runs on.
 ///
 /// # Errors
@@ -246,6 +303,19 @@ mod tests {
     fn the_clock_runs_forward() {
         let first = monotonic_ns();
         assert!(first > 0 && monotonic_ns() >= first);
+    }
+
+    #[test]
+    fn the_end_of_a_child_is_told_apart() {
+        // The first one ends at the standard library's handler, which looks for an overflow of the stack.
+        // SAFETY: raise sends a signal to the child itself.
+        let dies = || unsafe { libc::raise(libc::SIGSEGV) + libc::raise(libc::SIGSEGV) } == 0;
+
+        let ends = [child_ends_by(|| true), child_ends_by(|| false), child_ends_by(dies)];
+
+        let ends = ends.map(|end| end.ok());
+        assert_eq!(ends, [ChildEnd::Done, ChildEnd::Other, ChildEnd::Segfault].map(Some));
+        assert_ne!(random_word().ok(), random_word().ok());
     }
 
     #[test]

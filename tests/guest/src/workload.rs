@@ -11,6 +11,7 @@ mod memory;
 pub(crate) mod mte;
 mod shell;
 mod smp;
+mod snapshot;
 mod sockets;
 mod touch;
 pub(crate) mod unserved;
@@ -62,6 +63,7 @@ const ALL: &[Workload] = &[
     workload("reboot", ends::reboot),
     workload(shell::NAME, shell::run),
     workload(smp::NAME, smp::run),
+    workload(snapshot::NAME, snapshot::run),
     workload(sockets::NAME, sockets::run),
     workload(touch::NAME, touch::run),
     workload(unserved::NAME, unserved::run),

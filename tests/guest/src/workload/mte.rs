@@ -149,6 +149,8 @@ fn prepare() -> std::io::Result<Region> {
     Region::new(4096, true)
 }
 
+pub(super) use fault::check_synchronously;
+
 /// Tag check faults of this process.
 mod fault {
     #![allow(unsafe_code)]
@@ -168,7 +170,7 @@ mod fault {
     }
 
     /// Faults come at the very access that is wrong.
-    pub(super) fn check_synchronously() -> io::Result<()> {
+    pub(in crate::workload) fn check_synchronously() -> io::Result<()> {
         control(TAGGED_ADDR_ENABLE | TCF_SYNC | INCLUDE_TAGS)
     }
 

@@ -1,0 +1,295 @@
+//! `snapshot[,MIB]`: fills memory (64 MiB) with tags and data that only this run can know, and says on request whether
+//! all of it is still so. For guests that are saved and restored: nothing of this is on any disk.
+//!
+//! It reports a beat every 200 ms, and answers lines on the console until `poweroff`: `verify` is answered by
+//! `verified`.
+
+use std::io::BufRead;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::thread;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::{After, mte, number};
+use crate::region::{GRANULE, Region};
+use crate::{machine, report, system};
+
+pub(super) const NAME: &str = "snapshot";
+
+/// Between two reports of a beat.
+const BEAT: Duration = Duration::from_millis(200);
+/// Between two ticks of a processor.
+const TICK: Duration = Duration::from_millis(10);
+/// How many ticks of each processor a verification waits for.
+const TICKS: u64 = 5;
+/// How often it looks before it gives a processor up: for a minute.
+const LOOKS: u32 = 6000;
+/// Granules that have one kind of pattern: 64 KiB.
+const PIECE: usize = 4096;
+
+pub(super) fn run(argument: Option<&str>) -> Result<After, String> {
+    let mib = usize::try_from(number(argument, 64)?).ok();
+    let size = mib.and_then(|mib| mib.checked_mul(1 << 20)).ok_or("so much memory is none")?;
+    let nonce = system::random_word().map_err(|error| format!("no nonce: {error}"))?;
+    let tagged = machine::has_mte();
+    let region = Region::new(size, tagged).map_err(|error| format!("no memory: {error}"))?;
+    let memory = Memory { region, tagged, nonce, cpus: machine::online_cpus() };
+    memory.on_each_cpu(Memory::fill)?;
+    let ticks = tick_on_each(&memory.cpus);
+    let beat = Arc::new(AtomicU64::new(0));
+    let cpus = memory.cpus.len();
+    report::send(NAME, "ready", json!({ "nonce": memory.nonce(), "cpus": cpus, "mte": tagged }));
+    let beats = Arc::clone(&beat);
+    thread::spawn(move || beat_forever(&beats));
+    for line in std::io::stdin().lock().lines() {
+        match line.map_err(|error| format!("cannot read the console: {error}"))?.trim() {
+            "verify" => report::send(NAME, "verified", memory.verify(&ticks, &beat)?),
+            "poweroff" => return Ok(After::PowerOff),
+            other => return Err(format!("'{other}' is no command of this workload")),
+        }
+    }
+    // A console that hangs up is no wish to end, nor to lose what was written.
+    std::mem::forget(memory);
+    Ok(After::Stay)
+}
+
+fn beat_forever(beat: &AtomicU64) {
+    loop {
+        let number = beat.fetch_add(1, Ordering::Relaxed);
+        let now = system::monotonic_ns();
+        report::send(NAME, "beat", json!({ "beat": number, "monotonic_ns": now }));
+        thread::sleep(BEAT);
+    }
+}
+
+/// Counts, for each processor, the ends of sleeps there: each is an interrupt of that processor's timer.
+fn tick_on_each(cpus: &[usize]) -> Vec<Arc<AtomicU64>> {
+    let start = |cpu: &usize| {
+        let (cpu, ticks) = (*cpu, Arc::new(AtomicU64::new(0)));
+        let counted = Arc::clone(&ticks);
+        thread::spawn(move || {
+            if system::run_on(cpu).is_ok() {
+                loop {
+                    thread::sleep(TICK);
+                    counted.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        });
+        ticks
+    };
+    cpus.iter().map(start).collect()
+}
+
+/// How many of these counters move on.
+fn ticking(ticks: &[Arc<AtomicU64>]) -> usize {
+    let now = || ticks.iter().map(|ticks| ticks.load(Ordering::Relaxed));
+    let goals: Vec<u64> = now().map(|ticks| ticks.saturating_add(TICKS)).collect();
+    let there = || now().zip(&goals).filter(|(ticks, goal)| ticks >= *goal).count();
+    for _ in 0..LOOKS {
+        if there() == ticks.len() {
+            break;
+        }
+        thread::sleep(TICK);
+    }
+    there()
+}
+
+/// Memory whose every granule has a tag and data by its place and the nonce.
+struct Memory {
+    region: Region,
+    tagged: bool,
+    nonce: u64,
+    cpus: Vec<usize>,
+}
+
+/// What is not as it was written.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+struct Wrong {
+    tags: usize,
+    words: usize,
+}
+
+impl Memory {
+    fn nonce(&self) -> String {
+        format!("{:016x}", self.nonce)
+    }
+
+    fn granules(&self) -> usize {
+        self.region.size() / GRANULE
+    }
+
+    /// Does something to a part of the granules on each processor, and adds up what is wrong.
+    fn on_each_cpu(
+        &self,
+        work: fn(&Self, std::ops::Range<usize>) -> Wrong,
+    ) -> Result<Wrong, String> {
+        let failed: OnceLock<String> = OnceLock::new();
+        let share = self.granules().div_ceil(self.cpus.len().max(1));
+        let mut all = Wrong::default();
+        thread::scope(|scope| {
+            let failed = &failed;
+            let part = |(index, cpu): (usize, &usize)| {
+                let cpu = *cpu;
+                let first = index.saturating_mul(share).min(self.granules());
+                let last = first.saturating_add(share).min(self.granules());
+                scope.spawn(move || {
+                    if let Err(error) = system::run_on(cpu) {
+                        let _ = failed.set(format!("processor {cpu}: {error}"));
+                    }
+                    work(self, first..last)
+                })
+            };
+            let parts: Vec<_> = self.cpus.iter().enumerate().map(part).collect();
+            for part in parts {
+                match part.join() {
+                    Ok(wrong) => {
+                        all.tags = all.tags.saturating_add(wrong.tags);
+                        all.words = all.words.saturating_add(wrong.words);
+                    }
+                    Err(_) => drop(failed.set("a thread has panicked".to_owned())),
+                }
+            }
+        });
+        failed.into_inner().map_or(Ok(all), Err)
+    }
+
+    fn fill(&self, granules: std::ops::Range<usize>) -> Wrong {
+        for index in granules {
+            let Granule { tag, words } = Granule::of(self.nonce, index);
+            let offset = index.saturating_mul(GRANULE);
+            if self.tagged {
+                self.region.tag(offset, GRANULE, tag);
+            }
+            self.region.write_word(offset, words[0]);
+            self.region.write_word(offset.saturating_add(8), words[1]);
+        }
+        Wrong::default()
+    }
+
+    fn look(&self, granules: std::ops::Range<usize>) -> Wrong {
+        let mut wrong = Wrong::default();
+        for index in granules {
+            let Granule { tag, words } = Granule::of(self.nonce, index);
+            let offset = index.saturating_mul(GRANULE);
+            let found = [offset, offset.saturating_add(8)].map(|at| self.region.read_word(at));
+            wrong.words = wrong.words.saturating_add(usize::from(found != words));
+            let differs = self.tagged && self.region.tag_at(offset) != tag;
+            wrong.tags = wrong.tags.saturating_add(usize::from(differs));
+        }
+        wrong
+    }
+
+    fn verify(&self, ticks: &[Arc<AtomicU64>], beat: &AtomicU64) -> Result<Value, String> {
+        let wrong = self.on_each_cpu(Self::look)?;
+        let (ticking, cpus) = (ticking(ticks), self.cpus.len());
+        let stopped = if self.tagged { self.mismatch_is_stopped()? } else { true };
+        let children_stopped = if self.tagged { mte::mistakes()? } else { true };
+        Ok(json!({
+            "nonce": self.nonce(),
+            "beat": beat.load(Ordering::Relaxed),
+            "monotonic_ns": system::monotonic_ns(),
+            "granules": self.granules(),
+            "wrong_tags": wrong.tags,
+            "wrong_words": wrong.words,
+            "ticking": ticking,
+            "stopped": stopped,
+            "children_stopped": children_stopped,
+            "ok": wrong == Wrong::default() && ticking == cpus && stopped && children_stopped,
+        }))
+    }
+
+    /// Whether a child that writes to this memory through a pointer with another tag than the granule's is stopped,
+    /// and one that has the right tag is not.
+    fn mismatch_is_stopped(&self) -> Result<bool, String> {
+        // Of a piece in which each granule has a tag of its own.
+        let tag = Granule::of(self.nonce, 1).tag;
+        let ends = |tag: u8| {
+            system::child_ends_by(|| {
+                let checked = mte::check_synchronously().is_ok();
+                if checked {
+                    self.region.write(GRANULE, tag, 0);
+                }
+                checked
+            })
+            .map_err(|error| format!("no child: {error}"))
+        };
+        Ok(ends(tag)? == system::ChildEnd::Done && ends(tag ^ 1)? == system::ChildEnd::Segfault)
+    }
+}
+
+/// What a granule has.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+struct Granule {
+    tag: u8,
+    words: [u64; 2],
+}
+
+impl Granule {
+    /// By its place: tags of each kind that a file may have in a form of its own, with data and without.
+    fn of(nonce: u64, index: usize) -> Self {
+        let at = |index: usize, word: u64| mix(nonce ^ (index as u64) << 8 ^ word);
+        let tag = |index: usize| (at(index, 2) & 0xf) as u8;
+        let words = [at(index, 0), at(index, 1)];
+        let piece = index / PIECE;
+        match piece % 5 {
+            // Each its own.
+            0 => Self { tag: tag(index), words },
+            // One for all.
+            1 => Self { tag: tag(piece), words },
+            // Runs.
+            2 => Self { tag: tag(index / 7), words },
+            // Pages of zeros, which are not without tags.
+            3 => Self { tag: tag(index), words: [0; 2] },
+            _ => Self { tag: 0, words },
+        }
+    }
+}
+
+/// SplitMix64's finalizer: every bit of the result depends on every bit of the number.
+fn mix(number: u64) -> u64 {
+    let mut word = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    word ^ (word >> 31)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    fn memory() -> Memory {
+        let region = Region::new(1 << 20, false).unwrap();
+        Memory { region, tagged: false, nonce: 7, cpus: vec![0] }
+    }
+
+    #[test]
+    fn what_was_written_is_right_and_a_word_that_changes_is_found() {
+        let memory = memory();
+        memory.on_each_cpu(Memory::fill).unwrap();
+        assert_eq!(memory.on_each_cpu(Memory::look), Ok(Wrong::default()));
+
+        memory.region.write_word(GRANULE, !memory.region.read_word(GRANULE));
+
+        assert_eq!(memory.on_each_cpu(Memory::look), Ok(Wrong { tags: 0, words: 1 }));
+    }
+
+    #[test]
+    fn granules_differ_by_nonce_and_place_and_have_tags_of_each_kind() {
+        let tags = |piece: usize| -> BTreeSet<u8> {
+            let first = piece * PIECE;
+            (first..first + PIECE).map(|index| Granule::of(1, index).tag).collect()
+        };
+
+        assert_ne!(Granule::of(1, 0), Granule::of(2, 0));
+        assert_ne!(Granule::of(1, 0), Granule::of(1, 1));
+        assert_eq!([0, 1, 2, 3, 4].map(|piece| tags(piece).len()), [16, 1, 16, 16, 1]);
+        assert_eq!(Granule::of(1, 3 * PIECE).words, [0, 0]);
+        assert_eq!(tags(4), BTreeSet::from([0]));
+    }
+}

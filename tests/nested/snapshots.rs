@@ -1,0 +1,251 @@
+//! Snapshots: a guest is saved, ends, and continues in another process.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+use testing::guest::{Finished, Guest, Plan};
+use testing::lab::Lab;
+use testing::scratch::Scratch;
+use testing::wait::until;
+use vmm::api::model::State;
+
+/// A guest that knows what its memory has.
+fn plan() -> Plan {
+    let plan = Plan::workload("snapshot").with("--memory", "256M").with("--cpus", "4");
+    plan.with("--mte", "require")
+}
+
+/// A small one.
+fn small() -> Plan {
+    Plan::workload("snapshot,4").with("--memory", "128M").with("--mte", "require")
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+/// Saves a guest in a folder of its own.
+fn save(guest: &Guest, folder: &Path, words: &[&str]) -> Value {
+    let words = [&["snapshot", text(folder), "--json"][..], words].concat();
+    let output = guest.tesseractl(&words).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+/// Has the guest look at all of its memory, which must be right.
+fn verified(guest: &mut Guest) -> Value {
+    let report = guest.order("verify", "verified");
+    assert_eq!(report["ok"], true, "{report}");
+    report
+}
+
+/// The number of the next beat.
+fn beat(guest: &mut Guest) -> u64 {
+    guest.report("beat")["beat"].as_u64().unwrap()
+}
+
+fn number(report: &Value, field: &str) -> u64 {
+    report[field].as_u64().unwrap()
+}
+
+/// It is the guest of these reports, later.
+fn continues(ready: &Value, before: &Value, after: &Value) {
+    assert_eq!(after["nonce"], ready["nonce"], "another guest");
+    for counter in ["beat", "monotonic_ns"] {
+        assert!(number(after, counter) > number(before, counter), "{counter}: {before} {after}");
+    }
+}
+
+fn power_off(mut guest: Guest) {
+    guest.type_line("poweroff");
+    guest.finish().expect_power_off();
+}
+
+#[test]
+fn a_guest_continues_in_another_process_with_all_its_tags() {
+    Lab::new().run(|| {
+        let scratch = Scratch::new();
+        let folder = scratch.join("one");
+        let mut guest = plan().start();
+        let ready = guest.report("ready");
+        let before = verified(&mut guest);
+
+        let saved = save(&guest, &folder, &[]);
+
+        assert_eq!(saved["state"], "Running");
+        // The guest uses far less than it has.
+        let bytes = number(&saved, "bytes");
+        assert!(bytes > 32 << 20 && bytes < 200 << 20, "{saved}");
+        // It runs on, as if nothing had been.
+        let after = verified(&mut guest);
+        continues(&ready, &before, &after);
+        let last = beat(&mut guest);
+        guest.stop();
+
+        let mut guest = Plan::restore(&folder).start();
+        // It does not know what it did after the save.
+        assert!(beat(&mut guest) <= last);
+        let again = verified(&mut guest);
+        continues(&ready, &before, &again);
+        power_off(guest);
+    });
+}
+
+#[test]
+fn a_guest_is_saved_and_restored_many_times_over() {
+    Lab::new().run(|| {
+        let scratch = Scratch::new();
+        let folder = scratch.join("one");
+        let mut guest = small().with("--cpus", "2").start();
+        let ready = guest.report("ready");
+        let mut before = verified(&mut guest);
+
+        for _ in 0..5 {
+            save(&guest, &folder, &["--keep-paused", "--replace"]);
+            assert_eq!(guest.client().instance().unwrap().state, State::Paused);
+            guest.stop();
+            guest = Plan::restore(&folder).start();
+            let after = verified(&mut guest);
+            continues(&ready, &before, &after);
+            before = after;
+        }
+
+        assert_eq!(scratch.names(), ["one"]);
+        power_off(guest);
+    });
+}
+
+#[test]
+fn a_restored_guest_is_paused_where_that_is_asked_for() {
+    Lab::new().run(|| {
+        let scratch = Scratch::new();
+        let folder = scratch.join("one");
+        let mut guest = small().start();
+        guest.report("ready");
+        save(&guest, &folder, &[]);
+        guest.stop();
+
+        let mut guest = Plan::restore(&folder).flag("--paused").start();
+        guest.is_loaded();
+        assert_eq!(guest.client().instance().unwrap().state, State::Paused);
+        // A second snapshot of what has not run is the first.
+        save(&guest, &scratch.join("two"), &[]);
+        guest.client().resume().unwrap();
+        verified(&mut guest);
+        power_off(guest);
+
+        let mut guest = Plan::restore(&scratch.join("two")).start();
+        verified(&mut guest);
+        power_off(guest);
+    });
+}
+
+#[test]
+fn a_client_saves_and_restores_by_the_interface() {
+    Lab::new().run(|| {
+        let scratch = Scratch::new();
+        let files = [scratch.join("vm"), scratch.join("mem")];
+        let create = json!({ "snapshot_path": files[0], "mem_file_path": files[1] });
+        let mut guest = small().with("--id", "one").start();
+        let ready = guest.report("ready");
+        let mut client = guest.client();
+
+        let refused = client.send("PUT", "/snapshot/create", &create).unwrap_err();
+        assert!(refused.to_string().contains("unavailable while running"), "{refused}");
+        client.pause().unwrap();
+        let nowhere = json!({ "snapshot_path": "/nowhere/state", "mem_file_path": files[1] });
+        assert!(client.send("PUT", "/snapshot/create", &nowhere).is_err());
+        assert_eq!(scratch.names(), Vec::<String>::new());
+        client.send("PUT", "/snapshot/create", &create).unwrap();
+        assert_eq!(client.instance().unwrap().state, State::Paused);
+        client.resume().unwrap();
+        verified(&mut guest);
+        guest.stop();
+
+        let mut guest = Plan::waiting().start();
+        until("the control socket", || guest.socket().exists().then_some(()));
+        let mut client = guest.client();
+        let load = |memory: &Path| {
+            json!({ "snapshot_path": files[0], "mem_file_path": memory, "resume_vm": true })
+        };
+        let refused = client.send("PUT", "/snapshot/load", &load(&files[0])).unwrap_err();
+        assert!(refused.to_string().contains("vm"), "{refused}");
+        client.send("PUT", "/snapshot/load", &load(&files[1])).unwrap();
+        let instance = client.instance().unwrap();
+        // The name is the process's.
+        assert_eq!((instance.state, &*instance.id), (State::Running, "tessera"));
+        assert_eq!(client.vm_config().unwrap()["machine-config"]["mem_size_mib"], 128);
+        let after = verified(&mut guest);
+        assert_eq!(after["nonce"], ready["nonce"]);
+        power_off(guest);
+    });
+}
+
+/// What becomes of a VM with this snapshot.
+fn restored(folder: &Path, words: &[(&str, &str)]) -> Finished {
+    let plan = Plan::restore(folder);
+    words.iter().fold(plan, |plan, (flag, value)| plan.with(flag, value)).run()
+}
+
+/// A copy of a snapshot, of which one file is changed.
+fn copy(folder: &Path, name: &str, file: &str, change: impl FnOnce(&mut Vec<u8>)) -> PathBuf {
+    let other = folder.with_file_name(name);
+    fs::create_dir(&other).unwrap();
+    for part in ["state", "memory"] {
+        fs::copy(folder.join(part), other.join(part)).unwrap();
+    }
+    let mut bytes = fs::read(other.join(file)).unwrap();
+    change(&mut bytes);
+    fs::write(other.join(file), bytes).unwrap();
+    other
+}
+
+#[test]
+fn a_snapshot_that_cannot_be_restored_is_refused_with_its_reason() {
+    Lab::new().run(|| {
+        let scratch = Scratch::new();
+        let [folder, larger] = ["one", "larger"].map(|name| scratch.join(name));
+        for (plan, folder) in [(small(), &folder), (small().with("--memory", "192M"), &larger)] {
+            let mut guest = plan.start();
+            guest.report("ready");
+            save(&guest, folder, &[]);
+            guest.stop();
+        }
+        let half = |bytes: &mut Vec<u8>| bytes.truncate(bytes.len() / 2);
+        let flip = |bytes: &mut Vec<u8>| {
+            let middle = bytes.len() / 2;
+            bytes[middle] ^= 0x10;
+        };
+        let head = |bytes: &mut Vec<u8>| bytes[..8].fill(0);
+        let of_larger = fs::read(larger.join("memory")).unwrap();
+        let bad = [
+            (copy(&folder, "cut-state", "state", half), "state"),
+            (copy(&folder, "cut-memory", "memory", half), "memory"),
+            (copy(&folder, "flipped-state", "state", flip), "state"),
+            (copy(&folder, "flipped-memory", "memory", flip), "memory"),
+            (copy(&folder, "no-state", "state", head), "state"),
+            (copy(&folder, "no-memory", "memory", head), "memory"),
+            (copy(&folder, "empty", "state", Vec::clear), "state"),
+            (copy(&folder, "other-memory", "memory", |bytes| *bytes = of_larger), "memory"),
+        ];
+
+        for (folder, file) in bad {
+            let ended = restored(&folder, &[]);
+            assert_eq!(ended.code, Some(65), "{}: {ended:?}", folder.display());
+            assert!(ended.messages.contains(text(&folder.join(file))), "{ended:?}");
+            assert_eq!(ended.console, Vec::<String>::new());
+        }
+        let nowhere = restored(&scratch.join("nowhere"), &[]);
+        assert_eq!(nowhere.code, Some(66), "{nowhere:?}");
+        for (flag, value) in [("--memory", "256M"), ("--cpus", "2"), ("--mte", "off")] {
+            let ended = restored(&folder, &[(flag, value)]);
+            assert_eq!(ended.code, Some(78), "{ended:?}");
+            assert!(ended.messages.contains(flag), "{ended:?}");
+        }
+        // What was refused so often is as it was.
+        let mut guest = Plan::restore(&folder).start();
+        verified(&mut guest);
+        power_off(guest);
+    });
+}
