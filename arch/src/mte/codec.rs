@@ -86,8 +86,7 @@ pub fn to_runs(tags: &[u8]) -> Result<Vec<u8>, Error> {
     check(tags)?;
     let mut runs = Vec::new();
     for run in tags.chunk_by(|a, b| a == b) {
-        let number = (run.len() as u64 - 1) << TAG_BITS | u64::from(run[0]);
-        put_varint(&mut runs, number);
+        put_run(&mut runs, (run.len() as u64, run[0]));
     }
     Ok(runs)
 }
@@ -100,14 +99,69 @@ pub fn from_runs(mut runs: &[u8], tags: &mut [u8]) -> Result<(), Error> {
     let wanted = tags.len();
     let mut done = 0usize;
     while !runs.is_empty() {
-        let number = take_varint(&mut runs)?;
-        let length = usize::try_from(number >> TAG_BITS)
-            .ok()
-            .and_then(|length| length.checked_add(1))
-            .ok_or(Error::HugeRun)?;
+        let (length, tag) = take_run(&mut runs)?;
         let end = done.checked_add(length).ok_or(Error::HugeRun)?;
         let run = tags.get_mut(done..end).ok_or(Error::Count { wanted })?;
-        run.fill((number & 0xf) as u8);
+        run.fill(tag);
+        done = end;
+    }
+    if done == wanted { Ok(()) } else { Err(Error::Count { wanted }) }
+}
+
+/// Appends packed tags, two to a byte, as runs. If they take more than `most` bytes it appends none, and is `false`.
+pub fn packed_to_runs(packed: &[u8], most: usize, runs: &mut Vec<u8>) -> bool {
+    let start = runs.len();
+    let mut run = (0, packed.first().map_or(0, |byte| byte & 0xf));
+    let mut rest = packed;
+    while let Some((&byte, after)) = rest.split_first() {
+        let both = run.1 | run.1 << TAG_BITS;
+        // Eight bytes at a time where they are all of this run, which most are.
+        if let Some((word, after)) = rest.split_first_chunk()
+            && *word == [both; size_of::<u64>()]
+        {
+            run.0 += 2 * word.len() as u64;
+            rest = after;
+            continue;
+        }
+        for tag in [byte & 0xf, byte >> TAG_BITS] {
+            if tag == run.1 {
+                run.0 += 1;
+                continue;
+            }
+            put_run(runs, run);
+            if runs.len() - start > most {
+                runs.truncate(start);
+                return false;
+            }
+            run = (1, tag);
+        }
+        rest = after;
+    }
+    put_run(runs, run);
+    let few = runs.len() - start <= most;
+    if !few {
+        runs.truncate(start);
+    }
+    few
+}
+
+/// Reads runs as packed tags, two for each byte of `packed`.
+///
+/// # Errors
+/// When the runs are damaged, or hold another number of tags. `packed` may be written in part.
+pub fn packed_from_runs(mut runs: &[u8], packed: &mut [u8]) -> Result<(), Error> {
+    let wanted = packed.len().saturating_mul(2);
+    let mut done = 0usize;
+    while !runs.is_empty() {
+        let (length, tag) = take_run(&mut runs)?;
+        let end = done.checked_add(length).ok_or(Error::HugeRun)?;
+        if end > wanted {
+            return Err(Error::Count { wanted });
+        }
+        if !done.is_multiple_of(2) {
+            packed[done / 2] = packed[done / 2] & 0xf | tag << TAG_BITS;
+        }
+        packed[done.div_ceil(2)..end.div_ceil(2)].fill(tag | tag << TAG_BITS);
         done = end;
     }
     if done == wanted { Ok(()) } else { Err(Error::Count { wanted }) }
@@ -118,6 +172,20 @@ fn check(tags: &[u8]) -> Result<(), Error> {
         Some(index) => Err(Error::NotATag { index, value: tags[index] }),
         None => Ok(()),
     }
+}
+
+/// Appends a run: its length and its tag. One of no tags is none.
+fn put_run(runs: &mut Vec<u8>, (length, tag): (u64, u8)) {
+    if let Some(length) = length.checked_sub(1) {
+        put_varint(runs, length << TAG_BITS | u64::from(tag));
+    }
+}
+
+/// Takes a run: its length and its tag.
+fn take_run(runs: &mut &[u8]) -> Result<(usize, u8), Error> {
+    let number = take_varint(runs)?;
+    let length = usize::try_from(number >> TAG_BITS).ok().and_then(|length| length.checked_add(1));
+    Ok((length.ok_or(Error::HugeRun)?, (number & 0xf) as u8))
 }
 
 fn put_varint(to: &mut Vec<u8>, mut number: u64) {
@@ -204,6 +272,38 @@ mod tests {
             back.fill(0xff);
             from_runs(&to_runs(&tags).unwrap(), &mut back).unwrap();
             prop_assert_eq!(&back, &tags);
+        }
+
+        #[test]
+        fn packed_tags_make_the_same_runs(
+            pairs in prop::collection::vec((1usize..40, any::<u8>()), 0..100),
+            most in 0usize..300,
+        ) {
+            let packed: Vec<u8> =
+                pairs.iter().flat_map(|(count, byte)| std::iter::repeat_n(*byte, *count)).collect();
+            let mut tags = vec![0; 2 * packed.len()];
+            unpack(&packed, &mut tags).unwrap();
+            let expected = to_runs(&tags).unwrap();
+            let mut runs = vec![7];
+
+            let few = packed_to_runs(&packed, most, &mut runs);
+
+            prop_assert_eq!(few, expected.len() <= most);
+            prop_assert_eq!(&runs[1..], if few { &expected[..] } else { &[] });
+            let mut back = vec![0xff; packed.len()];
+            packed_from_runs(&expected, &mut back).unwrap();
+            prop_assert_eq!(back, packed);
+        }
+
+        #[test]
+        fn any_bytes_are_the_same_runs_packed(bytes: Vec<u8>, count in 0usize..2500) {
+            let (mut tags, mut packed) = (vec![0; 2 * count], vec![0; count]);
+            let (unpacked, direct) =
+                (from_runs(&bytes, &mut tags), packed_from_runs(&bytes, &mut packed));
+            prop_assert_eq!(unpacked, direct);
+            if direct.is_ok() {
+                prop_assert_eq!(pack(&tags).unwrap(), packed);
+            }
         }
 
         #[test]
