@@ -5,6 +5,7 @@
 mod error;
 #[cfg(test)]
 pub(crate) mod fake;
+pub mod state;
 
 use arch::caches::Clidr;
 use arch::gic::Gic;

@@ -1,0 +1,69 @@
+//! The state of vCPUs, interrupt controller and clock, as plain values: what a snapshot holds of them.
+
+use serde::{Deserialize, Serialize};
+
+/// One register of a vCPU (KVM_GET_ONE_REG).
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Register {
+    /// Its id. Bits 55 to 52 are the binary logarithm of its size in bytes (KVM_REG_SIZE).
+    pub id: u64,
+    /// Its value, little-endian, as long as the id says: at most 256 bytes, an SVE register.
+    pub value: Vec<u8>,
+}
+
+/// A pending SError (KVM_GET_VCPU_EVENTS).
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct SError {
+    /// Its syndrome, if it has one.
+    pub esr: Option<u64>,
+}
+
+/// The state of one vCPU.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct VcpuState {
+    /// Its registers, in the order in which KVM lists them.
+    pub registers: Vec<Register>,
+    /// Whether it runs, is off or is suspended (KVM_GET_MP_STATE).
+    pub mp_state: u32,
+    /// The SError that it is to take.
+    pub serror: Option<SError>,
+    /// Its vector lengths (KVM_REG_ARM64_SVE_VLS), if it has SVE: set before the vCPU is finalized.
+    pub sve_lengths: Option<[u64; 8]>,
+}
+
+/// One register of the interrupt controller (KVM_GET_DEVICE_ATTR).
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct GicRegister {
+    /// Its group (KVM_DEV_ARM_VGIC_GRP_*).
+    pub group: u32,
+    /// Its offset or encoding, with the vCPU that it belongs to.
+    pub attribute: u64,
+    /// Its value. Only system registers of a GICv3 CPU interface have more than 32 bits.
+    pub value: u64,
+}
+
+/// The state of the interrupt controller.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct GicState {
+    /// 2 or 3.
+    pub version: u8,
+    /// Its registers, in the order in which they are to be written.
+    pub registers: Vec<GicRegister>,
+}
+
+/// The VM's clock. There is one for all vCPUs.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClockState {
+    /// The virtual counter (CNTVCT_EL0).
+    pub counter: u64,
+    /// How often it counts a second (CNTFRQ_EL0).
+    pub frequency: u32,
+    /// The host's wall clock at the same moment, in nanoseconds since 1970.
+    pub realtime_ns: u64,
+}
