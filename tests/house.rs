@@ -116,6 +116,7 @@ const UNSAFE: &[&str] = &[
     "vmm/src/sys/peer.rs",
     "vmm/src/sys/signals.rs",
     "vmm/src/sys/startup_pages.rs",
+    "vmm/src/sys/still.rs",
     "vmm/src/sys/tap.rs",
     "vmm/src/sys/thread.rs",
     "vmm/src/sys/uffd.rs",

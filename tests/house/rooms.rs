@@ -18,6 +18,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "config",
             "console",
             "hypervisor",
+            HYPERVISOR_STATE,
             "kvm",
             "machine",
             "memory",
@@ -26,6 +27,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             POOL,
             "registry",
             RESERVATION,
+            "snapshot",
             "spec",
             "sys",
             "tag_storage",
@@ -41,21 +43,26 @@ const ARROWS: &[(&str, &[&str])] = &[
             "config",
             "console",
             "hypervisor",
+            HYPERVISOR_STATE,
             "kvm",
             "memory",
             BROKER_CLIENT,
             PLACEMENT,
             RESERVATION,
+            "snapshot",
             "spec",
             "sys",
             "tag_storage",
             "vcpu",
         ],
     ),
+    // It knows no hypervisor and no guest memory, but what their states are made of.
+    ("snapshot", &[HYPERVISOR_STATE, "sys"]),
     ("backends", &["memory", "spec", "sys"]),
     ("console", &["sys", "vcpu"]),
-    ("hypervisor", &["memory", "vcpu"]),
-    ("kvm", &["hypervisor", "memory", "sys", "vcpu"]),
+    ("hypervisor", &[HYPERVISOR_STATE, "memory", "vcpu"]),
+    (HYPERVISOR_STATE, &[]),
+    ("kvm", &["hypervisor", HYPERVISOR_STATE, "memory", "sys", "vcpu"]),
     ("vcpu", &["sys"]),
     ("memory", &["sys"]),
     (
@@ -88,6 +95,7 @@ const ARROWS: &[(&str, &[&str])] = &[
 const BROKER_CLIENT: &str = "tag_storage::broker::client";
 const BROKER_PROTOCOL: &str = "tag_storage::broker::protocol";
 const BROKER_SERVER: &str = "tag_storage::broker::server";
+const HYPERVISOR_STATE: &str = "hypervisor::state";
 const PLACEMENT: &str = "tag_storage::placement";
 const POOL: &str = "tag_storage::pool";
 const RESERVATION: &str = "tag_storage::reservation";
@@ -262,6 +270,8 @@ fn an_import_against_each_rule_is_found() {
         ),
         ("tag_storage/reservation/extra.rs", "use crate::api::model::TagStorage;", "api"),
         ("tag_storage/placement/extra.rs", "use crate::tag_storage::Pool;", POOL),
+        ("snapshot/extra.rs", "use crate::hypervisor::Vm;", "hypervisor"),
+        ("snapshot/extra.rs", "use crate::memory::GuestRam;", "memory"),
         ("doctor/extra.rs", "use crate::run::run;", "run"),
     ] {
         let found = complaint(place, &format!("\n{import}\n"));

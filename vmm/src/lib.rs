@@ -21,6 +21,7 @@ pub mod metrics;
 pub mod prometheus;
 pub mod registry;
 pub mod run;
+pub mod snapshot;
 pub mod spec;
 pub mod sys;
 pub mod tag_storage;

@@ -1,0 +1,123 @@
+#![allow(clippy::unwrap_used)]
+
+use std::path::PathBuf;
+
+use proptest::prelude::*;
+use tempfile::TempDir;
+
+use super::super::testing::{FakeMemory, Filling, Page, memory};
+use super::*;
+
+/// A memory file in a directory of its own.
+struct File {
+    folder: TempDir,
+    saved: Saved,
+}
+
+impl File {
+    fn of(view: &FakeMemory) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let about = About::of(view, SnapshotId([1; 16]), None);
+        let file = std::fs::File::create(folder.path().join("memory")).unwrap();
+        let saved = save_memory(view, &about, &file, &mut |_| {}).unwrap();
+        Self { folder, saved }
+    }
+
+    fn path(&self) -> PathBuf {
+        self.folder.path().join("memory")
+    }
+
+    fn open(&self) -> MemoryReader {
+        MemoryReader::open(&self.path()).unwrap()
+    }
+}
+
+/// An empty memory of the same kind.
+fn like(memory: &FakeMemory) -> FakeMemory {
+    FakeMemory::new(memory.size().get() / CHUNK.get(), memory.page_size(), memory.has_tags())
+}
+
+fn cases(count: u32) -> ProptestConfig {
+    ProptestConfig { cases: count, ..ProptestConfig::default() }
+}
+
+proptest! {
+    #![proptest_config(cases(48))]
+
+    #[test]
+    fn what_is_saved_is_loaded((pages, size) in memory(), tagged: bool) {
+        let saved = FakeMemory::with(&pages, size, tagged);
+        let file = File::of(&saved);
+        let loaded = like(&saved);
+
+        load_memory(&loaded, &file.open(), &mut |_| {}).unwrap();
+
+        prop_assert!(loaded.same(&saved));
+    }
+
+    #[test]
+    fn a_chunk_is_loaded_by_itself((pages, size) in memory(), at: prop::sample::Index) {
+        let saved = FakeMemory::with(&pages, size, true);
+        let (file, chunk) = (File::of(&saved), at.index(pages.len()));
+        let aside = FakeMemory::new(1, size, true);
+
+        file.open().load_chunk(chunk as u64, &aside, 0).unwrap();
+
+        let alone = FakeMemory::with(&pages[chunk..chunk + 1], size, true);
+        prop_assert!(aside.same(&alone));
+    }
+}
+
+const ALL: [Filling; 5] = [
+    Filling::Zero,
+    Filling::Last(0x20),
+    Filling::One(0x33),
+    Filling::Runs(1, 30),
+    Filling::Random(99),
+];
+
+/// A chunk with each kind of page, and two that have none.
+fn every_kind(size: Bytes) -> FakeMemory {
+    let mut pages: Vec<Page> = ALL
+        .iter()
+        .flat_map(|data| ALL.iter().map(|tags| Page::Present(*data, *tags)))
+        .chain([Page::Absent])
+        .collect();
+    pages.truncate(pages_per_chunk(size));
+    FakeMemory::with(
+        &[vec![], pages, vec![Page::Present(Filling::Zero, Filling::Zero)]],
+        size,
+        true,
+    )
+}
+
+#[test]
+fn only_what_has_contents_is_in_the_file() {
+    let memory = every_kind(Bytes::kib(4));
+    let file = File::of(&memory);
+    let reader = file.open();
+
+    assert_eq!(reader.chunks().collect::<Vec<_>>(), [1]);
+    let pages = reader.chunk_pages(1).unwrap();
+    assert_eq!((pages.data, pages.contents), (PageSet::of(5..25), PageSet::of(1..25)));
+    assert_eq!(reader.chunk_pages(2).unwrap(), ChunkPages::default());
+    assert_eq!((file.saved.chunks, file.saved.pages), (1, 20));
+    assert_eq!(file.path().metadata().unwrap().len(), file.saved.length);
+}
+
+#[test]
+fn memory_without_contents_is_a_header() {
+    let memory = FakeMemory::new(4, Bytes::kib(4), true);
+    let file = File::of(&memory);
+
+    assert_eq!(file.saved, Saved { length: 128, ..Saved::default() });
+    assert_eq!(file.path().metadata().unwrap().len(), 128);
+}
+
+#[test]
+fn pages_of_one_tag_are_one_extent() {
+    let pages = vec![Page::Present(Filling::One(9), Filling::One(0x55)); 512];
+    let file = File::of(&FakeMemory::with(&[pages], Bytes::kib(4), true));
+
+    assert_eq!((file.saved.pages, file.saved.maps), (512, 3));
+}

@@ -1,0 +1,115 @@
+//! A file of a snapshot that is read.
+
+use std::fs::File;
+use std::io::{self, ErrorKind};
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use arch::units::Bytes;
+use rustix::fs::{Mode, OFlags, open};
+use vm_memory::VolatileSlice;
+
+use super::error::{Error, Fault};
+use crate::sys::vectored;
+
+/// An open file and its length. It may be replaced under its name meanwhile: the descriptor stays.
+#[derive(Debug)]
+pub(super) struct Source {
+    path: PathBuf,
+    file: File,
+    length: u64,
+}
+
+impl Source {
+    /// Opens a regular file.
+    pub(super) fn open(path: &Path) -> Result<Self, Error> {
+        // The opening of a pipe does not wait for a writer.
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+        let failed = |error: io::Error| Error::new(path, Fault::Open(error));
+        let file =
+            File::from(open(path, flags, Mode::empty()).map_err(|errno| failed(errno.into()))?);
+        let metadata = file.metadata().map_err(failed)?;
+        if !metadata.is_file() {
+            return Err(Error::new(path, Fault::NotRegular));
+        }
+        Ok(Self { path: path.to_owned(), file, length: metadata.len() })
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(super) fn file(&self) -> &File {
+        &self.file
+    }
+
+    pub(super) fn length(&self) -> u64 {
+        self.length
+    }
+
+    /// With its path.
+    pub(super) fn error(&self, fault: Fault) -> Error {
+        Error::new(&self.path, fault)
+    }
+
+    /// Checks that the file has these bytes.
+    pub(super) fn reaches(&self, offset: u64, length: u64) -> Result<(), Fault> {
+        match offset.checked_add(length) {
+            Some(end) if end <= self.length => Ok(()),
+            end => Err(Fault::CutShort {
+                wanted: Bytes::new(end.unwrap_or(u64::MAX)),
+                length: Bytes::new(self.length),
+            }),
+        }
+    }
+
+    /// Reads all of `bytes`.
+    pub(super) fn read(&self, bytes: &mut [u8], offset: u64) -> Result<(), Fault> {
+        self.file.read_exact_at(bytes, offset).map_err(|error| match error.kind() {
+            ErrorKind::UnexpectedEof => self.shrunk(offset + bytes.len() as u64),
+            _ => Fault::Read(error),
+        })
+    }
+
+    /// Reads into all of these pieces of guest memory.
+    pub(super) fn read_pages(
+        &self,
+        mut pieces: &mut [VolatileSlice<'_>],
+        mut offset: u64,
+    ) -> Result<(), Fault> {
+        let end = offset + pieces.iter().map(|piece| piece.len() as u64).sum::<u64>();
+        while !pieces.is_empty() {
+            let done = vectored::preadv(self.file.as_fd(), pieces, offset).map_err(Fault::Read)?;
+            if done == 0 {
+                return Err(self.shrunk(end));
+            }
+            offset += done as u64;
+            pieces = past(pieces, done);
+        }
+        Ok(())
+    }
+
+    /// It had these bytes when it was opened.
+    fn shrunk(&self, wanted: u64) -> Fault {
+        let length = self.file.metadata().map_or(0, |metadata| metadata.len());
+        Fault::CutShort { wanted: Bytes::new(wanted), length: Bytes::new(length) }
+    }
+}
+
+/// What is left of pieces after so many bytes of them.
+pub(super) fn past<'a, 'b>(
+    mut pieces: &'a mut [VolatileSlice<'b>],
+    mut done: usize,
+) -> &'a mut [VolatileSlice<'b>] {
+    while pieces.first().is_some_and(|first| first.len() <= done) {
+        done -= pieces[0].len();
+        pieces = &mut pieces[1..];
+    }
+    if let Some(first) = pieces.first_mut()
+        && let Ok(left) = first.offset(done)
+    {
+        *first = left;
+    }
+    pieces
+}
