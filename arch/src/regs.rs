@@ -15,10 +15,16 @@ pub use syndrome::Syndrome;
 
 /// KVM_REG_ARM64.
 const ARM64: u64 = 0x6000_0000_0000_0000;
+/// KVM_REG_SIZE_SHIFT.
+const SIZE_SHIFT: u32 = 52;
 /// KVM_REG_SIZE_U64.
 const SIZE_U64: u64 = 0x0030_0000_0000_0000;
 /// KVM_REG_ARM_CORE.
 const CORE: u64 = 0x0010 << 16;
+/// KVM_REG_SIZE_U512.
+const SIZE_U512: u64 = 0x0060_0000_0000_0000;
+/// KVM_REG_ARM64_SVE.
+const SVE: u64 = 0x0015 << 16;
 /// KVM_REG_ARM64_SYSREG.
 const SYSREG: u64 = 0x0013 << 16;
 
@@ -79,15 +85,31 @@ impl RegId {
     pub const TIMER_CVAL: RegId = system(3, 3, 14, 0, 2);
     /// KVM_REG_ARM_TIMER_CTL, control of the virtual timer.
     pub const TIMER_CTL: RegId = system(3, 3, 14, 3, 1);
+    /// KVM_REG_ARM_PTIMER_CNT, the physical counter.
+    pub const PTIMER_CNT: RegId = system(3, 3, 14, 0, 1);
+    /// The first half of the key for instruction addresses, key A: there if the vCPU has pointer authentication.
+    pub const APIAKEYLO_EL1: RegId = system(3, 0, 2, 1, 0);
+    /// KVM_REG_ARM64_SVE_VLS, the vector lengths of SVE: 512 bits. There if the vCPU has SVE.
+    pub const SVE_VLS: RegId = RegId(ARM64 | SIZE_U512 | SVE | 0xffff);
 
     /// The general-purpose register X`number`, or `None` beyond X30.
     pub const fn x(number: u8) -> Option<RegId> {
         if number <= 30 { Some(core(number as u64)) } else { None }
     }
 
+    /// The register with this number.
+    pub const fn new(number: u64) -> RegId {
+        RegId(number)
+    }
+
     /// The number for KVM.
     pub const fn get(self) -> u64 {
         self.0
+    }
+
+    /// Its size in bytes (KVM_REG_SIZE): 1 to 2^15.
+    pub const fn size(self) -> usize {
+        1 << (self.0 >> SIZE_SHIFT & 0xf)
     }
 }
 

@@ -69,6 +69,42 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// The host lacks what saved vCPUs have.
+    #[error(
+        "the saved vCPUs have {feature}, which this host does not offer guests: restore on a host with such CPUs \
+         and a kernel that offers it"
+    )]
+    SavedFeature {
+        /// What it lacks.
+        feature: &'static str,
+    },
+    /// The host does not take saved registers.
+    #[error(
+        "the saved state of vCPU {vcpu} does not fit this host's CPUs and kernel: KVM does not take the registers \
+         {registers}. Restore on a host like the one where it was saved"
+    )]
+    SavedRegisters {
+        /// Which vCPU.
+        vcpu: u32,
+        /// The registers, each with the reason.
+        registers: String,
+    },
+    /// The interrupt controller is another.
+    #[error(
+        "the saved guest has a GICv{saved}, and this host offers a GICv{here}: restore on a host with the same"
+    )]
+    SavedGic {
+        /// The version that was saved.
+        saved: u8,
+        /// The host's.
+        here: u8,
+    },
+    /// The registers of the interrupt controller are not those that there are.
+    #[error(
+        "the saved state of the interrupt controller is damaged, or of a host whose interrupt controller has other \
+         registers: restore from another snapshot"
+    )]
+    SavedGicRegisters,
     /// An operation on KVM failed.
     #[error("KVM: cannot {what}{}", vcpu.map(|n| format!(" of vCPU {n}")).unwrap_or_default())]
     Call {

@@ -12,7 +12,8 @@ use devices::ports::{IrqLine, LevelLine};
 use vm_memory::GuestAddress;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::{Error, Hypervisor, Vcpus, Vm};
+use super::state::{GicRegister, GicState};
+use super::{CpuRequest, Error, Hypervisor, Vcpus, Vm};
 use crate::memory::GuestRam;
 use crate::vcpu::Vcpu;
 use crate::vcpu::fake::{Event, FakeVcpu, Guest, Step};
@@ -86,7 +87,8 @@ struct FakeVm {
 }
 
 impl Vm for FakeVm {
-    fn create_vcpus(&mut self, count: u32, _: bool) -> Result<Vcpus, Error> {
+    fn create_vcpus(&mut self, wanted: &CpuRequest<'_>) -> Result<Vcpus, Error> {
+        let count = wanted.count;
         assert_eq!(self.vcpus.len(), count as usize, "a script for each vCPU");
         self.guest.note(Event::Note("vCPUs"));
         let vcpus = std::mem::take(&mut self.vcpus);
@@ -96,6 +98,20 @@ impl Vm for FakeVm {
             clidr: None,
             gic: Gic::V3 { cpus: count },
         })
+    }
+
+    fn save_gic(&self) -> Result<GicState, Error> {
+        self.guest.note(Event::Note("GIC saved"));
+        let register = GicRegister { group: 1, attribute: 2, value: 3 };
+        Ok(GicState { version: 3, registers: vec![register] })
+    }
+
+    fn restore_gic(&self, state: &GicState) -> Result<(), Error> {
+        self.guest.note(Event::Note("GIC restored"));
+        match state.version {
+            3 => Ok(()),
+            saved => Err(Error::SavedGic { saved, here: 3 }),
+        }
     }
 
     fn irq(&self, _: Spi) -> Result<Box<dyn IrqLine>, Error> {
@@ -109,6 +125,10 @@ impl Vm for FakeVm {
 
     fn doorbell(&self, _: GuestAddress, _: u32) -> Result<EventFd, Error> {
         Ok(EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).unwrap())
+    }
+
+    fn counter_frequency(&self) -> u32 {
+        1_000_000_000
     }
 
     fn ram(&self) -> &GuestRam {

@@ -18,6 +18,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::memory::GuestRam;
 use crate::vcpu::Vcpu;
+use state::{GicState, VcpuState};
 
 pub use error::Error;
 
@@ -51,11 +52,24 @@ pub trait Hypervisor {
 /// A VM. Dropped, it is gone: its vCPUs are dropped before it.
 pub trait Vm {
     /// Creates the vCPUs, the first ready to run and the others waiting for PSCI CPU_ON, and the
-    /// interrupt controller; with `pmu` each vCPU has performance monitors. It is called once, before [`irq`](Self::irq).
+    /// interrupt controller. It is called once, before [`irq`](Self::irq).
     ///
     /// # Errors
     /// When the hypervisor refuses, or there are more vCPUs than the interrupt controller takes.
-    fn create_vcpus(&mut self, count: u32, pmu: bool) -> Result<Vcpus, Error>;
+    fn create_vcpus(&mut self, wanted: &CpuRequest<'_>) -> Result<Vcpus, Error>;
+
+    /// The state of the interrupt controller. All vCPUs are out of the guest.
+    ///
+    /// # Errors
+    /// When the hypervisor does not give it.
+    fn save_gic(&self) -> Result<GicState, Error>;
+
+    /// Gives the interrupt controller a state: after the vCPUs have [theirs](Vcpu::restore), and before one of them
+    /// runs.
+    ///
+    /// # Errors
+    /// When it is the state of another interrupt controller, or the hypervisor refuses.
+    fn restore_gic(&self, state: &GicState) -> Result<(), Error>;
 
     /// An edge-triggered interrupt line of the guest.
     ///
@@ -73,8 +87,23 @@ pub trait Vm {
     /// When the host has no event for it.
     fn doorbell(&self, address: GuestAddress, value: u32) -> Result<EventFd, Error>;
 
+    /// How fast the guest's counter counts, in Hz (CNTFRQ_EL0).
+    fn counter_frequency(&self) -> u32;
+
     /// Guest memory.
     fn ram(&self) -> &GuestRam;
+}
+
+/// Which vCPUs a VM is to have.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CpuRequest<'a> {
+    /// How many.
+    pub count: u32,
+    /// Whether each has performance monitors.
+    pub pmu: bool,
+    /// The saved state of one of them, and of their interrupt controller, if they are to be restored: they have what
+    /// those had. Else they have all that the host offers.
+    pub saved: Option<(&'a VcpuState, &'a GicState)>,
 }
 
 /// The vCPUs of a VM, and what the device tree says of them.

@@ -15,20 +15,24 @@ use kvm_ioctls::{DeviceFd, VmFd};
 use super::{Error, call};
 
 /// Interrupts in all, for SPIs 0 to 223: far more than there are devices.
-const INTERRUPTS: u32 = interrupt_count(Spi::fixed::<223>());
+pub(super) const INTERRUPTS: u32 = interrupt_count(Spi::fixed::<223>());
 
-/// The best interrupt controller that this host offers a guest.
-pub(super) fn probe(vm: &VmFd, cpus: u32) -> Result<Gic, Error> {
+/// The best interrupt controller that this host offers a guest; or the one of this version, if it offers that.
+pub(super) fn probe(vm: &VmFd, cpus: u32, version: Option<u8>) -> Result<Gic, Error> {
     let offered = |type_| {
         let mut test = kvm_create_device { type_, fd: 0, flags: KVM_CREATE_DEVICE_TEST };
         // A test creates nothing, but the wrapper takes the 0 in `fd` for a descriptor and would close
         // it with its value: standard input.
         vm.create_device(&mut test).map(std::mem::forget).is_ok()
     };
-    if offered(kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V3) {
+    let wanted = |is: u8| version.is_none_or(|version| version == is);
+    if wanted(3) && offered(kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V3) {
         Ok(Gic::V3 { cpus })
-    } else if offered(kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V2) {
+    } else if wanted(2) && offered(kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V2) {
         Ok(Gic::V2)
+    } else if let Some(saved) = version {
+        let here = if saved == 2 { 3 } else { 2 };
+        Err(Error::SavedGic { saved, here })
     } else {
         Err(Error::NoGic)
     }

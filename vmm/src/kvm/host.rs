@@ -4,6 +4,7 @@ use std::io;
 
 use arch::gic::Gic;
 use arch::layout;
+use arch::regs::RegId;
 use arch::units::Bytes;
 use kvm_bindings::{
     HWCAP2_MTE, KVM_API_VERSION, KVM_CAP_ARM_MTE, KVM_CAP_ARM_PMU_V3, KVM_CAP_ARM_PTRAUTH_ADDRESS,
@@ -13,6 +14,7 @@ use kvm_ioctls::{Cap, Kvm};
 
 use super::vm::Vm;
 use super::{Error, call, gic};
+use crate::hypervisor::state::VcpuState;
 use crate::hypervisor::{self, Hypervisor};
 use crate::memory::GuestRam;
 
@@ -29,6 +31,23 @@ pub(super) struct CpuFeatures {
     pub(super) sve: bool,
     pub(super) pointer_authentication: bool,
     pub(super) pmu: bool,
+}
+
+impl CpuFeatures {
+    /// Those that a saved vCPU has.
+    ///
+    /// # Errors
+    /// When the host lacks one of them.
+    pub(super) fn of_saved(self, vcpu: &VcpuState) -> Result<Self, Error> {
+        let key = RegId::APIAKEYLO_EL1.get();
+        let sve = vcpu.sve_lengths.is_some();
+        let pointer_authentication = vcpu.registers.iter().any(|register| register.id == key);
+        match (sve && !self.sve, pointer_authentication && !self.pointer_authentication) {
+            (true, _) => Err(Error::SavedFeature { feature: "SVE" }),
+            (_, true) => Err(Error::SavedFeature { feature: "pointer authentication" }),
+            _ => Ok(Self { sve, pointer_authentication, ..self }),
+        }
+    }
 }
 
 /// An open /dev/kvm.
@@ -102,7 +121,7 @@ impl Host {
     /// When there is none, or KVM creates no VM to ask.
     pub fn gic(&self) -> Result<Gic, Error> {
         let vm = self.kvm.create_vm().map_err(call("create a VM"))?;
-        gic::probe(&vm, 1)
+        gic::probe(&vm, 1, None)
     }
 
     /// Whether guests can have SVE.

@@ -1,9 +1,11 @@
 //! KVM: the only room that knows it. What is here compiles for arm64 alone.
 
 mod gic;
+mod gic_state;
 mod host;
 mod kick;
 mod vcpu;
+mod vcpu_state;
 mod vm;
 
 pub use host::Host;

@@ -18,7 +18,8 @@ use vm_memory::GuestAddress;
 
 use super::host::CpuFeatures;
 use super::kick::ImmediateExit;
-use super::{Error, vcpu_call};
+use super::{Error, vcpu_call, vcpu_state};
+use crate::hypervisor::state::VcpuState;
 use crate::vcpu::{Entry, Exit, Kick, Registers, Unhandled, Vcpu};
 
 /// A vCPU.
@@ -29,8 +30,13 @@ pub(super) struct KvmVcpu {
 
 impl KvmVcpu {
     /// Creates a vCPU with all that the host's CPUs have: SVE and pointer authentication where present.
-    /// All but the first wait for PSCI CPU_ON.
-    pub(super) fn new(vm: &VmFd, features: CpuFeatures, index: u32) -> Result<Self, Error> {
+    /// All but the first wait for PSCI CPU_ON. With SVE, vectors have these lengths, or all that the host has.
+    pub(super) fn new(
+        vm: &VmFd,
+        features: CpuFeatures,
+        sve_lengths: Option<[u64; 8]>,
+        index: u32,
+    ) -> Result<Self, Error> {
         let fd = vm.create_vcpu(index.into()).map_err(vcpu_call("create the state", index))?;
         let mut init = kvm_vcpu_init::default();
         vm.get_preferred_target(&mut init).map_err(vcpu_call("choose the model", index))?;
@@ -51,7 +57,11 @@ impl KvmVcpu {
         }
         fd.vcpu_init(&init).map_err(vcpu_call("initialise the registers", index))?;
         if features.sve {
-            // The vector lengths stay as KVM offers them, the host's own.
+            if let Some(lengths) = sve_lengths {
+                let bytes: Vec<u8> = lengths.iter().flat_map(|word| word.to_le_bytes()).collect();
+                fd.set_one_reg(RegId::SVE_VLS.get(), &bytes)
+                    .map_err(|_| Error::SavedFeature { feature: "SVE with its vector lengths" })?;
+            }
             let sve = i32::try_from(KVM_ARM_VCPU_SVE).unwrap_or(i32::MAX);
             fd.vcpu_finalize(&sve).map_err(vcpu_call("finalise SVE", index))?;
         }
@@ -157,6 +167,14 @@ impl Vcpu for KvmVcpu {
             *value = self.get(register)?;
         }
         Ok(registers)
+    }
+
+    fn save(&self) -> io::Result<VcpuState> {
+        vcpu_state::save(&self.fd)
+    }
+
+    fn restore(&mut self, state: &VcpuState) -> Result<(), Error> {
+        vcpu_state::restore(&self.fd, self.index, state)
     }
 
     fn counter(&self) -> io::Result<u64> {

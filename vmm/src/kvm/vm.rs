@@ -1,10 +1,13 @@
 //! A VM: its memory, interrupt controller and vCPUs, made in the order KVM wants.
 #![allow(unsafe_code)]
 
+use std::arch::asm;
 use std::io;
 use std::sync::{Arc, Weak};
 
+use arch::gic::Gic;
 use arch::irq::Spi;
+use arch::regs::Mpidr;
 use devices::ports::{IrqLine, LevelLine};
 use kvm_bindings::{
     KVM_ARM_IRQ_TYPE_SHIFT, KVM_ARM_IRQ_TYPE_SPI, KVM_CAP_ARM_MTE, KVM_CAP_ARM_NISV_TO_USER,
@@ -16,8 +19,9 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::host::CpuFeatures;
 use super::vcpu::KvmVcpu;
-use super::{Error, Host, call, gic};
-use crate::hypervisor::{self, Vcpus};
+use super::{Error, Host, call, gic, gic_state};
+use crate::hypervisor::state::GicState;
+use crate::hypervisor::{self, CpuRequest, Vcpus};
 use crate::memory::{Backing, GuestRam};
 use crate::vcpu::Vcpu;
 
@@ -25,12 +29,19 @@ use crate::vcpu::Vcpu;
 /// 8 TiB of 4 KiB pages; a power of two below keeps huge pages aligned.
 const MAX_SLOT: u64 = 4 << 40;
 
+/// The interrupt controller, and the affinities of its vCPUs by index.
+struct CreatedGic {
+    device: DeviceFd,
+    kind: Gic,
+    cpus: Vec<Mpidr>,
+}
+
 /// A VM in KVM.
 ///
 /// Field order is drop order: the VM goes before the memory that its slots refer to.
 pub(super) struct Vm {
     // The device's file keeps the interrupt controller.
-    gic_device: Option<DeviceFd>,
+    gic: Option<CreatedGic>,
     fd: Arc<VmFd>,
     ram: GuestRam,
     features: CpuFeatures,
@@ -54,7 +65,7 @@ impl Vm {
         let nisv = kvm_enable_cap { cap: KVM_CAP_ARM_NISV_TO_USER, ..Default::default() };
         let _ = fd.enable_cap(&nisv);
         let fd = Arc::new(fd);
-        let vm = Self { gic_device: None, fd, ram, features: host.cpu_features() };
+        let vm = Self { gic: None, fd, ram, features: host.cpu_features() };
         vm.set_memory(mte)?;
         Ok(vm)
     }
@@ -94,27 +105,46 @@ impl Vm {
 
 impl hypervisor::Vm for Vm {
     /// KVM wants the vCPUs before the interrupt controller, whose size depends on their number.
-    fn create_vcpus(&mut self, count: u32, pmu: bool) -> Result<Vcpus, Error> {
+    fn create_vcpus(&mut self, wanted: &CpuRequest<'_>) -> Result<Vcpus, Error> {
+        let CpuRequest { count, pmu, saved } = *wanted;
         if pmu && !self.features.pmu {
             return Err(Error::NoPmu);
         }
         let features = CpuFeatures { pmu, ..self.features };
-        let kind = gic::probe(&self.fd, count)?;
+        let features = match saved {
+            Some((vcpu, _)) => features.of_saved(vcpu)?,
+            None => features,
+        };
+        let kind = gic::probe(&self.fd, count, saved.map(|(_, gic)| gic.version))?;
         if count > kind.max_cpus() {
             let limit = "the guest's interrupt controller";
             return Err(Error::TooManyCpus { asked: count, max: kind.max_cpus(), limit });
         }
         let vcpus = (0..count)
-            .map(|index| KvmVcpu::new(&self.fd, features, index))
+            .map(|index| {
+                let lengths = saved.and_then(|(vcpu, _)| vcpu.sve_lengths);
+                KvmVcpu::new(&self.fd, features, lengths, index)
+            })
             .collect::<Result<Vec<_>, _>>()?;
-        self.gic_device = Some(gic::create(&self.fd, &kind)?);
+        let device = gic::create(&self.fd, &kind)?;
         if pmu {
             vcpus.iter().try_for_each(KvmVcpu::start_pmu)?;
         }
-        let affinities = vcpus.iter().map(KvmVcpu::mpidr).collect::<Result<_, _>>()?;
+        let affinities = vcpus.iter().map(KvmVcpu::mpidr).collect::<Result<Vec<_>, _>>()?;
+        self.gic = Some(CreatedGic { device, kind, cpus: affinities.clone() });
         let clidr = vcpus.first().and_then(KvmVcpu::clidr);
         let vcpus = vcpus.into_iter().map(|vcpu| Box::new(vcpu) as Box<dyn Vcpu>).collect();
         Ok(Vcpus { vcpus, affinities, clidr, gic: kind })
+    }
+
+    fn save_gic(&self) -> Result<GicState, Error> {
+        let CreatedGic { device, kind, cpus } = self.gic.as_ref().ok_or(Error::NoGic)?;
+        gic_state::save(device, kind, cpus)
+    }
+
+    fn restore_gic(&self, state: &GicState) -> Result<(), Error> {
+        let CreatedGic { device, kind, cpus } = self.gic.as_ref().ok_or(Error::NoGic)?;
+        gic_state::restore(device, kind, cpus, state)
     }
 
     /// An event that KVM turns into the interrupt by itself (KVM_IRQFD).
@@ -138,6 +168,16 @@ impl hypervisor::Vm for Vm {
             .register_ioevent(&event, &IoEventAddress::Mmio(address.0), value)
             .map_err(call("connect a device's queue"))?;
         Ok(event)
+    }
+
+    fn counter_frequency(&self) -> u32 {
+        let frequency: u64;
+        // SAFETY: the register can be read at EL0, as the kernel sets CNTKCTL_EL1.EL0VCTEN or emulates it; reading it
+        // changes nothing.
+        unsafe {
+            asm!("mrs {}, cntfrq_el0", out(reg) frequency, options(nomem, nostack, preserves_flags));
+        }
+        frequency as u32
     }
 
     fn ram(&self) -> &GuestRam {

@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 use vm_memory::GuestAddress;
 
 use super::{Entry, Exit, Kick, Registers, Vcpu};
+use crate::hypervisor;
+use crate::hypervisor::state::{Register, VcpuState};
 
 /// How long a test waits for something that takes microseconds, before it fails.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -41,6 +43,8 @@ pub(crate) enum Event {
     CounterSet(u64),
     Dropped(usize),
     Aborted(usize),
+    Saved(usize),
+    Restored(usize),
     BootState {
         index: usize,
         entry: GuestAddress,
@@ -209,6 +213,23 @@ impl Vcpu for FakeVcpu {
 
     fn registers(&self) -> io::Result<Registers> {
         self.registers.clone().ok_or_else(|| io::ErrorKind::Unsupported.into())
+    }
+
+    fn save(&self) -> io::Result<VcpuState> {
+        self.guest.note(Event::Saved(self.index));
+        let register = Register { id: 0x6030_0000_0010_0040, value: vec![self.index as u8; 8] };
+        Ok(VcpuState { registers: vec![register], mp_state: 0, serror: None, sve_lengths: None })
+    }
+
+    fn restore(&mut self, state: &VcpuState) -> Result<(), hypervisor::Error> {
+        self.guest.note(Event::Restored(self.index));
+        match state.registers.first() {
+            Some(register) if register.value == [self.index as u8; 8] => Ok(()),
+            _ => Err(hypervisor::Error::SavedRegisters {
+                vcpu: self.index as u32,
+                registers: "pc".to_owned(),
+            }),
+        }
     }
 
     fn counter(&self) -> io::Result<u64> {

@@ -14,6 +14,8 @@ use std::sync::atomic::AtomicBool;
 use devices::bus::Bus;
 use vm_memory::GuestAddress;
 
+use crate::hypervisor;
+use crate::hypervisor::state::VcpuState;
 use crate::metrics::VcpuCounters;
 
 pub use exit::{Entry, Exit, Unhandled};
@@ -57,6 +59,18 @@ pub trait Vcpu: Send {
     /// # Errors
     /// When the hypervisor does not give them.
     fn registers(&self) -> io::Result<Registers>;
+
+    /// Its state, without what all vCPUs of the VM share.
+    ///
+    /// # Errors
+    /// When the hypervisor does not give it.
+    fn save(&self) -> io::Result<VcpuState>;
+
+    /// Takes a state over. No vCPU of the VM has run.
+    ///
+    /// # Errors
+    /// When the hypervisor does not take all of it.
+    fn restore(&mut self, state: &VcpuState) -> Result<(), hypervisor::Error>;
 
     /// The guest's virtual counter (CNTVCT_EL0), which all vCPUs share.
     ///
