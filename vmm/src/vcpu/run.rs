@@ -20,6 +20,8 @@ pub enum VcpuExit {
     GuestPanic,
     /// The host cannot give a page of guest memory.
     MemoryFault(Box<Fault>),
+    /// Guest memory can no longer be loaded, for this reason.
+    MemoryLost(String),
     /// A vCPU cannot continue.
     Fault(Box<Fault>),
 }

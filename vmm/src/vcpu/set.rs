@@ -11,6 +11,7 @@ use vmm_sys_util::signal::register_signal_handler;
 
 use super::thread::{KICK_SIGNAL, Order, VcpuThread};
 use super::{Services, Vcpu, VcpuExit};
+use crate::hypervisor::state::VcpuState;
 
 /// How long a vCPU may take to leave the guest. It needs microseconds; a host that has it wait this long
 /// is in trouble that is to be reported to the user.
@@ -39,6 +40,23 @@ pub enum Error {
     Stuck {
         /// Which vCPU.
         vcpu: usize,
+    },
+    /// A vCPU that is to be saved is in the guest.
+    #[error(
+        "vCPU {vcpu} waits for a page of guest memory, and cannot be saved before it has it: give the VM tag storage"
+    )]
+    Inside {
+        /// Which vCPU.
+        vcpu: usize,
+    },
+    /// The state of a vCPU could not be read.
+    #[error("cannot save the state of vCPU {vcpu}")]
+    Save {
+        /// Which vCPU.
+        vcpu: usize,
+        /// The hypervisor's reason.
+        #[source]
+        source: io::Error,
     },
     /// The guest's counter could not be read or set.
     #[error("cannot {action} the guest's counter: its clock would jump")]
@@ -113,6 +131,12 @@ impl VcpuSet {
         &self.exit_slot.event
     }
 
+    /// Ends the VM as one of the vCPUs would.
+    pub fn ender(&self) -> impl Fn(VcpuExit) + Send + Sync + 'static {
+        let exit_slot = Arc::clone(&self.exit_slot);
+        move |end| exit_slot.give(end)
+    }
+
     /// How the VM ended, if it has; it is reported once.
     pub fn end(&self) -> Option<VcpuExit> {
         let mut end = self.exit_slot.end.lock().unwrap_or_else(PoisonError::into_inner);
@@ -177,6 +201,46 @@ impl VcpuSet {
         (self.paused, self.counter) = (false, None);
         self.order(Order::Run);
         Ok(())
+    }
+
+    /// The states of all vCPUs, which are [paused](Self::pause).
+    ///
+    /// # Errors
+    /// When one of them waits for a page, in the guest, or the hypervisor does not give its state.
+    pub fn save(&self) -> Result<Vec<VcpuState>, Error> {
+        let saved = self.threads.iter().enumerate().map(|(vcpu, thread)| {
+            if !thread.wait_out_of_guest(Instant::now()) {
+                return Err(Error::Inside { vcpu });
+            }
+            thread.vcpu().save().map_err(|source| Error::Save { vcpu, source })
+        });
+        saved.collect()
+    }
+
+    /// The guest's counter. The vCPUs are [paused](Self::pause).
+    ///
+    /// # Errors
+    /// When the hypervisor does not give it.
+    pub fn counter(&self) -> Result<u64, Error> {
+        let read = || self.threads.first().map(|first| first.vcpu().counter());
+        let counter = self.counter.map(Ok).or_else(read).unwrap_or(Ok(0));
+        counter.map_err(|source| Error::Counter { action: "read", source })
+    }
+
+    /// Has the guest's counter continue from a value when the vCPUs first run; from now on, if it
+    /// [advances](Self::keep_counter_advancing) while they do not.
+    ///
+    /// # Errors
+    /// When the hypervisor does not set it, or the threads do not start in time.
+    pub fn start_counter_at(&mut self, value: u64) -> Result<(), Error> {
+        if self.stops_counter {
+            // A thread that has only just started is not known to be out of the guest.
+            self.wait(|_| false)?;
+            self.counter = Some(value);
+            return Ok(());
+        }
+        let set = self.threads.first().map_or(Ok(()), |first| first.vcpu().set_counter(value));
+        set.map_err(|source| Error::Counter { action: "set", source })
     }
 
     /// Tells all vCPUs to leave the guest for good. They are waited for when this is dropped.
