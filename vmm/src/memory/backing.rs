@@ -1,6 +1,7 @@
 //! What guest memory is made of, and the file behind it where it has one.
 
 use std::fmt;
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 
 use arch::units::Bytes;
@@ -144,6 +145,31 @@ impl MemoryFile {
             // ENXIO: nothing but a hole up to the end.
             Err(Errno::NXIO) => Ok(Some(true)),
             Ok(data) => Ok(Some(data >= offset.saturating_add(length))),
+            Err(errno) => Err(errno),
+        }
+    }
+}
+
+impl MemoryFile {
+    /// Where the next data begins at or after an offset and before an end, and where it ends. All of it is data in a
+    /// file that cannot tell.
+    ///
+    /// # Errors
+    /// What the host answers.
+    pub(super) fn next_data(&self, offset: u64, end: u64) -> Result<Option<Range<u64>>, Errno> {
+        if offset >= end {
+            return Ok(None);
+        }
+        if !self.knows_holes {
+            return Ok(Some(offset..end));
+        }
+        match rustix::fs::seek(&self.file, SeekFrom::Data(offset)) {
+            Err(Errno::NXIO) => Ok(None),
+            Ok(data) if data >= end => Ok(None),
+            Ok(data) => {
+                let hole = rustix::fs::seek(&self.file, SeekFrom::Hole(data))?;
+                Ok(Some(data..hole.min(end)))
+            }
             Err(errno) => Err(errno),
         }
     }

@@ -3,9 +3,11 @@
 
 use std::io;
 use std::ops::{Deref, Range};
+use std::ptr::NonNull;
 use std::sync::Arc;
 
 use arch::layout::RAM_BASE;
+use arch::mte::granule::Tag;
 use arch::range::MemoryRange;
 use arch::units::Bytes;
 use vm_memory::bitmap::BS;
@@ -18,7 +20,11 @@ use vm_memory::{
 use super::backing::{Attributes, Backing, MemoryFile};
 use super::error::Error;
 use super::mapping::Mapping;
+use super::tags;
 use crate::sys::fatal;
+
+/// A word of packed tags in bytes.
+const TAG_WORD: usize = 8;
 
 /// The guest's memory: one region from [`RAM_BASE`] up, without holes.
 ///
@@ -27,7 +33,7 @@ use crate::sys::fatal;
 #[derive(Clone, Debug)]
 pub struct GuestRam {
     regions: Arc<Regions>,
-    backing: Backing,
+    attributes: Attributes,
 }
 
 impl GuestRam {
@@ -36,11 +42,19 @@ impl GuestRam {
     /// # Errors
     /// When the host cannot give such memory.
     pub fn new(size: Bytes, attributes: Attributes) -> Result<Self, Error> {
-        let mapping = Mapping::new(size, attributes)?;
-        let regions = Arc::new(Regions([Region { mapping, base: RAM_BASE }]));
-        let ram = Self { regions, backing: attributes.backing };
+        let ram = Self::aside(size, attributes)?;
         fatal::set_guest_memory(&ram.host_range(), RAM_BASE.0);
         Ok(ram)
+    }
+
+    /// The same, of memory that is no guest's yet.
+    ///
+    /// # Errors
+    /// As for [`new`](Self::new).
+    pub(super) fn aside(size: Bytes, attributes: Attributes) -> Result<Self, Error> {
+        let mapping = Mapping::new(size, attributes)?;
+        let regions = Arc::new(Regions([Region { mapping, base: RAM_BASE }]));
+        Ok(Self { regions, attributes })
     }
 
     fn region(&self) -> &Region {
@@ -74,7 +88,17 @@ impl GuestRam {
 
     /// What it is made of.
     pub fn backing(&self) -> Backing {
-        self.backing
+        self.attributes.backing
+    }
+
+    /// What it is like.
+    pub(super) fn attributes(&self) -> Attributes {
+        self.attributes
+    }
+
+    /// Whether it is mapped with tags.
+    pub fn has_tags(&self) -> bool {
+        self.attributes.tags
     }
 
     /// The file behind it, if it has one: byte 0 of the file is byte 0 of the range.
@@ -98,6 +122,68 @@ impl GuestRam {
     /// Whether it has been locked.
     pub fn is_locked(&self) -> bool {
         self.region().mapping.is_locked()
+    }
+
+    /// Reads the tags of a part of the memory, two a byte, the first in the low four bits. Pages that it does not have
+    /// are populated. Offset and length are multiples of [`tags::WORD_SPAN`].
+    ///
+    /// # Errors
+    /// EINVAL for a part that is not of this memory, and for memory without tags.
+    pub(crate) fn read_tags(&self, offset: u64, packed: &mut [u8]) -> io::Result<()> {
+        let (words, _) = packed.as_chunks_mut::<TAG_WORD>();
+        let mut at = self.tagged(offset, words.len())?;
+        for word in words {
+            // SAFETY: `tagged` has checked that the tags of all these words are those of mapped memory with tags.
+            *word = unsafe { tags::read(at) }.to_le_bytes();
+            // SAFETY: as above; it stays in the mapping, or is its end.
+            at = unsafe { at.add(tags::WORD_SPAN) };
+        }
+        Ok(())
+    }
+
+    /// Sets the tags of a part of the memory: see [`read_tags`](Self::read_tags).
+    ///
+    /// # Errors
+    /// As for [`read_tags`](Self::read_tags).
+    pub(crate) fn write_tags(&self, offset: u64, packed: &[u8]) -> io::Result<()> {
+        let (words, _) = packed.as_chunks::<TAG_WORD>();
+        let mut at = self.tagged(offset, words.len())?;
+        for word in words {
+            // SAFETY: as in `read_tags`; guest memory is writable.
+            unsafe { tags::write(at, u64::from_le_bytes(*word)) };
+            // SAFETY: as above.
+            at = unsafe { at.add(tags::WORD_SPAN) };
+        }
+        Ok(())
+    }
+
+    /// Gives a part of the memory one tag: see [`read_tags`](Self::read_tags).
+    ///
+    /// # Errors
+    /// As for [`read_tags`](Self::read_tags).
+    pub(crate) fn fill_tags(&self, offset: u64, length: u64, tag: Tag) -> io::Result<()> {
+        let spans = length as usize / tags::WORD_SPAN;
+        let mut at = self.tagged(offset, spans)?;
+        for _ in 0..spans {
+            // SAFETY: as in `write_tags`.
+            unsafe { tags::fill(at, tag.get()) };
+            // SAFETY: as above.
+            at = unsafe { at.add(tags::WORD_SPAN) };
+        }
+        Ok(())
+    }
+
+    /// The address of `spans` times [`tags::WORD_SPAN`] bytes of the memory that have tags.
+    fn tagged(&self, offset: u64, spans: usize) -> io::Result<NonNull<u8>> {
+        let mapping = &self.region().mapping;
+        let length = (spans as u64).checked_mul(tags::WORD_SPAN as u64);
+        let end = length.and_then(|length| offset.checked_add(length));
+        let inside = end.is_some_and(|end| end <= mapping.len() as u64);
+        if !self.has_tags() || !inside || !offset.is_multiple_of(tags::WORD_SPAN as u64) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        NonNull::new(mapping.as_ptr().wrapping_add(offset as usize))
+            .ok_or_else(|| io::ErrorKind::InvalidInput.into())
     }
 
     /// Gives the pages of a range back to the host; after that its data and tags read zero. The range

@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 use arch::range::MemoryRange;
@@ -59,7 +60,47 @@ impl Residency {
         }
     }
 
-    fn is_unmapped(&self, offset: u64, length: u64) -> io::Result<bool> {
+    /// The pages of a part of the memory that may have contents, each range by its offsets. The others read zero, and
+    /// so do their tags.
+    ///
+    /// # Errors
+    /// What the host answers.
+    pub(crate) fn populated(
+        &self,
+        offset: u64,
+        length: u64,
+        mut each: impl FnMut(Range<u64>),
+    ) -> io::Result<()> {
+        let end = offset.saturating_add(length).min(self.ram.range().size.get());
+        let mut at = offset;
+        match self.ram.file() {
+            Some(file) => {
+                while let Some(data) = file.next_data(at, end)? {
+                    at = data.end;
+                    each(data);
+                }
+                Ok(())
+            }
+            None => {
+                let page = rustix::param::page_size() as u64;
+                self.entries(offset, end.saturating_sub(offset), |entry| {
+                    if entry & (PRESENT | SWAPPED) != 0 {
+                        each(at..at + page);
+                    }
+                    at += page;
+                    true
+                })
+            }
+        }
+    }
+
+    /// Looks at the pagemap entries of a part, until `each` has seen enough.
+    fn entries(
+        &self,
+        offset: u64,
+        length: u64,
+        mut each: impl FnMut(u64) -> bool,
+    ) -> io::Result<()> {
         let page = rustix::param::page_size() as u64;
         let first = (self.ram.host_address() + offset) / page;
         let end = first + length.div_ceil(page);
@@ -68,13 +109,21 @@ impl Residency {
             let count = (end - at).min(PIECE as u64) as usize;
             let entries = &mut entries[..count * ENTRY];
             self.pagemap.read_exact_at(entries, at * ENTRY as u64)?;
-            let mut words =
-                entries.as_chunks::<ENTRY>().0.iter().map(|word| u64::from_ne_bytes(*word));
-            if words.any(|entry| entry & (PRESENT | SWAPPED) != 0) {
-                return Ok(false);
+            let words = entries.as_chunks::<ENTRY>().0.iter();
+            if !words.map(|word| u64::from_ne_bytes(*word)).all(&mut each) {
+                break;
             }
         }
-        Ok(true)
+        Ok(())
+    }
+
+    fn is_unmapped(&self, offset: u64, length: u64) -> io::Result<bool> {
+        let mut unmapped = true;
+        self.entries(offset, length, |entry| {
+            unmapped = entry & (PRESENT | SWAPPED) == 0;
+            unmapped
+        })?;
+        Ok(unmapped)
     }
 }
 
@@ -112,6 +161,27 @@ mod tests {
                 ram.discard(here).unwrap();
                 assert_eq!(residency.is_absent(all).unwrap(), Some(true), "{backing}");
             }
+        }
+    }
+
+    #[test]
+    fn the_pages_that_were_touched_are_found_and_no_other() {
+        for backing in [Backing::Anonymous, Backing::Memfd] {
+            let ram = ram(backing, false);
+            let page = backing.page_size().get();
+            let residency = Residency::new(ram.clone()).unwrap();
+            let touched = [0, 1, 5, 511, 512, SIZE.get() / page - 1].map(|at| at * page);
+            for offset in touched {
+                ram.write_obj(1u8, GuestAddress(ram.range().base.0 + offset)).unwrap();
+            }
+
+            let mut found = Vec::new();
+            let pages = |range: Range<u64>| range.step_by(page as usize);
+            residency.populated(0, SIZE.get(), |range| found.extend(pages(range))).unwrap();
+            assert_eq!(found, touched, "{backing}");
+            let mut found = Vec::new();
+            residency.populated(page, 5 * page, |range| found.extend(pages(range))).unwrap();
+            assert_eq!(found, touched[1..3], "{backing}");
         }
     }
 

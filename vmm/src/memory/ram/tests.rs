@@ -105,3 +105,13 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn tags_of_memory_that_is_not_there_or_has_none_are_refused() {
+    let ram = ram(Backing::Anonymous);
+    let mut packed = [0; 128];
+
+    assert!(ram.read_tags(0, &mut packed).is_err(), "it has no tags");
+    assert!(ram.write_tags(u64::MAX - 4095, &packed).is_err());
+    assert!(ram.fill_tags(ram.range().size.get(), 4096, Tag::ZERO).is_err());
+}
