@@ -27,12 +27,16 @@ const REGISTER: Opcode = opcode::read_write::<RegisterCall>(GROUP, 0x00);
 const UNREGISTER: Opcode = opcode::read::<Addresses>(GROUP, 0x01);
 const WAKE: Opcode = opcode::read::<Addresses>(GROUP, 0x02);
 const COPY: Opcode = opcode::read_write::<CopyCall>(GROUP, 0x03);
+const MOVE: Opcode = opcode::read_write::<MoveCall>(GROUP, 0x05);
 const API: Opcode = opcode::read_write::<ApiCall>(GROUP, 0x3f);
 
 /// `UFFD_API`, `UFFD_FEATURE_THREAD_ID` (since Linux 4.14), `UFFDIO_REGISTER_MODE_MISSING`,
 /// `UFFD_EVENT_PAGEFAULT`.
 const VERSION: u64 = 0xaa;
 const THREAD_ID: u64 = 1 << 8;
+/// `UFFD_FEATURE_MOVE` and `UFFDIO_MOVE_MODE_ALLOW_SRC_HOLES`, since Linux 6.8.
+const MOVES: u64 = 1 << 16;
+const WITH_HOLES: u64 = 1 << 1;
 const MISSING: u64 = 1;
 const PAGE_FAULT: u8 = 0x12;
 
@@ -73,6 +77,11 @@ pub enum Error {
          reserve strictly"
     )]
     Register(#[source] io::Error),
+    /// The kernel cannot move pages.
+    #[error(
+        "the host's kernel cannot move pages into guest memory, as Linux 6.8 and newer can: restore without --lazy"
+    )]
+    NoMove(#[source] io::Error),
     /// An event cannot be read.
     #[error("cannot read page faults from the host; please report this")]
     Read(#[source] io::Error),
@@ -118,6 +127,17 @@ struct CopyCall {
     copied: i64,
 }
 
+/// `struct uffdio_move`.
+#[repr(C)]
+struct MoveCall {
+    to: u64,
+    from: u64,
+    length: u64,
+    mode: u64,
+    /// How much was moved, or why nothing was, as a negative error number.
+    moved: i64,
+}
+
 /// `USERFAULTFD_IOC_NEW`: the answer is a descriptor.
 struct New(UserfaultfdFlags);
 
@@ -142,6 +162,12 @@ unsafe impl Ioctl for New {
     }
 }
 
+/// Why there is no descriptor with what was asked for.
+enum Failed {
+    Open(Error),
+    Features(io::Error),
+}
+
 /// A page fault that waits to be resolved.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) struct Fault {
@@ -156,8 +182,8 @@ pub(crate) struct Fault {
 /// A thread that touches a missing page of an armed range waits, in the kernel or outside, until the range
 /// is disarmed, filled, or woken. When this is dropped all are.
 ///
-/// No call changes the contents of memory, so that all of them are safe: what they provide reads zero, as
-/// it would have without them. The kernel checks the addresses.
+/// No call but [`move_in`](Self::move_in) changes the contents of memory, so that the others are safe: what they
+/// provide reads zero, as it would have without them. The kernel checks the addresses.
 #[derive(Debug)]
 pub(crate) struct Uffd(OwnedFd);
 
@@ -167,11 +193,29 @@ impl Uffd {
     /// # Errors
     /// When the host's kernel cannot, or does not let this user.
     pub(crate) fn new() -> Result<Self, Error> {
-        let descriptor = open()?;
-        let mut call = ApiCall { version: VERSION, features: THREAD_ID, ioctls: 0 };
+        Self::with(THREAD_ID).map_err(|error| match error {
+            Failed::Open(error) => error,
+            Failed::Features(source) => Error::Version(source),
+        })
+    }
+
+    /// As [`new`](Self::new), and pages can be [moved](Self::move_in) into the ranges.
+    ///
+    /// # Errors
+    /// As for [`new`](Self::new), and when the kernel is older than Linux 6.8.
+    pub(crate) fn with_moves() -> Result<Self, Error> {
+        Self::with(THREAD_ID | MOVES).map_err(|error| match error {
+            Failed::Open(error) => error,
+            Failed::Features(source) => Error::NoMove(source),
+        })
+    }
+
+    fn with(features: u64) -> Result<Self, Failed> {
+        let descriptor = open().map_err(Failed::Open)?;
+        let mut call = ApiCall { version: VERSION, features, ioctls: 0 };
         // SAFETY: the structure is the one that the call takes, and it writes nothing else.
         unsafe { ioctl(&descriptor, Updater::<API, _>::new(&mut call)) }
-            .map_err(|errno| Error::Version(errno.into()))?;
+            .map_err(|errno| Failed::Features(errno.into()))?;
         Ok(Self(descriptor))
     }
 
@@ -253,6 +297,38 @@ impl Uffd {
             }
         }
         self.wake(range)
+    }
+
+    /// Moves the pages of `from`, data and tags, to an armed range without pages, and wakes those who wait for it. Where
+    /// `from` has no page, the range has none either. A huge page moves as one.
+    ///
+    /// # Errors
+    /// What the host answers: EEXIST when the range has pages.
+    ///
+    /// # Safety
+    /// `from` is private anonymous memory that the caller owns, as long as the range, and does not mind to find empty;
+    /// and the range may get contents, as memory that a guest has.
+    pub(crate) unsafe fn move_in(&self, range: &Range<u64>, from: u64) -> io::Result<()> {
+        let Addresses { start, length } = range.into();
+        let (mut done, mut tries) = (0, 0);
+        while done < length {
+            let mut call = MoveCall {
+                to: start + done,
+                from: from + done,
+                length: length - done,
+                mode: WITH_HOLES,
+                moved: 0,
+            };
+            // SAFETY: the structure is the one that the call takes; the caller has it that both ranges may change.
+            match unsafe { ioctl(&self.0, Updater::<MOVE, _>::new(&mut call)) } {
+                Ok(()) => done = length,
+                Err(Errno::AGAIN) if call.moved > 0 => done += call.moved as u64,
+                // A page of `from` is under migration, or mappings change: it is free again at once.
+                Err(Errno::AGAIN | Errno::BUSY) if tries < TRIES => tries += 1,
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+        Ok(())
     }
 
     /// Appends the faults that wait to be read, a number of them at most, in the order in which they came.
