@@ -6,12 +6,16 @@ use arch::range::MemoryRange;
 use arch::units::Bytes;
 use vm_memory::{Bytes as _, GuestAddress};
 
-use super::Error;
+use super::contents::Contents;
+use super::lazy::{self, LazyMemory};
+use super::{Error, MachineState};
 use crate::backends::reporting;
 use crate::config::{HugePages, MemoryBacking, MteMode};
 use crate::error::{chain, say};
-use crate::hypervisor::{self, Hypervisor, Vcpus, Vm};
+use crate::hypervisor::state::{GicState, VcpuState};
+use crate::hypervisor::{self, CpuRequest, Hypervisor, Vcpus, Vm};
 use crate::memory::{self, Attributes, Backing, GuestRam, Loaded};
+use crate::snapshot::{self, MemoryReader};
 use crate::spec::{DiskSpec, Spec};
 use crate::sys::caches;
 use crate::tag_storage::{BorrowerLease, TagReservation};
@@ -27,10 +31,58 @@ pub struct Board {
     pub(super) vm: Box<dyn Vm>,
     /// The host's caches, if its kernel lists them and the guest's CPUs show the same.
     pub(super) caches: Option<CacheTopology>,
-    pub(super) loaded: Loaded,
+    pub(super) origin: Origin,
     pub(super) mte: Mte,
     pub(super) tags: Option<TagReservation>,
     pub(super) placement: Option<BorrowerLease>,
+}
+
+/// What the guest starts from.
+pub(super) enum Origin {
+    /// Its kernel.
+    Kernel(Loaded),
+    /// A state that was saved, with its memory.
+    Saved {
+        state: Box<MachineState>,
+        /// What loads its memory, if that is loaded as it is touched.
+        lazy: Option<LazyMemory>,
+    },
+}
+
+/// The memory of a guest that was saved.
+pub enum SavedMemory {
+    /// It is loaded before the guest runs.
+    Eager(MemoryReader),
+    /// It is loaded as it is touched.
+    Lazy(MemoryReader),
+    /// In tests of machines.
+    #[cfg(test)]
+    None,
+}
+
+impl SavedMemory {
+    fn restore(self, ram: &GuestRam) -> Result<Option<LazyMemory>, Error> {
+        match self {
+            Self::Eager(reader) => {
+                let contents = Contents::new(ram).map_err(lazy::Error::Host)?;
+                snapshot::load_memory(&contents, &reader, &mut |_| {})?;
+                Ok(None)
+            }
+            Self::Lazy(reader) => Ok(Some(LazyMemory::start(ram, reader)?)),
+            #[cfg(test)]
+            Self::None => Ok(None),
+        }
+    }
+}
+
+impl Origin {
+    /// The size of the guest's pages.
+    pub(super) fn guest_page(&self) -> Bytes {
+        match self {
+            Self::Kernel(loaded) => loaded.guest_page,
+            Self::Saved { state, .. } => state.guest_page,
+        }
+    }
 }
 
 /// Whether the guest has MTE, and why not.
@@ -50,6 +102,42 @@ impl Board {
     /// # Errors
     /// When the host cannot give what the description asks for, or a file cannot be loaded.
     pub fn new(spec: &Spec, host: &dyn Hypervisor) -> Result<Self, Error> {
+        Self::make(spec, host, None, |ram, caches| {
+            let fdt_room = arch::fdt::room(spec.cpus, caches);
+            let loaded = memory::load(ram, &spec.kernel, spec.initrd.as_deref(), fdt_room)?;
+            if spec.tag_storage.is_some() {
+                touch(ram, loaded.fdt)?;
+            }
+            Ok(Origin::Kernel(loaded))
+        })
+    }
+
+    /// Makes the VM of a saved state, with its memory. The description is that of the VM that was saved.
+    ///
+    /// # Errors
+    /// When the host cannot give what the VM had, or its memory cannot be loaded.
+    pub fn restored(
+        spec: &Spec,
+        host: &dyn Hypervisor,
+        state: MachineState,
+        memory: SavedMemory,
+    ) -> Result<Self, Error> {
+        let mte = if state.mte { MteMode::Require } else { MteMode::Off };
+        let spec = Spec { mte, ..spec.clone() };
+        let first = state.vcpus.first().map(|vcpu| (vcpu.clone(), state.gic.clone()));
+        let saved = first.as_ref().map(|(vcpu, gic)| (vcpu, gic));
+        Self::make(&spec, host, saved, |ram, _| {
+            let lazy = memory.restore(ram)?;
+            Ok(Origin::Saved { state: Box::new(state), lazy })
+        })
+    }
+
+    fn make(
+        spec: &Spec,
+        host: &dyn Hypervisor,
+        saved: Option<(&VcpuState, &GicState)>,
+        fill: impl FnOnce(&GuestRam, Option<&CacheTopology>) -> Result<Origin, Error>,
+    ) -> Result<Self, Error> {
         host.check_cpus(spec.cpus)?;
         let (mut vm, mte) = create_vm(host, spec)?;
         // Before the first touch of guest memory.
@@ -61,31 +149,31 @@ impl Board {
             .map(|broker| BorrowerLease::new(broker, &spec.id, vm.ram(), spec.lock_memory))
             .transpose()?;
         let caches = caches::read().ok();
-        let fdt_room = arch::fdt::room(spec.cpus, caches.as_ref());
-        let loaded = memory::load(vm.ram(), &spec.kernel, spec.initrd.as_deref(), fdt_room)?;
+        let origin = fill(vm.ram(), caches.as_ref())?;
         if let Some(tags) = &tags {
-            touch(vm.ram(), loaded.fdt)?;
             tags.finish_loading()?;
         }
         if spec.lock_memory {
             vm.ram().lock()?;
         }
-        let cpus = vm.create_vcpus(spec.cpus, spec.pmu)?;
+        let cpus = vm.create_vcpus(&CpuRequest { count: spec.cpus, pmu: spec.pmu, saved })?;
         let caches =
             caches.filter(|caches| cpus.clidr.is_some_and(|clidr| caches.check(clidr).is_ok()));
-        Ok(Self { vm, cpus, caches, loaded, mte, tags, placement })
+        Ok(Self { vm, cpus, caches, origin, mte, tags, placement })
     }
 
     /// The description's command line, with the order in which the guest reports free memory if its
     /// kernel's own does not suit it.
     pub fn command_line(&self, spec: &Spec) -> String {
+        // A guest that was saved has read its own.
+        let Origin::Kernel(loaded) = &self.origin else { return spec.command_line.clone() };
         let offered = spec.balloon.is_some_and(|balloon| balloon.reporting) && !spec.lock_memory;
         if !offered || spec.bare_command_line {
             return spec.command_line.clone();
         }
         let page = self.vm.ram().backing().page_size();
         let (line, note) =
-            reporting::prepare(&spec.command_line, spec.memory, self.loaded.guest_page, page);
+            reporting::prepare(&spec.command_line, spec.memory, loaded.guest_page, page);
         if let Some(note) = note {
             say(&note);
         }

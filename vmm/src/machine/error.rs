@@ -5,11 +5,13 @@ use std::io;
 use arch::layout;
 use thiserror::Error;
 
+use super::{StateError, lazy};
 use crate::backends::{block, net, vsock};
 use crate::error::is_denied;
 use crate::exit_status::ExitStatus;
 use crate::hypervisor;
 use crate::memory::{self, LoadError};
+use crate::snapshot::{self, Fault};
 use crate::tag_storage::{BorrowerLeaseError, ReservationError};
 use crate::vcpu;
 
@@ -82,6 +84,34 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// The state of a device cannot be restored.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The saved counter counts at another rate.
+    #[error(
+        "the saved guest's counter counts at {saved} Hz, and this host's at {here} Hz: its clock would run wrong. \
+         Restore on a host with the same"
+    )]
+    CounterFrequency {
+        /// When it was saved.
+        saved: u32,
+        /// The host's.
+        here: u32,
+    },
+    /// The saved memory cannot be loaded as it is touched.
+    #[error(transparent)]
+    Lazy(#[from] lazy::Error),
+    /// The saved memory cannot be loaded.
+    #[error(transparent)]
+    Snapshot(#[from] snapshot::Error),
+    /// The number of vCPUs that were saved is not the VM's.
+    #[error("the snapshot has the states of {saved} vCPUs, and its VM has {vcpus}: it is damaged")]
+    SavedVcpus {
+        /// How many were saved.
+        saved: usize,
+        /// How many there are.
+        vcpus: usize,
+    },
     /// The vCPUs' threads cannot be started.
     #[error(transparent)]
     Vcpus(#[from] vcpu::Error),
@@ -126,8 +156,21 @@ impl Error {
             | Self::Timers { .. }
             | Self::Worker { .. }
             | Self::Vcpus(_) => ExitStatus::Unavailable,
+            Self::Snapshot(error) => snapshot_status(error),
+            Self::State(_) | Self::SavedVcpus { .. } => ExitStatus::BadImage,
+            Self::Lazy(lazy::Error::Snapshot(error)) => snapshot_status(error),
+            Self::Lazy(_) | Self::CounterFrequency { .. } => ExitStatus::Unavailable,
             Self::NoSlot => ExitStatus::Config,
             Self::Fdt(_) | Self::WriteFdt(_) | Self::Bus(_) => ExitStatus::VmmFault,
         }
+    }
+}
+
+/// The status that a process ends with that cannot use a file of a snapshot.
+pub fn snapshot_status(error: &snapshot::Error) -> ExitStatus {
+    match &error.fault {
+        Fault::Open(source) => ExitStatus::for_input(source.kind()),
+        Fault::Read(_) | Fault::GuestMemory(_) => ExitStatus::Io,
+        _ => ExitStatus::BadImage,
     }
 }

@@ -17,6 +17,9 @@ impl Machine {
         if let Some(tags) = &self.tags {
             metrics["tag_storage"] = tags.metrics();
         }
+        if let Some(lazy) = &self.lazy {
+            metrics["snapshot"] = json!({ "unloaded_bytes": lazy.pending().get() });
+        }
         metrics
     }
 }

@@ -2,10 +2,13 @@
 
 mod board;
 mod boot;
+mod contents;
 mod devices;
 mod error;
+mod lazy;
 mod metrics;
 mod run_state;
+mod save;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -26,12 +29,16 @@ use crate::metrics::VcpuCounters;
 use crate::spec::{DiskSpec, NetSpec, Spec};
 use crate::tag_storage::broker::Client;
 use crate::tag_storage::{BorrowerLease, TagReservation};
-use crate::vcpu::{self, Services, VcpuSet};
-pub(crate) use board::{Board, Mte};
+use crate::vcpu::{self, Services, VcpuExit, VcpuSet};
+use board::Origin;
+pub(crate) use board::{Board, Mte, SavedMemory};
+pub(crate) use contents::Contents;
 pub use devices::{Attached, DeviceSet, StateError};
-pub use error::Error;
+pub use error::{Error, snapshot_status};
+use lazy::LazyMemory;
 pub(crate) use run_state::PauseReason;
 use run_state::{Change, RunState};
+pub use save::{MachineState, SaveError};
 
 // The device tree and the model must mean the same line.
 const _: () = assert!(arch::fdt::POWER_KEY_LINE == ::devices::gpio::POWER_KEY_LINE as u32);
@@ -55,6 +62,9 @@ pub struct Machine {
     gate: QueueGate,
     tags: Option<TagReservation>,
     placement: Option<BorrowerLease>,
+    lazy: Option<LazyMemory>,
+    mte: bool,
+    guest_page: Bytes,
 }
 
 impl Machine {
@@ -70,23 +80,52 @@ impl Machine {
         quiesce: Quiesce,
         log: EventLog,
     ) -> Result<Self, Error> {
-        let Board { vm, mut cpus, caches, loaded, tags, placement, .. } = board;
+        let Board { vm, mut cpus, caches, origin, mte, tags, placement } = board;
         let throttle = console.throttle();
         let gate = QueueGate::default();
+        let lazy = match &origin {
+            Origin::Saved { lazy, .. } => lazy.as_ref(),
+            Origin::Kernel(_) => None,
+        };
         let reclaimer = || {
+            // Memory is not both: tag storage on demand and lazy loading would stop the same touches.
             let hooks = tags.as_ref().map(TagReservation::discard_hooks);
+            let hooks = lazy.map(LazyMemory::discard_hooks).or(hooks);
             let hooks: Box<dyn DiscardHooks> = hooks.unwrap_or(Box::new(NoHooks));
             Reclaimer::new(vm.ram().clone(), hooks)
         };
-        let (devices, plugged) =
-            DeviceSet::new(&*vm, spec, &gate, log.clone(), console, reclaimer, loaded.guest_page)?;
-        boot::prepare(&*vm, spec, &mut cpus, caches.as_ref(), &loaded, &plugged.nodes)?;
+        let (devices, plugged) = DeviceSet::new(
+            &*vm,
+            spec,
+            &gate,
+            log.clone(),
+            console,
+            reclaimer,
+            origin.guest_page(),
+        )?;
+        let guest_page = origin.guest_page();
+        let (counter, lazy) = match origin {
+            Origin::Kernel(loaded) => {
+                boot::prepare(&*vm, spec, &mut cpus, caches.as_ref(), &loaded, &plugged.nodes)?;
+                (None, None)
+            }
+            Origin::Saved { state, lazy } => {
+                (Some(save::restore(&*vm, spec.clock, &mut cpus, &devices, *state)?), lazy)
+            }
+        };
         let counters = Arc::new(VcpuCounters::default());
         let services = Services::new(plugged.bus, throttle, Arc::clone(&counters));
         let mut vcpus = VcpuSet::spawn(cpus.vcpus, &Arc::new(services))?;
         match spec.clock {
             ClockMode::Stop => {}
             ClockMode::Advance => vcpus.keep_counter_advancing(),
+        }
+        if let Some(lazy) = &lazy {
+            let end = vcpus.ender();
+            lazy.on_failure(move |failure| end(VcpuExit::MemoryLost(failure)));
+        }
+        if let Some(counter) = counter {
+            vcpus.start_counter_at(counter)?;
         }
         let run = RunState::new();
         let footprint = footprint::Meter::new(vm.ram());
@@ -102,6 +141,9 @@ impl Machine {
             gate,
             tags,
             placement,
+            lazy,
+            mte: mte == Mte::On,
+            guest_page,
         })
     }
 
@@ -312,6 +354,10 @@ impl Drop for Machine {
         self.devices.disks.iter().for_each(block::Control::abandon);
         if let Some(tags) = &mut self.tags {
             tags.stop();
+        }
+        // Nor for a chunk of its snapshot.
+        if let Some(lazy) = &mut self.lazy {
+            lazy.stop();
         }
     }
 }

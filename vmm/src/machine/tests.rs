@@ -245,3 +245,92 @@ fn nothing_is_added_to_a_bare_command_line() {
         assert_eq!(line.contains("page_reporting_order"), !same, "{line}");
     }
 }
+
+#[test]
+fn a_machine_that_runs_is_not_saved() {
+    let (hypervisor, mut machine) = computing(1);
+    machine.resume().unwrap();
+    hypervisor.guest.wait_until_inside(1);
+
+    assert!(matches!(machine.save(), Err(SaveError::Running)));
+}
+
+/// A machine of so many vCPUs, saved at this value of the counter.
+fn saved(vcpus: u32, counter: u64) -> MachineState {
+    let (hypervisor, mut machine) = computing(vcpus);
+    machine.resume().unwrap();
+    hypervisor.guest.wait_until_inside(vcpus as usize);
+    hypervisor.guest.pass_time(counter);
+    machine.pause().unwrap();
+    hypervisor.guest.pass_time(1000);
+
+    let state = machine.save().unwrap();
+
+    let events = hypervisor.guest.events();
+    let last_vcpu = position(&events, Event::Saved(vcpus as usize - 1));
+    assert!(last_vcpu < position(&events, Event::Note("GIC saved")), "{events:?}");
+    assert_eq!(state.clock.counter, counter, "the counter stands still in a pause");
+    state
+}
+
+fn restored(
+    hypervisor: &FakeHypervisor,
+    vcpus: u32,
+    state: MachineState,
+) -> Result<Machine, Error> {
+    let kernel = kernel();
+    let spec = spec(config(kernel.path(), vcpus));
+    let board = Board::restored(&spec, hypervisor, state, SavedMemory::None)?;
+    Machine::new(board, &spec, Output::nowhere(), Quiesce::default(), EventLog::default())
+}
+
+#[test]
+fn a_saved_machine_is_restored_in_one_order_and_its_counter_continues() {
+    let state = saved(2, 5000);
+    let hypervisor = FakeHypervisor::new([vec![], vec![]]);
+    hypervisor.guest.pass_time(77);
+
+    let mut machine = restored(&hypervisor, 2, state).unwrap();
+    machine.resume().unwrap();
+    hypervisor.guest.wait_until_inside(2);
+
+    let events = hypervisor.guest.events();
+    let second = position(&events, Event::Restored(1));
+    let gic = position(&events, Event::Note("GIC restored"));
+    let counter = position(&events, Event::CounterSet(5000));
+    let entered = events.iter().position(|event| matches!(event, Event::Entered(..))).unwrap();
+    assert!(second < gic && gic < counter && counter < entered, "{events:?}");
+    assert!(!events.iter().any(|event| matches!(event, Event::BootState { .. })), "{events:?}");
+}
+
+#[test]
+fn a_machine_that_was_restored_can_be_saved_before_it_runs() {
+    let state = saved(1, 5000);
+    let hypervisor = FakeHypervisor::new([vec![]]);
+    let machine = restored(&hypervisor, 1, state.clone()).unwrap();
+
+    let again = machine.save().unwrap();
+
+    assert_eq!(again.clock.counter, state.clock.counter);
+    assert_eq!(again.devices, state.devices);
+}
+
+#[test]
+fn a_state_that_is_not_of_this_machine_is_refused() {
+    let refused = |change: &dyn Fn(&mut MachineState)| {
+        let mut state = saved(2, 1);
+        change(&mut state);
+        restored(&FakeHypervisor::new([vec![], vec![]]), 2, state).err().unwrap()
+    };
+
+    let error = refused(&|state| state.clock.frequency = 62_500_000);
+    assert!(matches!(error, Error::CounterFrequency { saved: 62_500_000, .. }), "{error}");
+    let error = refused(&|state| drop(state.vcpus.pop()));
+    assert!(matches!(error, Error::SavedVcpus { saved: 1, vcpus: 2 }), "{error}");
+    let error = refused(&|state| state.vcpus[1].registers.clear());
+    assert!(matches!(error, Error::Hypervisor(_)), "{error}");
+    let error = refused(&|state| state.gic.version = 2);
+    assert!(matches!(error, Error::Hypervisor(_)), "{error}");
+    let error = refused(&|state| drop(state.devices.remove("serial")));
+    assert!(matches!(error, Error::State(_)), "{error}");
+}

@@ -165,8 +165,9 @@ impl Controller for DraftController<'_> {
         let changes = changes.map_err(|error| ControlError::refused(error.to_string()))?;
         let request = request.into_request(changes)?;
         let (spec, restore) = snapshots::prepare(request, self.flags)?;
-        let (launched, machine) = self.launcher.make(&spec, Some(&restore))?;
-        match restore.resume {
+        let runs = restore.resume;
+        let (launched, machine) = self.launcher.make(&spec, Some(restore))?;
+        match runs {
             true => self.launcher.start(launched)?,
             false => self.launcher.hold(launched),
         }

@@ -33,6 +33,7 @@ impl ExitReason {
             Self::Guest(VcpuExit::GuestPanic) => "guest_panic",
             Self::Guest(VcpuExit::Fault(_)) => "fault",
             Self::Guest(VcpuExit::MemoryFault(_)) => "memory_fault",
+            Self::Guest(VcpuExit::MemoryLost(_)) => "memory_lost",
             Self::Stopped => "stopped",
             Self::Signal(_) => "signal",
             Self::OutputLost(_) => "output_lost",
@@ -54,6 +55,10 @@ impl ExitReason {
             Self::Guest(VcpuExit::Fault(fault)) => {
                 (ExitStatus::VmmFault, Some(format!("the VM cannot go on\n{fault}")))
             }
+            Self::Guest(VcpuExit::MemoryLost(why)) => (
+                ExitStatus::MemoryFault,
+                Some(format!("the VM ends, as its memory can no longer be loaded: {why}")),
+            ),
             Self::Guest(VcpuExit::MemoryFault(fault)) => (
                 ExitStatus::MemoryFault,
                 Some(format!(

@@ -84,35 +84,28 @@ impl<'h> Launcher<'h> {
     pub(super) fn make(
         &self,
         spec: &Spec,
-        restore: Option<&Restore>,
+        restore: Option<Restore>,
     ) -> Result<(Launched, MachineController), Error> {
         if let Some(path) = &spec.log {
             let opened = append::open(path);
             let path = path.clone();
             log_to(opened.map_err(|source| Error::Output { path, what: "log", source })?);
         }
+        let restored = restore.is_some();
         let board = match restore {
             None => Board::new(spec, self.hypervisor)?,
             Some(restore) => snapshots::board(spec, self.hypervisor, restore)?,
         };
         announce_mte(board.mte(), spec);
         let has_mte = *board.mte() == Mte::On;
-        let command_line = match restore {
-            None => board.command_line(spec),
-            // The guest has it.
-            Some(_) => spec.command_line.clone(),
-        };
-        let spec = &Spec { command_line, disks: board.disks(spec), ..spec.clone() };
+        let (command_line, disks) = (board.command_line(spec), board.disks(spec));
+        let spec = &Spec { command_line, disks, ..spec.clone() };
         self.catch_signals()?;
         let metrics = MetricsFile::of(spec)?;
         let quiesce = Quiesce::default();
         let lost = Lost::new()?;
         let (output, listener) = open_console(&spec.serial, &quiesce, &lost)?;
-        let log = self.log.clone();
-        let mut machine = match restore {
-            None => Machine::new(board, spec, output, quiesce, log)?,
-            Some(restore) => snapshots::machine(board, spec, restore, output, quiesce, log)?,
-        };
+        let mut machine = Machine::new(board, spec, output, quiesce, self.log.clone())?;
         let mut subscribers = machine.take_device_events();
         let machine = Rc::new(RefCell::new(machine));
         let key = PowerKeyTimer::new(&machine).map_err(Error::Events)?;
@@ -120,7 +113,7 @@ impl<'h> Launcher<'h> {
         let terminal = self.read_console(&machine, &spec.serial, listener, &mut subscribers)?;
         let shutdown = self.shutdown.clone();
         let controller = MachineController::new(&machine, key, shutdown, metrics, spec, has_mte);
-        if restore.is_some() {
+        if restored {
             self.log.publish(&Event::Restored);
         }
         let running = Running { machine, _terminal: terminal };

@@ -122,7 +122,7 @@ fn run_listed(
     match request {
         Request::Start { spec, api_sock } => start::start(hypervisor, &spec, None, api_sock, entry),
         Request::Restore { spec, restore, api_sock } => {
-            start::start(hypervisor, &spec, Some(&restore), api_sock, entry)
+            start::start(hypervisor, &spec, Some(*restore), api_sock, entry)
         }
         Request::Wait(waiting) => start::start_on_request(hypervisor, *waiting, entry),
     }

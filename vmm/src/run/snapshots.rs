@@ -1,81 +1,86 @@
 //! Snapshots: what `PUT /snapshot/create`, `PUT /snapshot/load` and `--restore` need of the machine and its files.
 
 use std::io;
-use std::path::PathBuf;
+use std::time::{SystemTime, UNIX_EPOCH};
 
+use arch::regs::RegId;
+use arch::units::Bytes;
 use thiserror::Error;
 
 use super::Error;
 use crate::api::ControlError;
 use crate::config::{self, CommandLineOnly, Config, MteMode, RestoreRequest, SnapshotFiles};
-use crate::console::{Output, Quiesce};
-use crate::events::EventLog;
+use crate::error::chain;
 use crate::exit_status::ExitStatus;
 use crate::hypervisor::Hypervisor;
-use crate::machine::{Board, Machine};
+use crate::machine::{self, Board, Contents, Machine, MachineState, SavedMemory};
+use crate::snapshot::{self, CpuFeatures, Fault, Kind, Manifest, NewPair, Pair, State};
 use crate::spec::Spec;
 
 /// A snapshot whose state has been read and checked; nothing has been made of it.
 pub struct Saved {
     /// The configuration of the VM when it was saved.
     pub(super) config: Config,
+    pair: Pair,
 }
 
 /// A VM that is to be restored.
-#[expect(dead_code, reason = "nothing restores a machine yet")]
 pub struct Restore {
-    pub(super) saved: Saved,
+    saved: Saved,
     /// Whether memory is read when the guest touches it.
-    pub(super) lazy: bool,
+    lazy: bool,
     /// Whether the guest runs then.
     pub(super) resume: bool,
 }
 
 /// Why a VM was not saved.
-#[cfg_attr(not(test), expect(dead_code, reason = "nothing saves a machine yet"))]
 #[derive(Debug, Error)]
 pub(super) enum SaveError {
-    /// A file cannot be created.
-    #[error("cannot create {} for the snapshot", path.display())]
-    Create {
-        path: PathBuf,
-        #[source]
-        source: io::Error,
-    },
-    /// A device has not finished what it does.
-    #[error("{0} has not finished what it has under way; the VM stays paused")]
-    Busy(String),
-    /// The host fails.
-    #[error("{0}")]
-    Host(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// This program cannot.
-    #[error("snapshots are not built in")]
-    NotBuiltIn,
+    /// The machine cannot be saved now.
+    #[error(transparent)]
+    Machine(#[from] machine::SaveError),
+    /// A file cannot be written.
+    #[error(transparent)]
+    File(#[from] snapshot::Error),
+    /// The host does not show which pages of guest memory there are.
+    #[error("the host does not show which pages of guest memory there are (/proc/self/pagemap)")]
+    Pages(#[source] io::Error),
+    /// The configuration has no form that can be saved.
+    #[error("the configuration of the VM cannot be written")]
+    Config(#[source] serde_json::Error),
 }
 
 /// Why a VM was not restored.
 #[derive(Debug, Error)]
 pub enum LoadError {
-    /// A file cannot be read.
-    #[error("cannot read {} of the snapshot", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// The system's reason.
-        #[source]
-        source: io::Error,
+    /// A file cannot be used.
+    #[error(transparent)]
+    File(#[from] snapshot::Error),
+    /// Its configuration is of a program that knows more than this one, or of none.
+    #[error(
+        "the configuration in the snapshot cannot be read: restore it with the version of tessera that saved it"
+    )]
+    Config(#[source] serde_json::Error),
+    /// The host has pages of another size.
+    #[error(
+        "the snapshot is of a host with pages of {saved}, and this one has pages of {here}: restore it on a host with \
+         the same"
+    )]
+    PageSize {
+        /// When it was saved.
+        saved: Bytes,
+        /// The host's.
+        here: Bytes,
     },
-    /// This program cannot.
-    #[error("snapshots are not built in")]
-    NotBuiltIn,
 }
 
 impl LoadError {
     /// The status that the process ends with.
     pub(super) fn status(&self) -> ExitStatus {
         match self {
-            Self::Read { source, .. } => ExitStatus::for_input(source.kind()),
-            Self::NotBuiltIn => ExitStatus::Unavailable,
+            Self::File(error) => machine::snapshot_status(error),
+            Self::Config(_) => ExitStatus::BadImage,
+            Self::PageSize { .. } => ExitStatus::Unavailable,
         }
     }
 }
@@ -83,12 +88,15 @@ impl LoadError {
 impl From<SaveError> for ControlError {
     fn from(error: SaveError) -> Self {
         const ACTION: &str = "save the VM";
-        match error {
-            SaveError::Create { .. } | SaveError::NotBuiltIn => {
-                Self::refused(crate::error::chain(&error))
-            }
-            SaveError::Busy(_) => Self::unavailable(ACTION, error),
-            SaveError::Host(source) => Self::failed(ACTION, source),
+        match &error {
+            SaveError::Machine(machine::SaveError::Busy) => Self::unavailable(ACTION, error),
+            SaveError::File(file) => match file.fault {
+                Fault::Create(_) | Fault::NotRegular | Fault::NoName | Fault::SameFile => {
+                    Self::refused(chain(&error))
+                }
+                _ => Self::failed(ACTION, error),
+            },
+            _ => Self::failed(ACTION, error),
         }
     }
 }
@@ -117,18 +125,61 @@ pub(super) fn prepare(
     Ok((spec, Restore { saved, lazy, resume }))
 }
 
-/// Writes a paused machine into files.
+/// Writes a paused machine into files. It may be resumed whatever becomes of them.
 pub(super) fn save(
-    _machine: &mut Machine,
-    _spec: &Spec,
-    _to: &SnapshotFiles,
+    machine: &mut Machine,
+    spec: &Spec,
+    to: &SnapshotFiles,
 ) -> Result<(), SaveError> {
-    Err(SaveError::NotBuiltIn)
+    let config = serde_json::to_value(spec.to_config()).map_err(SaveError::Config)?;
+    let state = machine.save()?;
+    let contents = Contents::new(machine.ram()).map_err(SaveError::Pages)?;
+    let mut pair = NewPair::create(&to.state, &to.memory)?;
+    // After all that can change memory.
+    pair.save_memory(&contents, None, &mut |_| {})?;
+    let manifest = manifest(&state, spec, config);
+    let MachineState { vcpus, gic, clock, devices, .. } = state;
+    let state = State { id: pair.id(), manifest, vcpus, gic, clock, devices };
+    Ok(pair.commit(&state)?)
+}
+
+fn manifest(state: &MachineState, spec: &Spec, config: serde_json::Value) -> Manifest {
+    let first = state.vcpus.first();
+    let key = RegId::APIAKEYLO_EL1.get();
+    let has_key = |vcpu: &crate::hypervisor::state::VcpuState| {
+        vcpu.registers.iter().any(|register| register.id == key)
+    };
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Manifest {
+        kind: Kind::Full,
+        page_size: rustix::param::page_size() as u64,
+        gic_version: state.gic.version,
+        counter_frequency: state.clock.frequency,
+        mte: state.mte,
+        cpu_features: CpuFeatures {
+            sve: first.is_some_and(|vcpu| vcpu.sve_lengths.is_some()),
+            pauth: first.is_some_and(has_key),
+            pmu: spec.pmu,
+        },
+        memory_size: spec.memory.get(),
+        guest_page_size: Some(state.guest_page.get()),
+        config,
+        vmm_version: env!("CARGO_PKG_VERSION").to_owned(),
+        host_kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
+        saved_at: since.as_secs(),
+    }
 }
 
 /// Reads and checks what a snapshot says of its VM and of its host.
-pub(super) fn read(_files: &SnapshotFiles) -> Result<Saved, LoadError> {
-    Err(LoadError::NotBuiltIn)
+fn read(files: &SnapshotFiles) -> Result<Saved, LoadError> {
+    let pair = Pair::open(&files.state, &files.memory)?;
+    let manifest = &pair.state.manifest;
+    let (saved, here) = (manifest.page_size(), Bytes::new(rustix::param::page_size() as u64));
+    if saved != here {
+        return Err(LoadError::PageSize { saved, here });
+    }
+    let config = serde_json::from_value(manifest.config.clone()).map_err(LoadError::Config)?;
+    Ok(Saved { config, pair })
 }
 
 /// The configuration of a VM when it was saved.
@@ -141,23 +192,19 @@ pub fn saved_config(files: &SnapshotFiles) -> Result<Config, LoadError> {
 
 /// Makes the VM of a snapshot, its memory and its vCPUs.
 pub(super) fn board(
-    _spec: &Spec,
-    _hypervisor: &dyn Hypervisor,
-    _restore: &Restore,
-) -> Result<Board, LoadError> {
-    Err(LoadError::NotBuiltIn)
-}
-
-/// Gives it its devices, and all of it the state that was saved.
-pub(super) fn machine(
-    _board: Board,
-    _spec: &Spec,
-    _restore: &Restore,
-    _output: Output,
-    _quiesce: Quiesce,
-    _log: EventLog,
-) -> Result<Machine, LoadError> {
-    Err(LoadError::NotBuiltIn)
+    spec: &Spec,
+    hypervisor: &dyn Hypervisor,
+    restore: Restore,
+) -> Result<Board, machine::Error> {
+    let Pair { state, memory } = restore.saved.pair;
+    let State { manifest, vcpus, gic, clock, devices, .. } = state;
+    let guest_page = manifest.guest_page_size.map_or(Bytes::kib(4), Bytes::new);
+    let state = MachineState { vcpus, gic, clock, devices, mte: manifest.mte, guest_page };
+    let memory = match restore.lazy {
+        true => SavedMemory::Lazy(memory),
+        false => SavedMemory::Eager(memory),
+    };
+    Board::restored(spec, hypervisor, state, memory)
 }
 
 #[cfg(test)]
@@ -174,16 +221,17 @@ mod tests {
 
     #[test]
     fn what_the_client_can_mend_is_refused_and_what_it_cannot_has_failed() {
-        let create = |kind| SaveError::Create { path: "/s".into(), source: io::Error::from(kind) };
-        for error in [create(ErrorKind::NotFound), create(ErrorKind::PermissionDenied)] {
-            let answer = ControlError::from(error);
+        let file = |fault| {
+            ControlError::from(SaveError::File(snapshot::Error { file: "/s".into(), fault }))
+        };
+        for kind in [ErrorKind::NotFound, ErrorKind::PermissionDenied] {
+            let answer = file(Fault::Create(io::Error::from(kind)));
             assert!(matches!(answer, ControlError::Refused(_)), "{answer:?}");
             assert!(answer.to_string().contains("/s"), "{answer}");
         }
-        let busy = ControlError::from(SaveError::Busy("the disk a".to_owned()));
+        let busy = ControlError::from(SaveError::Machine(machine::SaveError::Busy));
         assert!(matches!(busy, ControlError::Unavailable { .. }), "{busy:?}");
-        let full = io::Error::from(ErrorKind::StorageFull);
-        let full = ControlError::from(SaveError::Host(full.into()));
+        let full = file(Fault::NoSpace(io::Error::from(ErrorKind::StorageFull)));
         assert!(matches!(full, ControlError::Failed { .. }), "{full:?}");
     }
 

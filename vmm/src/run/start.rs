@@ -27,16 +27,17 @@ use crate::vcpu::VcpuExit;
 pub(super) fn start(
     hypervisor: &dyn Hypervisor,
     spec: &Spec,
-    restore: Option<&Restore>,
+    restore: Option<Restore>,
     api_sock: Option<&Path>,
     entry: Option<Entry>,
 ) -> Result<ExitReason, Error> {
     tag_checks::disable();
     let mut vm = Process::new(hypervisor, api_sock, entry)?;
+    let runs = restore.as_ref().is_none_or(|restore| restore.resume);
     let (launched, controller) = vm.launcher.make(spec, restore)?;
     let phase = Phase::Started(controller);
     let server = api_sock.map(|path| vm.serve(path, phase, spec.leave_sockets)).transpose()?;
-    match restore.is_none_or(|restore| restore.resume) {
+    match runs {
         true => vm.launcher.start(launched)?,
         false => vm.launcher.hold(launched),
     }
