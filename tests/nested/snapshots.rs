@@ -10,6 +10,8 @@ use testing::scratch::Scratch;
 use testing::wait::until;
 use vmm::api::model::State;
 
+use crate::reporting::KERNEL_16K;
+
 /// A guest that knows what its memory has.
 fn plan() -> Plan {
     let plan = Plan::workload("snapshot").with("--memory", "256M").with("--cpus", "4");
@@ -18,7 +20,11 @@ fn plan() -> Plan {
 
 /// A small one.
 fn small() -> Plan {
-    Plan::workload("snapshot,4").with("--memory", "128M").with("--mte", "require")
+    small_of("128M")
+}
+
+fn small_of(memory: &str) -> Plan {
+    Plan::workload("snapshot,4").with("--memory", memory).with("--mte", "require")
 }
 
 fn text(path: &Path) -> &str {
@@ -182,6 +188,88 @@ fn a_client_saves_and_restores_by_the_interface() {
     });
 }
 
+/// How much of the memory of a guest that is restored lazily is not loaded.
+fn unloaded(guest: &Guest) -> u64 {
+    number(&guest.client().metrics().unwrap()["snapshot"], "unloaded_bytes")
+}
+
+/// Gives the balloon a size in MiB, and waits until it has that.
+fn balloon(guest: &Guest, target: u64) {
+    let mut client = guest.client();
+    client.send("PATCH", "/balloon", &json!({ "amount_mib": target })).unwrap();
+    until(&format!("a balloon of {target} MiB"), || {
+        let balloon: Value = client.get("/balloon").unwrap();
+        (balloon["actual_mib"] == target).then_some(())
+    });
+}
+
+#[test]
+fn memory_is_loaded_as_it_is_touched() {
+    Lab::new().run(|| {
+        let scratch = Scratch::new();
+        let folder = scratch.join("one");
+        let mut guest = plan().start();
+        let ready = guest.report("ready");
+        let before = verified(&mut guest);
+        save(&guest, &folder, &["--keep-paused"]);
+        guest.stop();
+
+        let mut guest = Plan::restore(&folder).flag("--lazy").flag("--paused").start();
+        guest.is_loaded();
+        let all = unloaded(&guest);
+        assert!(all > 64 << 20 && all < 256 << 20, "{all}");
+        guest.client().resume().unwrap();
+        beat(&mut guest);
+        let some = unloaded(&guest);
+        assert!(some < all && some > 32 << 20, "{some} of {all}: a beat is little work");
+        // What the guest has given back is not loaded when it takes it again.
+        balloon(&guest, 64);
+        continues(&ready, &before, &verified(&mut guest));
+        balloon(&guest, 0);
+        continues(&ready, &before, &verified(&mut guest));
+        // What is not loaded yet is in the next snapshot as well.
+        assert!(unloaded(&guest) > 0);
+        save(&guest, &scratch.join("two"), &[]);
+        assert_eq!(unloaded(&guest), 0);
+        continues(&ready, &before, &verified(&mut guest));
+        guest.stop();
+
+        let mut guest = Plan::restore(&scratch.join("two")).flag("--lazy").start();
+        continues(&ready, &before, &verified(&mut guest));
+        power_off(guest);
+    });
+}
+
+/// A guest of four processors is saved, and continues in another process.
+fn saved_and_restored(how: &[&str]) {
+    let scratch = Scratch::new();
+    let folder = scratch.join("one");
+    let mut guest = small().with("--cpus", "4").start();
+    let ready = guest.report("ready");
+    let before = verified(&mut guest);
+    save(&guest, &folder, &["--keep-paused"]);
+    guest.stop();
+
+    let plan = how.iter().fold(Plan::restore(&folder), |plan, flag| plan.flag(flag));
+    let mut guest = plan.start();
+
+    continues(&ready, &before, &verified(&mut guest));
+    power_off(guest);
+}
+
+#[test]
+fn a_guest_of_a_gicv2_is_restored() {
+    Lab::new().qemu("-machine").qemu("gic-version=2").run(|| saved_and_restored(&[]));
+}
+
+#[test]
+fn a_guest_is_restored_on_a_host_with_pages_of_16_kib() {
+    Lab::new().kernel_package(KERNEL_16K).second_node("128M").run(|| {
+        saved_and_restored(&[]);
+        saved_and_restored(&["--lazy"]);
+    });
+}
+
 /// What becomes of a VM with this snapshot.
 fn restored(folder: &Path, words: &[(&str, &str)]) -> Finished {
     let plan = Plan::restore(folder);
@@ -206,7 +294,7 @@ fn a_snapshot_that_cannot_be_restored_is_refused_with_its_reason() {
     Lab::new().run(|| {
         let scratch = Scratch::new();
         let [folder, larger] = ["one", "larger"].map(|name| scratch.join(name));
-        for (plan, folder) in [(small(), &folder), (small().with("--memory", "192M"), &larger)] {
+        for (plan, folder) in [(small(), &folder), (small_of("192M"), &larger)] {
             let mut guest = plan.start();
             guest.report("ready");
             save(&guest, folder, &[]);
