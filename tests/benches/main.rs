@@ -5,4 +5,5 @@
 mod devices;
 mod lending;
 mod reporting;
+mod snapshots;
 mod tag_storage;
