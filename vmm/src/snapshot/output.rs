@@ -30,7 +30,8 @@ impl Output for File {
         self.write_all_at(bytes, offset)
     }
 
-    fn write_pages(&self, mut pieces: &mut [VolatileSlice<'_>], mut offset: u64) -> io::Result<()> {
+    fn write_pages(&self, pieces: &mut [VolatileSlice<'_>], mut offset: u64) -> io::Result<()> {
+        let mut pieces = past(pieces, 0);
         while !pieces.is_empty() {
             let done = vectored::pwritev(self.as_fd(), pieces, offset)?;
             if done == 0 {

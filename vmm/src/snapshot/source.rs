@@ -75,10 +75,11 @@ impl Source {
     /// Reads into all of these pieces of guest memory.
     pub(super) fn read_pages(
         &self,
-        mut pieces: &mut [VolatileSlice<'_>],
+        pieces: &mut [VolatileSlice<'_>],
         mut offset: u64,
     ) -> Result<(), Fault> {
         let end = offset + pieces.iter().map(|piece| piece.len() as u64).sum::<u64>();
+        let mut pieces = past(pieces, 0);
         while !pieces.is_empty() {
             let done = vectored::preadv(self.file.as_fd(), pieces, offset).map_err(Fault::Read)?;
             if done == 0 {
@@ -97,7 +98,7 @@ impl Source {
     }
 }
 
-/// What is left of pieces after so many bytes of them.
+/// What is left of pieces after so many bytes of them. The first is not empty.
 pub(super) fn past<'a, 'b>(
     mut pieces: &'a mut [VolatileSlice<'b>],
     mut done: usize,
@@ -112,4 +113,55 @@ pub(super) fn past<'a, 'b>(
         *first = left;
     }
     pieces
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::super::output::Output;
+    use super::*;
+
+    fn pieces<'a>(bytes: &'a mut [u8], sizes: &[usize]) -> Vec<VolatileSlice<'a>> {
+        let mut rest = bytes;
+        let mut pieces = Vec::new();
+        for size in sizes {
+            let (piece, more) = std::mem::take(&mut rest).split_at_mut(*size);
+            pieces.push(VolatileSlice::from(piece));
+            rest = more;
+        }
+        pieces
+    }
+
+    #[test]
+    fn what_is_left_begins_after_any_number_of_bytes() {
+        let sizes = [0, 3, 0, 0, 5, 1, 0];
+        for done in 0..=9 {
+            let mut bytes: Vec<u8> = (0..9).collect();
+            let mut all = pieces(&mut bytes, &sizes);
+            let left = past(&mut all, done);
+            assert!(left.first().is_none_or(|first| !first.is_empty()), "{done}");
+            let mut read = vec![0; 9 - done];
+            let mut at = 0;
+            for piece in left {
+                at += piece.copy_to(&mut read[at..]);
+            }
+            assert_eq!(read, (done as u8..9).collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn empty_pieces_are_read_and_written() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        for sizes in [&[][..], &[0], &[0, 0, 4, 0], &[2, 0, 2]] {
+            let (mut from, mut to) = (*b"abcd", [0; 4]);
+            let length: usize = sizes.iter().sum();
+            file.as_file().write_pages(&mut pieces(&mut from, sizes), 3).unwrap();
+            let source = Source::open(file.path()).unwrap();
+
+            source.read_pages(&mut pieces(&mut to, sizes), 3).unwrap();
+
+            assert_eq!(to[..length], from[..length]);
+        }
+    }
 }
