@@ -117,6 +117,14 @@ pub enum Fault {
         /// Why.
         reason: String,
     },
+    /// A state that could not be restored.
+    #[error("{part} cannot be saved, since it could not be restored: {reason}")]
+    Unsavable {
+        /// What cannot be saved.
+        part: Part,
+        /// Why.
+        reason: String,
+    },
     /// State and memory are of two snapshots.
     #[error(
         "it belongs to snapshot {found}, and the state file to {wanted}: name the two files of one snapshot"

@@ -88,7 +88,7 @@ impl StateFile {
     }
 
     fn encode(state: &State) -> Result<Vec<u8>, Fault> {
-        check::state(state)?;
+        check::state(state).map_err(|(part, reason)| Fault::Unsavable { part, reason })?;
         Sections {
             id: state.id,
             contents: vec![
@@ -112,7 +112,7 @@ fn decode(sections: &Sections) -> Result<State, Fault> {
         clock: sections.decode_postcard(sections::CLOCK)?,
         devices: sections.decode_json(sections::DEVICES)?,
     };
-    check::state(&state)?;
+    check::state(&state).map_err(|(part, reason)| Fault::Malformed { part, reason })?;
     Ok(state)
 }
 

@@ -10,9 +10,9 @@ use arch::gic::Gic;
 use arch::layout::CHUNK;
 use arch::units::Bytes;
 
-use super::super::error::Fault;
+use super::super::error::Part;
 use super::super::memory_file::{MAX_MEMORY, is_page_size};
-use super::sections::{CLOCK, GIC, MANIFEST, VCPUS};
+use super::sections::{CLOCK, GIC, MANIFEST, SectionKind, VCPUS};
 use super::{Manifest, State};
 use crate::hypervisor::state::{ClockState, GicState, Register, VcpuState};
 
@@ -47,13 +47,13 @@ const V3_GROUPS: [u32; 4] = [1, 5, CPU_SYSREGS, 7];
 /// The only group of 64-bit registers.
 const CPU_SYSREGS: u32 = 6;
 
-/// Checks a state.
-pub(super) fn state(state: &State) -> Result<(), Fault> {
-    manifest(&state.manifest).map_err(|reason| Fault::malformed(MANIFEST.part(), reason))?;
-    vcpus(&state.vcpus, &state.manifest)
-        .map_err(|reason| Fault::malformed(VCPUS.part(), reason))?;
-    gic(&state.gic, &state.manifest).map_err(|reason| Fault::malformed(GIC.part(), reason))?;
-    clock(&state.clock, &state.manifest).map_err(|reason| Fault::malformed(CLOCK.part(), reason))
+/// Checks a state. What makes no sense is named, with the reason.
+pub(super) fn state(state: &State) -> Result<(), (Part, String)> {
+    let of = |kind: SectionKind| move |reason| (kind.part(), reason);
+    manifest(&state.manifest).map_err(of(MANIFEST))?;
+    vcpus(&state.vcpus, &state.manifest).map_err(of(VCPUS))?;
+    gic(&state.gic, &state.manifest).map_err(of(GIC))?;
+    clock(&state.clock, &state.manifest).map_err(of(CLOCK))
 }
 
 fn manifest(manifest: &Manifest) -> Result<(), String> {

@@ -22,6 +22,10 @@ impl SectionKind {
     pub(super) fn part(self) -> Part {
         Part::Section(self.name)
     }
+
+    fn unsavable(self, reason: String) -> Fault {
+        Fault::Unsavable { part: self.part(), reason }
+    }
 }
 
 /// A configuration file has a limit of its own far below.
@@ -58,7 +62,7 @@ pub(super) fn json(
     value: &impl Serialize,
 ) -> Result<(SectionKind, Vec<u8>), Fault> {
     let bytes = serde_json::to_vec(value);
-    Ok((kind, bytes.map_err(|error| Fault::malformed(kind.part(), error.to_string()))?))
+    Ok((kind, bytes.map_err(|error| kind.unsavable(error.to_string()))?))
 }
 
 /// A section of postcard.
@@ -67,7 +71,7 @@ pub(super) fn postcard(
     value: &impl Serialize,
 ) -> Result<(SectionKind, Vec<u8>), Fault> {
     let bytes = postcard::to_allocvec(value);
-    Ok((kind, bytes.map_err(|error| Fault::malformed(kind.part(), error.to_string()))?))
+    Ok((kind, bytes.map_err(|error| kind.unsavable(error.to_string()))?))
 }
 
 impl Sections {
@@ -79,7 +83,7 @@ impl Sections {
         let mut offset = (HEADER + ENTRY * self.contents.len() + CRC) as u64;
         for (kind, bytes) in &self.contents {
             let length = bytes.len() as u64;
-            within_limit(*kind, length)?;
+            within_limit(*kind, length).map_err(|reason| kind.unsavable(reason))?;
             file.extend(kind.number.to_le_bytes());
             file.extend(format::crc(bytes).to_le_bytes());
             file.extend(offset.to_le_bytes());
@@ -181,7 +185,7 @@ fn read_table(source: &Source, start: &[u8; HEADER]) -> Result<Vec<Entry>, Fault
         if offset != end {
             return Err(wrong(format!("section {} does not follow the one before", kind.name)));
         }
-        within_limit(kind, length)?;
+        within_limit(kind, length).map_err(|reason| Fault::malformed(kind.part(), reason))?;
         source.reaches(offset, length)?;
         end += length;
         entries.push(Entry { kind, crc, offset, length });
@@ -193,10 +197,9 @@ fn read_table(source: &Source, start: &[u8; HEADER]) -> Result<Vec<Entry>, Fault
     Ok(entries)
 }
 
-fn within_limit(kind: SectionKind, length: u64) -> Result<(), Fault> {
+fn within_limit(kind: SectionKind, length: u64) -> Result<(), String> {
     if length <= kind.most {
         return Ok(());
     }
-    let reason = format!("it has {length} bytes, and a VM has {} at most", kind.most);
-    Err(Fault::malformed(kind.part(), reason))
+    Err(format!("it has {length} bytes, and a VM has {} at most", kind.most))
 }
