@@ -121,3 +121,7 @@ fn pages_of_one_tag_are_one_extent() {
 
     assert_eq!((file.saved.pages, file.saved.maps), (512, 3));
 }
+
+mod damage;
+mod full;
+mod lies;
