@@ -169,3 +169,6 @@ fn piece<'a>(contents: Contents, data: &mut ChunksMut<'a, u8>) -> Option<Volatil
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests;
