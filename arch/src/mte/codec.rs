@@ -110,39 +110,61 @@ pub fn from_runs(mut runs: &[u8], tags: &mut [u8]) -> Result<(), Error> {
 
 /// Appends packed tags, two to a byte, as runs. If they take more than `most` bytes it appends none, and is `false`.
 pub fn packed_to_runs(packed: &[u8], most: usize, runs: &mut Vec<u8>) -> bool {
-    let start = runs.len();
-    let mut run = (0, packed.first().map_or(0, |byte| byte & 0xf));
-    let mut rest = packed;
-    while let Some((&byte, after)) = rest.split_first() {
-        let both = run.1 | run.1 << TAG_BITS;
-        // Eight bytes at a time where they are all of this run, which most are.
-        if let Some((word, after)) = rest.split_first_chunk()
-            && *word == [both; size_of::<u64>()]
-        {
-            run.0 += 2 * word.len() as u64;
-            rest = after;
-            continue;
-        }
-        for tag in [byte & 0xf, byte >> TAG_BITS] {
-            if tag == run.1 {
-                run.0 += 1;
-                continue;
-            }
-            put_run(runs, run);
-            if runs.len() - start > most {
-                runs.truncate(start);
-                return false;
-            }
-            run = (1, tag);
-        }
-        rest = after;
+    // Each run takes a byte at least: most tags without an order end here.
+    let changes: u32 = words(packed).map(|(_, changes)| changes.count_ones()).sum();
+    if changes as usize >= most && !packed.is_empty() {
+        return false;
     }
-    put_run(runs, run);
+    let start = runs.len();
+    let mut tag = packed.first().map_or(0, |byte| byte & 0xf);
+    // Where the word and the run that is not at its end begin, in tags.
+    let (mut at, mut begin) = (0, 0);
+    for (word, mut changes) in words(packed) {
+        while changes != 0 {
+            let bit = changes.trailing_zeros();
+            let here = at + u64::from(bit / TAG_BITS);
+            put_run(runs, (here - begin, tag));
+            begin = here;
+            tag = (word >> bit) as u8 & 0xf;
+            changes &= changes - 1;
+        }
+        at += TAGS_PER_WORD;
+    }
+    put_run(runs, (2 * packed.len() as u64 - begin, tag));
     let few = runs.len() - start <= most;
     if !few {
         runs.truncate(start);
     }
     few
+}
+
+const TAGS_PER_WORD: u64 = (u64::BITS / TAG_BITS) as u64;
+/// Bit 0 of each tag of a word.
+const LOWEST_BITS: u64 = 0x1111_1111_1111_1111;
+
+/// The words of packed tags, with bit 0 of each tag that differs from the one before it.
+fn words(packed: &[u8]) -> impl Iterator<Item = (u64, u64)> {
+    let mut before = packed.first().map_or(0, |byte| byte & 0xf).into();
+    packed.chunks(size_of::<u64>()).map(move |bytes| {
+        let word = word(bytes);
+        let differs = word ^ (word << TAG_BITS | before);
+        before = word >> (u64::BITS - TAG_BITS);
+        let pairs = differs | differs >> 2;
+        (word, (pairs | pairs >> 1) & LOWEST_BITS)
+    })
+}
+
+/// Packed tags as a word, the first in its lowest bits. What are fewer than a word's go on with the last of them.
+fn word(bytes: &[u8]) -> u64 {
+    match bytes.first_chunk() {
+        Some(bytes) => u64::from_le_bytes(*bytes),
+        None => {
+            let last = bytes.last().map_or(0, |byte| byte >> TAG_BITS);
+            let mut word = [last | last << TAG_BITS; size_of::<u64>()];
+            word[..bytes.len()].copy_from_slice(bytes);
+            u64::from_le_bytes(word)
+        }
+    }
 }
 
 /// Reads runs as packed tags, two for each byte of `packed`.
