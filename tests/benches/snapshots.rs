@@ -34,7 +34,8 @@ fn save(guest: &Guest, folder: &Path) -> u64 {
     fs::create_dir_all(folder).unwrap();
     let mut client = guest.client();
     let before = now();
-    let files = json!({ "snapshot_path": folder.join("state"), "mem_file_path": folder.join("memory") });
+    let files =
+        json!({ "snapshot_path": folder.join("state"), "mem_file_path": folder.join("memory") });
     client.send("PUT", "/snapshot/create", &files).unwrap();
     now() - before
 }

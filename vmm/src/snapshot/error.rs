@@ -250,12 +250,38 @@ impl Fault {
         Self::Malformed { part, reason: reason.into() }
     }
 
+    /// Why a file was not made, or did not get its name.
+    pub(super) fn create(error: impl Into<io::Error>) -> Self {
+        Self::no_space_or(Self::Create, error.into())
+    }
+
     /// Why a file was not written.
-    pub(super) fn write(error: io::Error) -> Self {
+    pub(super) fn write(error: impl Into<io::Error>) -> Self {
+        Self::no_space_or(Self::Write, error.into())
+    }
+
+    fn no_space_or(other: fn(io::Error) -> Self, error: io::Error) -> Self {
         use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
         match error.kind() {
             StorageFull | QuotaExceeded | FileTooLarge => Self::NoSpace(error),
-            _ => Self::Write(error),
+            _ => other(error),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_room_is_no_room_whatever_it_is_for() {
+        for errno in [libc::ENOSPC, libc::EDQUOT, libc::EFBIG] {
+            let error = || io::Error::from_raw_os_error(errno);
+            assert!(matches!(Fault::create(error()), Fault::NoSpace(_)));
+            assert!(matches!(Fault::write(error()), Fault::NoSpace(_)));
+        }
+        let error = || io::Error::from_raw_os_error(libc::EIO);
+        assert!(matches!(Fault::create(error()), Fault::Create(_)));
+        assert!(matches!(Fault::write(error()), Fault::Write(_)));
     }
 }

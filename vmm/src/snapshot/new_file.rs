@@ -56,7 +56,7 @@ impl NewFile {
     /// As [`create`](Self::create), with a file that has no name if there is one.
     fn new(path: &Path, unnamed: Unnamed) -> Result<Self, Error> {
         let failed = |fault| Error::new(path, fault);
-        let io = |errno: Errno| failed(Fault::Create(errno.into()));
+        let io = |errno: Errno| failed(Fault::create(errno));
         let name = path.file_name().ok_or_else(|| failed(Fault::NoName))?;
         let directory = directory(path).map_err(io)?;
         match statat(&directory, name, AtFlags::SYMLINK_NOFOLLOW) {
@@ -91,9 +91,8 @@ impl NewFile {
 
     /// Whether both are to be the same file in the end.
     pub(super) fn has_same_name(&self, other: &Self) -> Result<bool, Error> {
-        let status = |file: &Self| {
-            fstat(&file.directory).map_err(|errno| file.error(Fault::Create(errno.into())))
-        };
+        let status =
+            |file: &Self| fstat(&file.directory).map_err(|errno| file.error(Fault::create(errno)));
         let (own, others) = (status(self)?, status(other)?);
         let same_directory = (own.st_dev, own.st_ino) == (others.st_dev, others.st_ino);
         Ok(same_directory && self.name == other.name)
@@ -106,7 +105,7 @@ impl NewFile {
 
     /// Moves it to its final name. A file that was there is kept aside, as far as the file system can do so.
     pub(super) fn publish(&mut self) -> Result<(), Error> {
-        self.place().map_err(|errno| self.error(Fault::Create(errno.into())))?;
+        self.place().map_err(|errno| self.error(Fault::create(errno)))?;
         self.sync_directory()
     }
 
@@ -169,7 +168,7 @@ impl NewFile {
         match rustix::fs::fsync(&self.directory) {
             // Not every file system has a directory that can be synchronised.
             Ok(()) | Err(Errno::INVAL) => Ok(()),
-            Err(errno) => Err(self.error(Fault::write(errno.into()))),
+            Err(errno) => Err(self.error(Fault::write(errno))),
         }
     }
 

@@ -128,13 +128,14 @@ impl NewPair {
     }
 
     /// Writes the state and gives both files their names, the state file last: where it is, the snapshot is
-    /// complete.
+    /// complete. It waits for the disk; the VM may run meanwhile.
     ///
     /// # Errors
     /// When the state makes no sense, or a file cannot be written. Both names are as before then.
     pub fn commit(mut self, state: &State) -> Result<(), Error> {
         let Some(about) = &self.about else {
-            return Err(self.memory.error(Fault::malformed(Part::Table, "it was not written")));
+            let reason = "memory was not saved".to_owned();
+            return Err(self.memory.error(Fault::Unsavable { part: Part::Table, reason }));
         };
         if state.id != self.id {
             let fault = Fault::WrongPair { found: self.id, wanted: state.id };

@@ -151,7 +151,7 @@ pub(crate) enum Filling {
     /// Only the last byte is not zero.
     Last(u8),
     One(u8),
-    /// Pieces of this length.
+    /// Pieces of this length, less one, in halves of a byte.
     Runs(u8, u16),
     Random(u64),
 }
@@ -167,8 +167,8 @@ impl Filling {
             }
             Self::One(byte) => vec![byte; length],
             Self::Runs(byte, run) => {
-                let run = usize::from(run) + 1;
-                (0..length).map(|at| byte.wrapping_add((at / run) as u8)).collect()
+                let half = |at: usize| byte.wrapping_add((at / (usize::from(run) + 1)) as u8) & 0xf;
+                (0..length).map(|at| half(2 * at) | half(2 * at + 1) << 4).collect()
             }
             Self::Random(seed) => {
                 let mut state = seed | 1;

@@ -122,6 +122,42 @@ fn pages_of_one_tag_are_one_extent() {
     assert_eq!((file.saved.pages, file.saved.maps), (512, 3));
 }
 
+/// A change here is another version of the format.
+#[test]
+fn the_format_is_as_it_is_written_down() {
+    let kinds = [
+        Page::Present(Filling::Zero, Filling::One(0x77)),
+        Page::Present(Filling::One(1), Filling::Zero),
+        Page::Present(Filling::One(2), Filling::Runs(0x10, 99)),
+        Page::Present(Filling::One(3), Filling::Random(5)),
+    ];
+    let file = File::of(&FakeMemory::with(&[vec![], kinds.to_vec()], Bytes::kib(4), true));
+    let bytes = std::fs::read(file.path()).unwrap();
+    let number = |at: usize, length: usize| {
+        bytes[at..at + length]
+            .iter()
+            .rev()
+            .fold(0u64, |number, byte| number << 8 | u64::from(*byte))
+    };
+
+    // Magic, version, flags, id, base.
+    assert_eq!(bytes[..16], *b"\x8fTESME\r\n\x01\0\0\0\x01\0\0\0");
+    assert_eq!(bytes[16..48], [[1; 16], [0; 16]].concat());
+    let table = bytes.len() - 40;
+    let numbers = [number(48, 8), number(56, 4), number(60, 4), number(64, 8), number(72, 4)];
+    assert_eq!(numbers, [4 << 20, 4 << 10, 2 << 20, table as u64, 1]);
+    // Chunk, pages, data, map and its length.
+    let entry =
+        [(0, 4), (4, 4), (8, 8), (16, 8), (24, 4)].map(|(at, size)| number(table + at, size));
+    assert_eq!(entry, [1, 3, 4096, 16384, 3 + 3 + 3 + 4 + 6 + 3 + 128 + 3]);
+    // Zero data of one tag, data, data with three runs, data with packed tags, and the hole.
+    let map = &bytes[16384..table];
+    assert_eq!(map[..6], [0x75, 0, 0, 0x02, 0, 0]);
+    assert_eq!(map[6..19], [0x0a, 0, 0, 6, 0, 0, 0, 0xb0, 0x0c, 0xb1, 0x0c, 0xf2, 0x06]);
+    assert_eq!(map[19..22], [0x0e, 0, 0]);
+    assert_eq!(map[150..153], [0x00, 0xfb, 0x01]);
+}
+
 mod damage;
 mod full;
 mod lies;

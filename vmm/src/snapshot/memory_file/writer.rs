@@ -6,7 +6,7 @@ use arch::layout::CHUNK;
 use arch::units::Bytes;
 use vm_memory::VolatileSlice;
 
-use super::super::error::Fault;
+use super::super::error::{Fault, Part};
 use super::super::format;
 use super::header::{HEADER, Header};
 use super::map::packed_page;
@@ -157,9 +157,7 @@ pub(in super::super) struct Writer<'a> {
 impl<'a> Writer<'a> {
     /// A file with nothing in it.
     pub(in super::super) fn new(about: About, file: &'a dyn Output) -> Result<Self, Fault> {
-        about
-            .check()
-            .map_err(|reason| Fault::malformed(super::super::error::Part::Header, reason))?;
+        about.check().map_err(|reason| Fault::Unsavable { part: Part::Header, reason })?;
         // The header is at the start of the first page.
         let end = about.page_size.get();
         let (entries, maps) = (Vec::new(), Vec::new());
