@@ -68,7 +68,7 @@ pub enum Command {
     Pause(OfVm),
     /// Let the vCPUs run again
     Resume(OfVm),
-    /// Save the VM in a folder; `run --restore DIR` restores it
+    /// Save the VM in a folder, which `run --restore DIR` restores, or look at what is there
     Snapshot(SnapshotArgs),
     /// Press the power key and wait until the VM has gone
     Stop(StopArgs),
@@ -163,13 +163,38 @@ pub struct LogsArgs {
 
 /// `snapshot`.
 #[derive(Clone, Debug, Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub struct SnapshotArgs {
+    /// What to do with snapshots.
+    #[command(subcommand)]
+    pub command: Option<SnapshotCommand>,
+    /// What to save.
+    #[command(flatten)]
+    pub save: SaveArgs,
+}
+
+/// What is done with snapshots that are there.
+#[derive(Clone, Debug, Subcommand)]
+pub enum SnapshotCommand {
+    /// Show what a snapshot holds, and what its host must have
+    Info {
+        /// Its folder
+        #[arg(value_name = "DIR")]
+        folder: PathBuf,
+    },
+    /// Make one snapshot of another and of what has changed since
+    Merge(MergeArgs),
+}
+
+/// A VM that is saved.
+#[derive(Clone, Debug, Args)]
+pub struct SaveArgs {
     /// Its id, the beginning of one, or the path of its control socket
-    #[arg(value_name = "VM")]
-    pub vm: OsString,
+    #[arg(value_name = "VM", required = true)]
+    pub vm: Option<OsString>,
     /// The folder for the snapshot, which is made
-    #[arg(value_name = "DIR")]
-    pub folder: PathBuf,
+    #[arg(value_name = "DIR", required = true)]
+    pub folder: Option<PathBuf>,
     /// Let the VM run then, even if it was paused
     #[arg(long, conflicts_with = "keep_paused")]
     pub resume: bool,
@@ -182,6 +207,23 @@ pub struct SnapshotArgs {
     /// How many seconds to wait for the VM to write its files
     #[arg(long, value_name = "S", default_value = "600", value_parser = seconds)]
     pub timeout: Duration,
+}
+
+/// Snapshots that become one.
+#[derive(Clone, Debug, Args)]
+pub struct MergeArgs {
+    /// The folder of the snapshot that the other builds on
+    #[arg(value_name = "BASE")]
+    pub base: PathBuf,
+    /// That of the other, which has what has changed since
+    #[arg(value_name = "DIFF")]
+    pub diff: PathBuf,
+    /// The folder for the new one; with --replace it may be one of both
+    #[arg(value_name = "INTO")]
+    pub into: PathBuf,
+    /// Replace the snapshot that the folder has
+    #[arg(long)]
+    pub replace: bool,
 }
 
 /// `stop`.

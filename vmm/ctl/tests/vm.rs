@@ -296,6 +296,31 @@ fn a_vm_that_cannot_be_saved_runs_again_and_nothing_is_left() {
 }
 
 #[test]
+fn a_snapshot_that_is_none_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("state"), "whole").unwrap();
+    let tesseractl = |words: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tesseractl"));
+        let output = command.arg("snapshot").args(words).current_dir(folder.path()).output();
+        let output = output.unwrap();
+        (output.status.code(), text(&output.stderr).to_owned())
+    };
+
+    let (code, said) = tesseractl(&["info", "."]);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("./state"), "{said}");
+    let (code, said) = tesseractl(&["merge", ".", "nowhere", "into"]);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(!folder.path().join("into").exists());
+    for words in [&["one"][..], &["merge", "a", "b"], &["info", "--resume"], &["one", "info"]] {
+        let (code, said) = tesseractl(words);
+        let is_usage = code == Some(64);
+        // A folder may be called info.
+        assert!(is_usage || said.contains("no VM 'one'"), "{words:?}: {said}");
+    }
+}
+
+#[test]
 fn metrics_are_a_table_with_units_or_raw() {
     let vm = Vm::start(Key::Ignored);
 

@@ -10,12 +10,14 @@ mod balloon;
 mod columns;
 mod devices;
 mod pool;
+mod snapshot;
 mod tag_storage;
 
 pub(crate) use balloon::mib;
 pub use balloon::{balloon, footprint, statistics};
 pub(crate) use columns::{Column, columns};
 pub use pool::{pool, pool_prometheus};
+pub use snapshot::snapshot;
 pub use tag_storage::tag_storage;
 
 /// The state and shape of a VM as an aligned table, one fact a line. `config` is the answer to

@@ -1,5 +1,6 @@
 //! A VM in the files of a folder.
 
+mod files;
 mod place;
 
 use std::path::Path;
@@ -14,22 +15,38 @@ use signal_hook::flag;
 use vmm::api::model::{SnapshotCreate, State};
 
 use self::place::Place;
-use crate::cli::SnapshotArgs;
+use crate::cli::{SaveArgs, SnapshotArgs, SnapshotCommand};
 use crate::client::{Client, DEFAULT_TIMEOUT};
 use crate::failure::{EXIT_INTERRUPTED, Failure};
 use crate::output::Form;
+use crate::report;
 use crate::target::Target;
 use crate::waiting::Waiting;
+
+/// Saves a VM, or looks at snapshots.
+///
+/// # Errors
+/// When the VM cannot be reached or refuses, or the files cannot be had.
+pub fn snapshot(args: &SnapshotArgs, form: Form) -> Result<(), Failure> {
+    match &args.command {
+        Some(SnapshotCommand::Info { folder }) => files::info(folder, form),
+        Some(SnapshotCommand::Merge(args)) => files::merged(args, form),
+        None => save(&args.save, form),
+    }
+}
 
 /// Saves a VM. It does then what it did before, unless it is to do something else.
 ///
 /// # Errors
 /// When the VM cannot be reached or refuses, or the folder cannot be had. Then there is no snapshot that was not there
 /// before, and the VM does what it did.
-pub fn snapshot(args: &SnapshotArgs, form: Form) -> Result<(), Failure> {
-    let target = Target::find(&args.vm)?;
+fn save(args: &SaveArgs, form: Form) -> Result<(), Failure> {
+    let (Some(vm), Some(folder)) = (&args.vm, &args.folder) else {
+        return Err(Failure::usage("name the VM and the folder"));
+    };
+    let target = Target::find(vm)?;
     let mut client = target.client_within(args.timeout)?;
-    let place = Place::prepare(&args.folder, args.replace)?;
+    let place = Place::prepare(folder, args.replace)?;
     let stop = Stop::catch()?;
     let waiting = Waiting::on(format!("{} is to be saved", target.name()));
     let was_running = client.instance()?.state == State::Running;
@@ -52,10 +69,10 @@ pub fn snapshot(args: &SnapshotArgs, form: Form) -> Result<(), Failure> {
         return Err(Failure { code: EXIT_INTERRUPTED, message });
     }
     let size = place.commit()?;
-    report(&args.folder, size, runs, paused_for, &target, form)
+    show(folder, size, runs, paused_for, &target, form)
 }
 
-fn report(
+fn show(
     folder: &Path,
     size: Bytes,
     runs: bool,
@@ -72,12 +89,12 @@ fn report(
         "paused_nanoseconds": u64::try_from(paused_for.as_nanos()).unwrap_or(u64::MAX),
     });
     form.show(&answer, |_| {
-        let (name, mib) = (target.name(), size.as_mib());
+        let (name, size) = (target.name(), report::size(size.get()));
         let then = match runs {
             true => format!("it runs again after {paused_for:.1?}"),
             false => "it is paused".to_owned(),
         };
-        format!("saved {name} in {} ({mib} MiB); {then}\n", folder.display())
+        format!("saved {name} in {} ({size}); {then}\n", folder.display())
     })
 }
 
