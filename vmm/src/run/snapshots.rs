@@ -15,7 +15,7 @@ use crate::exit_status::ExitStatus;
 use crate::hypervisor::Hypervisor;
 use crate::machine::{self, Board, Contents, Machine, MachineState, SavedMemory};
 use crate::snapshot::{self, CpuFeatures, Fault, Kind, Manifest, NewPair, Pair, State};
-use crate::spec::Spec;
+use crate::spec::{ReservationMode, Spec, TagStorageSpec};
 
 /// A snapshot whose state has been read and checked; nothing has been made of it.
 pub struct Saved {
@@ -61,6 +61,12 @@ pub enum LoadError {
         "the configuration in the snapshot cannot be read: restore it with the version of tessera that saved it"
     )]
     Config(#[source] serde_json::Error),
+    /// Two would wait for the same touches.
+    #[error(
+        "guest memory cannot be restored lazily where tag storage is reserved on demand, as both wait for its first \
+         touch: leave out --lazy (\"lazy\" in the API), or give --tag-storage strict"
+    )]
+    LazyOnDemand,
     /// The host has pages of another size.
     #[error(
         "the snapshot is of a host with pages of {saved}, and this one has pages of {here}: restore it on a host with \
@@ -80,6 +86,7 @@ impl LoadError {
         match self {
             Self::File(error) => machine::snapshot_status(error),
             Self::Config(_) => ExitStatus::BadImage,
+            Self::LazyOnDemand => ExitStatus::Config,
             Self::PageSize { .. } => ExitStatus::Unavailable,
         }
     }
@@ -90,14 +97,28 @@ impl From<SaveError> for ControlError {
         const ACTION: &str = "save the VM";
         match &error {
             SaveError::Machine(machine::SaveError::Busy) => Self::unavailable(ACTION, error),
-            SaveError::File(file) => match file.fault {
-                Fault::Create(_) | Fault::NotRegular | Fault::NoName | Fault::SameFile => {
-                    Self::refused(chain(&error))
-                }
-                _ => Self::failed(ACTION, error),
-            },
+            SaveError::File(file) if is_of_the_path(&file.fault) => Self::refused(chain(&error)),
             _ => Self::failed(ACTION, error),
         }
+    }
+}
+
+/// Whether a file cannot be written for a reason that another path would not have.
+fn is_of_the_path(fault: &Fault) -> bool {
+    use io::ErrorKind as Kind;
+
+    match fault {
+        Fault::NotRegular | Fault::NoName | Fault::SameFile => true,
+        Fault::Create(source) => matches!(
+            source.kind(),
+            Kind::NotFound
+                | Kind::PermissionDenied
+                | Kind::NotADirectory
+                | Kind::IsADirectory
+                | Kind::ReadOnlyFilesystem
+                | Kind::InvalidFilename
+        ),
+        _ => false,
     }
 }
 
@@ -122,6 +143,10 @@ pub(super) fn prepare(
     let saved = read(&files)?;
     let config = Config::restored(saved.config.clone(), changes).map_err(config::Error::from)?;
     let spec = Spec::new(config, CommandLineOnly { snapshot: Some(&files), ..flags })?;
+    let on_demand = |tags: &TagStorageSpec| matches!(tags.when, ReservationMode::Demand { .. });
+    if lazy && spec.tag_storage.as_ref().is_some_and(on_demand) {
+        return Err(LoadError::LazyOnDemand.into());
+    }
     Ok((spec, Restore { saved, lazy, resume }))
 }
 
@@ -214,25 +239,119 @@ mod tests {
     use std::io::ErrorKind;
     use std::path::Path;
 
+    use serde_json::json;
+    use tempfile::TempDir;
+
     use super::*;
-    use crate::config::SerialSection;
+    use crate::config::{RestoreChanges, SerialSection, TagStorageMode, TagStorageSection};
     use crate::hypervisor::fake::FakeHypervisor;
     use crate::machine::testing::{config, machine, spec};
+    use crate::snapshot::testing::{FakeMemory, state};
 
     #[test]
     fn what_the_client_can_mend_is_refused_and_what_it_cannot_has_failed() {
         let file = |fault| {
             ControlError::from(SaveError::File(snapshot::Error { file: "/s".into(), fault }))
         };
-        for kind in [ErrorKind::NotFound, ErrorKind::PermissionDenied] {
+        for kind in [
+            ErrorKind::NotFound,
+            ErrorKind::PermissionDenied,
+            ErrorKind::NotADirectory,
+            ErrorKind::ReadOnlyFilesystem,
+        ] {
             let answer = file(Fault::Create(io::Error::from(kind)));
             assert!(matches!(answer, ControlError::Refused(_)), "{answer:?}");
             assert!(answer.to_string().contains("/s"), "{answer}");
         }
         let busy = ControlError::from(SaveError::Machine(machine::SaveError::Busy));
         assert!(matches!(busy, ControlError::Unavailable { .. }), "{busy:?}");
-        let full = file(Fault::NoSpace(io::Error::from(ErrorKind::StorageFull)));
-        assert!(matches!(full, ControlError::Failed { .. }), "{full:?}");
+        let io = io::Error::from;
+        for of_the_host in [
+            Fault::NoSpace(io(ErrorKind::StorageFull)),
+            Fault::Create(io(ErrorKind::StorageFull)),
+            Fault::Create(io(ErrorKind::QuotaExceeded)),
+            Fault::Create(io(ErrorKind::OutOfMemory)),
+            Fault::Write(io(ErrorKind::Other)),
+        ] {
+            let answer = file(of_the_host);
+            assert!(matches!(answer, ControlError::Failed { .. }), "{answer:?}");
+        }
+    }
+
+    /// A folder with a snapshot of a VM with this configuration.
+    fn snapshot_of(config: serde_json::Value) -> (TempDir, SnapshotFiles) {
+        let folder = tempfile::tempdir().unwrap();
+        let files = SnapshotFiles::in_folder(folder.path());
+        let page = Bytes::new(rustix::param::page_size() as u64);
+        let memory = FakeMemory::new(32, page, true);
+        let mut pair = NewPair::create(&files.state, &files.memory).unwrap();
+        pair.save_memory(&memory, None, &mut |_| {}).unwrap();
+        let mut state = state(pair.id(), &memory);
+        state.manifest.config = config;
+        pair.commit(&state).unwrap();
+        (folder, files)
+    }
+
+    fn prepared(
+        files: &SnapshotFiles,
+        lazy: bool,
+        changes: RestoreChanges,
+    ) -> Result<(Spec, Restore), Error> {
+        let request = RestoreRequest { files: files.clone(), lazy, resume: true, changes };
+        prepare(request, CommandLineOnly::default())
+    }
+
+    fn status(files: &SnapshotFiles) -> ExitStatus {
+        prepared(files, false, RestoreChanges::default()).err().unwrap().status()
+    }
+
+    #[test]
+    fn a_description_comes_back_as_it_was_saved() {
+        let saved = Spec { mte: MteMode::Require, ..spec(config(Path::new("/boot/Image"), 2)) };
+        let (_folder, files) = snapshot_of(serde_json::to_value(saved.to_config()).unwrap());
+
+        let (restored, restore) = prepared(&files, true, RestoreChanges::default()).unwrap();
+
+        let mut expected = saved.to_config();
+        expected.serial = Some(SerialSection::from_flag("stdio"));
+        assert_eq!(restored.to_config(), expected);
+        assert_eq!(saved_config(&files).unwrap(), saved.to_config());
+        assert_eq!((restore.lazy, restore.resume), (true, true));
+    }
+
+    #[test]
+    fn a_snapshot_that_cannot_be_read_has_its_documented_status() {
+        let (folder, files) = snapshot_of(json!({ "machine-config": { "vcpu_count": 2 } }));
+        // No kernel, which a VM has.
+        assert_eq!(status(&files), ExitStatus::Config);
+        let (_other, unknown) = snapshot_of(json!({ "machine-config": { "sockets": 2 } }));
+        assert_eq!(status(&unknown), ExitStatus::BadImage);
+        let SnapshotFiles { state, memory } = files.clone();
+        let swapped = SnapshotFiles { state: memory, memory: state };
+        assert_eq!(status(&swapped), ExitStatus::BadImage);
+        let mixed = SnapshotFiles { memory: unknown.memory, ..files.clone() };
+        assert_eq!(status(&mixed), ExitStatus::BadImage);
+        let absent = SnapshotFiles::in_folder(&folder.path().join("absent"));
+        assert_eq!(status(&absent), ExitStatus::NoInput);
+        std::fs::write(&files.memory, "short").unwrap();
+        assert_eq!(status(&files), ExitStatus::BadImage);
+    }
+
+    #[test]
+    fn memory_is_not_lazy_where_tag_storage_is_reserved_on_demand() {
+        let saved = Spec { mte: MteMode::Require, ..spec(config(Path::new("/boot/Image"), 1)) };
+        let (_folder, files) = snapshot_of(serde_json::to_value(saved.to_config()).unwrap());
+        let with = |mode| RestoreChanges {
+            tag_storage: TagStorageSection { mode: Some(mode), ..TagStorageSection::default() },
+            ..RestoreChanges::default()
+        };
+
+        let refused = prepared(&files, true, with(TagStorageMode::Demand)).err().unwrap();
+
+        assert!(chain(&refused).contains("--tag-storage strict"), "{refused:?}");
+        assert_eq!(refused.status(), ExitStatus::Config);
+        assert!(prepared(&files, false, with(TagStorageMode::Demand)).is_ok());
+        assert!(prepared(&files, true, with(TagStorageMode::Strict)).is_ok());
     }
 
     #[test]
