@@ -117,6 +117,8 @@ fn is_of_the_path(fault: &Fault) -> bool {
                 | Kind::IsADirectory
                 | Kind::ReadOnlyFilesystem
                 | Kind::InvalidFilename
+                // A path with a zero byte.
+                | Kind::InvalidInput
         ),
         _ => false,
     }
@@ -258,6 +260,7 @@ mod tests {
             ErrorKind::PermissionDenied,
             ErrorKind::NotADirectory,
             ErrorKind::ReadOnlyFilesystem,
+            ErrorKind::InvalidInput,
         ] {
             let answer = file(Fault::Create(io::Error::from(kind)));
             assert!(matches!(answer, ControlError::Refused(_)), "{answer:?}");
