@@ -36,7 +36,7 @@ const STACK_SIZE: usize = 256 << 10;
 pub enum Error {
     /// Only anonymous memory has pages that move.
     #[error(
-        "memory of this backing cannot be restored lazily: use --memory-backing anonymous, or leave out --lazy"
+        "only anonymous memory can be restored lazily, and that of the snapshot is not: leave out --lazy"
     )]
     Backing,
     /// The host cannot stop touches of it.
