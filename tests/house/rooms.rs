@@ -79,7 +79,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     // Its own files; it re-exports names of its rooms, which are followed to where they are.
     ("tag_storage", &[]),
     ("sys", &[]),
-    ("spec", &["config"]),
+    ("spec", &["config", "vm_id"]),
     ("config", &[]),
     ("cli", &["config", BROKER_SERVER]),
     ("doctor", &["backends", "hypervisor", "kvm", "memory", "sys"]),
@@ -89,7 +89,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("exit_status", &[]),
     ("metrics", &[]),
     ("prometheus", &[]),
-    ("registry", &["sys"]),
+    ("registry", &["sys", "vm_id"]),
+    ("vm_id", &[]),
 ];
 
 const BROKER_CLIENT: &str = "tag_storage::broker::client";

@@ -28,3 +28,4 @@ pub mod tag_storage;
 #[cfg(test)]
 mod testing;
 pub mod vcpu;
+mod vm_id;

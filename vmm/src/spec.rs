@@ -15,6 +15,7 @@ use crate::config::{
     LoggerSection, MachineConfig, MemoryBacking, MetricsSection, MteMode, MteSection,
     SerialSection, SnapshotFiles, TagStorageMode, TagStorageSection,
 };
+use crate::vm_id::{RULE, is_vm_id};
 
 mod balloon;
 mod disk;
@@ -37,9 +38,6 @@ const DEFAULT_MEMORY: Bytes = Bytes::mib(512);
 
 /// The widest guest-physical address of any host, in bits; the host at hand may have fewer.
 const ANY_HOST_IPA_BITS: u8 = 52;
-
-/// A VM's name: Firecracker's bound, so that an id fits a file name and a log line.
-const MAX_ID: usize = 64;
 
 /// What a VM is made of.
 #[derive(Clone, Debug)]
@@ -236,7 +234,7 @@ pub enum Error {
     #[error("the rate limiter of the entropy source cannot be had")]
     EntropyLimits(#[source] RefillError),
     /// A name that is empty, long, or has odd characters.
-    #[error("the id '{0}' is not usable: 1 to {MAX_ID} letters, digits and hyphens")]
+    #[error("the id '{0}' is not usable: {RULE}")]
     Id(String),
 }
 
@@ -465,9 +463,7 @@ fn same_file(a: &Path, b: &Path) -> bool {
 }
 
 fn valid_id(id: &str) -> Result<String, Error> {
-    let usable = (1..=MAX_ID).contains(&id.len())
-        && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
-    if usable { Ok(id.to_owned()) } else { Err(Error::Id(id.to_owned())) }
+    if is_vm_id(id) { Ok(id.to_owned()) } else { Err(Error::Id(id.to_owned())) }
 }
 
 fn memory(machine: &MachineConfig) -> Result<Bytes, Error> {

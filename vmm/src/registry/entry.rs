@@ -7,9 +7,10 @@ use std::path::Path;
 use rustix::fs::{Mode, OFlags, openat, renameat};
 
 use super::directory::{Directory, system};
-use super::record::{Draft, Record, is_id};
+use super::record::{Draft, Record};
 use super::{Error, list, process};
 use crate::sys::file_lock;
+use crate::vm_id::is_vm_id;
 
 /// The variable by which a program that starts VMs gives its name.
 const STARTED_BY: &str = "TESSERA_STARTED_BY";
@@ -53,7 +54,7 @@ impl Entry {
     /// As [`publish`](Self::publish).
     pub fn publish_in(directory: Directory, vm: &Publication<'_>) -> Result<Self, Error> {
         let name = match vm.id {
-            Some(id) if is_id(id) => id.to_owned(),
+            Some(id) if is_vm_id(id) => id.to_owned(),
             Some(id) => return Err(Error::Id(id.to_owned())),
             None => format!("pid.{}", std::process::id()),
         };

@@ -27,6 +27,8 @@ pub use list::{Listing, Skipped, Vm};
 pub use process::Process;
 pub use record::Record;
 
+use crate::vm_id::RULE;
+
 /// Why the registry cannot be used, or not as asked.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -60,7 +62,7 @@ pub enum Error {
     #[error("{0:?} is the entry of another VM; give this one an --id")]
     Taken(PathBuf),
     /// The id is none.
-    #[error("the id '{0}' is not usable: 1 to 64 letters, digits and hyphens")]
+    #[error("the id '{0}' is not usable: {RULE}")]
     Id(String),
     /// A path of the entry is no text, or too long.
     #[error("the VM has a path that is no UTF-8 or too long for an entry: choose another one")]

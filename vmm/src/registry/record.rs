@@ -4,15 +4,14 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::vm_id::is_vm_id;
+
 /// The version of the form below. A reader skips the entries of any other.
 const VERSION: u32 = 1;
 
 /// The longest entry. Three paths of PATH_MAX, each letter escaped, have 72 KiB; paths of sockets are 40 times
 /// shorter, and an entry that does not fit is not written.
 pub(super) const LONGEST: u64 = 16 << 10;
-
-/// The longest id, as `--id` has it.
-const LONGEST_ID: usize = 64;
 
 /// One VM. Fields that a reader does not know are ignored, so that later programs may add some.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -103,16 +102,10 @@ impl Draft<'_> {
     }
 }
 
-/// Whether this may be the id of a VM, and so the name of its file. No id has a dot, as `pid.42` has.
-pub(super) fn is_id(text: &str) -> bool {
-    (1..=LONGEST_ID).contains(&text.len())
-        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
-}
-
 /// Whether this may be the name of a VM.
 pub(super) fn is_name(text: &str) -> bool {
     match text.strip_prefix("pid.") {
         Some(pid) => pid.parse::<u32>().is_ok_and(|number| number.to_string() == pid),
-        None => is_id(text),
+        None => is_vm_id(text),
     }
 }
