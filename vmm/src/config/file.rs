@@ -75,6 +75,14 @@ pub struct Config {
     memory_hotplug: Absent,
 }
 
+impl Config {
+    /// Whether a kernel is named.
+    pub fn has_kernel(&self) -> bool {
+        let kernel = self.boot_source.as_ref().and_then(|boot| boot.kernel_image_path.as_deref());
+        kernel.is_some_and(|kernel| kernel != Path::new(""))
+    }
+}
+
 /// What the guest boots.
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(deny_unknown_fields)]

@@ -38,22 +38,21 @@ impl MachineController {
         key: PowerKeyTimer,
         shutdown: ShutdownRequest,
         metrics: Option<MetricsFile>,
-        spec: &Spec,
+        spec: Spec,
         has_mte: bool,
     ) -> Self {
-        Self {
-            machine: Rc::downgrade(machine),
-            key,
-            shutdown,
-            metrics,
-            spec: Box::new(spec.clone()),
-            has_mte,
-        }
+        let machine = Rc::downgrade(machine);
+        Self { machine, key, shutdown, metrics, spec: Box::new(spec), has_mte }
     }
 }
 
 impl MachineController {
-    /// The configuration that it was started with.
+    /// What it was started with.
+    pub(super) fn spec(&self) -> &Spec {
+        &self.spec
+    }
+
+    /// The same as a configuration.
     fn config(&self) -> Value {
         // A configuration is plain data: strings, numbers and paths that came from UTF-8.
         serde_json::to_value(self.spec.to_config()).unwrap_or_else(|_| json!({}))

@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::controller::MachineController;
+use super::entry::Listed;
 use super::error::Error;
 use super::exit_reason::ExitReason;
 use super::launch::Launcher;
@@ -19,6 +20,7 @@ pub(super) struct DraftController<'h> {
     config: Config,
     flags: CommandLineOnly<'h>,
     draft: Draft,
+    entry: Listed,
     launcher: Launcher<'h>,
     shutdown: ShutdownRequest,
     started: Option<MachineController>,
@@ -30,10 +32,11 @@ impl<'h> DraftController<'h> {
         config: Config,
         draft: Draft,
         flags: CommandLineOnly<'h>,
+        entry: Listed,
         launcher: Launcher<'h>,
         shutdown: ShutdownRequest,
     ) -> Self {
-        Self { config, flags, draft, launcher, shutdown, started: None }
+        Self { config, flags, draft, entry, launcher, shutdown, started: None }
     }
 }
 
@@ -138,8 +141,9 @@ impl Controller for DraftController<'_> {
         let refused = |error: &dyn std::error::Error| ControlError::refused(chain(error));
         let spec = self.draft.clone().into_spec().map_err(|error| refused(&error))?;
         let (launched, machine) =
-            self.launcher.make(&spec, None).map_err(|error| refused(&error))?;
+            self.launcher.make(spec, None).map_err(|error| refused(&error))?;
         self.launcher.start(launched).map_err(|error| refused(&error))?;
+        self.entry.update(machine.spec(), self.flags);
         self.started = Some(machine);
         Ok(())
     }
@@ -166,11 +170,12 @@ impl Controller for DraftController<'_> {
         let request = request.into_request(changes)?;
         let (spec, restore) = snapshots::prepare(request, self.flags)?;
         let runs = restore.resume;
-        let (launched, machine) = self.launcher.make(&spec, Some(restore))?;
+        let (launched, machine) = self.launcher.make(spec, Some(restore))?;
         match runs {
             true => self.launcher.start(launched)?,
             false => self.launcher.hold(launched),
         }
+        self.entry.update(machine.spec(), self.flags);
         self.started = Some(machine);
         Ok(())
     }

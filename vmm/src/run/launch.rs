@@ -83,7 +83,7 @@ impl<'h> Launcher<'h> {
     /// When it cannot be made. Nothing is left of it then.
     pub(super) fn make(
         &self,
-        spec: &Spec,
+        spec: Spec,
         restore: Option<Restore>,
     ) -> Result<(Launched, MachineController), Error> {
         if let Some(path) = &spec.log {
@@ -93,19 +93,19 @@ impl<'h> Launcher<'h> {
         }
         let restored = restore.is_some();
         let board = match restore {
-            None => Board::new(spec, self.hypervisor)?,
-            Some(restore) => snapshots::board(spec, self.hypervisor, restore)?,
+            None => Board::new(&spec, self.hypervisor)?,
+            Some(restore) => snapshots::board(&spec, self.hypervisor, restore)?,
         };
-        announce_mte(board.mte(), spec);
+        announce_mte(board.mte(), &spec);
         let has_mte = *board.mte() == Mte::On;
-        let (command_line, disks) = (board.command_line(spec), board.disks(spec));
-        let spec = &Spec { command_line, disks, ..spec.clone() };
+        let (command_line, disks) = (board.command_line(&spec), board.disks(&spec));
+        let spec = Spec { command_line, disks, ..spec };
         self.catch_signals()?;
-        let metrics = MetricsFile::of(spec)?;
+        let metrics = MetricsFile::of(&spec)?;
         let quiesce = Quiesce::default();
         let lost = Lost::new()?;
         let (output, listener) = open_console(&spec.serial, &quiesce, &lost)?;
-        let mut machine = Machine::new(board, spec, output, quiesce, self.log.clone())?;
+        let mut machine = Machine::new(board, &spec, output, quiesce, self.log.clone())?;
         let mut subscribers = machine.take_device_events();
         let machine = Rc::new(RefCell::new(machine));
         let key = PowerKeyTimer::new(&machine).map_err(Error::Events)?;

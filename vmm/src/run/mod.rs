@@ -3,7 +3,6 @@
 mod broker_events;
 mod controller;
 mod draft_controller;
-#[cfg(target_arch = "aarch64")]
 mod entry;
 mod error;
 mod event_loop;
@@ -83,12 +82,12 @@ impl<'a> Request<'a> {
             return Ok(Self::Restore { spec, restore, api_sock: flags.api_sock });
         }
         let config = args.merge()?;
-        let draft = Draft::new(config.clone(), flags)?;
         Ok(match flags.api_sock {
-            Some(api_sock) if !draft.has_kernel() => {
+            Some(api_sock) if !config.has_kernel() => {
+                let draft = Draft::new(config.clone(), flags)?;
                 Self::Wait(Box::new(Waiting { config, draft, flags, api_sock }))
             }
-            api_sock => Self::Start { spec: Box::new(draft.into_spec()?), api_sock },
+            api_sock => Self::Start { spec: Box::new(Spec::new(config, flags)?), api_sock },
         })
     }
 }
@@ -119,10 +118,11 @@ fn run_listed(
     request: Request<'_>,
     entry: Option<Entry>,
 ) -> Result<ExitReason, Error> {
+    let entry = entry::Listed::new(entry);
     match request {
-        Request::Start { spec, api_sock } => start::start(hypervisor, &spec, None, api_sock, entry),
+        Request::Start { spec, api_sock } => start::start(hypervisor, *spec, None, api_sock, entry),
         Request::Restore { spec, restore, api_sock } => {
-            start::start(hypervisor, &spec, Some(*restore), api_sock, entry)
+            start::start(hypervisor, *spec, Some(*restore), api_sock, entry)
         }
         Request::Wait(waiting) => start::start_on_request(hypervisor, *waiting, entry),
     }

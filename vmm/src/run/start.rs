@@ -7,6 +7,7 @@ use std::rc::Rc;
 
 use super::Waiting;
 use super::draft_controller::{DraftController, Phase};
+use super::entry::Listed;
 use super::error::Error;
 use super::event_loop::Loop;
 use super::exit_reason::ExitReason;
@@ -18,7 +19,6 @@ use crate::error::chain;
 use crate::events::{Event, EventLog};
 use crate::hypervisor::Hypervisor;
 use crate::memory::tag_checks;
-use crate::registry::Entry;
 use crate::spec::Spec;
 use crate::sys::supervisor;
 use crate::vcpu::VcpuExit;
@@ -26,17 +26,18 @@ use crate::vcpu::VcpuExit;
 /// Makes the machine, or restores it, runs the guest to its end, and cleans up.
 pub(super) fn start(
     hypervisor: &dyn Hypervisor,
-    spec: &Spec,
+    spec: Spec,
     restore: Option<Restore>,
     api_sock: Option<&Path>,
-    entry: Option<Entry>,
+    entry: Listed,
 ) -> Result<ExitReason, Error> {
     tag_checks::disable();
     let mut vm = Process::new(hypervisor, api_sock, entry)?;
+    let leave_sockets = spec.leave_sockets;
     let runs = restore.as_ref().is_none_or(|restore| restore.resume);
     let (launched, controller) = vm.launcher.make(spec, restore)?;
     let phase = Phase::Started(controller);
-    let server = api_sock.map(|path| vm.serve(path, phase, spec.leave_sockets)).transpose()?;
+    let server = api_sock.map(|path| vm.serve(path, phase, leave_sockets)).transpose()?;
     match runs {
         true => vm.launcher.start(launched)?,
         false => vm.launcher.hold(launched),
@@ -48,14 +49,15 @@ pub(super) fn start(
 pub(super) fn start_on_request(
     hypervisor: &dyn Hypervisor,
     waiting: Waiting<'_>,
-    entry: Option<Entry>,
+    entry: Listed,
 ) -> Result<ExitReason, Error> {
     let Waiting { config, draft, flags, api_sock } = waiting;
     tag_checks::disable();
     let mut vm = Process::new(hypervisor, Some(api_sock), entry)?;
     vm.launcher.catch_signals()?;
     let (launcher, shutdown) = (vm.launcher.clone(), vm.shutdown.clone());
-    let controller = DraftController::new(config, draft, flags, launcher, shutdown);
+    let entry = vm.entry.clone();
+    let controller = DraftController::new(config, draft, flags, entry, launcher, shutdown);
     let phase = Phase::NotStarted(Box::new(controller));
     let server = vm.serve(api_sock, phase, flags.leave_sockets)?;
     vm.run(Some(server))
@@ -69,7 +71,7 @@ struct Process<'h> {
     launcher: Launcher<'h>,
     shutdown: ShutdownRequest,
     log: EventLog,
-    entry: Option<Entry>,
+    entry: Listed,
 }
 
 impl<'h> Process<'h> {
@@ -77,7 +79,7 @@ impl<'h> Process<'h> {
     fn new(
         hypervisor: &'h dyn Hypervisor,
         api_sock: Option<&Path>,
-        entry: Option<Entry>,
+        entry: Listed,
     ) -> Result<Self, Error> {
         let log = match api_sock {
             Some(_) => EventLog::new().map_err(Error::Events)?,
@@ -117,7 +119,7 @@ impl<'h> Process<'h> {
         drop(events);
         launcher.end();
         // The id is free for the next VM before a client sees that this one has gone.
-        drop(entry);
+        entry.remove();
         if let Some(server) = server {
             if let Ok(ExitReason::Guest(VcpuExit::GuestPanic)) = reason {
                 log.publish(&Event::GuestPanic);

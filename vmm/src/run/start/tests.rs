@@ -8,13 +8,14 @@ use super::*;
 use crate::config::{CommandLineOnly, Config};
 use crate::hypervisor::fake::FakeHypervisor;
 use crate::machine::testing::{config, kernel, spec};
+use crate::registry::{Directory, Entry, Publication};
 use crate::spec::Draft;
 use crate::vcpu::Exit;
 use crate::vcpu::fake::{Event, Step};
 
 fn run(hypervisor: &FakeHypervisor, api_sock: Option<&Path>) -> Result<ExitReason, Error> {
     let kernel = kernel();
-    start(hypervisor, &spec(config(kernel.path(), 1)), None, api_sock, None)
+    start(hypervisor, spec(config(kernel.path(), 1)), None, api_sock, Listed::default())
 }
 
 fn runs_to(exit: Exit) -> ExitReason {
@@ -93,6 +94,15 @@ fn waiting<T: Send>(
     hypervisor: &FakeHypervisor,
     client: impl FnOnce(UnixStream, &Path) -> T + Send,
 ) -> (Result<ExitReason, Error>, T) {
+    waiting_listed(hypervisor, Listed::default(), client)
+}
+
+/// The same with an entry in a registry.
+fn waiting_listed<T: Send>(
+    hypervisor: &FakeHypervisor,
+    entry: Listed,
+    client: impl FnOnce(UnixStream, &Path) -> T + Send,
+) -> (Result<ExitReason, Error>, T) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("api");
     let flags = CommandLineOnly { api_sock: Some(&path), ..CommandLineOnly::default() };
@@ -105,8 +115,8 @@ fn waiting<T: Send>(
             }
             client(UnixStream::connect(&path).unwrap(), &path)
         });
-        let reason =
-            start_on_request(hypervisor, Waiting { config, draft, flags, api_sock: &path }, None);
+        let waiting = Waiting { config, draft, flags, api_sock: &path };
+        let reason = start_on_request(hypervisor, waiting, entry);
         (reason, client.join().unwrap())
     });
     assert!(!path.exists());
@@ -148,6 +158,35 @@ fn a_client_configures_a_vm_and_starts_it() {
     assert!(matches!(reason.unwrap(), ExitReason::Stopped));
     let events = hypervisor.guest.events();
     assert_eq!(events.last(), Some(&Event::Note("VM dropped")), "{events:?}");
+}
+
+#[test]
+fn the_entry_of_a_vm_that_waits_says_the_rest_at_its_start() {
+    let hypervisor = FakeHypervisor::new([vec![]]);
+    let kernel = kernel();
+    let place = tempfile::tempdir().unwrap();
+    let directory = || Directory::create_in(place.path()).unwrap();
+    let publication = Publication { id: Some("one"), ..Publication::default() };
+    let entry = Entry::publish_in(directory(), &publication).unwrap();
+    let serial = || directory().find("one").unwrap().record.serial;
+
+    let (reason, ()) = waiting_listed(&hypervisor, Listed::new(Some(entry)), |mut client, path| {
+        let boot = format!(r#"{{"kernel_image_path": {:?}}}"#, kernel.path());
+        ask(&mut client, "PUT", "/boot-source", &boot);
+        ask(&mut client, "PUT", "/machine-config", r#"{"mem_size_mib": 64}"#);
+        ask(&mut client, "PUT", "/serial", r#"{"target": "none"}"#);
+        assert_eq!(serial(), None);
+
+        assert_eq!(ask(&mut client, "PUT", "/actions", START), (204, String::new()));
+
+        assert_eq!(serial().as_deref(), Some("none"));
+        let socket = directory().find("one").unwrap().record.api_sock;
+        assert_eq!(socket.as_deref(), Some(path));
+        ask(&mut client, "PUT", "/actions", STOP);
+    });
+
+    assert!(matches!(reason.unwrap(), ExitReason::Stopped));
+    assert!(directory().list().unwrap().vms.is_empty());
 }
 
 #[test]
@@ -290,7 +329,7 @@ fn under_firecrackers_name_the_files_of_sockets_stay_for_clients_to_remove() {
     for leave_sockets in [true, false] {
         let hypervisor = FakeHypervisor::new([vec![Step::Exit(Exit::PowerOff)]]);
         let spec = Spec { leave_sockets, ..spec(config.clone()) };
-        start(&hypervisor, &spec, None, Some(&api), None).unwrap();
+        start(&hypervisor, spec, None, Some(&api), Listed::default()).unwrap();
         assert_eq!((api.exists(), vsock.exists()), (leave_sockets, leave_sockets));
     }
 }
@@ -324,7 +363,8 @@ fn serve() {
     let draft = Draft::new(config.clone(), flags).unwrap();
     let waiting = Waiting { config, draft, flags, api_sock: &path };
 
-    let reason = start_on_request(&FakeHypervisor::new([vec![]]), waiting, None).unwrap();
+    let reason =
+        start_on_request(&FakeHypervisor::new([vec![]]), waiting, Listed::default()).unwrap();
 
     assert!(matches!(reason, ExitReason::Stopped), "{reason:?}");
 }
