@@ -33,6 +33,11 @@ impl Route {
         }
     }
 
+    /// Whether it serves one of several devices of a kind.
+    fn is_of_a_device(&self) -> bool {
+        matches!(self.handler, Handler::WriteOne(_))
+    }
+
     /// Whether a path is that of this section with something behind it, which is ignored as in Firecracker: some
     /// clients put a device's name there.
     fn serves_below(&self, path: &str) -> bool {
@@ -146,6 +151,12 @@ const LACKING: &[(&str, &str)] = &[
     ),
 ];
 
+/// What Firecracker does to a device of a running VM and this VMM does not, whatever the device.
+const UNPLUGS: &str = "DELETE";
+/// Why not.
+const NOTHING_IS_UNPLUGGED: &str = "nothing is unplugged: PUT replaces a device of this name before the start, PATCH \
+     changes it after the start, and a running VM keeps it to its end";
+
 const fn patch_one(
     path: &'static str,
     handler: fn(&mut dyn Controller, &str, &[u8]) -> Outcome,
@@ -238,7 +249,7 @@ fn respond(
 /// Some path takes this method. A client of another one may frame the answer in its own way
 /// (that to HEAD has no body), so its connection ends with the answer.
 pub(crate) fn knows_method(method: &str) -> bool {
-    ROUTES.iter().any(|route| route.method == method)
+    method == UNPLUGS || ROUTES.iter().any(|route| route.method == method)
 }
 
 fn dispatch(vm: &mut dyn Controller, request: &Request, route: &Route) -> Outcome {
@@ -270,6 +281,9 @@ fn find(request: &Request) -> Result<&'static Route, Fault> {
     let lacks = |(lacking, _): &&(&str, &str)| path == *lacking || is_below(path, lacking);
     if let Some((_, why)) = LACKING.iter().find(lacks) {
         return Err(Fault::Unsupported(why));
+    }
+    if request.method == UNPLUGS && on_path().any(Route::is_of_a_device) {
+        return Err(Fault::Unsupported(NOTHING_IS_UNPLUGGED));
     }
     Err(match on_path().next() {
         Some(route) => Fault::Method {

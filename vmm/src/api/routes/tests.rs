@@ -124,6 +124,8 @@ fn what_this_vmm_lacks_is_refused_by_name() {
         ("PUT", "/pmem/one", "persistent memory"),
         ("PATCH", "/hotplug/memory", "added"),
         ("PATCH", "/balloon/hinting/start", "hinting"),
+        ("DELETE", "/drives/root", "unplugged"),
+        ("DELETE", "/network-interfaces/eth0", "unplugged"),
     ] {
         let message = fault(&ask(&mut vm, method, path, "{}"));
         assert!(message.contains(name), "{path}: {message}");
