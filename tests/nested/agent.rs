@@ -58,16 +58,18 @@ fn commands_run_and_files_travel_in_a_guest_that_boots() {
     });
 }
 
+/// Seconds between the guest's time of day and the host's.
+fn behind(guest: &Guest) -> u64 {
+    let clock: u64 = said(&sh(guest, "date +%s")).parse().unwrap();
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs().abs_diff(clock)
+}
+
 #[test]
 fn the_clock_follows_the_hosts_after_a_pause() {
     Lab::new().run(|| {
         let scratch = Scratch::new();
         let mut guest = Plan::agent(&scratch).start();
         guest.is_loaded();
-        let behind = |guest: &Guest| {
-            let clock: u64 = said(&sh(guest, "date +%s")).parse().unwrap();
-            SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs().abs_diff(clock)
-        };
         until("the guest has the host's time", || (behind(&guest) <= 2).then_some(()));
         // The agent has looked at the clocks once when it answers.
 
@@ -86,6 +88,28 @@ fn the_clock_follows_the_hosts_after_a_pause() {
             }
         };
         assert!(moved >= 15_000, "{moved} ms of a pause of 20 s");
+        assert!(behind(&guest) <= 2);
+        guest.stop();
+    });
+}
+
+#[test]
+fn a_resume_sets_the_clock_where_that_is_asked_for() {
+    Lab::new().run(|| {
+        let scratch = Scratch::new();
+        let guest = Plan::agent(&scratch).start();
+        guest.is_loaded();
+        said(&tesseractl(&guest, &["agent", "--set-clock", "--timeout", "60"]));
+        said(&tesseractl(&guest, &["pause"]));
+        let paused = Instant::now();
+        until("a pause of 10 s", || (paused.elapsed() > Duration::from_secs(10)).then_some(()));
+
+        let resumed = said(&tesseractl(&guest, &["resume", "--set-clock", "--json"]));
+
+        let resumed: serde_json::Value = serde_json::from_str(&resumed).unwrap();
+        assert_eq!(resumed["outcome"], "resumed");
+        assert!(resumed["clock_moved_ms"].is_i64(), "{resumed}");
+        // By itself the agent notices the pause only later.
         assert!(behind(&guest) <= 2);
         guest.stop();
     });

@@ -67,7 +67,7 @@ pub enum Command {
     /// Hold the vCPUs
     Pause(OfVm),
     /// Let the vCPUs run again
-    Resume(OfVm),
+    Resume(ResumeArgs),
     /// Save the VM in a folder, which `run --restore DIR` restores, or look at what is there
     Snapshot(SnapshotArgs),
     /// Press the power key and wait until the VM has gone
@@ -226,6 +226,20 @@ pub struct MergeArgs {
     pub replace: bool,
 }
 
+/// `resume`.
+#[derive(Clone, Debug, Args)]
+pub struct ResumeArgs {
+    /// Which VM.
+    #[command(flatten)]
+    pub of: OfVm,
+    /// Have the guest's agent set its time of day to the host's, which went on while it was paused
+    #[arg(long)]
+    pub set_clock: bool,
+    /// How many seconds to wait for the agent
+    #[arg(long, value_name = "S", default_value = "30", value_parser = seconds, requires = "set_clock")]
+    pub timeout: Duration,
+}
+
 /// `stop`.
 #[derive(Clone, Debug, Args)]
 pub struct StopArgs {
@@ -332,7 +346,7 @@ pub fn run(arguments: Arguments) -> Result<u8, Failure> {
         Command::Events(of) => commands::events::follow(&of, form),
         Command::Logs(args) => commands::logs::show(&args),
         Command::Pause(of) => commands::power::pause(&of, form),
-        Command::Resume(of) => commands::power::resume(&of, form),
+        Command::Resume(args) => commands::power::resume(&args, form),
         Command::Snapshot(args) => commands::snapshot::snapshot(&args, form),
         Command::Stop(args) => commands::power::stop(&args, form),
         Command::Kill(of) => commands::kill::kill(&of, form),

@@ -487,6 +487,31 @@ fn the_vm_says_where_its_vsock_socket_is() {
 }
 
 #[test]
+fn a_clock_is_set_after_the_resume_and_only_where_the_agent_can_be_reached() {
+    let vm = Vm::start(Key::Ignored);
+    vm.tesseractl(&["pause"]);
+    let refused = vm.tesseractl(&["resume", "--set-clock"]);
+    assert_eq!(refused.status.code(), Some(1), "{refused:?}");
+    assert!(text(&refused.stderr).contains("--vsock"), "{refused:?}");
+    assert!(text(&vm.tesseractl(&["status"]).stdout).contains("Paused"));
+    vm.end();
+
+    let folder = tempfile::tempdir().unwrap();
+    let vsock = folder.path().join("vsock");
+    let listener = std::os::unix::net::UnixListener::bind(&vsock).unwrap();
+    let vm = Vm::in_folder(folder, Key::Ignored, None, Some(vsock));
+    vm.tesseractl(&["pause"]);
+    // A guest without an agent.
+    let guest = std::thread::spawn(move || drop(listener.accept().unwrap()));
+    let failed = vm.tesseractl(&["resume", "--set-clock", "--timeout", "0"]);
+    guest.join().unwrap();
+    assert_eq!(failed.status.code(), Some(69), "{failed:?}");
+    assert!(text(&failed.stderr).contains("the VM runs, its clock is not set"), "{failed:?}");
+    assert!(text(&vm.tesseractl(&["status"]).stdout).contains("Running"));
+    vm.end();
+}
+
+#[test]
 fn missing_socket_says_what_to_check() {
     let output = Command::new(env!("CARGO_BIN_EXE_tesseractl"))
         .args(["status", "/nonexistent/api"])
@@ -506,6 +531,7 @@ fn wrong_command_lines_exit_with_64_and_help_with_0() {
         (&["stop", "sock", "--timeout", "-1"], 64),
         (&["stop", "sock", "--timeout", "soon"], 64),
         (&["status", "sock", "--force"], 64),
+        (&["resume", "sock", "--timeout", "3"], 64),
         (&["balloon", "sock", "target"], 64),
         (&["balloon", "sock", "target", "much"], 64),
         (&["balloon", "sock", "target", "4K"], 64),

@@ -43,25 +43,32 @@ impl Vsock {
     /// # Errors
     /// When the VM has none or is paused, or its control socket fails.
     pub fn of(target: &Target) -> Result<Self, Failure> {
-        let mut listed = None;
+        // Where no state can be asked for, the connection shows whether the guest runs.
+        if target.socket().is_ok() {
+            match target.client()?.instance()?.state {
+                State::Paused => return Err(Error::Paused.into()),
+                State::NotStarted => return Err(Error::NotStarted.into()),
+                State::Running => {}
+            }
+        }
+        Self::in_any_state(target)
+    }
+
+    /// The same, of a VM that may be paused.
+    ///
+    /// # Errors
+    /// When the VM has none, or its control socket fails.
+    pub fn in_any_state(target: &Target) -> Result<Self, Failure> {
         match target {
             Target::Vsock(path) => return Ok(Self::at(path)),
-            Target::Listed(vm) => listed = vm.record.vsock.as_deref().map(Self::at),
+            Target::Listed(vm) => {
+                if let Some(path) = &vm.record.vsock {
+                    return Ok(Self::at(path));
+                }
+            }
             Target::Socket(_) => {}
         }
-        if let (Err(_), Some(vsock)) = (target.socket(), &listed) {
-            return Ok(vsock.clone());
-        }
-        let mut client = target.client()?;
-        match client.instance()?.state {
-            State::Paused => return Err(Error::Paused.into()),
-            State::NotStarted => return Err(Error::NotStarted.into()),
-            State::Running => {}
-        }
-        if let Some(vsock) = listed {
-            return Ok(vsock);
-        }
-        let config = client.vm_config()?;
+        let config = target.client()?.vm_config()?;
         let path = config["vsock"]["uds_path"].as_str().ok_or(Error::NoVsock)?;
         Ok(Self::at(Path::new(path)))
     }
