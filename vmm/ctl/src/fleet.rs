@@ -1,6 +1,7 @@
 //! Many VMs at a time. A VM that is slow or does not answer holds up no other: each is asked by one of several
 //! threads, with a short patience.
 
+use std::io::ErrorKind;
 use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -8,7 +9,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 use vmm::api::model::{Balloon, InstanceInfo, TagStorage};
-use vmm::registry::{Directory, Vm};
+use vmm::registry::Vm;
 
 use crate::client::{Client, Error};
 use crate::failure::Failure;
@@ -60,6 +61,8 @@ pub struct Answer {
 pub enum Silence {
     /// It was started without `--api-sock`.
     NoSocket,
+    /// Its control socket is its user's.
+    NoAccess,
     /// It does not answer.
     NoAnswer(String),
 }
@@ -70,6 +73,7 @@ impl Sight {
         match &self.answer {
             Ok(answer) => answer.instance.state.as_str(),
             Err(Silence::NoSocket) => "no API",
+            Err(Silence::NoAccess) => "no access",
             Err(Silence::NoAnswer(_)) => "no answer",
         }
     }
@@ -78,11 +82,9 @@ impl Sight {
 /// Asks all of these VMs. One that has ended since it was listed is left out.
 pub fn survey(vms: Vec<Vm>, depth: Depth) -> Vec<Sight> {
     let all = ask_all(&vms, |vm| look(vm, depth));
-    let directory = Directory::open().ok().flatten();
-    let lives = |vm: &Vm| directory.as_ref().is_none_or(|it| it.find(&vm.record.name).is_some());
     vms.into_iter()
         .zip(all)
-        .filter(|(vm, answer)| !matches!(answer, Err(Silence::NoAnswer(_))) || lives(vm))
+        .filter(|(vm, answer)| !matches!(answer, Err(Silence::NoAnswer(_))) || vm.lives())
         .map(|(vm, answer)| Sight { usage: Usage::of(&vm.record), vm, answer })
         .collect()
 }
@@ -117,7 +119,12 @@ fn take<'a>(vms: &'a [Vm], next: &AtomicUsize) -> Option<(usize, &'a Vm)> {
 /// When it has no socket, or cannot be connected to.
 pub fn connect(vm: &Vm) -> Result<Client, Silence> {
     let socket = vm.record.api_sock.as_deref().ok_or(Silence::NoSocket)?;
-    Client::connect(socket, PATIENCE).map_err(silent)
+    Client::connect(socket, PATIENCE).map_err(|error| match error {
+        Error::Unreachable { source, .. } if source.kind() == ErrorKind::PermissionDenied => {
+            Silence::NoAccess
+        }
+        error => silent(error),
+    })
 }
 
 /// What an error of a VM says of it.

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use vmm::error::printable;
-use vmm::registry::{Directory, Listing, Process, Vm};
+use vmm::registry::{Directory, Listing, Process, Skipped, Vm};
 
 use crate::client::{Client, DEFAULT_TIMEOUT};
 use crate::failure::Failure;
@@ -134,7 +134,7 @@ impl Target {
     /// When it is not in the registry, or has ended.
     pub fn process(&self) -> Result<Process, Failure> {
         let vm = self.listed()?;
-        let directory = Directory::open()?.ok_or(vmm::registry::Error::Ended)?;
+        let directory = Directory::of(vm)?.ok_or(vmm::registry::Error::Ended)?;
         Ok(Process::of(&directory, vm)?)
     }
 
@@ -147,14 +147,26 @@ impl Target {
     }
 }
 
-/// All VMs of this user.
+/// All VMs of this user, and those of services that it may see.
 ///
 /// # Errors
-/// When the registry cannot be read.
+/// When the user's own registry cannot be read.
 pub fn listing() -> Result<Listing, Failure> {
-    let Some(directory) = Directory::open()? else { return Ok(Listing::default()) };
-    let mut listing = directory.list()?;
-    listing.vms.sort_by(|a, b| order(&a.record.name).cmp(&order(&b.record.name)));
+    let own = Directory::open()?.map(|directory| directory.list()).transpose()?;
+    let mut listing = own.unwrap_or_default();
+    for directory in Directory::of_services() {
+        // A service that ends meanwhile takes its registry along.
+        let Ok(Listing { vms, skipped }) = directory.list() else { continue };
+        listing.vms.extend(vms);
+        let path = |file: String| directory.path().join(file).display().to_string();
+        let skipped = skipped.into_iter();
+        listing.skipped.extend(skipped.map(|it| Skipped { file: path(it.file), ..it }));
+    }
+    // This user's own come first where two have one name.
+    listing.vms.sort_by(|a, b| {
+        let names = order(&a.record.name).cmp(&order(&b.record.name));
+        names.then(a.user.cmp(&b.user))
+    });
     Ok(listing)
 }
 

@@ -3,18 +3,20 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{FlockOperation, Mode, OFlags, fchmod, flock, fstat, mkdirat, openat};
+use rustix::fs::{CWD, FlockOperation, Mode, OFlags, fchmod, flock, fstat, mkdirat, openat};
 use rustix::io::Errno;
+use rustix::process::{Uid, geteuid};
 
 use super::Error;
+use super::service::Service;
 
 /// The directory of the entries, in that of all runtime files.
-const NAME: &str = "vms";
+pub(super) const NAME: &str = "vms";
 
 /// How long a change of the directory is waited for: each takes a few system calls, so that a longer one means a
 /// process that was stopped within it.
@@ -25,8 +27,10 @@ const PAUSE: Duration = Duration::from_millis(1);
 /// The directory of a user's entries, open.
 #[derive(Debug)]
 pub struct Directory {
-    path: PathBuf,
-    fd: OwnedFd,
+    pub(super) path: PathBuf,
+    pub(super) fd: OwnedFd,
+    /// The service whose it is, if it is not this user's.
+    pub(super) service: Option<Service>,
 }
 
 impl Directory {
@@ -56,16 +60,16 @@ impl Directory {
             Ok(()) | Err(Errno::EXIST) => {}
             Err(errno) => return Err(failed(place, errno)),
         }
-        let above = open(rustix::fs::CWD, place, place)?.ok_or_else(|| gone(place))?;
+        let above = open_own(CWD, place, place)?.ok_or_else(|| gone(place))?;
         let path = place.join(NAME);
         match mkdirat(&above, NAME, Mode::RWXU) {
             Ok(()) | Err(Errno::EXIST) => {}
             Err(errno) => return Err(failed(&path, errno)),
         }
-        let fd = open(&above, Path::new(NAME), &path)?.ok_or_else(|| gone(&path))?;
-        // As when it is made: the names of VMs are no one else's.
-        fchmod(&fd, Mode::RWXU).map_err(|errno| system("set the mode of", &path, errno))?;
-        Ok(Self { path, fd })
+        let fd = open_own(&above, Path::new(NAME), &path)?.ok_or_else(|| gone(&path))?;
+        let failed = |errno| system("set the mode of", &path, errno);
+        fchmod(&fd, Mode::RWXU | readers(&above).map_err(failed)?).map_err(failed)?;
+        Ok(Self { path, fd, service: None })
     }
 
     /// As [`open`](Self::open), at another place.
@@ -73,10 +77,10 @@ impl Directory {
     /// # Errors
     /// As [`open`](Self::open).
     pub fn open_in(place: &Path) -> Result<Option<Self>, Error> {
-        let Some(above) = open(rustix::fs::CWD, place, place)? else { return Ok(None) };
+        let Some(above) = open_own(CWD, place, place)? else { return Ok(None) };
         let path = place.join(NAME);
-        let fd = open(&above, Path::new(NAME), &path)?;
-        Ok(fd.map(|fd| Self { path, fd }))
+        let fd = open_own(&above, Path::new(NAME), &path)?;
+        Ok(fd.map(|fd| Self { path, fd, service: None }))
     }
 
     /// Its path.
@@ -97,7 +101,7 @@ impl Directory {
             Ok(()) | Err(Errno::EXIST) => {}
             Err(errno) => return Err(system("make the directory", &path, errno)),
         }
-        open(&self.fd, Path::new(name), &path)?.ok_or_else(|| gone(&path))?;
+        open_own(&self.fd, Path::new(name), &path)?.ok_or_else(|| gone(&path))?;
         Ok(path)
     }
 
@@ -132,15 +136,25 @@ impl Directory {
         }
     }
 
-    /// Opens a file of ours in it; what is no plain file of this user is an error.
+    /// The user whose directory it is.
+    fn owner(&self) -> Uid {
+        self.service.as_ref().map_or_else(geteuid, |service| service.user)
+    }
+
+    /// The mode of a file in it: as the directory is read, so are they.
+    pub(super) fn mode_of_files(&self) -> Result<Mode, Errno> {
+        Ok(Mode::RUSR | Mode::WUSR | (readers(&self.fd)? & Mode::RGRP))
+    }
+
+    /// Opens a file of it; what is no plain file of its user is an error.
     pub(super) fn file(&self, name: &str) -> io::Result<File> {
         // A FIFO would hold the open.
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let file = File::from(openat(&self.fd, name, flags, Mode::empty())?);
         let metadata = file.metadata()?;
-        match metadata.is_file() && metadata.uid() == rustix::process::geteuid().as_raw() {
+        match metadata.is_file() && metadata.uid() == self.owner().as_raw() {
             true => Ok(file),
-            false => Err(io::Error::other("it is no plain file of this user")),
+            false => Err(io::Error::other("it is no plain file of its registry's user")),
         }
     }
 
@@ -170,7 +184,7 @@ pub(super) struct Lock {
 
 /// Where runtime files of this user are.
 fn place() -> Result<PathBuf, Error> {
-    place_for(|name| std::env::var_os(name), rustix::process::geteuid().is_root())
+    place_for(|name| std::env::var_os(name), geteuid().is_root())
 }
 
 /// As [`place`], with this environment. Root's is the same in a session and in a service: the session's directory
@@ -194,8 +208,35 @@ pub(super) fn place_for(
     session.map(|path| path.join("tessera")).ok_or(Error::NoPlace)
 }
 
-/// Opens a directory that only this user can write; `None` if there is none.
-fn open(above: impl std::os::fd::AsFd, name: &Path, path: &Path) -> Result<Option<OwnedFd>, Error> {
+/// Whose a directory is to be.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Owner {
+    Is(Uid),
+    Any,
+}
+
+/// Opens a directory of this user that no other can write; `None` if there is none.
+fn open_own(above: impl AsFd, name: &Path, path: &Path) -> Result<Option<OwnedFd>, Error> {
+    Ok(open(above, name, path, Owner::Is(geteuid()))?.map(|(fd, _)| fd))
+}
+
+/// The group that may read what is in a directory: that of a directory which is for a group, and not for everyone.
+fn readers(directory: impl AsFd) -> Result<Mode, Errno> {
+    let mode = Mode::from_raw_mode(fstat(directory)?.st_mode);
+    let group = Mode::RGRP | Mode::XGRP;
+    Ok(match mode.contains(group) && !mode.intersects(Mode::RWXO) {
+        true => group,
+        false => Mode::empty(),
+    })
+}
+
+/// Opens a directory that only its owner can write, and whose it is; `None` if there is none.
+pub(super) fn open(
+    above: impl AsFd,
+    name: &Path,
+    path: &Path,
+    owner: Owner,
+) -> Result<Option<(OwnedFd, Uid)>, Error> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let fd = match openat(above, name, flags, Mode::empty()) {
         Ok(fd) => fd,
@@ -206,8 +247,13 @@ fn open(above: impl std::os::fd::AsFd, name: &Path, path: &Path) -> Result<Optio
     };
     let status = fstat(&fd).map_err(|errno| system("look at", path, errno))?;
     let others_write = Mode::from_raw_mode(status.st_mode).intersects(Mode::WGRP | Mode::WOTH);
-    match status.st_uid == rustix::process::geteuid().as_raw() && !others_write {
-        true => Ok(Some(fd)),
+    let user = Uid::from_raw(status.st_uid);
+    let is_owner = match owner {
+        Owner::Is(owner) => user == owner,
+        Owner::Any => true,
+    };
+    match is_owner && !others_write {
+        true => Ok(Some((fd, user))),
         false => Err(Error::NotOurs(path.to_owned())),
     }
 }

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::Write;
 use std::path::Path;
 
-use rustix::fs::{Mode, OFlags, openat, renameat};
+use rustix::fs::{Mode, OFlags, fchmod, openat, renameat};
 
 use super::directory::{Directory, system};
 use super::record::{Draft, Record};
@@ -145,8 +145,12 @@ fn write(
     let file = openat(directory.fd(), &new, flags, Mode::RUSR | Mode::WUSR)
         .map_err(|errno| system("create", &path, errno))?;
     let mut file = File::from(file);
+    // Whatever the mask of this process is.
+    let mode = directory.mode_of_files().and_then(|mode| fchmod(&file, mode));
+    let mode = mode.map_err(|errno| system("set the mode of", &path, errno));
     let failed = |what| move |source| Error::System { what, path, source };
-    let written = file.write_all(text.as_bytes()).map_err(failed("write")).and_then(|()| {
+    let written = mode.and_then(|()| file.write_all(text.as_bytes()).map_err(failed("write")));
+    let written = written.and_then(|()| {
         let path = directory.path().join(&new);
         match file_lock::try_lock(&file) {
             Ok(true) => Ok(()),

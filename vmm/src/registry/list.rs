@@ -26,6 +26,8 @@ const NEW: &str = ".new.";
 pub struct Vm {
     /// What its entry says.
     pub record: Record,
+    /// The user, where it is a service of the system's.
+    pub user: Option<u32>,
 }
 
 /// A file that is no entry.
@@ -55,7 +57,7 @@ enum Found {
 }
 
 impl Directory {
-    /// The VMs that live. Entries of others are removed.
+    /// The VMs that live. Entries of this user's VMs that do not are removed.
     ///
     /// # Errors
     /// When the directory cannot be read.
@@ -83,7 +85,7 @@ impl Directory {
             match file.strip_suffix(SUFFIX).filter(|name| is_name(name)) {
                 None => listing.skip(file, "its name is no VM's"),
                 Some(name) => match self.look_at(name) {
-                    Found::Live(record) => listing.vms.push(Vm { record }),
+                    Found::Live(record) => listing.vms.push(self.vm(record)),
                     Found::Gone => {}
                     Found::Skipped(reason) => listing.skip(file, &reason),
                 },
@@ -99,9 +101,24 @@ impl Directory {
             return None;
         }
         match self.look_at(name) {
-            Found::Live(record) => Some(Vm { record }),
+            Found::Live(record) => Some(self.vm(record)),
             Found::Gone | Found::Skipped(_) => None,
         }
+    }
+
+    fn vm(&self, record: Record) -> Vm {
+        Vm { record, user: self.service.as_ref().map(|service| service.user.as_raw()) }
+    }
+
+    /// A live entry, if it is to be believed.
+    fn live(&self, mut record: Record) -> Found {
+        if let Some(service) = &self.service {
+            if let Some(doubt) = service.doubts(&record) {
+                return Found::Skipped(doubt.to_owned());
+            }
+            service.confine(&mut record);
+        }
+        Found::Live(record)
     }
 
     fn look_at(&self, name: &str) -> Found {
@@ -117,7 +134,7 @@ impl Directory {
                 Err(error) => return Found::Skipped(error.to_string()),
                 Ok(true) => {
                     return match record {
-                        Ok(record) => Found::Live(record),
+                        Ok(record) => self.live(record),
                         Err(reason) => Found::Skipped(reason),
                     };
                 }
@@ -137,8 +154,11 @@ impl Directory {
         Found::Gone
     }
 
-    /// Removes a file of ours that no process holds. If the directory is being changed, it stays for the next time.
+    /// Removes a file of this user's that no process holds. If the directory is being changed, it stays for the next time.
     fn remove_if_stale(&self, name: &str) {
+        if self.service.is_some() {
+            return;
+        }
         let Ok(Some(_lock)) = self.try_lock() else { return };
         // Under the lock no process gives the name to another file, or makes one that it has not locked yet.
         let Ok(file) = self.file(name) else { return };

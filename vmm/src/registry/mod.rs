@@ -1,4 +1,5 @@
-//! The VMs of a user: one small file each, in a directory that only that user can enter.
+//! The VMs of a user: one small file each, in a directory that only that user can write. Beside them, the VMs of
+//! services.
 //!
 //! A VM publishes an [`Entry`] at its start and holds a lock on the file for its life. Whether a VM lives is asked of
 //! the lock, never of the number of a process: the kernel releases it however the process ends, and a number may
@@ -17,6 +18,7 @@ mod entry;
 mod list;
 mod process;
 mod record;
+mod service;
 
 use std::io;
 use std::path::PathBuf;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::{Pid, PidfdFlags, Signal, Uid, pidfd_open, pidfd_send_signal};
 
 use super::directory::system;
 use super::{Directory, Error, Vm};
@@ -96,6 +96,15 @@ impl Vm {
 /// Whether two entries are of one process. A VM may say something else of itself at any time.
 fn is_same(a: &Vm, b: &Vm) -> bool {
     (a.record.pid, a.record.start_time) == (b.record.pid, b.record.start_time)
+}
+
+/// The user that a process runs as.
+pub(super) fn user(pid: u32) -> Option<Uid> {
+    let status = read(&format!("/proc/{pid}/status"))?;
+    // The real, effective, saved and file system user (proc_pid_status(5)).
+    let mut users = status.lines().find_map(|line| line.strip_prefix("Uid:"))?.split_whitespace();
+    let user = users.next()?;
+    users.all(|other| other == user).then(|| user.parse().ok().map(Uid::from_raw)).flatten()
 }
 
 /// When a process started, in clock ticks since the boot.

@@ -16,6 +16,8 @@ use super::directory::place_for;
 use super::*;
 use crate::sys::file_lock;
 
+mod service;
+
 /// A registry of its own.
 struct Place(TempDir);
 

@@ -1,4 +1,4 @@
-//! All VMs of this user.
+//! All VMs of this user, and those of services.
 
 use serde_json::{Value, json};
 use vmm::error::printable;
@@ -56,6 +56,7 @@ fn document(sight: &Sight) -> Value {
     json!({
         "name": record.name,
         "pid": record.pid,
+        "uid": sight.vm.uid(),
         "state": sight.state(),
         "pause_reason": answer.and_then(|it| it.instance.pause_reason.as_deref()),
         "vcpu_count": answer.and_then(|it| it.vcpus),

@@ -19,7 +19,7 @@ fn sight(name: &str, answer: Result<Answer, Silence>) -> Sight {
     }))
     .unwrap();
     let usage = Some(Usage { resident: Bytes::mib(128), cpu: Duration::from_secs(3) });
-    Sight { vm: Vm { record }, answer, usage }
+    Sight { vm: Vm { record, user: None }, answer, usage }
 }
 
 fn answer() -> Answer {
