@@ -13,6 +13,8 @@ use agent::protocol::message::Operation;
 use serde_json::json;
 use vmm::api::model::State;
 use vmm::config::SnapshotFiles;
+use vmm::error::printable;
+use vmm::registry::Directory;
 use vmm::run::saved_config;
 
 use self::folder::Folder;
@@ -47,6 +49,7 @@ pub fn run(args: &RunCommand, form: Form) -> Result<u8, Failure> {
         Err(Ended::Itself(status)) => return Ok(start.report(status)),
         Err(Ended::InVain(failure)) => return Err(failure),
     };
+    start.say_if_unlisted();
     let (name, pid) = (start.folder.name(), start.child.id());
     let answer = json!({
         "name": name,
@@ -157,6 +160,19 @@ impl Start {
         }
         std::thread::sleep(PAUSE);
         Ok(())
+    }
+
+    /// Says of a VM that could write no entry how it is reached, and what it has said.
+    fn say_if_unlisted(&self) {
+        let (directory, name) = (Directory::open().ok().flatten(), self.folder.name());
+        if directory.is_some_and(|directory| directory.find(&name).is_some()) {
+            return;
+        }
+        eprint!("{}", printable_lines(&self.folder.messages()));
+        let socket = printable(&self.paths.api_sock.display().to_string());
+        crate::output::say(&format!(
+            "{name} has no entry in the registry, so that no command finds it by name: name its control socket, {socket}"
+        ));
     }
 
     /// Passes on what a VM has said that has not started; its exit status.
