@@ -54,10 +54,10 @@ host)
     put 644 "$resources/openapi.yaml" share/tessera/openapi.yaml
     put 644 "$resources/grafana/tessera.json" share/tessera/grafana/tessera.json
     put 644 "$resources/demo.json" share/tessera/demo.json
-    for file in "$root/README.md" "$root"/docs/*.md "$root"/docs/*.svg; do
+    for file in "$root/README.md" "$root"/docs/*.md "$root"/docs/*.svg "$root"/docs/*.png; do
         case ${file##*/} in
         # For those who build it.
-        dependencies.md | lab.md | image.md | threads.svg) ;;
+        benches.md | dependencies.md | lab.md | image.md | threads.svg) ;;
         *) put 644 "$file" "share/doc/tessera/${file##*/}" ;;
         esac
     done
