@@ -1,61 +1,19 @@
 //! VMs in the background, by name: `tesseractl run`, and what finds them again.
 
-use std::process::{Command, Output, Stdio};
+use std::process::Stdio;
 
 use serde_json::{Value, json};
 use testing::guest::Plan;
-use testing::lab::{Lab, program};
+use testing::lab::Lab;
 use testing::scratch::Scratch;
 use testing::wait::until;
 
-/// A runtime directory of its own.
-struct Place(Scratch);
-
-impl Place {
-    fn tesseractl(&self, words: &[&str]) -> Command {
-        let mut command = Command::new(program("tesseractl"));
-        command.args(words).env("TESSERA_RUNTIME_DIR", self.0.join("run")).stdin(Stdio::null());
-        command
-    }
-
-    fn output(&self, words: &[&str]) -> Output {
-        self.tesseractl(words).output().unwrap()
-    }
-
-    /// What a command says that succeeds.
-    fn said(&self, words: &[&str]) -> String {
-        let output = self.output(words);
-        assert!(output.status.success(), "{words:?}: {output:?}");
-        String::from_utf8(output.stdout).unwrap()
-    }
-
-    /// Starts a guest in the background.
-    fn run(&self, plan: &Plan, words: &[&str]) -> Output {
-        let command = plan.command();
-        let flags = command.get_args().skip(1).map(|flag| flag.to_str().unwrap());
-        let all: Vec<&str> = ["run", "--timeout", "120"]
-            .into_iter()
-            .chain(flags)
-            .chain(words.iter().copied())
-            .collect();
-        self.output(&all)
-    }
-
-    fn list(&self) -> Vec<Value> {
-        let list: Value = serde_json::from_str(&self.said(&["list", "--json"])).unwrap();
-        list.as_array().unwrap().clone()
-    }
-
-    fn states(&self) -> Vec<(String, String)> {
-        let text = |value: &Value| value.as_str().unwrap().to_owned();
-        self.list().iter().map(|vm| (text(&vm["name"]), text(&vm["state"]))).collect()
-    }
-}
+use crate::place::Place;
 
 #[test]
 fn vms_in_the_background_are_found_by_name() {
     Lab::new().run(|| {
-        let place = Place(Scratch::new());
+        let place = Place::new();
         let idle = Plan::workload("idle").with("--memory", "128M");
         for name in ["one", "two"] {
             let started = place.run(&idle, &["--id", name]);
@@ -93,7 +51,7 @@ fn vms_in_the_background_are_found_by_name() {
 #[test]
 fn a_guest_is_started_up_to_its_agent_and_its_console_is_there() {
     Lab::new().run(|| {
-        let (place, scratch) = (Place(Scratch::new()), Scratch::new());
+        let (place, scratch) = (Place::new(), Scratch::new());
         let started = place.run(&Plan::agent(&scratch), &["--wait", "agent", "--json"]);
         assert!(started.status.success(), "{started:?}");
         let started: Value = serde_json::from_slice(&started.stdout).unwrap();
@@ -120,7 +78,7 @@ fn a_guest_is_started_up_to_its_agent_and_its_console_is_there() {
 #[test]
 fn a_vm_that_does_not_start_says_why() {
     Lab::new().run(|| {
-        let place = Place(Scratch::new());
+        let place = Place::new();
 
         let output = place.output(&["run", "--kernel", "/nonexistent"]);
 
