@@ -13,6 +13,7 @@ mod disk;
 mod endings;
 mod fleet;
 mod footprint;
+mod hostile;
 mod hosts;
 mod hwrng;
 mod kernels;
