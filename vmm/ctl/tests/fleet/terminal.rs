@@ -59,7 +59,7 @@ fn the_table_is_renewed_until_it_is_ended() {
     said(&place.run(&["--kernel", "Image", "--id", "db"]));
     top.shows("db   Running");
     place.tesseractl(&["kill", "db"]);
-    top.shows("\u{1b}[H1 VMs");
+    top.shows("\u{1b}[H1 VM,");
     top.keys(b"q");
 
     assert_eq!(top.end(), Some(0));

@@ -61,12 +61,13 @@ fn summary(sights: &[Sight]) -> String {
     let mib = sights.iter().filter_map(|sight| sight.answer.as_ref().ok()?.memory_mib);
     let memory = mib.fold(0, u64::saturating_add);
     let silent = sights.iter().filter(|sight| sight.answer.is_err()).count();
+    let noun = if sights.len() == 1 { "VM" } else { "VMs" };
     let silent = match silent {
         0 => String::new(),
         count => format!(", {count} without an answer"),
     };
     format!(
-        "{} VMs{silent}, {} of {} guest memory resident",
+        "{} {noun}{silent}, {} of {} guest memory resident",
         sights.len(),
         report::size(resident),
         report::mib(memory)

@@ -71,6 +71,7 @@ fn the_share_of_the_cpu_is_that_since_the_last_look() {
 
     let lines = lines(&after, Some(&before), 200);
 
+    assert!(lines[0].starts_with("1 VM, 128 MiB of"), "{lines:?}");
     assert!(lines[3].contains("Running         50  "), "{lines:?}");
 }
 
