@@ -26,6 +26,7 @@ mod net;
 mod place;
 mod refusals;
 mod reporting;
+mod services;
 mod snapshots;
 mod startup;
 mod tag_storage;
