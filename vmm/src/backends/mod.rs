@@ -3,6 +3,8 @@
 pub mod balloon;
 pub mod block;
 pub(crate) mod clock;
+#[cfg(test)]
+mod driver;
 pub(crate) mod entropy;
 pub mod gate;
 mod lookout;

@@ -4,14 +4,12 @@ mod stream;
 mod tap;
 mod user;
 
-use std::io;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use arch::layout::RAM_BASE;
 use arch::units::Bytes;
-use devices::bus::MmioDevice;
-use devices::ports::IrqLine;
+use devices::virtio::Features;
 use devices::virtio::mmio::Transport;
 use devices::virtio::net::{RECEIVE, TRANSMIT, features};
 use event_manager::{EventManager, SubscriberOps};
@@ -19,6 +17,7 @@ use vm_memory::{Bytes as _, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::*;
+use crate::backends::driver::{self, Line, QueuePlace};
 use crate::backends::gate::QueueGate;
 use crate::backends::queues::{QueueDoorbells, QueueEvents};
 use crate::events::EventLog;
@@ -36,14 +35,6 @@ const USED: u64 = 0x2000;
 /// Where buffers are: one for each descriptor of each queue.
 const BUFFERS: u64 = RAM_BASE.0 + 0x10_0000;
 const BUFFER: u64 = 0x4000;
-
-struct Line;
-
-impl IrqLine for Line {
-    fn trigger(&self) -> io::Result<()> {
-        Ok(())
-    }
-}
 
 /// A network interface in an event loop, with its driver.
 struct Bench {
@@ -69,7 +60,7 @@ fn spec(backend: NetBackendSpec) -> NetSpec {
 
 impl Bench {
     /// With the driver ready, and the features that it wants of those that are offered.
-    fn new(spec: &NetSpec, acked: devices::virtio::Features) -> Result<Self, OpenError> {
+    fn new(spec: &NetSpec, acked: Features) -> Result<Self, OpenError> {
         let port = Port::open(spec)?;
         let doorbell = || EventFd::new(libc::EFD_NONBLOCK).unwrap();
         let doorbells = QueueDoorbells::from(vec![doorbell(), doorbell()]);
@@ -89,33 +80,20 @@ impl Bench {
         let mut events = EventManager::new().unwrap();
         events.add_subscriber(NetEvents::new(queues).unwrap());
         let control = Control::new(spec, &transport);
-        let mut bench = Self { control, transport, gate, memory, events, driver: [(0, 0); 2] };
-        bench.start(acked.0 | 1 << 32 | 1 << 29);
+        let bench = Self { control, transport, gate, memory, events, driver: [(0, 0); 2] };
+        let place = |queue| {
+            let base = QUEUES + QUEUE_ROOM * queue;
+            QueuePlace {
+                size: SIZE,
+                descriptors: base,
+                available: base + AVAILABLE,
+                used: base + USED,
+            }
+        };
+        let acked = acked.with(Features::EVENT_IDX);
+        driver::start(&bench.transport, acked, &[0, 1].map(place));
         bench.gate.open();
         Ok(bench)
-    }
-
-    fn start(&mut self, acked: u64) {
-        self.write(0x070, 3);
-        for (select, half) in [(0, acked as u32), (1, (acked >> 32) as u32)] {
-            self.write(0x024, select);
-            self.write(0x020, half);
-        }
-        self.write(0x070, 11);
-        for queue in 0..2 {
-            let base = (QUEUES + QUEUE_ROOM * u64::from(queue)) as u32;
-            let parts = [(0x080, 0), (0x090, AVAILABLE as u32), (0x0a0, USED as u32)];
-            self.write(0x030, queue);
-            self.write(0x038, SIZE.into());
-            parts.into_iter().for_each(|(register, offset)| self.write(register, base + offset));
-            self.write(0x044, 1);
-        }
-        self.write(0x070, 15);
-        assert!(self.transport.lock().unwrap().is_active());
-    }
-
-    fn write(&mut self, register: u64, value: u32) {
-        self.transport.lock().unwrap().write(register, &value.to_le_bytes());
     }
 
     fn link_up(&self) -> bool {
@@ -148,7 +126,7 @@ impl Bench {
         self.driver[queue].0 = available.wrapping_add(1);
         let at = GuestAddress(base + AVAILABLE + 2);
         self.memory.write_obj(available.wrapping_add(1), at).unwrap();
-        self.write(0x050, queue as u32);
+        driver::write(&self.transport, 0x050, queue as u64);
     }
 
     /// Whether the driver has a descriptor for another frame.

@@ -1,11 +1,8 @@
 #![allow(clippy::unwrap_used)]
 
-use std::io;
-
 use arch::layout::RAM_BASE;
 use arch::units::Bytes;
 use devices::bus::MmioDevice;
-use devices::ports::IrqLine;
 use devices::state::{RestoreError, Stateful};
 use devices::virtio::mmio::QUEUE_NOTIFY;
 use devices::virtio::{Broken, DeviceId, Features, Ring};
@@ -13,18 +10,11 @@ use event_manager::{EventManager, SubscriberOps};
 use vm_memory::{Bytes as _, GuestAddress, GuestMemory};
 
 use super::*;
+use crate::backends::driver::{self, Line, QueuePlace};
 use crate::memory::Attributes;
 
 /// The queues of the device; the driver makes the first one ready.
 const QUEUES: [u16; 2] = [8, 8];
-
-struct Line;
-
-impl IrqLine for Line {
-    fn trigger(&self) -> io::Result<()> {
-        Ok(())
-    }
-}
 
 /// A device that completes what it gets, and counts its turns.
 #[derive(Default)]
@@ -112,15 +102,9 @@ impl Bench {
         );
         let mut events = EventManager::new().unwrap();
         events.add_subscriber(queues);
-        let mut bench = Self { transport, doorbells, gate, memory, events };
-        let features = [(0x070, 3), (0x024, 1), (0x020, 1), (0x070, 11)];
-        let queue = [(0x030, 0), (0x038, 8), (0x080, TABLE), (0x090, AVAILABLE), (0x0a0, USED)];
-        let ready = [(0x044, 1), (0x070, 15)];
-        for (register, value) in features.into_iter().chain(queue).chain(ready) {
-            bench.write(register, value as u32);
-        }
-        assert!(bench.transport.lock().unwrap().is_active());
-        bench
+        let queue = QueuePlace { size: 8, descriptors: TABLE, available: AVAILABLE, used: USED };
+        driver::start(&transport, Features::default(), &[queue]);
+        Self { transport, doorbells, gate, memory, events }
     }
 
     fn write(&mut self, register: u64, value: u32) {

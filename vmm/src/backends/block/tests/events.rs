@@ -5,12 +5,13 @@ use std::thread;
 use std::time::Duration;
 
 use devices::bus::MmioDevice;
-use devices::ports::IrqLine;
+use devices::virtio::Features;
 use devices::virtio::mmio::Transport;
 use event_manager::{EventManager, SubscriberOps};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::*;
+use crate::backends::driver::{self, Line, QueuePlace};
 use crate::backends::gate::QueueGate;
 use crate::backends::queues::{QueueDoorbells, QueueEvents, Shared};
 use crate::events::EventLog;
@@ -24,14 +25,6 @@ const SCRATCH: u64 = 0x4000;
 
 /// How long a test waits for what must not take long.
 const LONG: Duration = Duration::from_secs(60);
-
-struct Line;
-
-impl IrqLine for Line {
-    fn trigger(&self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
 
 struct Bench {
     control: Control,
@@ -74,24 +67,20 @@ impl Bench {
             self.memory.write_obj(index + 1, GuestAddress(descriptor + 14)).unwrap();
         }
         let base = RAM_BASE.0;
-        let queue = [(0x038, 8), (0x080, base), (0x090, base + AVAILABLE), (0x0a0, base + USED)];
-        let features = [(0x070, 3), (0x024, 1), (0x020, 1), (0x070, 11)];
-        for (register, value) in features.into_iter().chain(queue).chain([(0x044, 1), (0x070, 15)])
-        {
-            self.write(register, value);
-        }
-        assert!(self.transport.lock().unwrap().is_active());
-    }
-
-    fn write(&self, register: u64, value: u64) {
-        self.transport.lock().unwrap().write(register, &(value as u32).to_le_bytes());
+        let queue = QueuePlace {
+            size: 8,
+            descriptors: base,
+            available: base + AVAILABLE,
+            used: base + USED,
+        };
+        driver::start(&self.transport, Features::default(), &[queue]);
     }
 
     /// Makes the chain available once more, as a read of this sector.
     fn read(&self, index: u16, sector: u64) {
         self.memory.write_obj(sector, GuestAddress(RAM_BASE.0 + HEADER + 8)).unwrap();
         self.memory.write_obj(index, GuestAddress(RAM_BASE.0 + AVAILABLE + 2)).unwrap();
-        self.write(0x050, 0);
+        driver::write(&self.transport, 0x050, 0);
     }
 
     fn status(&self) -> u8 {

@@ -106,7 +106,7 @@ fn a_peer_that_vanishes_is_noticed_without_a_driver() {
     let place = Place::new();
     let (mut bench, peer) = place.connected();
     bench.settle();
-    bench.write(0x070, 0);
+    driver::write(&bench.transport, 0x070, 0);
     drop(peer);
 
     bench.until("link that is down", |bench| (!bench.link_up()).then_some(()));

@@ -6,8 +6,8 @@ use std::time::Instant;
 
 use arch::layout::RAM_BASE;
 use arch::units::Bytes;
-use devices::bus::MmioDevice;
-use devices::ports::{Doorbells, IrqLine};
+use devices::ports::Doorbells;
+use devices::virtio::Features;
 use devices::virtio::mmio::Transport;
 use event_manager::{EventManager, SubscriberOps};
 use tempfile::TempDir;
@@ -15,6 +15,7 @@ use vm_memory::{Bytes as _, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::*;
+use crate::backends::driver::{self, Line, QueuePlace};
 use crate::backends::gate::QueueGate;
 use crate::backends::queues::QueueDoorbells;
 use crate::events::EventLog;
@@ -33,14 +34,6 @@ pub(super) const CREDIT_UPDATE: u16 = 6;
 /// Entries of each queue, and bytes of a buffer.
 const SIZE: u16 = 16;
 const BUFFER: u64 = 0x1_2000;
-
-struct Line;
-
-impl IrqLine for Line {
-    fn trigger(&self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
 
 /// A packet, or what a test looks at of one.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -109,17 +102,13 @@ impl TestGuest {
 
     pub(super) fn start(&mut self) {
         (self.sent, self.received) = (0, 0);
-        let mut registers = vec![(0x070, 0), (0x070, 3), (0x024, 1), (0x020, 1), (0x070, 11)];
-        for queue in 0..2 {
+        let places = [0, 1].map(|queue| {
             let base = Self::rings(queue);
             self.memory.write_slice(&[0; 0x3000], GuestAddress(base)).unwrap();
-            registers.extend([(0x030, queue), (0x038, SIZE.into()), (0x080, base)]);
-            registers.extend([(0x090, base + 0x1000), (0x0a0, base + 0x2000), (0x044, 1)]);
-        }
-        registers.push((0x070, 15));
-        for (register, value) in registers {
-            self.transport.lock().unwrap().write(register, &(value as u32).to_le_bytes());
-        }
+            let (available, used) = (base + 0x1000, base + 0x2000);
+            QueuePlace { size: SIZE, descriptors: base, available, used }
+        });
+        driver::start(&self.transport, Features::default(), &places);
         for index in 0..SIZE {
             self.post(index);
         }
