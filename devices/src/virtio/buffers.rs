@@ -6,6 +6,7 @@
 use vm_memory::bitmap::{BS, Bitmap};
 use vm_memory::{Bytes, GuestAddress, GuestMemory, Permissions, VolatileSlice};
 
+use super::buffer_list::BufferList;
 use super::{Broken, Buffer, Chain};
 
 /// A piece of guest memory, for a port that reads or writes it in place.
@@ -16,7 +17,7 @@ pub type Slice<'m, M> = VolatileSlice<'m, BS<'m, <M as GuestMemory>::Bitmap>>;
 /// Its addresses and lengths are the driver's, and not checked before they are used.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Stream {
-    buffers: Vec<Buffer>,
+    buffers: BufferList,
     length: u64,
 }
 
@@ -32,16 +33,14 @@ impl Chain {
         if buffers.iter().skip(readable).any(|buffer| !buffer.writable) {
             return Err(Broken::Form("a buffer to read comes after one to write (2.7.4.2)"));
         }
-        // Most chains of a network are of one kind: none is to be copied.
-        let written =
-            if readable == 0 { std::mem::take(&mut buffers) } else { buffers.split_off(readable) };
+        let written = buffers.split_off(readable);
         Ok((buffers.into(), written.into()))
     }
 }
 
-impl From<Vec<Buffer>> for Stream {
+impl From<BufferList> for Stream {
     /// The bytes of these buffers, in order. There are fewer than 65536 of them.
-    fn from(buffers: Vec<Buffer>) -> Self {
+    fn from(buffers: BufferList) -> Self {
         let length = buffers.iter().map(|buffer| u64::from(buffer.length)).sum();
         Self { buffers, length }
     }
@@ -50,7 +49,7 @@ impl From<Vec<Buffer>> for Stream {
 impl Stream {
     /// The bytes of these buffers, in order. There are fewer than 65536 of them.
     pub fn new(buffers: &[Buffer]) -> Self {
-        buffers.to_vec().into()
+        buffers.iter().copied().collect::<BufferList>().into()
     }
 
     /// How many bytes are left, below 2^48.
@@ -71,10 +70,10 @@ impl Stream {
     /// Takes the first `length` bytes off, or all that there are.
     #[must_use]
     pub fn split_off_front(&mut self, length: u64) -> Self {
-        let mut front = Vec::new();
+        let mut front = BufferList::default();
         let mut wanted = length.min(self.length);
         let (mut whole, mut front_length) = (0, 0);
-        for buffer in &mut self.buffers {
+        for buffer in self.buffers.iter_mut() {
             let size = u64::from(buffer.length);
             front_length += size.min(wanted);
             if size > wanted {
@@ -91,7 +90,7 @@ impl Stream {
             whole += 1;
             wanted -= size;
         }
-        self.buffers.drain(..whole);
+        self.buffers.remove_front(whole);
         self.length -= front_length;
         Self { buffers: front, length: front_length }
     }
@@ -117,7 +116,8 @@ impl Stream {
             whole -= 1;
             wanted -= size;
         }
-        let buffers = cut.into_iter().chain(self.buffers.drain(whole..)).collect();
+        let buffers =
+            cut.into_iter().chain(self.buffers.split_off(whole).iter().copied()).collect();
         self.length -= length;
         Self { buffers, length }
     }
@@ -162,7 +162,7 @@ impl Stream {
         self.length -= length;
         let mut left = length;
         let mut whole = 0;
-        for buffer in &mut self.buffers {
+        for buffer in self.buffers.iter_mut() {
             let size = u64::from(buffer.length);
             if size > left {
                 buffer.address.0 = buffer.address.0.wrapping_add(left);
@@ -173,7 +173,7 @@ impl Stream {
             whole += 1;
             left -= size;
         }
-        self.buffers.drain(..whole);
+        self.buffers.remove_front(whole);
     }
 
     /// The pieces of guest memory that it is made of, in order, none of them empty.

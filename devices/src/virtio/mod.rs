@@ -16,6 +16,7 @@
 
 pub mod balloon;
 pub mod block;
+mod buffer_list;
 mod buffers;
 pub mod mmio;
 pub mod net;

@@ -7,6 +7,7 @@ use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemory, Permissions};
 
 use super::Broken;
+use super::buffer_list::BufferList;
 
 /// Flag of the available ring: the driver does without interrupts (2.7.7, VIRTQ_AVAIL_F_NO_INTERRUPT).
 const NO_INTERRUPT: u16 = 1;
@@ -48,7 +49,7 @@ pub struct Head(pub(crate) u16);
 #[derive(Clone, Debug)]
 pub struct Chain {
     head: Head,
-    buffers: Vec<Buffer>,
+    buffers: BufferList,
     whole: bool,
 }
 
@@ -70,7 +71,7 @@ impl Chain {
     ///
     /// # Errors
     /// As for [`buffers`](Self::buffers).
-    pub fn into_buffers(self) -> Result<Vec<Buffer>, Broken> {
+    pub(super) fn into_buffers(self) -> Result<BufferList, Broken> {
         if self.whole { Ok(self.buffers) } else { Err(Broken::Chain) }
     }
 
@@ -125,7 +126,7 @@ impl<'a, M: GuestMemory> Ring<'a, M> {
         let Some(descriptors) = next else { return Ok(None) };
         self.budget = budget;
         let head = Head(descriptors.head_index());
-        let mut buffers = Vec::new();
+        let mut buffers = BufferList::default();
         let mut whole = false;
         // 2.7.5.3.1: a chain, through a table too, is no longer than its queue.
         for descriptor in descriptors.take(usize::from(longest)) {
