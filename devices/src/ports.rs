@@ -75,6 +75,13 @@ pub trait Doorbells: Send {
     fn signal(&self, queue: usize);
 }
 
+/// Acknowledgements of a virtio device's interrupts that the hypervisor takes by itself: they cost the guest no exit
+/// to the process that serves the device.
+pub trait Acknowledgements: Send + Sync {
+    /// Whether there have been any since the last call. It must not block.
+    fn take(&self) -> bool;
+}
+
 /// A piece of guest-physical address space as a guest names it: it may lie anywhere and pass the end.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct GuestRange {

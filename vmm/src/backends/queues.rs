@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use devices::ports::Doorbells;
+use devices::ports::{Acknowledgements, Doorbells};
 use devices::virtio::Device;
 use devices::virtio::mmio::{Served, Transport};
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
@@ -43,6 +43,22 @@ impl Doorbells for QueueDoorbells {
             // A full event counter is an event as well.
             let _ = doorbell.write(1);
         }
+    }
+}
+
+/// The acknowledgements of a device's interrupts, which KVM writes to an eventfd (KVM_IOEVENTFD): each would cost the
+/// guest an exit to this process.
+pub struct InterruptAcks(EventFd);
+
+impl From<EventFd> for InterruptAcks {
+    fn from(event: EventFd) -> Self {
+        Self(event)
+    }
+}
+
+impl Acknowledgements for InterruptAcks {
+    fn take(&self) -> bool {
+        self.0.read().is_ok()
     }
 }
 

@@ -36,11 +36,16 @@ use self::registers::{
 };
 use super::{Broken, Device, Features, Ring};
 use crate::bus::MmioDevice;
-use crate::ports::{Doorbells, IrqLine};
+use crate::ports::{Acknowledgements, Doorbells, IrqLine};
 
 /// Where in the window a driver writes the index of a queue to notify its device (QueueNotify): 32
 /// bits, which an ioeventfd can match.
 pub const QUEUE_NOTIFY: u64 = registers::QUEUE_NOTIFY;
+
+/// Where in the window a driver acknowledges interrupts (InterruptACK): 32 bits, which an ioeventfd can match.
+pub const INTERRUPT_ACK: u64 = registers::INTERRUPT_ACK;
+/// The value that acknowledges that the device has used buffers, and nothing else.
+pub const ACK_USED_BUFFER: u32 = USED_BUFFER;
 
 /// What the transport offers for every device.
 const TRANSPORT_FEATURES: Features =
@@ -152,6 +157,13 @@ impl<D: Device, S: Deref<Target: GuestMemory + Sized> + Send> Transport<D, S> {
             interrupts: InterruptStatus::default(),
             config_generation: 0,
         }
+    }
+
+    /// Has the hypervisor take the writes of [`ACK_USED_BUFFER`] to [`INTERRUPT_ACK`]. Call it before the transport is
+    /// used.
+    #[must_use]
+    pub fn acknowledged_through(self, taken: Box<dyn Acknowledgements>) -> Self {
+        Self { interrupts: InterruptStatus::acknowledged_through(taken), ..self }
     }
 
     /// The transport's counters.

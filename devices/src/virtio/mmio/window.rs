@@ -14,7 +14,7 @@ use crate::bus::{BusDevice, MmioDevice};
 ///
 /// The transport's lock is held for a whole turn of a queue, which can take long: a balloon discards up
 /// to 16384 ranges in one. The registers of the interrupt handler, InterruptStatus and InterruptACK, are
-/// served without the lock, all others with it.
+/// served without that lock, all others with it.
 pub struct Window<D, S> {
     interrupts: InterruptStatus,
     transport: Arc<Mutex<Transport<D, S>>>,

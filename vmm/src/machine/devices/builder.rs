@@ -15,7 +15,7 @@ use vm_memory::GuestAddress;
 use super::attached::{Attached, Metrics, Model};
 use super::{Error, Plugged};
 use crate::backends::gate::QueueGate;
-use crate::backends::queues::{QueueDoorbells, QueueEvents, Shared};
+use crate::backends::queues::{InterruptAcks, QueueDoorbells, QueueEvents, Shared};
 use crate::backends::worker::{Worker, WorkerEvents};
 use crate::events::EventLog;
 use crate::hypervisor::Vm;
@@ -106,7 +106,10 @@ impl<'a> Builder<'a> {
             .collect::<Result<Vec<_>, _>>()?
             .into();
         let memory = self.vm.ram().clone();
-        let transport = Transport::new(device, memory, irq, Box::new(doorbells.clone()));
+        let ack = GuestAddress(range.base.0 + mmio::INTERRUPT_ACK);
+        let acks = InterruptAcks::from(self.vm.doorbell(ack, mmio::ACK_USED_BUFFER)?);
+        let transport = Transport::new(device, memory, irq, Box::new(doorbells.clone()))
+            .acknowledged_through(Box::new(acks));
         let shared = Arc::new(Mutex::new(transport));
         self.map(range, Arc::new(Window::new(Arc::clone(&shared))))?;
         self.plugged.nodes.push(MmioNode { range, spi });

@@ -1,5 +1,6 @@
 #![allow(clippy::unwrap_used)]
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::time::Duration;
 
@@ -7,6 +8,7 @@ use vm_memory::{GuestAddress, GuestMemoryMmap};
 
 use super::*;
 use crate::bus::Bus;
+use crate::ports::Acknowledgements;
 use crate::testing::CountingLine;
 use crate::virtio::rng::Rng;
 use crate::virtio::testing::{CountingEntropy, RecordingDoorbells, memory, register, status};
@@ -92,4 +94,55 @@ fn a_reset_takes_pending_interrupts_away() {
     write(&bus, register::STATUS, 0);
 
     assert_eq!(read(&bus, register::INTERRUPT_STATUS), 0);
+}
+
+/// A hypervisor that has taken an acknowledgement, or not.
+#[derive(Clone, Default)]
+struct Taken(Arc<AtomicBool>);
+
+impl Acknowledgements for Taken {
+    fn take(&self) -> bool {
+        self.0.swap(false, Ordering::SeqCst)
+    }
+}
+
+#[test]
+fn an_acknowledgement_that_the_hypervisor_takes_is_one_of_used_buffers() {
+    let taken = Taken::default();
+    let status = InterruptStatus::acknowledged_through(Box::new(taken.clone()));
+    status.raise(3);
+    assert_eq!(status.pending(), 3);
+
+    taken.0.store(true, Ordering::SeqCst);
+
+    assert_eq!(status.pending(), 2);
+    status.acknowledge(2);
+    assert_eq!(status.pending(), 0);
+}
+
+#[test]
+fn an_interrupt_after_an_acknowledgement_that_the_hypervisor_took_stays_pending() {
+    for change in
+        [|status: &InterruptStatus| status.raise(1), |status: &InterruptStatus| status.set(1)]
+    {
+        let taken = Taken::default();
+        let status = InterruptStatus::acknowledged_through(Box::new(taken.clone()));
+        status.raise(1);
+        taken.0.store(true, Ordering::SeqCst);
+
+        change(&status);
+
+        assert_eq!(status.pending(), 1);
+    }
+}
+
+#[test]
+fn an_acknowledgement_of_nothing_does_not_take_the_next_interrupt_away() {
+    let taken = Taken::default();
+    let status = InterruptStatus::acknowledged_through(Box::new(taken.clone()));
+    taken.0.store(true, Ordering::SeqCst);
+
+    status.raise(1);
+
+    assert_eq!(status.pending(), 1);
 }
