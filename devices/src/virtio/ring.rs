@@ -221,6 +221,18 @@ impl<'a, M: GuestMemory> Ring<'a, M> {
         self.queue.enable_notification(self.memory).map_err(|_| Broken::Used)
     }
 
+    /// Counts chains as completed in this turn from this index of the used ring on, if there is one: it is not decided
+    /// yet whether the driver is interrupted for them.
+    pub(super) fn decide_from(&mut self, used: Option<u16>) {
+        self.used_before = used.unwrap_or(self.used_before);
+    }
+
+    /// The index of the used ring from which on chains have been completed without a decision whether the driver is
+    /// interrupted. `None` when there are no such chains.
+    pub(super) fn undecided(&self) -> Option<u16> {
+        Some(self.used_before).filter(|before| *before != self.queue.next_used())
+    }
+
     /// Whether the driver wants an interrupt for the chains that have been completed (2.7.7.2).
     pub(super) fn needs_interrupt(&mut self) -> Result<bool, Broken> {
         let (before, now) = (self.used_before, self.queue.next_used());

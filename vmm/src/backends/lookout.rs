@@ -7,14 +7,16 @@
 
 use std::time::{Duration, Instant};
 
-/// A yield that takes longer let another program run, which a worker that is woken would have preempted: longer than a
-/// guest needs for a queue of requests, and shorter than the scheduler's slice of 700 µs or more
-/// (sysctl_sched_base_slice in Linux `kernel/sched/fair.c`).
+/// A yield that takes longer let another program run, which a worker that is woken would have preempted. A guest that
+/// fills a queue meanwhile may need that long as well.
 const LONG: Duration = Duration::from_micros(500);
+
+/// As many requests as are worth a long yield.
+const WORTH: u64 = 16;
 
 /// After so many turns in a row with less than two requests, ...
 const MOST_MISSES: u32 = 8;
-/// ... or a long yield, none is tried for so many events.
+/// ... or a long yield that brought few, none is tried for so many events.
 const REST: u32 = 256;
 
 /// Most looks in a row, so that the worker sees its other events.
@@ -24,6 +26,8 @@ const MOST_LOOKS: u32 = 64;
 #[derive(Debug, Default)]
 pub(super) struct Lookout {
     looks: u32,
+    /// The last yield was long.
+    was_long: bool,
     misses: u32,
     resting: u32,
 }
@@ -33,6 +37,7 @@ impl Lookout {
     /// stay off then.
     pub(super) fn begin(&mut self) -> bool {
         self.looks = 0;
+        self.was_long = false;
         self.resting = self.resting.saturating_sub(1);
         self.resting == 0
     }
@@ -46,16 +51,26 @@ impl Lookout {
         self.resting == 0
     }
 
+    /// Learns how many requests a turn had that may have come after a yield.
+    pub(super) fn brought(&mut self, requests: u64) {
+        if std::mem::take(&mut self.was_long) && requests < WORTH {
+            self.rest();
+        }
+    }
+
     /// Yields before the next look. Whether there is one: otherwise the queue is to be signalled, as its notifications
     /// are off.
     pub(super) fn look_again(&mut self) -> bool {
         self.looks += 1;
+        self.give_way();
+        self.looks < MOST_LOOKS
+    }
+
+    /// Yields. For what is done already, an interrupt may follow: that of what comes meanwhile is the same.
+    pub(super) fn give_way(&mut self) {
         let start = Instant::now();
         std::thread::yield_now();
-        if start.elapsed() > LONG {
-            self.rest();
-        }
-        self.looks < MOST_LOOKS
+        self.was_long = start.elapsed() > LONG;
     }
 
     fn rest(&mut self) {
@@ -95,5 +110,16 @@ mod tests {
         assert!(lookout.begin());
 
         assert!((0..MOST_LOOKS).any(|_| !lookout.look_again()));
+    }
+
+    #[test]
+    fn a_long_yield_that_brought_few_is_not_tried_again_soon() {
+        for (requests, again) in [(0, false), (WORTH - 1, false), (WORTH, true)] {
+            let mut lookout = Lookout { was_long: true, ..Lookout::default() };
+
+            lookout.brought(requests);
+
+            assert_eq!(lookout.begin(), again, "{requests}");
+        }
     }
 }

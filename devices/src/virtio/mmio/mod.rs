@@ -239,15 +239,50 @@ impl<D: Device, S: Deref<Target: GuestMemory + Sized> + Send> Transport<D, S> {
         queue: usize,
         work: impl FnOnce(&mut D, &mut Ring<'_, S::Target>) -> Result<T, Broken>,
     ) -> Option<T> {
+        self.use_queue(queue, true, work)
+    }
+
+    /// As [`with_queue`](Self::with_queue), but the driver is not interrupted before the next turn of the queue that is
+    /// not quiet ([`interrupt_for`](Self::interrupt_for)): it may find what was completed by itself, or there may soon
+    /// be more. That turn has to come before the device is saved.
+    pub fn with_queue_quietly<T>(
+        &mut self,
+        queue: usize,
+        work: impl FnOnce(&mut D, &mut Ring<'_, S::Target>) -> Result<T, Broken>,
+    ) -> Option<T> {
+        self.use_queue(queue, false, work)
+    }
+
+    /// Interrupts the driver, if it wants to be, for what was completed in quiet turns of a queue.
+    pub fn interrupt_for(&mut self, queue: usize) {
+        if self.slots.get(queue).is_some_and(|slot| slot.undecided.is_some()) {
+            self.use_queue(queue, true, |_, _| Ok(()));
+        }
+    }
+
+    fn use_queue<T>(
+        &mut self,
+        queue: usize,
+        decide: bool,
+        work: impl FnOnce(&mut D, &mut Ring<'_, S::Target>) -> Result<T, Broken>,
+    ) -> Option<T> {
         if !self.is_active() {
             return None;
         }
-        let ready = self.slots.get_mut(queue)?.queue.as_mut()?;
+        let slot = self.slots.get_mut(queue)?;
+        let ready = slot.queue.as_mut()?;
         count(&self.counters.turns);
         let mut ring = Ring::new(ready, &*self.memory);
+        ring.decide_from(slot.undecided.take());
         let done = work(&mut self.device, &mut ring);
         // Chains that were completed before the driver broke the device are completed.
-        let interrupt = ring.needs_interrupt();
+        let interrupt = match decide || done.is_err() {
+            true => ring.needs_interrupt(),
+            false => {
+                slot.undecided = ring.undecided();
+                Ok(false)
+            }
+        };
         if let Ok(true) = interrupt {
             self.interrupt(USED_BUFFER);
         }

@@ -44,13 +44,24 @@ pub(super) struct Slot {
     pub(super) used: Address,
     /// The queue, while it is ready.
     pub(super) queue: Option<Queue>,
+    /// The index of the used ring before the first chain was completed for which it is not decided whether the driver
+    /// is interrupted.
+    pub(super) undecided: Option<u16>,
 }
 
 impl Slot {
     /// A queue that the driver has not touched.
     pub(super) fn new(max: u16) -> Self {
         let none = Address::default();
-        Self { max, size: 0, descriptors: none, available: none, used: none, queue: None }
+        Self {
+            max,
+            size: 0,
+            descriptors: none,
+            available: none,
+            used: none,
+            queue: None,
+            undecided: None,
+        }
     }
 
     /// Makes the queue ready, from its first chain on. `None` when its size is none that the device
@@ -68,7 +79,7 @@ impl Slot {
 
     /// What the registers hold, and how far a ready queue has come.
     pub(super) fn save(&self) -> QueueState {
-        let Self { max, size, descriptors, available, used, ref queue } = *self;
+        let Self { max, size, descriptors, available, used, ref queue, .. } = *self;
         let position = |queue: &Queue| Position {
             next_available: queue.next_avail(),
             next_used: queue.next_used(),
@@ -89,7 +100,7 @@ impl Slot {
             let problem = "is not that of the device";
             return Err(RestoreError::configuration("the greatest size of a queue", problem));
         }
-        *self = Self { max, size, descriptors, available, used, queue: None };
+        *self = Self { max, size, descriptors, available, used, queue: None, undecided: None };
         let Some(position) = ready else { return Ok(()) };
         let started = self.start(memory).and(self.queue.as_mut());
         check(

@@ -52,7 +52,9 @@ impl BlockEvents {
     fn serve(&mut self) {
         let mut looks = self.lookout.begin();
         for _ in 0..MOST_BATCHES {
-            let Some(requests) = self.batch(looks) else { return };
+            let requests = self.batch(looks);
+            self.lookout.brought(requests.unwrap_or(0));
+            let Some(requests) = requests else { return };
             if looks {
                 looks = self.lookout.found(requests);
             }

@@ -117,7 +117,7 @@ impl NetEvents {
 
     /// A turn of the device, with its gate entered: what is to be watched then, and how many frames have passed in one
     /// direction, as a request and its answer are not many. With `looks` another turn follows one in which some have:
-    /// notifications of frames to be sent are off until then.
+    /// notifications of frames to be sent are off until then, and it is not decided whether the driver is interrupted.
     pub(super) fn turn(&mut self, due: Due, looks: bool) -> (Watch, u64) {
         let Counters { rx_frames, tx_frames, .. } = &*self.counters;
         let passed = || [rx_frames, tx_frames].map(|frames| frames.load(Ordering::Relaxed));
@@ -133,7 +133,10 @@ impl NetEvents {
             }
             // The host may have answered already.
             if due.rx || came_back || sent {
-                let progress = transport.with_queue(RECEIVE, Net::receive);
+                let progress = match looks {
+                    true => transport.with_queue_quietly(RECEIVE, Net::receive),
+                    false => transport.with_queue(RECEIVE, Net::receive),
+                };
                 if progress == Some(Progress::More) {
                     transport.notify(RECEIVE);
                 }
@@ -191,24 +194,38 @@ impl NetEvents {
         }
     }
 
-    /// Does what is due. How many frames have passed.
-    fn serve(&mut self, due: Due, looks: bool, ops: &mut EventOps<'_>) -> u64 {
+    /// Does what is due, with `looks` before and after a yield. How many frames have passed, and how many of them in the
+    /// last turn.
+    fn serve(&mut self, due: Due, looks: bool, ops: &mut EventOps<'_>) -> (u64, u64) {
         let gate = self.queues.gate().clone();
         // A port's edge is not lost on a closed gate: its queues are served when it opens.
         let Some(turn) = gate.enter() else {
             if due.retry {
                 self.try_later();
             }
-            return 0;
+            return (0, 0);
         };
-        let (wanted, frames) = self.turn(due, looks);
+        let (mut wanted, mut frames) = self.turn(due, looks);
+        let mut last = frames;
+        if looks {
+            self.lookout.brought(frames);
+            if frames > 0 {
+                self.lookout.give_way();
+                (wanted, last) = self.turn(Due { rx: true, tx: true, ..Due::default() }, true);
+                self.lookout.brought(last);
+                frames += last;
+            }
+            self.queues.with(|transport| {
+                [RECEIVE, TRANSMIT].into_iter().for_each(|queue| transport.interrupt_for(queue));
+            });
+        }
         drop(turn);
         let was_up = self.watched.port.is_some();
         self.watch(wanted, ops);
         if due.retry && !was_up && self.watched.port.is_none() {
             self.try_later();
         }
-        frames
+        (frames, last)
     }
 
     fn try_later(&mut self) {
@@ -221,8 +238,11 @@ impl NetEvents {
 /// A turn of transmitq, and another one soon if it has more. With `looks` the caller gives it that, and notifications
 /// are off until then. Whether it does.
 fn transmit(transport: &mut Transport<Net<Port>, GuestRam>, looks: bool) -> bool {
-    let turn = if looks { Net::transmit_part } else { Net::transmit };
-    let more = transport.with_queue(TRANSMIT, turn) == Some(Progress::More);
+    let progress = match looks {
+        true => transport.with_queue_quietly(TRANSMIT, Net::transmit_part),
+        false => transport.with_queue(TRANSMIT, Net::transmit),
+    };
+    let more = progress == Some(Progress::More);
     if more && !looks {
         transport.notify(TRANSMIT);
     }
@@ -257,11 +277,15 @@ impl MutEventSubscriber for NetEvents {
         let mut due = self.due(&events);
         let mut looks = self.lookout.begin();
         loop {
-            let frames = self.serve(due, looks, ops);
+            let (frames, last) = self.serve(due, looks, ops);
             if !looks || frames == 0 {
                 return;
             }
             looks = self.lookout.found(frames);
+            // A turn that finds none has notifications on again.
+            if last == 0 {
+                return;
+            }
             if looks && !self.lookout.look_again() {
                 return self.queues.signal(TRANSMIT);
             }

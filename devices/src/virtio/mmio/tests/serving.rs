@@ -358,3 +358,51 @@ fn a_part_that_takes_nothing_on_purpose_waits_for_the_device() {
 
     assert_eq!(bench.transport.serve_part(0), Served::Done);
 }
+
+/// Completes a chain in a quiet turn.
+fn serve_quietly(bench: &mut Bench<Probe>) {
+    bench.rings(0).offer(&[ANY]);
+    let done = bench.transport.with_queue_quietly(0, |_, ring| {
+        let head = ring.take()?.unwrap().head();
+        ring.complete(head, 0)
+    });
+    assert_eq!(done, Some(()));
+}
+
+#[test]
+fn quiet_turns_are_interrupted_for_together() {
+    for features in [Features::default(), Features::EVENT_IDX] {
+        let mut bench = started(features);
+        serve_quietly(&mut bench);
+        serve_quietly(&mut bench);
+        assert_eq!((bench.rings(0).used_index(), bench.line.take()), (2, 0));
+
+        bench.transport.interrupt_for(0);
+        bench.transport.interrupt_for(0);
+
+        assert_eq!((bench.take_interrupts(), bench.line.take()), (1, 1), "{features:?}");
+    }
+}
+
+#[test]
+fn a_turn_that_is_not_quiet_interrupts_for_those_before_it() {
+    let mut bench = started(Features::EVENT_IDX);
+    serve_quietly(&mut bench);
+    serve_quietly(&mut bench);
+    // The driver wants an interrupt for the first of them, and takes none for the others.
+    bench.rings(0).set_used_event(0);
+
+    bench.kick(0);
+
+    assert_eq!((bench.take_interrupts(), bench.line.take()), (1, 1));
+}
+
+#[test]
+fn a_driver_that_breaks_the_device_in_a_quiet_turn_is_interrupted_for_what_was_done() {
+    let mut bench = started(Features::default());
+    serve_quietly(&mut bench);
+
+    let broken: Option<()> = bench.transport.with_queue_quietly(0, |_, _| Err(Broken::Available));
+
+    assert_eq!((broken, bench.take_interrupts()), (None, 3));
+}
