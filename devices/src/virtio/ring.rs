@@ -12,6 +12,10 @@ use super::buffer_list::BufferList;
 /// Flag of the available ring: the driver does without interrupts (2.7.7, VIRTQ_AVAIL_F_NO_INTERRUPT).
 const NO_INTERRUPT: u16 = 1;
 
+/// How many elements of the used ring are written in one piece: as many as a frame of 64 KiB has buffers at most, when
+/// they are as small as Linux's (`GOOD_PACKET_LEN` in `drivers/net/virtio_net.c`).
+const ELEMENTS: usize = 44;
+
 /// One descriptor's buffer: its address and length are the driver's, and not checked.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Buffer {
@@ -160,18 +164,27 @@ impl<'a, M: GuestMemory> Ring<'a, M> {
         let Some(((last, last_written), others)) = chains.split_last() else { return Ok(()) };
         let size = self.queue.size();
         let first = self.queue.next_used();
-        for (offset, (head, written)) in (0..).zip(others) {
-            if head.0 >= size {
-                return Err(Broken::Used);
+        let mut place = first;
+        let mut rest = others;
+        while !rest.is_empty() {
+            // The size is a power of two. Elements lie behind each other up to the end of the ring.
+            let index = place & (size - 1);
+            let (here, after) = rest.split_at(rest.len().min((size - index).into()).min(ELEMENTS));
+            let mut elements = [[0; 8]; ELEMENTS];
+            for ((head, written), element) in here.iter().zip(&mut elements) {
+                if head.0 >= size {
+                    return Err(Broken::Used);
+                }
+                element[..4].copy_from_slice(&u32::from(head.0).to_le_bytes());
+                element[4..].copy_from_slice(&written.to_le_bytes());
             }
-            // The size is a power of two.
-            let place = first.wrapping_add(offset) & (size - 1);
-            let mut element = [0; 8];
-            element[..4].copy_from_slice(&u32::from(head.0).to_le_bytes());
-            element[4..].copy_from_slice(&written.to_le_bytes());
-            let address = self.queue.used_ring().saturating_add(4 + 8 * u64::from(place));
-            let put = self.memory.write_slice(&element, GuestAddress(address));
+            let address = self.queue.used_ring().saturating_add(4 + 8 * u64::from(index));
+            let bytes = elements[..here.len()].as_flattened();
+            let put = self.memory.write_slice(bytes, GuestAddress(address));
             put.map_err(|_| Broken::Used)?;
+            // At most ELEMENTS.
+            place = place.wrapping_add(here.len() as u16);
+            rest = after;
         }
         // Adding the last one moves the index over all of them.
         self.queue.set_next_used(first.wrapping_add(others.len() as u16));
