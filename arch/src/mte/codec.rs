@@ -154,7 +154,7 @@ fn words(packed: &[u8]) -> impl Iterator<Item = (u64, u64)> {
     })
 }
 
-/// Packed tags as a word, the first in its lowest bits. What are fewer than a word's go on with the last of them.
+/// Packed tags as a word, the first in its lowest bits. Where there are fewer than a word has, the last is repeated.
 fn word(bytes: &[u8]) -> u64 {
     match bytes.first_chunk() {
         Some(bytes) => u64::from_le_bytes(*bytes),

@@ -96,7 +96,7 @@ impl Merge<'_> {
         let mut pieces = Vec::new();
         self.map.clear();
         for _ in 0..pages_per_chunk(about.page_size) {
-            // One map covers a whole chunk, and what stands for one goes on for ever.
+            // A map covers a whole chunk, and what stands in for one has no end.
             let hole = (Contents::Hole, Tags::Zero);
             let (new, old) = (new_pages.next().unwrap_or(hole), old_pages.next().unwrap_or(hole));
             let (new_piece, old_piece) = (piece(new.0, &mut new_data), piece(old.0, &mut old_data));

@@ -40,6 +40,18 @@ impl PageSet {
         }
     }
 
+    /// The pages that are in both.
+    #[must_use]
+    pub fn intersection(&self, other: &Self) -> Self {
+        Self(std::array::from_fn(|word| self.0[word] & other.0[word]))
+    }
+
+    /// The pages that are not in the other.
+    #[must_use]
+    pub fn difference(&self, other: &Self) -> Self {
+        Self(std::array::from_fn(|word| self.0[word] & !other.0[word]))
+    }
+
     /// Whether it has a page.
     pub fn contains(&self, page: usize) -> bool {
         self.0.get(page / BITS).is_some_and(|word| word >> (page % BITS) & 1 == 1)
@@ -98,9 +110,16 @@ mod tests {
                 pages.iter().map(|page| usize::from(page % 520)).collect()
             };
             let (pages, removed) = (small(&pages), small(&removed));
-            let mut set = PageSet::EMPTY;
-            pages.iter().for_each(|page| set.insert(*page));
+            let set_of = |pages: &BTreeSet<usize>| {
+                let mut set = PageSet::EMPTY;
+                pages.iter().for_each(|page| set.insert(*page));
+                set
+            };
+            let (all, others) = (set_of(&pages), set_of(&removed));
+            let mut set = all;
             removed.iter().for_each(|page| set.remove(*page));
+            prop_assert_eq!(all.difference(&others), set);
+            prop_assert_eq!(all.difference(&set), all.intersection(&others));
 
             let expected: Vec<usize> =
                 pages.difference(&removed).copied().filter(|page| *page < MOST).collect();

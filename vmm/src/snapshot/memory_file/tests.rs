@@ -122,6 +122,20 @@ fn pages_of_one_tag_are_one_extent() {
     assert_eq!((file.saved.pages, file.saved.maps), (512, 3));
 }
 
+#[test]
+fn pages_beyond_a_chunk_are_left_out() {
+    let size = Bytes::kib(16);
+    let page = |tag| Page::Present(Filling::One(7), Filling::One(tag));
+    let chunk = |tag| vec![page(tag); pages_per_chunk(size)];
+    let mut memory = FakeMemory::with(&[chunk(0x11), chunk(0x22)], size, true);
+    memory.present = vec![PageSet::of(0..512); 2];
+    let (file, loaded) = (File::of(&memory), like(&memory));
+
+    load_memory(&loaded, &file.open(), &mut |_| {}).unwrap();
+
+    assert!(loaded.same(&memory));
+}
+
 /// A change here is another version of the format.
 #[test]
 fn the_format_is_as_it_is_written_down() {

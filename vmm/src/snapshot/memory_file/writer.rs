@@ -1,5 +1,6 @@
 //! Writes a memory file.
 
+use std::io;
 use std::ops::Range;
 
 use arch::layout::CHUNK;
@@ -66,11 +67,15 @@ impl<'a> ChunkSaver<'a> {
     }
 
     fn save(&mut self, chunk: u64, writer: &mut Writer<'_>) -> Result<(), Fault> {
-        let mut present = self.view.present(chunk).map_err(Fault::GuestMemory)?;
+        // What a view says of pages that a chunk does not have means nothing.
+        let pages = PageSet::of(0..pages_per_chunk(self.about.page_size));
+        let mut present =
+            self.view.present(chunk).map_err(Fault::GuestMemory)?.intersection(&pages);
         let mut unchanged = PageSet::EMPTY;
         if self.about.base.is_some() {
-            unchanged = self.view.unchanged(chunk).map_err(Fault::GuestMemory)?;
-            unchanged.runs().flatten().for_each(|page| present.remove(page));
+            unchanged =
+                self.view.unchanged(chunk).map_err(Fault::GuestMemory)?.intersection(&pages);
+            present = present.difference(&unchanged);
         }
         self.map.clear();
         if present.is_empty() && unchanged.is_empty() {
@@ -125,19 +130,24 @@ impl<'a> ChunkSaver<'a> {
 
     /// Reads the tags of pages of the chunk at `offset`, if there are any.
     fn read_tags(&mut self, offset: u64, pages: Range<usize>) -> Result<(), Fault> {
+        if !self.about.tagged {
+            return Ok(());
+        }
         let page_size = self.about.page_size;
         let (start, packed) =
             (offset + pages.start as u64 * page_size.get(), packed_page(page_size));
-        match self.tags.get_mut(pages.start * packed..pages.end * packed) {
-            Some(tags) => self.view.read_tags(start, tags).map_err(Fault::GuestMemory),
-            None => Ok(()),
-        }
+        let tags = self.tags.get_mut(pages.start * packed..pages.end * packed);
+        let read = match tags {
+            Some(tags) => self.view.read_tags(start, tags),
+            None => Err(io::ErrorKind::InvalidInput.into()),
+        };
+        read.map_err(Fault::GuestMemory)
     }
 }
 
 /// A page is within its chunk, which the view gave.
 fn outside(error: vm_memory::VolatileMemoryError) -> Fault {
-    Fault::GuestMemory(std::io::Error::other(error))
+    Fault::GuestMemory(io::Error::other(error))
 }
 
 /// Puts chunks, maps, table and header where they belong.
