@@ -2,10 +2,11 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use serde_json::{Value, json};
 use testing::guest::{Finished, Guest, Plan};
-use testing::lab::Lab;
+use testing::lab::{Lab, program};
 use testing::scratch::Scratch;
 use testing::wait::until;
 use vmm::api::model::State;
@@ -267,6 +268,47 @@ fn a_guest_is_restored_on_a_host_with_pages_of_16_kib() {
     Lab::new().kernel_package(KERNEL_16K).second_node("128M").run(|| {
         saved_and_restored(&[]);
         saved_and_restored(&["--lazy"]);
+    });
+}
+
+/// What a command in the guest says, which succeeds.
+fn sh(guest: &Guest, script: &str) -> String {
+    let output = guest.tesseractl(&["exec", "--timeout", "60", "--", "sh", "-c", script]).output();
+    let output = output.unwrap();
+    assert!(output.status.success(), "{script}: {output:?}");
+    String::from_utf8_lossy(&output.stdout).trim().to_owned()
+}
+
+#[test]
+fn a_guest_and_its_copy_are_reached_by_their_agents() {
+    Lab::new().run(|| {
+        let scratch = Scratch::new();
+        let folder = scratch.join("one");
+        let guest = Plan::agent(&scratch).with("--cpus", "2").start();
+        guest.is_loaded();
+        sh(&guest, "echo kept >/tmp/file");
+        let boot = sh(&guest, "cat /proc/sys/kernel/random/boot_id");
+        save(&guest, &folder, &[]);
+        sh(&guest, "echo later >/tmp/file");
+        let mut info = Command::new(program("tesseractl"));
+        let info = info.args(["snapshot", "info", "--json"]).arg(&folder).output().unwrap();
+        let info: Value = serde_json::from_slice(&info.stdout).unwrap();
+        assert_eq!((&info["vcpu_count"], &info["manifest"]["kind"]), (&json!(2), &json!("full")));
+
+        // Its own socket is that of the guest that runs on.
+        let same = restored(&folder, &[]);
+        assert_eq!(same.code, Some(73), "{same:?}");
+        let other = scratch.join("other");
+        let copy = Plan::restore(&folder).with("--vsock", text(&other)).start();
+        copy.is_loaded();
+
+        assert_eq!(sh(&copy, "cat /tmp/file"), "kept");
+        assert_eq!(sh(&guest, "cat /tmp/file"), "later");
+        assert_eq!(sh(&copy, "cat /proc/sys/kernel/random/boot_id"), boot);
+        for guest in [copy, guest] {
+            assert!(guest.tesseractl(&["stop"]).status().unwrap().success());
+            guest.finish().expect_power_off();
+        }
     });
 }
 
