@@ -110,10 +110,14 @@ fn waiting_listed<T: Send>(
     let draft = Draft::new(config.clone(), flags).unwrap();
     let outcome = std::thread::scope(|scope| {
         let client = scope.spawn(|| {
-            while !path.exists() {
-                std::thread::yield_now();
-            }
-            client(UnixStream::connect(&path).unwrap(), &path)
+            // The file is there before the server listens.
+            let stream = loop {
+                match UnixStream::connect(&path) {
+                    Ok(stream) => break stream,
+                    Err(_) => std::thread::yield_now(),
+                }
+            };
+            client(stream, &path)
         });
         let waiting = Waiting { config, draft, flags, api_sock: &path };
         let reason = start_on_request(hypervisor, waiting, entry);
