@@ -6,4 +6,5 @@ mod devices;
 mod lending;
 mod reporting;
 mod snapshots;
+mod stall;
 mod tag_storage;
