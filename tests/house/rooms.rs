@@ -63,7 +63,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("hypervisor", &[HYPERVISOR_STATE, "memory", "vcpu"]),
     (HYPERVISOR_STATE, &[]),
     ("kvm", &["hypervisor", HYPERVISOR_STATE, "memory", "sys", "vcpu"]),
-    ("vcpu", &["sys"]),
+    ("vcpu", &[HYPERVISOR_STATE, "sys"]),
     ("memory", &["sys"]),
     (
         RESERVATION,

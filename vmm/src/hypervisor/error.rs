@@ -4,6 +4,7 @@ use std::io;
 
 use thiserror::Error;
 
+use super::state::RestoreError;
 use crate::memory::Backing;
 
 /// Why KVM cannot give the VM that was asked for.
@@ -78,17 +79,9 @@ pub enum Error {
         /// What it lacks.
         feature: &'static str,
     },
-    /// The host does not take saved registers.
-    #[error(
-        "the saved state of vCPU {vcpu} does not fit this host's CPUs and kernel: KVM does not take the registers \
-         {registers}. Restore on a host like the one where it was saved"
-    )]
-    SavedRegisters {
-        /// Which vCPU.
-        vcpu: u32,
-        /// The registers, each with the reason.
-        registers: String,
-    },
+    /// A vCPU does not take its saved state.
+    #[error(transparent)]
+    SavedVcpu(#[from] RestoreError),
     /// The interrupt controller is another.
     #[error(
         "the saved guest has a GICv{saved}, and this host offers a GICv{here}: restore on a host with the same"

@@ -1,6 +1,36 @@
 //! The state of vCPUs, interrupt controller and clock, as plain values: what a snapshot holds of them.
 
+use std::io;
+
 use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+/// Why a vCPU does not take a state.
+#[derive(Debug, Error)]
+pub enum RestoreError {
+    /// It has no such registers, or does not take their values.
+    #[error(
+        "the saved state of vCPU {vcpu} does not fit this host's CPUs and kernel: KVM does not take the registers \
+         {registers}. Restore on a host like the one where it was saved"
+    )]
+    Registers {
+        /// Which vCPU.
+        vcpu: u32,
+        /// The registers, each with the reason.
+        registers: String,
+    },
+    /// A call failed.
+    #[error("KVM: cannot {what} of vCPU {vcpu}")]
+    Call {
+        /// What was tried.
+        what: &'static str,
+        /// For which vCPU.
+        vcpu: u32,
+        /// The system's reason.
+        #[source]
+        source: io::Error,
+    },
+}
 
 /// One register of a vCPU (KVM_GET_ONE_REG).
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]

@@ -19,7 +19,7 @@ use vm_memory::GuestAddress;
 use super::host::CpuFeatures;
 use super::kick::ImmediateExit;
 use super::{Error, vcpu_call, vcpu_state};
-use crate::hypervisor::state::VcpuState;
+use crate::hypervisor::state::{RestoreError, VcpuState};
 use crate::vcpu::{Entry, Exit, Kick, Registers, Unhandled, Vcpu};
 
 /// A vCPU.
@@ -173,7 +173,7 @@ impl Vcpu for KvmVcpu {
         vcpu_state::save(&self.fd)
     }
 
-    fn restore(&mut self, state: &VcpuState) -> Result<(), Error> {
+    fn restore(&mut self, state: &VcpuState) -> Result<(), RestoreError> {
         vcpu_state::restore(&self.fd, self.index, state)
     }
 

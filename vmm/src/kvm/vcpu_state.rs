@@ -11,8 +11,7 @@ use arch::regs::RegId;
 use kvm_bindings::{RegList, kvm_mp_state, kvm_vcpu_events};
 use kvm_ioctls::VcpuFd;
 
-use super::{Error, vcpu_call};
-use crate::hypervisor::state::{Register, SError, VcpuState};
+use crate::hypervisor::state::{Register, RestoreError, SError, VcpuState};
 
 /// The most registers that are read, which is what the list of kvm-bindings holds. A vCPU with all that KVM emulates
 /// has 366 in Linux 6.12.
@@ -44,13 +43,9 @@ pub(super) fn save(vcpu: &VcpuFd) -> io::Result<VcpuState> {
 }
 
 /// Gives a vCPU that has not run a state. The first run of any vCPU of the VM makes some registers unchangeable.
-pub(super) fn restore(vcpu: &VcpuFd, index: u32, state: &VcpuState) -> Result<(), Error> {
-    let call = |what| vcpu_call(what, index);
-    let known = list(vcpu).map_err(|source| Error::Call {
-        what: "list the registers",
-        vcpu: Some(index),
-        source,
-    })?;
+pub(super) fn restore(vcpu: &VcpuFd, index: u32, state: &VcpuState) -> Result<(), RestoreError> {
+    let call = |what| move |source| RestoreError::Call { what, vcpu: index, source };
+    let known = list(vcpu).map_err(call("list the registers"))?;
     let mut refused = Vec::new();
     for Register { id, value } in &state.registers {
         let id = RegId::new(*id);
@@ -66,18 +61,20 @@ pub(super) fn restore(vcpu: &VcpuFd, index: u32, state: &VcpuState) -> Result<()
         }
     }
     if !refused.is_empty() {
-        return Err(Error::SavedRegisters { vcpu: index, registers: names(&refused) });
+        return Err(RestoreError::Registers { vcpu: index, registers: names(&refused) });
     }
     if let Some(SError { esr }) = state.serror {
         let mut events = kvm_vcpu_events::default();
         events.exception.serror_pending = 1;
         events.exception.serror_has_esr = esr.is_some().into();
         events.exception.serror_esr = esr.unwrap_or(0);
-        vcpu.set_vcpu_events(&events).map_err(call("restore the pending SError"))?;
+        vcpu.set_vcpu_events(&events)
+            .map_err(io::Error::from)
+            .map_err(call("restore the pending SError"))?;
     }
     // Last: a vCPU that PSCI has switched off stays so, whatever its registers are.
     let state = kvm_mp_state { mp_state: state.mp_state };
-    vcpu.set_mp_state(state).map_err(call("restore the power state"))
+    vcpu.set_mp_state(state).map_err(io::Error::from).map_err(call("restore the power state"))
 }
 
 /// The registers that a complete vCPU has, in the order in which they can be set.

@@ -126,7 +126,7 @@ pub(super) fn restore(
         return Err(Error::SavedVcpus { saved: vcpus.len(), vcpus: cpus.vcpus.len() });
     }
     for (vcpu, state) in cpus.vcpus.iter_mut().zip(&vcpus) {
-        vcpu.restore(state)?;
+        vcpu.restore(state).map_err(hypervisor::Error::from)?;
     }
     vm.restore_gic(&gic)?;
     devices.restore(states)?;

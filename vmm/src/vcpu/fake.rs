@@ -10,8 +10,7 @@ use std::time::{Duration, Instant};
 use vm_memory::GuestAddress;
 
 use super::{Entry, Exit, Kick, Registers, Vcpu};
-use crate::hypervisor;
-use crate::hypervisor::state::{Register, VcpuState};
+use crate::hypervisor::state::{Register, RestoreError, VcpuState};
 
 /// How long a test waits for something that takes microseconds, before it fails.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -221,14 +220,13 @@ impl Vcpu for FakeVcpu {
         Ok(VcpuState { registers: vec![register], mp_state: 0, serror: None, sve_lengths: None })
     }
 
-    fn restore(&mut self, state: &VcpuState) -> Result<(), hypervisor::Error> {
+    fn restore(&mut self, state: &VcpuState) -> Result<(), RestoreError> {
         self.guest.note(Event::Restored(self.index));
         match state.registers.first() {
             Some(register) if register.value == [self.index as u8; 8] => Ok(()),
-            _ => Err(hypervisor::Error::SavedRegisters {
-                vcpu: self.index as u32,
-                registers: "pc".to_owned(),
-            }),
+            _ => {
+                Err(RestoreError::Registers { vcpu: self.index as u32, registers: "pc".to_owned() })
+            }
         }
     }
 

@@ -14,8 +14,7 @@ use std::sync::atomic::AtomicBool;
 use devices::bus::Bus;
 use vm_memory::GuestAddress;
 
-use crate::hypervisor;
-use crate::hypervisor::state::VcpuState;
+use crate::hypervisor::state::{RestoreError, VcpuState};
 use crate::metrics::VcpuCounters;
 
 pub use exit::{Entry, Exit, Unhandled};
@@ -70,7 +69,7 @@ pub trait Vcpu: Send {
     ///
     /// # Errors
     /// When the hypervisor does not take all of it.
-    fn restore(&mut self, state: &VcpuState) -> Result<(), hypervisor::Error>;
+    fn restore(&mut self, state: &VcpuState) -> Result<(), RestoreError>;
 
     /// The guest's virtual counter (CNTVCT_EL0), which all vCPUs share.
     ///
