@@ -12,6 +12,8 @@ use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 
@@ -23,6 +25,7 @@ use rustix::io::Errno;
 use thiserror::Error;
 
 use super::contents::Contents;
+use crate::error::chain;
 use crate::memory::{self, Aside, Backing, DiscardHooks, GuestRam, Outcome};
 use crate::snapshot::{self, MemoryReader, PageSet};
 use crate::sys::thread;
@@ -39,15 +42,30 @@ pub enum Error {
         "only anonymous memory can be restored lazily, and that of the snapshot is not: leave out --lazy"
     )]
     Backing,
-    /// The host cannot stop touches of it.
-    #[error("guest memory cannot be loaded as it is touched")]
-    Uffd(#[from] uffd::Error),
+    /// The host's kernel cannot stop touches of it.
+    #[error(
+        "this host's kernel cannot load guest memory as it is touched (userfaultfd with UFFDIO_MOVE, Linux 6.8): leave \
+         out --lazy"
+    )]
+    Kernel(#[source] io::Error),
+    /// This user may not stop touches in the kernel, as those of KVM are.
+    #[error(
+        "this user may not catch KVM's page faults: give it access to /dev/userfaultfd, or set the sysctl \
+         vm.unprivileged_userfaultfd=1, or leave out --lazy"
+    )]
+    Denied(#[source] io::Error),
+    /// There would be too many mappings.
+    #[error(
+        "memory with this many gaps takes too many mappings: raise vm.max_map_count, or leave out --lazy"
+    )]
+    Mappings(#[source] io::Error),
     /// There is no memory aside from the guest's.
     #[error(transparent)]
     Aside(#[from] memory::Error),
-    /// The system gives no event, no thread, or does not show pages.
+    /// The system gives no descriptor or thread, or does not show pages.
     #[error(
-        "the host gives no descriptor or thread for loading guest memory: look at ulimit -n and ulimit -u"
+        "the host gives no descriptor or thread for loading guest memory, or does not show its pages: look at ulimit \
+         -n, ulimit -u and /proc/self/pagemap"
     )]
     Host(#[source] io::Error),
     /// The snapshot cannot be read.
@@ -64,6 +82,23 @@ pub enum Error {
     },
 }
 
+impl From<uffd::Error> for Error {
+    fn from(error: uffd::Error) -> Self {
+        match error {
+            uffd::Error::Denied(source) => Self::Denied(source),
+            uffd::Error::Descriptor(source) => Self::Host(source),
+            uffd::Error::Register(source) if source.raw_os_error() == Some(libc::ENOMEM) => {
+                Self::Mappings(source)
+            }
+            uffd::Error::Missing(source)
+            | uffd::Error::Version(source)
+            | uffd::Error::NoMove(source)
+            | uffd::Error::Register(source)
+            | uffd::Error::Read(source) => Self::Kernel(source),
+        }
+    }
+}
+
 /// What is done when a chunk cannot be loaded.
 type OnFailure = Box<dyn Fn(String) + Send + Sync>;
 
@@ -73,6 +108,8 @@ struct Shared {
     reader: MemoryReader,
     chunks: Mutex<Chunks>,
     stop: OwnedFd,
+    /// How many chunks are yet to be loaded: read without the lock, which is held while the file is read.
+    left: AtomicU64,
     on_failure: OnceLock<OnFailure>,
 }
 
@@ -108,8 +145,8 @@ impl LazyMemory {
         let stop = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(|errno| Error::Host(errno.into()))?;
         let chunks = Mutex::new(Chunks { pending, aside, failure: None });
-        let on_failure = OnceLock::new();
-        let shared = Shared { uffd, ram: ram.clone(), reader, chunks, stop, on_failure };
+        let (left, on_failure) = (AtomicU64::new(0), OnceLock::new());
+        let shared = Shared { uffd, ram: ram.clone(), reader, chunks, stop, left, on_failure };
         let shared = Arc::new(shared);
         shared.arm()?;
         let own = Arc::clone(&shared);
@@ -129,18 +166,21 @@ impl LazyMemory {
     /// Loads all that is left.
     ///
     /// # Errors
-    /// When a chunk cannot be loaded.
+    /// When a chunk cannot be loaded. The VM ends then.
     pub(crate) fn finish(&self) -> Result<(), Error> {
         let mut chunks = self.shared.lock();
         while let Some(chunk) = chunks.pending.keys().next().copied() {
-            self.shared.load(&mut chunks, chunk)?;
+            if let Err(error) = self.shared.load(&mut chunks, chunk) {
+                self.shared.give_up(&mut chunks, chunk, &error);
+                return Err(error);
+            }
         }
         Ok(())
     }
 
     /// How much of guest memory is yet to be loaded, in whole chunks.
     pub(crate) fn pending(&self) -> Bytes {
-        Bytes::new(self.shared.lock().pending.len() as u64 * CHUNK.get())
+        Bytes::new(self.shared.left.load(Ordering::Relaxed) * CHUNK.get())
     }
 
     /// What keeps memory that the guest gives back from being loaded afterwards.
@@ -148,8 +188,8 @@ impl LazyMemory {
         Box::new(Discards(Arc::clone(&self.shared)))
     }
 
-    /// Ends it: touches of what is not loaded read zero from now on. The vCPUs have their order to end.
-    pub(crate) fn stop(&mut self) {
+    /// Ends it: touches of what is not loaded read zero from now on. No vCPU and no device is left to touch it.
+    fn stop(&mut self) {
         // It cannot be full: it is written once.
         let _ = rustix::io::write(&self.shared.stop, &1u64.to_ne_bytes());
         if let Some(thread) = self.thread.take() {
@@ -171,6 +211,10 @@ impl Shared {
         self.chunks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn count(&self, chunks: &Chunks) {
+        self.left.store(chunks.pending.len() as u64, Ordering::Relaxed);
+    }
+
     /// The addresses of a chunk.
     fn addresses(&self, chunk: u64) -> Range<u64> {
         let start = self.ram.host_address() + chunk * CHUNK.get();
@@ -180,6 +224,7 @@ impl Shared {
     /// Watches the chunks that have contents, neighbours together.
     fn arm(&self) -> Result<(), uffd::Error> {
         let chunks = self.lock();
+        self.count(&chunks);
         let mut next: Option<Range<u64>> = None;
         for chunk in chunks.pending.keys().map(|chunk| self.addresses(*chunk)) {
             match &mut next {
@@ -196,13 +241,43 @@ impl Shared {
 
     /// Loads what is touched until it is stopped.
     fn run(&self) {
-        if let Err(error) = self.serve() {
-            let failure = crate::error::chain(&error);
-            let mut chunks = self.lock();
-            chunks.failure = Some(failure.clone());
-            if let Some(act) = self.on_failure.get() {
-                act(failure);
-            }
+        let failure = match catch_unwind(AssertUnwindSafe(|| self.serve())) {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => chain(&error),
+            Err(_) => "the thread that loads it panicked; please report this".to_owned(),
+        };
+        let mut chunks = self.lock();
+        self.report(&mut chunks, failure);
+        for (chunk, _) in std::mem::take(&mut chunks.pending) {
+            self.poison(chunk);
+        }
+        self.count(&chunks);
+    }
+
+    /// Ends the VM for a chunk that cannot be loaded. Whoever touches it must neither wait for good nor see other
+    /// contents.
+    fn give_up(&self, chunks: &mut Chunks, chunk: u64, error: &Error) {
+        self.report(chunks, chain(error));
+        chunks.pending.remove(&chunk);
+        self.count(chunks);
+        // Half of a chunk may be in it.
+        let all = PageSet::of(0..(CHUNK.get() / page_size()) as usize);
+        let _ = chunks.aside.discard(&all);
+        self.poison(chunk);
+    }
+
+    fn report(&self, chunks: &mut Chunks, failure: String) {
+        if let Some(act) = self.on_failure.get() {
+            act(failure.clone());
+        }
+        chunks.failure.get_or_insert(failure);
+    }
+
+    fn poison(&self, chunk: u64) {
+        let range = self.addresses(chunk);
+        if self.uffd.poison(&range).is_err() {
+            // The VM ends; it must not wait for this chunk until then.
+            let _ = self.uffd.disarm(&range);
         }
     }
 
@@ -222,7 +297,10 @@ impl Shared {
             self.uffd.read(&mut faults)?;
             for fault in faults.drain(..) {
                 let offset = fault.address.saturating_sub(self.ram.host_address());
-                self.load(&mut self.lock(), offset / CHUNK.get())?;
+                let (chunk, mut chunks) = (offset / CHUNK.get(), self.lock());
+                if let Err(error) = self.load(&mut chunks, chunk) {
+                    self.give_up(&mut chunks, chunk, &error);
+                }
             }
         }
     }
@@ -238,18 +316,18 @@ impl Shared {
             unsafe { self.uffd.move_in(&range, chunks.aside.host_address()) }
                 .map_err(|source| Error::Move { chunk, source })?;
             chunks.pending.remove(&chunk);
+            self.count(chunks);
         }
         self.settle(&range)
     }
 
     /// Leaves a chunk to the kernel.
     fn settle(&self, range: &Range<u64>) -> Result<(), Error> {
-        let page = rustix::param::page_size() as u64;
         // With as many mappings as a process can have, one more cannot be made: then it stays watched.
         self.uffd
             .disarm(range)
-            .or_else(|_| self.uffd.fill(range, page))
-            .map_err(|source| Error::Uffd(uffd::Error::Register(source)))
+            .or_else(|_| self.uffd.fill(range, page_size()))
+            .map_err(|source| uffd::Error::Register(source).into())
     }
 
     /// Leaves all memory to the kernel.
@@ -263,7 +341,7 @@ impl Shared {
     /// The guest gives memory back that may not be loaded.
     fn forget(&self, range: MemoryRange) {
         let base = self.ram.range().base.0;
-        let page = rustix::param::page_size() as u64;
+        let page = page_size();
         let (start, end) = (range.base.0.saturating_sub(base), range.end().0.saturating_sub(base));
         let mut chunks = self.lock();
         for chunk in start / CHUNK.get()..end.div_ceil(CHUNK.get()) {
@@ -273,11 +351,16 @@ impl Shared {
             dropped.insert_range((first / page) as usize..(last / page) as usize);
             if dropped.len() as u64 == CHUNK.get() / page {
                 chunks.pending.remove(&chunk);
+                self.count(&chunks);
                 // It stays watched if it must; a touch of it is settled then.
                 let _ = self.settle(&self.addresses(chunk));
             }
         }
     }
+}
+
+fn page_size() -> u64 {
+    rustix::param::page_size() as u64
 }
 
 /// Keeps what is given back from being loaded.

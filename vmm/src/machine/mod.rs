@@ -62,6 +62,7 @@ pub struct Machine {
     gate: QueueGate,
     tags: Option<TagReservation>,
     placement: Option<BorrowerLease>,
+    /// It ends after vCPUs and devices: what one of them waits for is loaded, and not read as zeroes.
     lazy: Option<LazyMemory>,
     mte: bool,
     guest_page: Bytes,
@@ -348,16 +349,14 @@ impl Drop for Machine {
     fn drop(&mut self) {
         // No vCPU may wait for the reader of a console while its thread is joined.
         self.quiesce.set(true);
+        // No device may begin anything: its worker ends after the vCPUs.
+        self.gate.close();
         // Nor may one wait for tag storage: it would not leave the guest.
         self.vcpus.finish();
         // Nor for a disk of the host that hangs, in a reset of the device.
         self.devices.disks.iter().for_each(block::Control::abandon);
         if let Some(tags) = &mut self.tags {
             tags.stop();
-        }
-        // Nor for a chunk of its snapshot.
-        if let Some(lazy) = &mut self.lazy {
-            lazy.stop();
         }
     }
 }

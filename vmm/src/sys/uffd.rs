@@ -27,6 +27,7 @@ const REGISTER: Opcode = opcode::read_write::<RegisterCall>(GROUP, 0x00);
 const UNREGISTER: Opcode = opcode::read::<Addresses>(GROUP, 0x01);
 const WAKE: Opcode = opcode::read::<Addresses>(GROUP, 0x02);
 const COPY: Opcode = opcode::read_write::<CopyCall>(GROUP, 0x03);
+const POISON: Opcode = opcode::read_write::<PoisonCall>(GROUP, 0x08);
 const MOVE: Opcode = opcode::read_write::<MoveCall>(GROUP, 0x05);
 const API: Opcode = opcode::read_write::<ApiCall>(GROUP, 0x3f);
 
@@ -34,7 +35,8 @@ const API: Opcode = opcode::read_write::<ApiCall>(GROUP, 0x3f);
 /// `UFFD_EVENT_PAGEFAULT`.
 const VERSION: u64 = 0xaa;
 const THREAD_ID: u64 = 1 << 8;
-/// `UFFD_FEATURE_MOVE` and `UFFDIO_MOVE_MODE_ALLOW_SRC_HOLES`, since Linux 6.8.
+/// `UFFD_FEATURE_POISON`, since Linux 6.6; `UFFD_FEATURE_MOVE` and `UFFDIO_MOVE_MODE_ALLOW_SRC_HOLES`, since 6.8.
+const POISONS: u64 = 1 << 14;
 const MOVES: u64 = 1 << 16;
 const WITH_HOLES: u64 = 1 << 1;
 const MISSING: u64 = 1;
@@ -127,6 +129,15 @@ struct CopyCall {
     copied: i64,
 }
 
+/// `struct uffdio_poison`.
+#[repr(C)]
+struct PoisonCall {
+    addresses: Addresses,
+    mode: u64,
+    /// How much was poisoned, or why nothing was, as a negative error number.
+    updated: i64,
+}
+
 /// `struct uffdio_move`.
 #[repr(C)]
 struct MoveCall {
@@ -199,12 +210,12 @@ impl Uffd {
         })
     }
 
-    /// As [`new`](Self::new), and pages can be [moved](Self::move_in) into the ranges.
+    /// As [`new`](Self::new), and pages can be [moved](Self::move_in) into the ranges, or [poisoned](Self::poison).
     ///
     /// # Errors
     /// As for [`new`](Self::new), and when the kernel is older than Linux 6.8.
     pub(crate) fn with_moves() -> Result<Self, Error> {
-        Self::with(THREAD_ID | MOVES).map_err(|error| match error {
+        Self::with(THREAD_ID | POISONS | MOVES).map_err(|error| match error {
             Failed::Open(error) => error,
             Failed::Features(source) => Error::NoMove(source),
         })
@@ -325,6 +336,29 @@ impl Uffd {
                 Err(Errno::AGAIN) if call.moved > 0 => done += call.moved as u64,
                 // A page of `from` is under migration, or mappings change: it is free again at once.
                 Err(Errno::AGAIN | Errno::BUSY) if tries < TRIES => tries += 1,
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Has every touch of an armed range without pages fail, as one of broken memory does: SIGBUS in this process, and
+    /// EFAULT or EHWPOISON from KVM_RUN. Those who wait for the range are woken.
+    ///
+    /// # Errors
+    /// What the host answers.
+    pub(crate) fn poison(&self, range: &Range<u64>) -> io::Result<()> {
+        let Addresses { start, length } = range.into();
+        let (mut done, mut tries) = (0, 0);
+        while done < length {
+            let addresses = Addresses { start: start + done, length: length - done };
+            let mut call = PoisonCall { addresses, mode: 0, updated: 0 };
+            // SAFETY: the structure is the one that the call takes. It marks pages that are not there, and changes no
+            // contents.
+            match unsafe { ioctl(&self.0, Updater::<POISON, _>::new(&mut call)) } {
+                Ok(()) => done = length,
+                Err(Errno::AGAIN) if call.updated > 0 => done += call.updated as u64,
+                Err(Errno::AGAIN) if tries < TRIES => tries += 1,
                 Err(errno) => return Err(errno.into()),
             }
         }
