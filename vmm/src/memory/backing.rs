@@ -151,17 +151,13 @@ impl MemoryFile {
 }
 
 impl MemoryFile {
-    /// Where the next data begins at or after an offset and before an end, and where it ends. All of it is data in a
-    /// file that cannot tell.
+    /// Where the next data begins at or after an offset and before an end, and where it ends.
     ///
     /// # Errors
     /// What the host answers.
     pub(super) fn next_data(&self, offset: u64, end: u64) -> Result<Option<Range<u64>>, Errno> {
         if offset >= end {
             return Ok(None);
-        }
-        if !self.knows_holes {
-            return Ok(Some(offset..end));
         }
         match rustix::fs::seek(&self.file, SeekFrom::Data(offset)) {
             Err(Errno::NXIO) => Ok(None),

@@ -140,6 +140,28 @@ impl Mapping {
         Ok(file.punch(offset, length)?)
     }
 
+    /// Whether a part has a page in memory, or one on its way to another place. Offset and length are multiples of the
+    /// page size.
+    ///
+    /// # Errors
+    /// What the host answers, and EINVAL for a part that is not of this memory.
+    pub(super) fn is_in_core(&self, offset: u64, length: u64) -> io::Result<bool> {
+        let inside = offset.checked_add(length).is_some_and(|end| end <= self.length as u64);
+        if !inside {
+            return Err(Errno::INVAL.into());
+        }
+        let mut pages = vec![0u8; length.div_ceil(rustix::param::page_size() as u64) as usize];
+        // SAFETY: the part lies in the owned mapping, and there is a byte for each of its pages.
+        let done = unsafe {
+            let start = self.as_ptr().add(offset as usize);
+            libc::mincore(start.cast(), length as usize, pages.as_mut_ptr())
+        };
+        match done {
+            0 => Ok(pages.iter().any(|page| page & 1 != 0)),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
     /// Populates all of the memory, and keeps it from being swapped out or discarded.
     ///
     /// # Errors

@@ -106,6 +106,14 @@ impl GuestRam {
         self.region().mapping.file()
     }
 
+    /// Whether a part, by its offset, has a page in memory: of memory that is not swapped.
+    ///
+    /// # Errors
+    /// What the host answers.
+    pub(super) fn is_in_core(&self, offset: u64, length: u64) -> io::Result<bool> {
+        self.region().mapping.is_in_core(offset, length)
+    }
+
     /// Populates all of it and keeps it in memory for good: nothing can be given back any more.
     ///
     /// # Errors

@@ -73,6 +73,16 @@ impl Residency {
     ) -> io::Result<()> {
         let end = offset.saturating_add(length).min(self.ram.range().size.get());
         let mut at = offset;
+        // Its file keeps no holes, and to touch a page that went back to the pool is to take one again.
+        if let Backing::Hugetlbfs { page } = self.ram.backing() {
+            while at < end {
+                if self.ram.is_in_core(at, page.get())? {
+                    each(at..at + page.get());
+                }
+                at += page.get();
+            }
+            return Ok(());
+        }
         match self.ram.file() {
             Some(file) => {
                 while let Some(data) = file.next_data(at, end)? {
