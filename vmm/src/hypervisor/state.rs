@@ -2,6 +2,7 @@
 
 use std::io;
 
+use arch::regs::RegId;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -62,6 +63,13 @@ pub struct VcpuState {
     pub serror: Option<SError>,
     /// Its vector lengths (KVM_REG_ARM64_SVE_VLS), if it has SVE: set before the vCPU is finalized.
     pub sve_lengths: Option<[u64; 8]>,
+}
+
+impl VcpuState {
+    /// Whether it has pointer authentication.
+    pub fn has_pointer_authentication(&self) -> bool {
+        self.registers.iter().any(|register| register.id == RegId::APIAKEYLO_EL1.get())
+    }
 }
 
 /// One register of the interrupt controller (KVM_GET_DEVICE_ATTR).

@@ -32,6 +32,7 @@ const CTLR: u64 = 0x0000;
 const IIDR: u64 = 0x0008;
 const IGROUPR: u64 = 0x0080;
 const ISENABLER: u64 = 0x0100;
+const ICENABLER: u64 = 0x0180;
 const ISPENDR: u64 = 0x0200;
 const ISACTIVER: u64 = 0x0300;
 const IPRIORITYR: u64 = 0x0400;
@@ -42,6 +43,9 @@ const IROUTER: u64 = 0x6000;
 /// The second frame of a redistributor: SGIs and PPIs.
 const SGI_FRAME: u64 = 0x1_0000;
 
+/// The SGIs in a word of bits.
+const SGIS: u64 = 0xffff;
+
 /// A register, and how it is restored.
 #[derive(Clone, Copy)]
 struct Entry {
@@ -49,6 +53,18 @@ struct Entry {
     attribute: u64,
     /// Zero is what it has after a reset, or a zero changes nothing in it.
     zero_is_default: bool,
+}
+
+impl Entry {
+    /// Whether it is the first word of this register, for the interrupts of one CPU alone.
+    fn is_private(&self, register: u64) -> bool {
+        let offset = self.attribute & u64::from(u32::MAX);
+        match self.group {
+            REDISTRIBUTOR => offset == SGI_FRAME | register,
+            DISTRIBUTOR => offset == register,
+            _ => false,
+        }
+    }
 }
 
 /// The state of an interrupt controller whose vCPUs are out of the guest.
@@ -78,8 +94,18 @@ pub(super) fn restore(
         return Err(Error::SavedGicRegisters);
     }
     for (entry, saved) in entries.iter().zip(&state.registers) {
+        if entry.is_private(ISENABLER) {
+            // A bit that is written only enables, and SGIs are enabled from the start.
+            let attribute = entry.attribute - ISENABLER + ICENABLER;
+            write(device, &GicRegister { attribute, value: u32::MAX.into(), ..*saved })?;
+        }
+        let mut saved = saved.clone();
+        if state.version == 2 && entry.is_private(ISPENDR) {
+            // Written here, an SGI comes from its own CPU: GICD_SPENDSGIR has where it comes from.
+            saved.value &= !SGIS;
+        }
         if saved.value != 0 || !entry.zero_is_default {
-            write(device, saved)?;
+            write(device, &saved)?;
         }
     }
     Ok(())

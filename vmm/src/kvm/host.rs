@@ -4,7 +4,6 @@ use std::io;
 
 use arch::gic::Gic;
 use arch::layout;
-use arch::regs::RegId;
 use arch::units::Bytes;
 use kvm_bindings::{
     HWCAP2_MTE, KVM_API_VERSION, KVM_CAP_ARM_MTE, KVM_CAP_ARM_PMU_V3, KVM_CAP_ARM_PTRAUTH_ADDRESS,
@@ -39,9 +38,8 @@ impl CpuFeatures {
     /// # Errors
     /// When the host lacks one of them.
     pub(super) fn of_saved(self, vcpu: &VcpuState) -> Result<Self, Error> {
-        let key = RegId::APIAKEYLO_EL1.get();
         let sve = vcpu.sve_lengths.is_some();
-        let pointer_authentication = vcpu.registers.iter().any(|register| register.id == key);
+        let pointer_authentication = vcpu.has_pointer_authentication();
         match (sve && !self.sve, pointer_authentication && !self.pointer_authentication) {
             (true, _) => Err(Error::SavedFeature { feature: "SVE" }),
             (_, true) => Err(Error::SavedFeature { feature: "pointer authentication" }),

@@ -3,19 +3,21 @@
 use std::io;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use arch::regs::RegId;
 use arch::units::Bytes;
 use thiserror::Error;
 
 use super::Error;
 use crate::api::ControlError;
+use crate::backends::balloon::{self, Status};
 use crate::config::{self, CommandLineOnly, Config, MteMode, RestoreRequest, SnapshotFiles};
 use crate::error::chain;
 use crate::exit_status::ExitStatus;
 use crate::hypervisor::Hypervisor;
+use crate::hypervisor::state::VcpuState;
 use crate::machine::{self, Board, Contents, Machine, MachineState, SavedMemory};
 use crate::snapshot::{self, CpuFeatures, Fault, Kind, Manifest, NewPair, Pair, State};
-use crate::spec::{ReservationMode, Spec, TagStorageSpec};
+use crate::spec::{BalloonSpec, ReservationMode, Spec, TagStorageSpec};
+use crate::vcpu;
 
 /// A snapshot whose state has been read and checked; nothing has been made of it.
 pub struct Saved {
@@ -67,6 +69,11 @@ pub enum LoadError {
          touch: leave out --lazy (\"lazy\" in the API), or give --tag-storage strict"
     )]
     LazyOnDemand,
+    /// Locked memory is all read at once.
+    #[error(
+        "the VM's memory is locked, which reads all of it at once: leave out --lazy (\"lazy\" in the API)"
+    )]
+    LazyLocked,
     /// The host has pages of another size.
     #[error(
         "the snapshot is of a host with pages of {saved}, and this one has pages of {here}: restore it on a host with \
@@ -86,7 +93,7 @@ impl LoadError {
         match self {
             Self::File(error) => machine::snapshot_status(error),
             Self::Config(_) => ExitStatus::BadImage,
-            Self::LazyOnDemand => ExitStatus::Config,
+            Self::LazyOnDemand | Self::LazyLocked => ExitStatus::Config,
             Self::PageSize { .. } => ExitStatus::Unavailable,
         }
     }
@@ -96,7 +103,10 @@ impl From<SaveError> for ControlError {
     fn from(error: SaveError) -> Self {
         const ACTION: &str = "save the VM";
         match &error {
-            SaveError::Machine(machine::SaveError::Busy) => Self::unavailable(ACTION, error),
+            // What waits for tag storage or for a disk may have it the next time.
+            SaveError::Machine(
+                machine::SaveError::Busy | machine::SaveError::Vcpu(vcpu::Error::Inside { .. }),
+            ) => Self::unavailable(ACTION, error),
             SaveError::File(file) if is_of_the_path(&file.fault) => Self::refused(chain(&error)),
             _ => Self::failed(ACTION, error),
         }
@@ -132,7 +142,17 @@ pub(super) fn as_it_is(machine: &Machine, spec: &Spec, has_mte: bool) -> Spec {
         net: machine.network_interfaces().cloned().collect(),
         mte: if has_mte { MteMode::Require } else { MteMode::Off },
         tag_storage: spec.tag_storage.clone().filter(|_| has_mte),
+        balloon: spec.balloon.map(|spec| balloon_as_it_is(machine, spec)),
         ..spec.clone()
+    }
+}
+
+fn balloon_as_it_is(machine: &Machine, spec: BalloonSpec) -> BalloonSpec {
+    match machine.balloon().map(balloon::Control::status) {
+        Some(Status { target, stats_interval_s, .. }) => {
+            BalloonSpec { target, stats_interval_s, ..spec }
+        }
+        None => spec,
     }
 }
 
@@ -148,6 +168,9 @@ pub(super) fn prepare(
     let on_demand = |tags: &TagStorageSpec| matches!(tags.when, ReservationMode::Demand { .. });
     if lazy && spec.tag_storage.as_ref().is_some_and(on_demand) {
         return Err(LoadError::LazyOnDemand.into());
+    }
+    if lazy && spec.lock_memory {
+        return Err(LoadError::LazyLocked.into());
     }
     Ok((spec, Restore { saved, lazy, resume }))
 }
@@ -172,10 +195,6 @@ pub(super) fn save(
 
 fn manifest(state: &MachineState, spec: &Spec, config: serde_json::Value) -> Manifest {
     let first = state.vcpus.first();
-    let key = RegId::APIAKEYLO_EL1.get();
-    let has_key = |vcpu: &crate::hypervisor::state::VcpuState| {
-        vcpu.registers.iter().any(|register| register.id == key)
-    };
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     Manifest {
         kind: Kind::Full,
@@ -185,7 +204,7 @@ fn manifest(state: &MachineState, spec: &Spec, config: serde_json::Value) -> Man
         mte: state.mte,
         cpu_features: CpuFeatures {
             sve: first.is_some_and(|vcpu| vcpu.sve_lengths.is_some()),
-            pauth: first.is_some_and(has_key),
+            pauth: first.is_some_and(VcpuState::has_pointer_authentication),
             pmu: spec.pmu,
         },
         memory_size: spec.memory.get(),
@@ -355,6 +374,30 @@ mod tests {
         assert_eq!(refused.status(), ExitStatus::Config);
         assert!(prepared(&files, false, with(TagStorageMode::Demand)).is_ok());
         assert!(prepared(&files, true, with(TagStorageMode::Strict)).is_ok());
+    }
+
+    #[test]
+    fn memory_that_is_locked_is_not_lazy() {
+        let locked = Spec { lock_memory: true, ..spec(config(Path::new("/boot/Image"), 1)) };
+        let (_folder, files) = snapshot_of(serde_json::to_value(locked.to_config()).unwrap());
+
+        let refused = prepared(&files, true, RestoreChanges::default()).err().unwrap();
+
+        assert!(chain(&refused).contains("locked"), "{refused:?}");
+        assert_eq!(refused.status(), ExitStatus::Config);
+    }
+
+    #[test]
+    fn a_saved_description_has_the_balloon_as_it_was_changed() {
+        let hypervisor = FakeHypervisor::new([vec![]]);
+        let machine = machine(&hypervisor, 1);
+        let started = spec(config(Path::new("Image"), 1));
+        let target = Bytes::mib(16);
+        machine.balloon().unwrap().update(Some(16), None).unwrap();
+
+        let saved = as_it_is(&machine, &started, true);
+
+        assert_eq!(saved.balloon, started.balloon.map(|spec| BalloonSpec { target, ..spec }));
     }
 
     #[test]
