@@ -183,6 +183,8 @@ pub enum SnapshotCommand {
         folder: PathBuf,
     },
     /// Make one snapshot of another and of what has changed since
+    // Hidden while no VM can be saved so.
+    #[command(hide = true)]
     Merge(MergeArgs),
 }
 

@@ -8,10 +8,11 @@ use super::Check;
 type Version = (u32, u32);
 
 /// What kernels before a version lack or do wrong, where it touches guests with MTE.
-const SINCE: [(Version, &str); 4] = [
+const SINCE: [(Version, &str); 5] = [
     ((5, 13), "KVM gives guests no MTE"),
     ((5, 18), "a guest's panic looks like a reset (no PSCI SYSTEM_RESET2)"),
     ((6, 2), "guests with MTE cannot use shared memory"),
+    ((6, 8), "no snapshot can be restored lazily (no UFFDIO_MOVE)"),
     ((6, 13), "guests with MTE cannot use hugetlbfs memory"),
 ];
 
@@ -89,6 +90,7 @@ mod tests {
             ("5.10.0-30-arm64", "no MTE"),
             ("5.15.0", "SYSTEM_RESET2"),
             ("6.1.0-40-arm64", "shared memory"),
+            ("6.6.0", "restored lazily"),
             ("6.12.95+deb13-cloud-arm64", "hugetlbfs"),
         ] {
             let check = judge(release, "#1 SMP (2026-09-01)");

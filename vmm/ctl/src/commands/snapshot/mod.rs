@@ -38,13 +38,14 @@ pub fn snapshot(args: &SnapshotArgs, form: Form) -> Result<(), Failure> {
 /// Saves a VM. It does then what it did before, unless it is to do something else.
 ///
 /// # Errors
-/// When the VM cannot be reached or refuses, or the folder cannot be had. Then there is no snapshot that was not there
-/// before, and the VM does what it did.
+/// When the VM cannot be reached or refuses, or the folder cannot be had: then there is no snapshot that was not there
+/// before, and a VM that ran is resumed. When a VM that was saved is not resumed: the snapshot is there then.
 fn save(args: &SaveArgs, form: Form) -> Result<(), Failure> {
     let (Some(vm), Some(folder)) = (&args.vm, &args.folder) else {
         return Err(Failure::usage("name the VM and the folder"));
     };
     let target = Target::find(vm)?;
+    refuse_other_users(&target)?;
     let mut client = target.client_within(args.timeout)?;
     let place = Place::prepare(folder, args.replace)?;
     let stop = Stop::catch()?;
@@ -56,19 +57,22 @@ fn save(args: &SaveArgs, form: Form) -> Result<(), Failure> {
     }
     let saved = client.create_snapshot(&SnapshotCreate::full(place.files()));
     let paused_for = start.elapsed();
-    if let Err(error) = saved {
-        return Err(was_in_vain(error.into(), was_running, &target));
-    }
+    let stopped = || Failure {
+        code: EXIT_INTERRUPTED,
+        message: format!("stopped: {} was not saved", target.name()),
+    };
+    // In its place before anything else can fail.
+    let placed = match saved {
+        Err(error) => Err(error.into()),
+        Ok(()) if stop.is_wanted() => Err(stopped()),
+        Ok(()) => place.commit(),
+    };
+    let size = placed.map_err(|failure| not_saved(failure, was_running, &target))?;
     let runs = args.resume || (was_running && !args.keep_paused);
     if runs {
-        client.resume()?;
+        client.resume().map_err(|error| not_resumed(error.into(), folder))?;
     }
     drop(waiting);
-    if stop.is_wanted() {
-        let message = format!("stopped: {} is as it was, and was not saved", target.name());
-        return Err(Failure { code: EXIT_INTERRUPTED, message });
-    }
-    let size = place.commit()?;
     show(folder, size, runs, paused_for, &target, form)
 }
 
@@ -98,8 +102,31 @@ fn show(
     })
 }
 
+/// Refuses to save a VM of another user: its process could not write into a folder of this one.
+fn refuse_other_users(target: &Target) -> Result<(), Failure> {
+    let own = rustix::process::geteuid().as_raw();
+    match target {
+        Target::Listed(vm) if vm.uid() != own => Err(Failure::refused(format!(
+            "{} is a VM of user {}, whose process may not write into a folder of yours: save it with PUT \
+             /snapshot/create, in a folder of its own",
+            target.name(),
+            vm.uid()
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// The VM was saved, and could not be resumed.
+fn not_resumed(mut failure: Failure, folder: &Path) -> Failure {
+    failure.message.push_str(&format!(
+        "; the snapshot is in {}, and the VM may be paused: `tesseractl resume` lets it run again",
+        folder.display()
+    ));
+    failure
+}
+
 /// Lets a VM run again that was not saved, and says so.
-fn was_in_vain(mut failure: Failure, was_running: bool, target: &Target) -> Failure {
+fn not_saved(mut failure: Failure, was_running: bool, target: &Target) -> Failure {
     if !was_running {
         return failure;
     }
