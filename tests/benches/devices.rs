@@ -70,7 +70,7 @@ fn rows() -> Vec<Row> {
         command: format!("{IPERF} {how} --time "),
         amounts: &[1],
     };
-    let (few, many, bulk): (&[u32], &[u32], &[u32]) = (&[200, 2200], &[400, 4400], &[8, 72]);
+    let (few, many, bulk): (&[u32], &[u32], &[u32]) = (&[200, 2200], &[400, 4400], &[8, 248]);
     let sync = "--direct=1 --ioengine=psync";
     let deep = "--direct=1 --ioengine=libaio --iodepth=32";
     vec![

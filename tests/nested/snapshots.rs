@@ -373,6 +373,14 @@ fn a_snapshot_that_cannot_be_restored_is_refused_with_its_reason() {
             assert_eq!(ended.code, Some(78), "{ended:?}");
             assert!(ended.messages.contains(flag), "{ended:?}");
         }
+        // Memory that is loaded later is damaged later.
+        let flipped = copy(&folder, "flipped-often", "memory", |bytes| {
+            bytes.iter_mut().skip(8192).step_by(4096).for_each(|byte| *byte ^= 1);
+        });
+        let ended = Plan::restore(&flipped).flag("--lazy").run();
+        assert_eq!(ended.code, Some(15), "{ended:?}");
+        assert!(ended.messages.contains("chunk"), "{ended:?}");
+        assert!(ended.messages.contains(text(&flipped.join("memory"))), "{ended:?}");
         // What was refused so often is as it was.
         let mut guest = Plan::restore(&folder).start();
         verified(&mut guest);
