@@ -234,7 +234,7 @@ pub struct ResumeArgs {
     /// Which VM.
     #[command(flatten)]
     pub of: OfVm,
-    /// Have the guest's agent set its time of day to the host's, which went on while it was paused
+    /// Have the guest's agent set its time of day to the host's, which a pause does not stop
     #[arg(long)]
     pub set_clock: bool,
     /// How many seconds to wait for the agent

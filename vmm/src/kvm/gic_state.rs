@@ -192,7 +192,7 @@ fn v3_cpu(cpu: Mpidr) -> u64 {
 
 fn v2(cpus: u64) -> Vec<Entry> {
     let mut list = List::default();
-    // KVM takes groups from one who knows the revision only.
+    // KVM takes groups only after a write of the revision.
     list.always(DISTRIBUTOR, IIDR);
     list.always(DISTRIBUTOR, CTLR);
     for cpu in (0..cpus).map(|cpu| cpu << 32) {

@@ -77,7 +77,7 @@ impl<'h> Launcher<'h> {
         Ok(())
     }
 
-    /// Makes the machine of a description, or restores it, and the one who answers for it. Nothing of it runs.
+    /// Makes the machine of a description, or restores it, and its controller. Nothing of it runs.
     ///
     /// # Errors
     /// When it cannot be made. Nothing is left of it then.

@@ -47,7 +47,7 @@ impl Pair {
     }
 }
 
-/// Checks that a manifest and a memory file speak of the same memory.
+/// Checks that a manifest and a memory file describe the same memory.
 fn agree(manifest: &Manifest, memory: &About) -> Result<(), Fault> {
     let (found, wanted) = (memory.size, manifest.memory_size());
     if found != wanted {

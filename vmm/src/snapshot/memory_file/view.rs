@@ -35,14 +35,14 @@ pub trait MemoryView: GuestPages {
     /// not touched.
     ///
     /// # Errors
-    /// When the host does not tell.
+    /// When the host does not show which they are.
     fn present(&self, chunk: u64) -> io::Result<PageSet>;
 
     /// For a diff, the pages of a chunk that have the data and the tags that they had in the base. A page that was
     /// discarded since is not one of them: it is neither here nor in [`present`](Self::present), and becomes a hole.
     ///
     /// # Errors
-    /// When the host does not tell.
+    /// When the host does not show which they are.
     fn unchanged(&self, _chunk: u64) -> io::Result<PageSet> {
         Ok(PageSet::EMPTY)
     }
