@@ -25,7 +25,7 @@ use rustix::io::Errno;
 use thiserror::Error;
 
 use super::contents::Contents;
-use crate::error::chain;
+use crate::error::{chain, say};
 use crate::memory::{self, Aside, Backing, DiscardHooks, GuestRam, Outcome};
 use crate::snapshot::{self, MemoryReader, PageSet};
 use crate::sys::thread;
@@ -267,6 +267,10 @@ impl Shared {
     }
 
     fn report(&self, chunks: &mut Chunks, failure: String) {
+        if chunks.failure.is_none() {
+            // Now: a thread that touches the chunk ends the process before anything else is said.
+            say(&format!("guest memory cannot be loaded from the snapshot: {failure}"));
+        }
         if let Some(act) = self.on_failure.get() {
             act(failure.clone());
         }
