@@ -83,6 +83,14 @@ impl Origin {
             Self::Saved { state, .. } => state.guest_page,
         }
     }
+
+    /// The first of the vCPUs that were saved, and their interrupt controller.
+    fn saved_cpus(&self) -> Option<(&VcpuState, &GicState)> {
+        match self {
+            Self::Kernel(_) => None,
+            Self::Saved { state, .. } => state.vcpus.first().map(|vcpu| (vcpu, &state.gic)),
+        }
+    }
 }
 
 /// Whether the guest has MTE, and why not.
@@ -102,7 +110,7 @@ impl Board {
     /// # Errors
     /// When the host cannot give what the description asks for, or a file cannot be loaded.
     pub fn new(spec: &Spec, host: &dyn Hypervisor) -> Result<Self, Error> {
-        Self::make(spec, host, None, |ram, caches| {
+        Self::make(spec, host, |ram, caches| {
             let fdt_room = arch::fdt::room(spec.cpus, caches);
             let loaded = memory::load(ram, &spec.kernel, spec.initrd.as_deref(), fdt_room)?;
             if spec.tag_storage.is_some() {
@@ -124,9 +132,7 @@ impl Board {
     ) -> Result<Self, Error> {
         let mte = if state.mte { MteMode::Require } else { MteMode::Off };
         let spec = Spec { mte, ..spec.clone() };
-        let first = state.vcpus.first().map(|vcpu| (vcpu.clone(), state.gic.clone()));
-        let saved = first.as_ref().map(|(vcpu, gic)| (vcpu, gic));
-        Self::make(&spec, host, saved, |ram, _| {
+        Self::make(&spec, host, |ram, _| {
             let lazy = memory.restore(ram)?;
             Ok(Origin::Saved { state: Box::new(state), lazy })
         })
@@ -135,7 +141,6 @@ impl Board {
     fn make(
         spec: &Spec,
         host: &dyn Hypervisor,
-        saved: Option<(&VcpuState, &GicState)>,
         fill: impl FnOnce(&GuestRam, Option<&CacheTopology>) -> Result<Origin, Error>,
     ) -> Result<Self, Error> {
         host.check_cpus(spec.cpus)?;
@@ -156,6 +161,7 @@ impl Board {
         if spec.lock_memory {
             vm.ram().lock()?;
         }
+        let saved = origin.saved_cpus();
         let cpus = vm.create_vcpus(&CpuRequest { count: spec.cpus, pmu: spec.pmu, saved })?;
         let caches =
             caches.filter(|caches| cpus.clidr.is_some_and(|clidr| caches.check(clidr).is_ok()));

@@ -26,7 +26,7 @@ use thiserror::Error;
 
 use super::contents::Contents;
 use crate::error::{chain, say};
-use crate::memory::{self, Aside, Backing, DiscardHooks, GuestRam, Outcome};
+use crate::memory::{self, Backing, DiscardHooks, GuestRam, Outcome};
 use crate::snapshot::{self, MemoryReader, PageSet};
 use crate::sys::thread;
 use crate::sys::uffd::{self, Uffd};
@@ -137,8 +137,7 @@ impl LazyMemory {
             return Err(Error::Backing);
         }
         reader.check_sink(&Contents::new(ram).map_err(Error::Host)?)?;
-        let aside = Aside::like(ram)?;
-        let aside = Contents::new(aside.ram()).map_err(Error::Host)?;
+        let aside = Contents::new(&ram.chunk_aside()?).map_err(Error::Host)?;
         let pending: BTreeMap<_, _> =
             reader.chunks().map(|chunk| (chunk, PageSet::EMPTY)).collect();
         let uffd = Uffd::with_moves()?;
@@ -187,9 +186,11 @@ impl LazyMemory {
     pub(crate) fn discard_hooks(&self) -> Box<dyn DiscardHooks> {
         Box::new(Discards(Arc::clone(&self.shared)))
     }
+}
 
-    /// Ends it: touches of what is not loaded read zero from now on. No vCPU and no device is left to touch it.
-    fn stop(&mut self) {
+impl Drop for LazyMemory {
+    /// Touches of what is not loaded read zero from now on. No vCPU and no device is left to touch it.
+    fn drop(&mut self) {
         // It cannot be full: it is written once.
         let _ = rustix::io::write(&self.shared.stop, &1u64.to_ne_bytes());
         if let Some(thread) = self.thread.take() {
@@ -197,12 +198,6 @@ impl LazyMemory {
             let _ = thread.join();
         }
         self.shared.release();
-    }
-}
-
-impl Drop for LazyMemory {
-    fn drop(&mut self) {
-        self.stop();
     }
 }
 

@@ -199,6 +199,11 @@ impl Machine {
         gpio.unwrap_or_else(PoisonError::into_inner).set_power_key(pressed)
     }
 
+    /// Whether the guest has MTE.
+    pub fn has_mte(&self) -> bool {
+        self.mte
+    }
+
     /// Guest memory.
     pub fn ram(&self) -> &GuestRam {
         self.vm.ram()

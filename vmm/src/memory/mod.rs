@@ -1,7 +1,6 @@
 //! Guest memory: what it is made of, what is loaded into it before the guest starts, how it goes back to
 //! the host, and how much of the host it takes.
 
-mod aside;
 mod backing;
 mod decompress;
 mod error;
@@ -15,7 +14,6 @@ mod residency;
 pub(crate) mod tag_checks;
 mod tags;
 
-pub(crate) use aside::Aside;
 pub use backing::{Attributes, Backing};
 pub use error::Error;
 pub use footprint::Footprint;

@@ -6,7 +6,7 @@ use std::ops::{Deref, Range};
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use arch::layout::RAM_BASE;
+use arch::layout::{CHUNK, RAM_BASE};
 use arch::mte::granule::Tag;
 use arch::range::MemoryRange;
 use arch::units::Bytes;
@@ -51,10 +51,18 @@ impl GuestRam {
     ///
     /// # Errors
     /// As for [`new`](Self::new).
-    pub(super) fn aside(size: Bytes, attributes: Attributes) -> Result<Self, Error> {
+    fn aside(size: Bytes, attributes: Attributes) -> Result<Self, Error> {
         let mapping = Mapping::new(size, attributes)?;
         let regions = Arc::new(Regions([Region { mapping, base: RAM_BASE }]));
         Ok(Self { regions, attributes })
+    }
+
+    /// A chunk of anonymous memory like this, which no guest sees; none of it is populated.
+    ///
+    /// # Errors
+    /// As for [`new`](Self::new).
+    pub(crate) fn chunk_aside(&self) -> Result<Self, Error> {
+        Self::aside(CHUNK, Attributes { backing: Backing::Anonymous, ..self.attributes })
     }
 
     fn region(&self) -> &Region {
@@ -89,11 +97,6 @@ impl GuestRam {
     /// What it is made of.
     pub fn backing(&self) -> Backing {
         self.attributes.backing
-    }
-
-    /// What it is like.
-    pub(super) fn attributes(&self) -> Attributes {
-        self.attributes
     }
 
     /// Whether it is mapped with tags.

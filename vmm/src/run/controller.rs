@@ -28,7 +28,6 @@ pub(super) struct MachineController {
     metrics: Option<MetricsFile>,
     /// As it was started.
     spec: Box<Spec>,
-    has_mte: bool,
 }
 
 impl MachineController {
@@ -39,10 +38,9 @@ impl MachineController {
         shutdown: ShutdownRequest,
         metrics: Option<MetricsFile>,
         spec: Spec,
-        has_mte: bool,
     ) -> Self {
         let machine = Rc::downgrade(machine);
-        Self { machine, key, shutdown, metrics, spec: Box::new(spec), has_mte }
+        Self { machine, key, shutdown, metrics, spec: Box::new(spec) }
     }
 }
 
@@ -213,7 +211,7 @@ impl Controller for MachineController {
         if let Some(reason) = held(&machine) {
             return Err(ControlError::unavailable("save the VM", reason));
         }
-        let spec = snapshots::as_it_is(&machine, &self.spec, self.has_mte);
+        let spec = snapshots::as_it_is(&machine, &self.spec, machine.has_mte());
         let checked = spec.check_snapshot(&files);
         checked.map_err(|error| ControlError::refused(chain(&error)))?;
         snapshots::save(&mut machine, &spec, &files)?;

@@ -97,7 +97,6 @@ impl<'h> Launcher<'h> {
             Some(restore) => snapshots::board(&spec, self.hypervisor, restore)?,
         };
         announce_mte(board.mte(), &spec);
-        let has_mte = *board.mte() == Mte::On;
         let (command_line, disks) = (board.command_line(&spec), board.disks(&spec));
         let spec = Spec { command_line, disks, ..spec };
         self.catch_signals()?;
@@ -112,7 +111,7 @@ impl<'h> Launcher<'h> {
         self.watch(&machine, lost, &key, metrics.as_ref(), &mut subscribers)?;
         let terminal = self.read_console(&machine, &spec.serial, listener, &mut subscribers)?;
         let shutdown = self.shutdown.clone();
-        let controller = MachineController::new(&machine, key, shutdown, metrics, spec, has_mte);
+        let controller = MachineController::new(&machine, key, shutdown, metrics, spec);
         if restored {
             self.log.publish(&Event::Restored);
         }

@@ -8,6 +8,7 @@ use std::collections::HashSet;
 
 use arch::gic::Gic;
 use arch::layout::CHUNK;
+use arch::regs::RegId;
 use arch::units::Bytes;
 
 use super::super::error::Part;
@@ -25,9 +26,8 @@ const MOST_GIC_REGISTERS: usize = 4096 + 128 * 512;
 /// KVM_REG_ARM64.
 const ARCH_ARM64: u64 = 0x60;
 const ARCH_SHIFT: u32 = 56;
-/// KVM_REG_SIZE_SHIFT and what KVM_REG_SIZE_MASK leaves of it.
+/// KVM_REG_SIZE_SHIFT.
 const SIZE_SHIFT: u32 = 52;
-const SIZE_BITS: u64 = 0xf;
 /// KVM_REG_ARM_COPROC_SHIFT: the family. Above are no bits up to the size.
 const FAMILY_SHIFT: u32 = 16;
 /// Core, demultiplexed, system, firmware, SVE, and firmware features registers (KVM_REG_ARM_CORE,
@@ -122,7 +122,7 @@ fn register(register: &Register) -> Result<(), String> {
     if id >> ARCH_SHIFT != ARCH_ARM64 || !FAMILIES.contains(&family) {
         return Err(format!("register {id:#x} is of no family that this version knows"));
     }
-    let size = 1usize << (id >> SIZE_SHIFT & SIZE_BITS);
+    let size = RegId::new(id).size();
     if size > LARGEST || register.value.len() != size {
         let length = register.value.len();
         return Err(format!("register {id:#x} has {length} bytes, and its id says {size}"));
