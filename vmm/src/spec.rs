@@ -58,6 +58,8 @@ pub struct Spec {
     pub backing: MemoryBacking,
     /// Whether guest memory is populated at the start and kept from swap.
     pub lock_memory: bool,
+    /// Whether it is recorded which pages of guest memory change.
+    pub track_dirty_pages: bool,
     /// The memory balloon.
     pub balloon: Option<BalloonSpec>,
     /// Its disks, in the order in which the guest finds them.
@@ -309,6 +311,7 @@ impl Spec {
             huge_pages,
             backing,
             lock_memory,
+            track_dirty_pages: machine.track_dirty_pages.unwrap_or(false),
             balloon: BalloonSpec::new(config.balloon, memory)?,
             disks,
             rng: config
@@ -363,6 +366,7 @@ impl Spec {
             huge_pages: Some(self.huge_pages).filter(|pages| *pages != HugePages::Transparent),
             memory_backing: Some(self.backing),
             lock_memory: Some(self.lock_memory),
+            track_dirty_pages: Some(self.track_dirty_pages),
             pmu: self.pmu.then_some(true),
             clock: Some(self.clock).filter(|clock| *clock != ClockMode::default()),
             ..MachineConfig::default()

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         memory: str
         memory_backing: str
         lock_memory: bool
+        track_dirty_pages: bool
         cpus: int
         pmu: bool
         clock: str

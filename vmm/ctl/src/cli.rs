@@ -182,9 +182,7 @@ pub enum SnapshotCommand {
         #[arg(value_name = "DIR")]
         folder: PathBuf,
     },
-    /// Make one snapshot of another and of what has changed since
-    // Hidden while no VM can be saved so.
-    #[command(hide = true)]
+    /// Make one snapshot of another and of diffs, what has changed since
     Merge(MergeArgs),
 }
 
@@ -197,6 +195,10 @@ pub struct SaveArgs {
     /// The folder for the snapshot, which is made
     #[arg(value_name = "DIR", required = true)]
     pub folder: Option<PathBuf>,
+    /// Save only what has changed of memory since the VM was last saved or restored, which `merge` adds to that; the VM
+    /// runs with --track-dirty-pages
+    #[arg(long, conflicts_with = "replace")]
+    pub diff: bool,
     /// Let the VM run then, even if it was paused
     #[arg(long, conflicts_with = "keep_paused")]
     pub resume: bool,
@@ -214,13 +216,13 @@ pub struct SaveArgs {
 /// Snapshots that become one.
 #[derive(Clone, Debug, Args)]
 pub struct MergeArgs {
-    /// The folder of the snapshot that the other builds on
+    /// The folder of the snapshot that the first diff builds on
     #[arg(value_name = "BASE")]
     pub base: PathBuf,
-    /// That of the other, which has what has changed since
-    #[arg(value_name = "DIFF")]
-    pub diff: PathBuf,
-    /// The folder for the new one; with --replace it may be one of both
+    /// Those of diffs, in the order in which they were made
+    #[arg(value_name = "DIFF", required = true, num_args = 1..)]
+    pub diffs: Vec<PathBuf>,
+    /// The folder for the new one; with --replace it may be one of them
     #[arg(value_name = "INTO")]
     pub into: PathBuf,
     /// Replace the snapshot that the folder has

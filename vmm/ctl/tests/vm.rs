@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use vmm::api::model::{
     Balloon, BalloonStats, BalloonStatsUpdate, BalloonUpdate, DriveUpdate, DriverState, Footprint,
     GuestStats, InstanceInfo, NetworkInterfaceUpdate, Reporting, SnapshotCreate, SnapshotLoad,
-    State, TagStorage,
+    SnapshotType, State, TagStorage,
 };
 use vmm::api::{ControlError, Controller, Server};
 use vmm::backends::balloon::Change;
@@ -134,9 +134,13 @@ impl Controller for FakeVm {
         if self.state != State::Paused {
             return Err(ControlError::not_paused());
         }
-        let files = request.files()?;
+        let contents = match request.snapshot_type {
+            SnapshotType::Full => "whole",
+            SnapshotType::Diff => "some",
+        };
+        let files = request.files();
         for path in [files.state, files.memory] {
-            std::fs::write(path, "whole").map_err(|error| ControlError::failed("save", error))?;
+            std::fs::write(path, contents).map_err(|error| ControlError::failed("save", error))?;
         }
         match self.key {
             // It fails when it has written half of it.
@@ -275,6 +279,10 @@ fn a_snapshot_leaves_the_vm_as_it_was_unless_it_is_to_be_otherwise() {
     // Paused before.
     assert_eq!(snapshot("three", &[]).1, "Paused");
     assert_eq!(snapshot("three", &["--replace", "--resume"]).1, "Running");
+    let diff = vm.directory.path().join("diff");
+    let output = vm.tesseractl(&["snapshot", diff.to_str().unwrap(), "--diff"]);
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(std::fs::read_to_string(diff.join("memory")).unwrap(), "some");
     vm.end();
 }
 
@@ -312,7 +320,13 @@ fn a_snapshot_that_is_none_is_named() {
     let (code, said) = tesseractl(&["merge", ".", "nowhere", "into"]);
     assert_eq!(code, Some(1), "{said}");
     assert!(!folder.path().join("into").exists());
-    for words in [&["one"][..], &["merge", "a", "b"], &["info", "--resume"], &["one", "info"]] {
+    for words in [
+        &["one"][..],
+        &["merge", "a", "b"],
+        &["info", "--resume"],
+        &["one", "info"],
+        &["one", "two", "--diff", "--replace"],
+    ] {
         let (code, said) = tesseractl(words);
         let is_usage = code == Some(64);
         // A folder may be called info.

@@ -23,26 +23,15 @@ pub struct SnapshotCreate {
 }
 
 impl SnapshotCreate {
-    /// All of a VM into these files.
-    pub fn full(files: SnapshotFiles) -> Self {
+    /// A VM into these files, all of it or what has changed.
+    pub fn new(files: SnapshotFiles, snapshot_type: SnapshotType) -> Self {
         let SnapshotFiles { state, memory } = files;
-        let snapshot_type = SnapshotType::Full;
         Self { snapshot_type, snapshot_path: state, mem_file_path: memory }
     }
 
     /// The files to write.
-    ///
-    /// # Errors
-    /// When it asks for what cannot be had.
-    pub fn files(self) -> Result<SnapshotFiles, ControlError> {
-        match self.snapshot_type {
-            SnapshotType::Full => {
-                Ok(SnapshotFiles { state: self.snapshot_path, memory: self.mem_file_path })
-            }
-            SnapshotType::Diff => Err(ControlError::refused(
-                "there are no Diff snapshots, as dirty pages are not tracked: make a Full one",
-            )),
-        }
+    pub fn files(self) -> SnapshotFiles {
+        SnapshotFiles { state: self.snapshot_path, memory: self.mem_file_path }
     }
 }
 
@@ -52,7 +41,7 @@ pub enum SnapshotType {
     /// All of it.
     #[default]
     Full,
-    /// What has changed since another snapshot.
+    /// What has changed since the VM was last saved or restored.
     Diff,
 }
 
@@ -68,7 +57,7 @@ pub struct SnapshotLoad {
     /// Where guest memory comes from.
     #[serde(default, deserialize_with = "object", skip_serializing_if = "Option::is_none")]
     pub mem_backend: Option<MemoryBackend>,
-    /// Whether the next snapshot may be a diff, by its old name.
+    /// Whether the VM's next snapshots may be diffs, by its old name.
     #[serde(default)]
     pub enable_diff_snapshots: bool,
     /// The same.
@@ -174,11 +163,7 @@ impl SnapshotLoad {
                 }
             },
         };
-        if self.track_dirty_pages || self.enable_diff_snapshots {
-            return refused(
-                "dirty pages are not tracked: leave out track_dirty_pages and enable_diff_snapshots",
-            );
-        }
+        changes.track_dirty_pages = self.track_dirty_pages || self.enable_diff_snapshots;
         if self.clock_realtime {
             return refused("clock_realtime is for x86 guests: leave it out");
         }

@@ -41,6 +41,10 @@ pub struct RunArgs {
     #[arg(long)]
     pub lock_memory: bool,
 
+    /// Record which pages of guest memory change, for snapshots of what has changed (`snapshot --diff`)
+    #[arg(long)]
+    pub track_dirty_pages: bool,
+
     /// Number of vCPUs [default: 1]
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub cpus: Option<u32>,

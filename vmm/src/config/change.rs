@@ -81,7 +81,7 @@ impl MachineConfig {
             mem_size,
             cpu_template: _,
             smt: _,
-            track_dirty_pages: _,
+            track_dirty_pages,
             huge_pages,
             memory_backing,
             pmu,
@@ -92,6 +92,7 @@ impl MachineConfig {
         if mem_size_mib.is_some() || mem_size.is_some() {
             (self.mem_size_mib, self.mem_size) = (mem_size_mib, mem_size);
         }
+        self.track_dirty_pages = track_dirty_pages.or(self.track_dirty_pages);
         // One of the two says enough; the other one is of the configuration before.
         if huge_pages.is_some() || memory_backing.is_some() {
             (self.huge_pages, self.memory_backing) = (huge_pages, memory_backing);

@@ -120,9 +120,9 @@ pub struct MachineConfig {
     /// Simultaneous multithreading: there is none on arm64, so only `false` is accepted.
     #[serde(default, deserialize_with = "only_false")]
     pub smt: bool,
-    /// Dirty page tracking: only `false` is accepted.
-    #[serde(default, deserialize_with = "only_false")]
-    pub track_dirty_pages: bool,
+    /// Whether it is recorded which pages of guest memory change, for Diff snapshots.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub track_dirty_pages: Option<bool>,
     /// How guest memory uses huge pages.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub huge_pages: Option<HugePages>,

@@ -208,7 +208,8 @@ impl RunArgs {
             || self.memory_backing.is_some()
             || self.pmu
             || self.clock.is_some()
-            || self.lock_memory;
+            || self.lock_memory
+            || self.track_dirty_pages;
         if !any {
             return;
         }
@@ -225,6 +226,9 @@ impl RunArgs {
         }
         if self.lock_memory {
             machine.lock_memory = Some(true);
+        }
+        if self.track_dirty_pages {
+            machine.track_dirty_pages = Some(true);
         }
     }
 }

@@ -57,6 +57,8 @@ pub struct RestoreChanges {
     pub tag_storage: TagStorageSection,
     /// What the counter does while the VM is paused.
     pub clock: Option<ClockMode>,
+    /// Whether it is recorded which pages of guest memory change; the saved VM's word does not count.
+    pub track_dirty_pages: bool,
 }
 
 /// Another Unix socket for the guest's sockets.
@@ -135,6 +137,7 @@ impl RunArgs {
             memory,
             memory_backing,
             lock_memory,
+            track_dirty_pages,
             cpus,
             pmu,
             mte,
@@ -191,6 +194,7 @@ impl RunArgs {
             vsock: vsock.as_ref().map(|flag| flag.to_change()),
             tag_storage: flags.tag_storage.unwrap_or_default(),
             clock: *clock,
+            track_dirty_pages: *track_dirty_pages,
         })
     }
 }
@@ -249,9 +253,9 @@ impl Config {
         }
         let tags = config.tag_storage.take().unwrap_or_default();
         config.tag_storage = Some(tags.changed(changes.tag_storage));
-        if changes.clock.is_some() {
-            config.machine_config.get_or_insert_default().clock = changes.clock;
-        }
+        let machine = config.machine_config.get_or_insert_default();
+        machine.clock = changes.clock.or(machine.clock);
+        machine.track_dirty_pages = Some(changes.track_dirty_pages);
         Ok(config)
     }
 }

@@ -90,6 +90,20 @@ pub trait Vm {
     /// How fast the guest's counter counts, in Hz (CNTFRQ_EL0).
     fn counter_frequency(&self) -> u32;
 
+    /// Has the pages logged that vCPUs write to from now on, data or tags. Nothing happens if they are already. No vCPU
+    /// runs.
+    ///
+    /// # Errors
+    /// When the hypervisor refuses.
+    fn log_writes(&self) -> Result<(), Error>;
+
+    /// Adds the pages of the log to the [changes](GuestRam::add_changes) of guest memory, and begins another log. No
+    /// vCPU runs.
+    ///
+    /// # Errors
+    /// When the hypervisor does not give the log. What it has given is added.
+    fn collect_writes(&self) -> Result<(), Error>;
+
     /// Guest memory.
     fn ram(&self) -> &GuestRam;
 }

@@ -11,7 +11,7 @@ use arch::regs::Mpidr;
 use devices::ports::{IrqLine, LevelLine};
 use kvm_bindings::{
     KVM_ARM_IRQ_TYPE_SHIFT, KVM_ARM_IRQ_TYPE_SPI, KVM_CAP_ARM_MTE, KVM_CAP_ARM_NISV_TO_USER,
-    kvm_enable_cap, kvm_userspace_memory_region,
+    KVM_MEM_LOG_DIRTY_PAGES, kvm_enable_cap, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{DeviceFd, IoEventAddress, VmFd};
 use vm_memory::GuestAddress;
@@ -66,38 +66,42 @@ impl Vm {
         let _ = fd.enable_cap(&nisv);
         let fd = Arc::new(fd);
         let vm = Self { gic: None, fd, ram, features: host.cpu_features() };
-        vm.set_memory(mte)?;
+        vm.set_memory(0).map_err(|errno| {
+            let backing = vm.ram.backing();
+            // Every page must be able to have tags: kvm_arch_prepare_memory_region.
+            match mte && backing != Backing::Anonymous && errno.errno() == libc::EINVAL {
+                true => {
+                    let (since, source) = (backing.mte_since(), errno.into());
+                    Error::TaggedBacking { backing, since, source }
+                }
+                false => call("register guest memory")(errno),
+            }
+        })?;
         Ok(vm)
     }
 
-    fn set_memory(&self, mte: bool) -> Result<(), Error> {
-        let range = self.ram.range();
-        let mut done = 0;
-        let mut slot = 0;
-        while done < range.size.get() {
-            let size = (range.size.get() - done).min(MAX_SLOT);
+    /// The slots of guest memory: the number of each, where it begins in guest memory, and its size.
+    fn slots(&self) -> impl Iterator<Item = (u32, u64, u64)> {
+        let size = self.ram.range().size.get();
+        let starts = (0..size).step_by(MAX_SLOT as usize);
+        starts
+            .enumerate()
+            .map(move |(slot, start)| (slot as u32, start, (size - start).min(MAX_SLOT)))
+    }
+
+    /// Sets the slots of guest memory with these flags. KVM takes slots that are there with other flags.
+    fn set_memory(&self, flags: u32) -> Result<(), kvm_ioctls::Error> {
+        for (slot, start, memory_size) in self.slots() {
             let region = kvm_userspace_memory_region {
                 slot,
-                flags: 0,
-                guest_phys_addr: range.base.0 + done,
-                memory_size: size,
-                userspace_addr: self.ram.host_address() + done,
+                flags,
+                guest_phys_addr: self.ram.range().base.0 + start,
+                memory_size,
+                userspace_addr: self.ram.host_address() + start,
             };
             // SAFETY: the range lies in the mapping that `self.ram` keeps until after the VM is gone, and
-            // slots neither overlap nor repeat.
-            unsafe { self.fd.set_user_memory_region(region) }.map_err(|errno| {
-                let backing = self.ram.backing();
-                // Every page must be able to have tags: kvm_arch_prepare_memory_region.
-                match mte && backing != Backing::Anonymous && errno.errno() == libc::EINVAL {
-                    true => {
-                        let (since, source) = (backing.mte_since(), errno.into());
-                        Error::TaggedBacking { backing, since, source }
-                    }
-                    false => call("register guest memory")(errno),
-                }
-            })?;
-            done += size;
-            slot += 1;
+            // slots do not overlap. One that is there already has the same range.
+            unsafe { self.fd.set_user_memory_region(region) }?;
         }
         Ok(())
     }
@@ -178,6 +182,20 @@ impl hypervisor::Vm for Vm {
             asm!("mrs {}, cntfrq_el0", out(reg) frequency, options(nomem, nostack, preserves_flags));
         }
         frequency as u32
+    }
+
+    fn log_writes(&self) -> Result<(), Error> {
+        self.set_memory(KVM_MEM_LOG_DIRTY_PAGES).map_err(call("log writes to guest memory"))
+    }
+
+    fn collect_writes(&self) -> Result<(), Error> {
+        let page = rustix::param::page_size() as u64;
+        for (slot, start, size) in self.slots() {
+            let log = self.fd.get_dirty_log(slot, size as usize);
+            let log = log.map_err(call("read the log of writes to guest memory"))?;
+            self.ram.add_changes((start / page) as usize, &log);
+        }
+        Ok(())
     }
 
     fn ram(&self) -> &GuestRam {

@@ -15,7 +15,7 @@ use crate::error::{chain, say};
 use crate::hypervisor::state::{GicState, VcpuState};
 use crate::hypervisor::{self, CpuRequest, Hypervisor, Vcpus, Vm};
 use crate::memory::{self, Attributes, Backing, GuestRam, Loaded};
-use crate::snapshot::{self, MemoryReader};
+use crate::snapshot::{self, MemoryReader, SnapshotId};
 use crate::spec::{DiskSpec, Spec};
 use crate::sys::caches;
 use crate::tag_storage::{BorrowerLease, TagReservation};
@@ -35,6 +35,8 @@ pub struct Board {
     pub(super) mte: Mte,
     pub(super) tags: Option<TagReservation>,
     pub(super) placement: Option<BorrowerLease>,
+    /// The snapshot since which changes of guest memory are tracked.
+    pub(super) base: Option<SnapshotId>,
 }
 
 /// What the guest starts from.
@@ -165,7 +167,7 @@ impl Board {
         let cpus = vm.create_vcpus(&CpuRequest { count: spec.cpus, pmu: spec.pmu, saved })?;
         let caches =
             caches.filter(|caches| cpus.clidr.is_some_and(|clidr| caches.check(clidr).is_ok()));
-        Ok(Self { vm, cpus, caches, origin, mte, tags, placement })
+        Ok(Self { vm, cpus, caches, origin, mte, tags, placement, base: None })
     }
 
     /// The description's command line, with the order in which the guest reports free memory if its

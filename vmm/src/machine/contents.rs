@@ -6,7 +6,7 @@ use arch::layout::CHUNK;
 use arch::mte::granule::Tag;
 use arch::range::MemoryRange;
 use arch::units::Bytes;
-use vm_memory::{GuestAddress, GuestMemoryBackend, VolatileSlice};
+use vm_memory::{GuestAddress, VolatileSlice};
 
 use crate::memory::{GuestRam, Residency};
 use crate::snapshot::memory_file::GuestPages;
@@ -61,9 +61,7 @@ impl GuestPages for Contents {
     }
 
     fn pages(&self, offset: u64, length: usize) -> io::Result<VolatileSlice<'_>> {
-        let base = self.ram.range().base.0;
-        let address = base.checked_add(offset).ok_or(io::ErrorKind::InvalidInput)?;
-        self.ram.get_slice(GuestAddress(address), length).map_err(io::Error::other)
+        self.ram.unmarked(offset, length).map_err(io::Error::other)
     }
 }
 

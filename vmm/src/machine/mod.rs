@@ -9,6 +9,7 @@ mod lazy;
 mod metrics;
 mod run_state;
 mod save;
+mod tracking;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -39,6 +40,8 @@ use lazy::LazyMemory;
 pub(crate) use run_state::PauseReason;
 use run_state::{Change, RunState};
 pub use save::{MachineState, SaveError};
+pub use tracking::NoBase;
+use tracking::Tracking;
 
 // The device tree and the model must mean the same line.
 const _: () = assert!(arch::fdt::POWER_KEY_LINE == ::devices::gpio::POWER_KEY_LINE as u32);
@@ -66,6 +69,7 @@ pub struct Machine {
     lazy: Option<LazyMemory>,
     mte: bool,
     guest_page: Bytes,
+    tracking: Option<Tracking>,
 }
 
 impl Machine {
@@ -81,7 +85,7 @@ impl Machine {
         quiesce: Quiesce,
         log: EventLog,
     ) -> Result<Self, Error> {
-        let Board { vm, mut cpus, caches, origin, mte, tags, placement } = board;
+        let Board { vm, mut cpus, caches, origin, mte, tags, placement, base } = board;
         let throttle = console.throttle();
         let gate = QueueGate::default();
         let lazy = match &origin {
@@ -145,6 +149,7 @@ impl Machine {
             lazy,
             mte: mte == Mte::On,
             guest_page,
+            tracking: spec.track_dirty_pages.then_some(Tracking { base }),
         })
     }
 

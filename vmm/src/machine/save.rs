@@ -13,7 +13,8 @@ use serde_json::{Map, Value};
 use thiserror::Error;
 
 use super::devices::{DeviceSet, StateError};
-use super::{Error, Machine, lazy};
+use super::lazy::{self, LazyMemory};
+use super::{Error, Machine};
 use crate::config::ClockMode;
 use crate::hypervisor::state::{ClockState, GicState, VcpuState};
 use crate::hypervisor::{self, Vcpus, Vm};
@@ -80,9 +81,6 @@ impl Machine {
             return Err(SaveError::Running);
         }
         self.quiesce_devices()?;
-        if let Some(lazy) = &self.lazy {
-            lazy.finish()?;
-        }
         let devices = self.devices.save()?;
         let vcpus = self.vcpus.save()?;
         let gic = self.vm.save_gic()?;
@@ -92,6 +90,14 @@ impl Machine {
             realtime_ns: realtime_ns(),
         };
         Ok(MachineState { vcpus, gic, clock, devices, mte: self.mte, guest_page: self.guest_page })
+    }
+
+    /// Loads all of guest memory, for a snapshot that has all of it.
+    ///
+    /// # Errors
+    /// When the snapshot that it was restored from cannot be read. The VM ends then.
+    pub fn load_memory(&self) -> Result<(), SaveError> {
+        Ok(self.lazy.as_ref().map_or(Ok(()), LazyMemory::finish)?)
     }
 
     fn quiesce_devices(&self) -> Result<(), SaveError> {

@@ -2,6 +2,7 @@
 //! the host, and how much of the host it takes.
 
 mod backing;
+mod changes;
 mod decompress;
 mod error;
 pub mod footprint;
@@ -15,6 +16,7 @@ pub(crate) mod tag_checks;
 mod tags;
 
 pub use backing::{Attributes, Backing};
+pub(crate) use changes::Changes;
 pub use error::Error;
 pub use footprint::Footprint;
 pub use load::{Error as LoadError, Loaded, load};

@@ -4,13 +4,13 @@
 use std::io;
 use std::ops::{Deref, Range};
 use std::ptr::NonNull;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use arch::layout::{CHUNK, RAM_BASE};
 use arch::mte::granule::Tag;
 use arch::range::MemoryRange;
 use arch::units::Bytes;
-use vm_memory::bitmap::BS;
+use vm_memory::bitmap::{AtomicBitmap, BS, Bitmap};
 use vm_memory::guest_memory::Result as MemoryResult;
 use vm_memory::{
     GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryRegion, GuestMemoryRegionBytes,
@@ -18,6 +18,7 @@ use vm_memory::{
 };
 
 use super::backing::{Attributes, Backing, MemoryFile};
+use super::changes::{self, Changes};
 use super::error::Error;
 use super::mapping::Mapping;
 use super::tags;
@@ -53,7 +54,8 @@ impl GuestRam {
     /// As for [`new`](Self::new).
     fn aside(size: Bytes, attributes: Attributes) -> Result<Self, Error> {
         let mapping = Mapping::new(size, attributes)?;
-        let regions = Arc::new(Regions([Region { mapping, base: RAM_BASE }]));
+        let regions =
+            Arc::new(Regions([Region { mapping, base: RAM_BASE, changed: OnceLock::new() }]));
         Ok(Self { regions, attributes })
     }
 
@@ -205,9 +207,46 @@ impl GuestRam {
     pub(crate) fn discard(&self, range: MemoryRange) -> io::Result<()> {
         let region = self.region();
         match range.base.0.checked_sub(region.base.0) {
-            Some(offset) => region.mapping.discard(offset, range.size.get()),
+            Some(offset) => {
+                if let Some(changed) = region.changed.get() {
+                    // Also after an error some of it may be gone.
+                    changed.set_addr_range(offset as usize, range.size.get() as usize);
+                }
+                region.mapping.discard(offset, range.size.get())
+            }
             None => Err(io::ErrorKind::InvalidInput.into()),
         }
+    }
+
+    /// A piece of the memory whose writes are no changes: for what loads or saves it.
+    ///
+    /// # Errors
+    /// When it is not all within the memory.
+    pub(crate) fn unmarked(&self, offset: u64, count: usize) -> MemoryResult<VolatileSlice<'_>> {
+        let region = self.region();
+        let start = region.start_of(MemoryRegionAddress(offset), count)?;
+        // SAFETY: as in `Region::get_slice`.
+        Ok(unsafe { VolatileSlice::new(start, count) })
+    }
+
+    /// From now on, what this process changes in the memory is recorded. Nothing happens if it is already.
+    pub(crate) fn track_changes(&self) {
+        let region = self.region();
+        region.changed.get_or_init(|| changes::bitmap(region.mapping.len()));
+    }
+
+    /// Adds changes: a bit a page, the lowest of the first word for the page with this number. Those of memory that is
+    /// not tracked are lost.
+    pub(crate) fn add_changes(&self, first: usize, log: &[u64]) {
+        if let Some(changed) = self.region().changed.get() {
+            changes::add(changed, first, log);
+        }
+    }
+
+    /// Takes the changes that have been recorded and added; `None` of memory that is not tracked.
+    pub(crate) fn take_changes(&self) -> Option<Changes> {
+        let changed = self.region().changed.get()?;
+        Some(Changes::new(self.clone(), changed.get_and_reset()))
     }
 }
 
@@ -239,10 +278,21 @@ impl GuestMemoryBackend for Regions {
 pub struct Region {
     mapping: Mapping,
     base: GuestAddress,
+    /// The pages that have changed, where that is tracked.
+    changed: OnceLock<AtomicBitmap>,
+}
+
+impl Region {
+    /// The address of `count` bytes, all of which are in the mapping.
+    fn start_of(&self, offset: MemoryRegionAddress, count: usize) -> MemoryResult<*mut u8> {
+        let end = offset.0.checked_add(count as u64).filter(|end| *end <= self.len());
+        end.ok_or(GuestMemoryError::InvalidBackendAddress)?;
+        Ok(self.mapping.as_ptr().wrapping_add(offset.0 as usize))
+    }
 }
 
 impl GuestMemoryRegion for Region {
-    type B = ();
+    type B = Option<AtomicBitmap>;
 
     fn len(&self) -> u64 {
         self.mapping.len() as u64
@@ -252,7 +302,9 @@ impl GuestMemoryRegion for Region {
         self.base
     }
 
-    fn bitmap(&self) -> BS<'_, ()> {}
+    fn bitmap(&self) -> BS<'_, Self::B> {
+        self.changed.get().map(|changed| changed.slice_at(0))
+    }
 
     fn get_host_address(&self, address: MemoryRegionAddress) -> MemoryResult<*mut u8> {
         let MemoryRegionAddress(offset) =
@@ -264,14 +316,13 @@ impl GuestMemoryRegion for Region {
         &self,
         offset: MemoryRegionAddress,
         count: usize,
-    ) -> MemoryResult<VolatileSlice<'_, BS<'_, ()>>> {
-        let end = offset.0.checked_add(count as u64).filter(|end| *end <= self.len());
-        end.ok_or(GuestMemoryError::InvalidBackendAddress)?;
-        let start = self.mapping.as_ptr().wrapping_add(offset.0 as usize);
+    ) -> MemoryResult<VolatileSlice<'_, BS<'_, Self::B>>> {
+        let start = self.start_of(offset, count)?;
+        let changed = self.changed.get().map(|changed| changed.slice_at(offset.0 as usize));
         // SAFETY: `start` to `start + count` lies in the mapping, as just checked, and the mapping lives
         // as long as the region, from which the slice is borrowed. Nothing refers to guest memory but such
         // slices and KVM.
-        Ok(unsafe { VolatileSlice::new(start, count) })
+        Ok(unsafe { VolatileSlice::with_bitmap(start, count, changed, None) })
     }
 }
 

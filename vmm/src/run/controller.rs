@@ -201,7 +201,8 @@ impl Controller for MachineController {
     }
 
     fn create_snapshot(&mut self, request: model::SnapshotCreate) -> Result<(), ControlError> {
-        let files = request.files()?;
+        let what = request.snapshot_type;
+        let files = request.files();
         let machine = self.machine()?;
         let mut machine = machine.borrow_mut();
         if !machine.is_paused() {
@@ -214,7 +215,7 @@ impl Controller for MachineController {
         let spec = snapshots::as_it_is(&machine, &self.spec, machine.has_mte());
         let checked = spec.check_snapshot(&files);
         checked.map_err(|error| ControlError::refused(chain(&error)))?;
-        snapshots::save(&mut machine, &spec, &files)?;
+        snapshots::save(&mut machine, &spec, &files, what)?;
         let path = files.state.to_string_lossy();
         machine.log().publish(&Event::Saved { path: (&*path).into() });
         Ok(())

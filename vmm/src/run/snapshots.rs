@@ -8,13 +8,14 @@ use thiserror::Error;
 
 use super::Error;
 use crate::api::ControlError;
+use crate::api::model::SnapshotType;
 use crate::backends::balloon::{self, Status};
 use crate::config::{self, CommandLineOnly, Config, MteMode, RestoreRequest, SnapshotFiles};
 use crate::error::chain;
 use crate::exit_status::ExitStatus;
-use crate::hypervisor::Hypervisor;
 use crate::hypervisor::state::VcpuState;
-use crate::machine::{self, Board, Contents, Machine, MachineState, SavedMemory};
+use crate::hypervisor::{self, Hypervisor};
+use crate::machine::{self, Board, Contents, Machine, MachineState, NoBase, SavedMemory};
 use crate::snapshot::{self, CpuFeatures, Fault, Kind, Manifest, NewPair, Pair, State};
 use crate::spec::{BalloonSpec, ReservationMode, Spec, TagStorageSpec};
 use crate::vcpu;
@@ -47,6 +48,12 @@ pub(super) enum SaveError {
     /// The host does not show which pages of guest memory there are.
     #[error("the host does not show which pages of guest memory there are (/proc/self/pagemap)")]
     Pages(#[source] io::Error),
+    /// There is nothing that a diff could build on.
+    #[error(transparent)]
+    NoBase(#[from] NoBase),
+    /// The hypervisor does not give its log of writes.
+    #[error(transparent)]
+    Log(#[from] hypervisor::Error),
     /// The configuration has no form that can be saved.
     #[error("the configuration of the VM cannot be written")]
     Config(#[source] serde_json::Error),
@@ -108,6 +115,7 @@ impl From<SaveError> for ControlError {
                 machine::SaveError::Busy | machine::SaveError::Vcpu(vcpu::Error::Inside { .. }),
             ) => Self::unavailable(ACTION, error),
             SaveError::File(file) if is_of_the_path(&file.fault) => Self::refused(chain(&error)),
+            SaveError::NoBase(_) => Self::refused(chain(&error)),
             _ => Self::failed(ACTION, error),
         }
     }
@@ -175,22 +183,39 @@ pub(super) fn prepare(
     Ok((spec, Restore { saved, lazy, resume }))
 }
 
-/// Writes a paused machine into files. It may be resumed whatever becomes of them.
+/// Writes a paused machine into files, with all of its memory or with what has changed. It may be resumed whatever
+/// becomes of them, and what is not saved is a change as before.
 pub(super) fn save(
     machine: &mut Machine,
     spec: &Spec,
     to: &SnapshotFiles,
+    what: SnapshotType,
 ) -> Result<(), SaveError> {
+    let base = match what {
+        SnapshotType::Full => None,
+        SnapshotType::Diff => Some(machine.base()?),
+    };
     let config = serde_json::to_value(spec.to_config()).map_err(SaveError::Config)?;
     let state = machine.save()?;
+    // What is not loaded yet has not changed.
+    if base.is_none() {
+        machine.load_memory()?;
+    }
     let contents = Contents::new(machine.ram()).map_err(SaveError::Pages)?;
     let mut pair = NewPair::create(&to.state, &to.memory)?;
     // After all that can change memory.
-    pair.save_memory(&contents, None, &mut |_| {})?;
-    let manifest = manifest(&state, spec, config);
+    let changes = machine.take_changes()?;
+    match changes.as_ref().filter(|_| base.is_some()) {
+        Some(changes) => pair.save_memory(&contents.since(changes), base, &mut |_| {})?,
+        None => pair.save_memory(&contents, None, &mut |_| {})?,
+    };
+    let mut manifest = manifest(&state, spec, config);
+    manifest.kind = base.map_or(Kind::Full, |base| Kind::Diff { base });
     let MachineState { vcpus, gic, clock, devices, .. } = state;
-    let state = State { id: pair.id(), manifest, vcpus, gic, clock, devices };
-    Ok(pair.commit(&state)?)
+    let id = pair.id();
+    pair.commit(&State { id, manifest, vcpus, gic, clock, devices })?;
+    machine.saved_as(id, changes);
+    Ok(())
 }
 
 fn manifest(state: &MachineState, spec: &Spec, config: serde_json::Value) -> Manifest {
@@ -243,14 +268,15 @@ pub(super) fn board(
     restore: Restore,
 ) -> Result<Board, machine::Error> {
     let Pair { state, memory } = restore.saved.pair;
-    let State { manifest, vcpus, gic, clock, devices, .. } = state;
+    let State { id, manifest, vcpus, gic, clock, devices } = state;
     let guest_page = manifest.guest_page_size.map_or(Bytes::kib(4), Bytes::new);
     let state = MachineState { vcpus, gic, clock, devices, mte: manifest.mte, guest_page };
     let memory = match restore.lazy {
         true => SavedMemory::Lazy(memory),
         false => SavedMemory::Eager(memory),
     };
-    Board::restored(spec, hypervisor, state, memory)
+    let board = Board::restored(spec, hypervisor, state, memory)?;
+    if spec.track_dirty_pages { board.track_since(id) } else { Ok(board) }
 }
 
 #[cfg(test)]
@@ -432,3 +458,6 @@ mod tests {
         assert_eq!(spec.check_snapshot(&files("/s/state", "/s/memory")), Ok(()));
     }
 }
+
+#[cfg(test)]
+mod diffs;

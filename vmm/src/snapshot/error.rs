@@ -137,7 +137,7 @@ pub enum Fault {
     },
     /// A diff builds on another snapshot.
     #[error(
-        "it builds on snapshot {wanted}, and this is {found}: name the snapshot that it builds on"
+        "it builds on snapshot {wanted}, and not on {found}: name the snapshot that it builds on before it"
     )]
     WrongBase {
         /// The id of the base that was given.
@@ -147,14 +147,15 @@ pub enum Fault {
     },
     /// A diff cannot be restored by itself.
     #[error(
-        "it holds only what changed since snapshot {base}: merge them first (tesseractl snapshot merge)"
+        "it holds only what has changed since snapshot {base}: merge them first (tesseractl snapshot merge BASE DIFF \
+         INTO), and restore what they become"
     )]
     Diff {
         /// That on which it builds.
         base: SnapshotId,
     },
     /// A full snapshot where a diff is needed.
-    #[error("it is no diff: a diff is needed to merge it with its base")]
+    #[error("it is a full snapshot: only diffs can be merged with what they build on")]
     NoDiff,
     /// Pages of another size.
     #[error(

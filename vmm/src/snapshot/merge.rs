@@ -1,4 +1,4 @@
-//! A diff and its base become one snapshot.
+//! Diffs and their base become one snapshot.
 
 use std::iter;
 use std::path::Path;
@@ -16,37 +16,51 @@ use super::new_file::NewFile;
 use super::pair::{NewPair, Pair};
 use super::state_file::{Kind, State};
 
-/// Merges a diff with the snapshot that it builds on, under two new names; they may be those of either. The result
-/// has the id of the diff, and what builds on that builds on the result.
+/// Merges diffs with the snapshot that the first of them builds on, each building on the one before it, under two new
+/// names; they may be those of any. The result has the id of the last diff, and what builds on that builds on the
+/// result.
 ///
 /// If the base is a diff as well, the result is one that builds on the base's base.
 ///
 /// # Errors
-/// When a file cannot be read or is damaged, the diff builds on another snapshot, or the result cannot be written.
+/// When a file cannot be read or is damaged, a diff builds on another snapshot than the one before it or is none, or
+/// the result cannot be written.
 pub fn merge(
     base: &Pair,
-    diff: &Pair,
+    diffs: &[Pair],
     state: &Path,
     memory: &Path,
     progress: Progress<'_>,
 ) -> Result<Saved, Error> {
+    let mut all = vec![base];
+    let mut last = base;
+    for diff in diffs {
+        check(last, diff)?;
+        all.push(diff);
+        last = diff;
+    }
+    let id = last.state.id;
+    let base = base.memory.about().base;
+    let about = About { base, ..*last.memory.about() };
+    let mut merged = State { id, ..last.state.clone() };
+    merged.manifest.kind = base.map_or(Kind::Full, |base| Kind::Diff { base });
+    let mut into = NewPair::create_as(id, state, memory)?;
+    let file = into.memory_file(about);
+    let files = all.iter().rev().map(|pair| &pair.memory).collect();
+    let saved = Merge { files, file, map: MapWriter::default() }.all(about, progress)?;
+    into.commit(&merged)?;
+    Ok(saved)
+}
+
+/// Checks that a diff builds on this snapshot.
+fn check(base: &Pair, diff: &Pair) -> Result<(), Error> {
     let (old, new) = (base.memory.about(), diff.memory.about());
     let fault = |fault| Error::new(diff.memory.path(), fault);
     let wanted = new.base.ok_or_else(|| fault(Fault::NoDiff))?;
     if wanted != old.id {
-        return Err(Error::new(base.memory.path(), Fault::WrongBase { found: old.id, wanted }));
+        return Err(fault(Fault::WrongBase { found: old.id, wanted }));
     }
-    same_memory(old, new).map_err(fault)?;
-    let kind = old.base.map_or(Kind::Full, |base| Kind::Diff { base });
-    let about = About { base: old.base, ..*new };
-    let mut merged = State { id: new.id, ..diff.state.clone() };
-    merged.manifest.kind = kind;
-    let mut into = NewPair::create_as(new.id, state, memory)?;
-    let file = into.memory_file(about);
-    let (base, diff) = (&base.memory, &diff.memory);
-    let saved = Merge { base, diff, file, map: MapWriter::default() }.all(about, progress)?;
-    into.commit(&merged)?;
-    Ok(saved)
+    same_memory(old, new).map_err(fault)
 }
 
 /// Checks that both are of the same VM's memory.
@@ -64,10 +78,10 @@ fn same_memory(old: &About, new: &About) -> Result<(), Fault> {
     }
 }
 
-/// The two memory files, and the one that they become.
+/// The memory files, and the one that they become.
 struct Merge<'a> {
-    base: &'a MemoryReader,
-    diff: &'a MemoryReader,
+    /// The newest first.
+    files: Vec<&'a MemoryReader>,
     file: &'a NewFile,
     map: MapWriter,
 }
@@ -85,25 +99,32 @@ impl Merge<'_> {
     }
 
     fn chunk(&mut self, chunk: u64, about: &About, writer: &mut Writer<'_>) -> Result<(), Error> {
-        let mut new = Side::read(self.diff, chunk)?;
-        let mut old = Side::default();
-        if new.needs_base() {
-            old = Side::read(self.base, chunk)?;
+        let mut sides = Vec::new();
+        for file in &self.files {
+            let side = Side::read(file, chunk)?;
+            let needs_base = side.needs_base();
+            sides.push(side);
+            if !needs_base {
+                break;
+            }
         }
         let page_size = about.page_size.get() as usize;
-        let (mut new_pages, mut new_data) = new.split(page_size);
-        let (mut old_pages, mut old_data) = old.split(page_size);
+        let mut sides: Vec<_> = sides.iter_mut().map(|side| side.split(page_size)).collect();
         let mut pieces = Vec::new();
         self.map.clear();
         for _ in 0..pages_per_chunk(about.page_size) {
-            // A map covers a whole chunk, and what stands in for one has no end.
-            let hole = (Contents::Hole, Tags::Zero);
-            let (new, old) = (new_pages.next().unwrap_or(hole), old_pages.next().unwrap_or(hole));
-            let (new_piece, old_piece) = (piece(new.0, &mut new_data), piece(old.0, &mut old_data));
-            let (page, data) = match new.0 {
-                Contents::Unchanged => (old, old_piece),
-                _ => (new, new_piece),
-            };
+            // The newest that has the page, or else the oldest: what it builds on has it.
+            let mut found = None;
+            for (pages, data) in &mut sides {
+                // A map covers a whole chunk, and what stands in for one has no end.
+                let page = pages.next().unwrap_or((Contents::Hole, Tags::Zero));
+                let data = piece(page.0, data);
+                if found.as_ref().is_none_or(|((contents, _), _)| *contents == Contents::Unchanged)
+                {
+                    found = Some((page, data));
+                }
+            }
+            let (page, data) = found.unwrap_or(((Contents::Hole, Tags::Zero), None));
             self.map.push(page.0, page.1);
             pieces.extend(data);
         }

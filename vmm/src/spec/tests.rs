@@ -371,7 +371,7 @@ prop_compose! {
         memory_backing in proptest::option::of(prop_oneof![
             Just(MemoryBacking::Anonymous), Just(MemoryBacking::Memfd), Just(MemoryBacking::Hugetlbfs)
         ]),
-        (no_balloon, rng, lock_memory) in any::<(bool, bool, bool)>(),
+        (no_balloon, rng, lock_memory, track_dirty_pages) in any::<(bool, bool, bool, bool)>(),
         clock in proptest::option::of(prop_oneof![Just(ClockMode::Stop), Just(ClockMode::Advance)]),
         balloon in proptest::option::of(
             "reporting=(on|off),deflate-on-oom=(on|off),target=[1-6]?[0-3]M,stats=[0-9]{1,4}"
@@ -384,7 +384,7 @@ prop_compose! {
         let vsock = vsock.map(|text: String| text.parse().unwrap());
         RunArgs {
             initrd, cmdline, memory, cpus, mte, serial, memory_backing, no_balloon, rng, lock_memory,
-            balloon, vsock, clock, ..minimal()
+            track_dirty_pages, balloon, vsock, clock, ..minimal()
         }
     }
 }

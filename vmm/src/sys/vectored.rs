@@ -26,7 +26,10 @@ pub fn readv_then<B: BitmapSlice>(
     let file = from.as_fd().as_raw_fd();
     let last = libc::iovec { iov_base: rest.as_mut_ptr().cast(), iov_len: rest.len() };
     // SAFETY: see `with_pieces`; `rest` is borrowed for the call, and writable.
-    with_pieces(None, into, Some(last), |pieces, count| unsafe { libc::readv(file, pieces, count) })
+    let read = with_pieces(None, into, Some(last), |pieces, count| unsafe {
+        libc::readv(file, pieces, count)
+    });
+    marked(into, read)
 }
 
 /// Writes `first` and then the pieces in turn, at most [`MOST_PIECES`] less one of them. Returns how many bytes it
@@ -54,7 +57,9 @@ pub fn writev_after<B: BitmapSlice>(
 pub fn readv<B: BitmapSlice>(from: impl AsFd, into: &[VolatileSlice<'_, B>]) -> io::Result<usize> {
     let file = from.as_fd().as_raw_fd();
     // SAFETY: see `with_pieces`; the kernel writes to the pieces, as the guest may at any time.
-    with_pieces(None, into, None, |pieces, count| unsafe { libc::readv(file, pieces, count) })
+    let read =
+        with_pieces(None, into, None, |pieces, count| unsafe { libc::readv(file, pieces, count) });
+    marked(into, read)
 }
 
 /// Writes the pieces in turn, at most [`MOST_PIECES`] of them. Returns how many bytes it was.
@@ -78,9 +83,12 @@ pub fn preadv<B: BitmapSlice>(
 ) -> io::Result<usize> {
     let (file, offset) = (from.as_fd().as_raw_fd(), file_offset(offset)?);
     // SAFETY: as for `readv`.
-    with_pieces(None, into, None, |pieces, count| unsafe {
+    let read = with_pieces(None, into, None, |pieces, count| unsafe {
         libc::preadv(file, pieces, count, offset)
-    })
+    });
+    // A read past the page cache that ends early may have written more than it says.
+    mark(into, usize::MAX);
+    read
 }
 
 /// As [`writev`], at this offset of a file in bytes.
@@ -97,6 +105,30 @@ pub fn pwritev<B: BitmapSlice>(
     with_pieces(None, from, None, |pieces, count| unsafe {
         libc::pwritev(file, pieces, count, offset)
     })
+}
+
+/// Marks what a read has written, or may have if it failed.
+fn marked<B: BitmapSlice>(
+    into: &[VolatileSlice<'_, B>],
+    read: io::Result<usize>,
+) -> io::Result<usize> {
+    match &read {
+        Ok(done) => mark(into, *done),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+        Err(_) => mark(into, usize::MAX),
+    }
+    read
+}
+
+/// Marks the first bytes of these pieces as written to, which the kernel does not.
+fn mark<B: BitmapSlice>(pieces: &[VolatileSlice<'_, B>], mut bytes: usize) {
+    for piece in pieces {
+        if bytes == 0 {
+            return;
+        }
+        piece.bitmap().mark_dirty(0, piece.len().min(bytes));
+        bytes = bytes.saturating_sub(piece.len());
+    }
 }
 
 fn file_offset(offset: u64) -> io::Result<libc::off_t> {

@@ -3,15 +3,14 @@
 use std::fs::File;
 use std::io;
 
-use devices::virtio::Stream;
 use devices::virtio::block::{Extent, Operation};
+use devices::virtio::{Slice, Stream};
 use rustix::fs::{FallocateFlags, fallocate, fstat};
 use rustix::io::{Errno, pwrite};
 use thiserror::Error;
-use vm_memory::VolatileSlice;
 
 use super::file::DiskFile;
-use crate::memory::GuestRam;
+use crate::memory::{GuestRam, Regions};
 use crate::sys::vectored::{preadv, pwritev};
 
 /// Zeros that are written at a time where a file system cannot zero by itself.
@@ -73,7 +72,7 @@ impl DiskFile {
 
     /// Past the page cache if the file, and every piece, is fit for that. The kernel keeps both ways coherent
     /// (open(2), NOTES).
-    fn file_for(&self, offset: u64, slices: &[VolatileSlice<'_>]) -> &File {
+    fn file_for(&self, offset: u64, slices: &[Slice<'_, Regions>]) -> &File {
         let Some(direct) = &self.direct else { return &self.cached };
         let fits = offset.is_multiple_of(direct.offset_align)
             && slices.iter().all(|slice| {
@@ -135,9 +134,9 @@ impl DiskFile {
 
 /// Calls until all pieces are done, from this offset on.
 fn all(
-    slices: Vec<VolatileSlice<'_>>,
+    slices: Vec<Slice<'_, Regions>>,
     mut offset: u64,
-    call: impl Fn(&[VolatileSlice<'_>], u64) -> io::Result<usize>,
+    call: impl Fn(&[Slice<'_, Regions>], u64) -> io::Result<usize>,
 ) -> Result<(), Error> {
     let mut slices = slices;
     let mut rest = &mut slices[..];

@@ -228,3 +228,14 @@ fn a_client_may_have_configured_what_is_the_hosts_and_nothing_else() {
         assert_eq!(refused.unwrap_err(), RestoreError::Configured, "{machine}");
     }
 }
+
+#[test]
+fn changes_of_memory_are_tracked_where_that_is_asked_for_again() {
+    let mut tracked = saved();
+    tracked.machine_config.get_or_insert_default().track_dirty_pages = Some(true);
+    for (words, tracks) in [("--lazy", false), ("--track-dirty-pages", true)] {
+        let changes = request(words).unwrap().changes;
+        let restored = Config::restored(tracked.clone(), changes).unwrap();
+        assert_eq!(restored.machine_config.unwrap().track_dirty_pages, Some(tracks), "{words}");
+    }
+}

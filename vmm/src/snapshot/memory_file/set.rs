@@ -21,6 +21,19 @@ impl PageSet {
         set
     }
 
+    /// The pages of a chunk that are set in a bitmap of all pages of memory: `count` pages from
+    /// `first` on.
+    pub fn of_bits(bitmap: &[u64], first: usize, count: usize) -> Self {
+        let word =
+            |at: usize| bitmap.get(first / BITS + at).copied().unwrap_or(0) >> (first % BITS);
+        // A chunk has whole words, or lies within one.
+        Self(std::array::from_fn(|at| match count.saturating_sub(at * BITS) {
+            0 => 0,
+            left if left < BITS => word(at) & ((1 << left) - 1),
+            _ => word(at),
+        }))
+    }
+
     /// Adds a page. One beyond a chunk is left out.
     pub fn insert(&mut self, page: usize) {
         if let Some(word) = self.0.get_mut(page / BITS) {
@@ -130,6 +143,22 @@ mod tests {
             prop_assert_eq!(set.runs().flatten().collect::<Vec<_>>(), expected);
             let ends: Vec<_> = set.runs().map(|run| run.end).collect();
             prop_assert!(set.runs().skip(1).zip(ends).all(|(run, end)| run.start > end));
+        }
+    }
+
+    #[test]
+    fn a_chunk_is_a_piece_of_a_bitmap() {
+        let bitmap: Vec<u64> =
+            (0..24).map(|word: u64| word.wrapping_mul(0x9e37_79b9_7f4a_7c15)).collect();
+        let is_set =
+            |page: usize| bitmap.get(page / 64).is_some_and(|word| word >> (page % 64) & 1 == 1);
+        for pages in [512, 128, 32] {
+            for chunk in 0..5 {
+                let set = PageSet::of_bits(&bitmap, chunk * pages, pages);
+                let expected: Vec<_> =
+                    (0..pages).filter(|page| is_set(chunk * pages + page)).collect();
+                assert_eq!(set.runs().flatten().collect::<Vec<_>>(), expected, "{pages} {chunk}");
+            }
         }
     }
 

@@ -69,14 +69,16 @@ impl<'a> ChunkSaver<'a> {
     fn save(&mut self, chunk: u64, writer: &mut Writer<'_>) -> Result<(), Fault> {
         // What a view says of pages that a chunk does not have means nothing.
         let pages = PageSet::of(0..pages_per_chunk(self.about.page_size));
-        let mut present =
-            self.view.present(chunk).map_err(Fault::GuestMemory)?.intersection(&pages);
         let mut unchanged = PageSet::EMPTY;
         if self.about.base.is_some() {
             unchanged =
                 self.view.unchanged(chunk).map_err(Fault::GuestMemory)?.intersection(&pages);
-            present = present.difference(&unchanged);
+            if unchanged == pages {
+                return Ok(());
+            }
         }
+        let present = self.view.present(chunk).map_err(Fault::GuestMemory)?;
+        let present = present.intersection(&pages).difference(&unchanged);
         self.map.clear();
         if present.is_empty() && unchanged.is_empty() {
             return writer.hole(chunk);

@@ -42,8 +42,13 @@ impl Folder {
     }
 
     fn merge(&self, base: &str, diff: &str, into: &str) -> Result<Saved, Error> {
+        self.merge_all(base, &[diff], into)
+    }
+
+    fn merge_all(&self, base: &str, diffs: &[&str], into: &str) -> Result<Saved, Error> {
         let (state, memory) = self.paths(into);
-        merge(&self.open(base), &self.open(diff), &state, &memory, &mut |_| {})
+        let diffs: Vec<_> = diffs.iter().map(|diff| self.open(diff)).collect();
+        merge(&self.open(base), &diffs, &state, &memory, &mut |_| {})
     }
 
     fn load(&self, name: &str) -> FakeMemory {
@@ -124,10 +129,13 @@ proptest! {
         folder.merge("after one", "two", "after two").unwrap();
         folder.merge("one", "two", "both").unwrap();
         folder.merge("base", "both", "after both").unwrap();
+        folder.merge_all("base", &["one", "two"], "at once").unwrap();
 
         prop_assert!(folder.load("after one").same(&one));
         prop_assert!(folder.load("after two").same(&two));
         prop_assert!(folder.load("after both").same(&two));
+        let file = |name: &str| std::fs::read(folder.paths(name).1).unwrap();
+        prop_assert!(file("at once") == file("after two") && file("at once") == file("after both"));
         let (merged, both) = (folder.open("after two").state, folder.open("both").state);
         prop_assert_eq!((merged.id, merged.manifest.kind), (two_id, Kind::Full));
         prop_assert_eq!((both.id, both.manifest.kind), (two_id, Kind::Diff { base: full }));
@@ -182,7 +190,7 @@ fn what_does_not_belong_together_is_not_merged() {
     let folder = Folder::new();
     let base = folder.save("base", &one_page(1), None);
     folder.save("other", &one_page(1), None);
-    folder.save("diff", &one_page(2), Some(base));
+    let diff = folder.save("diff", &one_page(2), Some(base));
     let size = Bytes::kib(4);
     folder.save("larger", &FakeMemory::new(2, size, true), Some(base));
     folder.save("untagged", &FakeMemory::new(1, size, false), Some(base));
@@ -191,6 +199,10 @@ fn what_does_not_belong_together_is_not_merged() {
 
     assert!(matches!(fault("other", "diff"), Fault::WrongBase { wanted, .. } if wanted == base));
     assert!(matches!(fault("base", "other"), Fault::NoDiff));
+    folder.save("second", &one_page(3), Some(diff));
+    let out_of_order = folder.merge_all("base", &["second", "diff"], "merged").unwrap_err();
+    assert!(matches!(out_of_order.fault, Fault::WrongBase { wanted, .. } if wanted == diff));
+    assert_eq!(out_of_order.file, folder.paths("second").1);
     assert!(matches!(fault("base", "larger"), Fault::MemorySize { .. }));
     assert!(matches!(fault("base", "untagged"), Fault::Untagged));
     assert!(matches!(fault("base", "pages"), Fault::PageSize { .. }));

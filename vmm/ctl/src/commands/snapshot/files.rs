@@ -33,17 +33,18 @@ pub(super) fn info(folder: &Path, form: Form) -> Result<(), Failure> {
     form.show(&answer, report::snapshot)
 }
 
-/// Makes one snapshot of another one and what has changed since.
+/// Makes one snapshot of another one and of diffs.
 ///
 /// # Errors
 /// When one of them cannot be read, they do not belong together, or the new one cannot be written.
 pub(super) fn merged(args: &MergeArgs, form: Form) -> Result<(), Failure> {
-    let [base, diff] = [&args.base, &args.diff].map(|folder| SnapshotFiles::in_folder(folder));
-    let (base, diff) = (open(&base)?, open(&diff)?);
+    let base = open(&SnapshotFiles::in_folder(&args.base))?;
+    let diffs = args.diffs.iter().map(|folder| open(&SnapshotFiles::in_folder(folder)));
+    let diffs = diffs.collect::<Result<Vec<_>, _>>()?;
     let place = Place::prepare(&args.into, args.replace)?;
     let waiting = Waiting::on("the snapshots are merged");
     let files = place.files();
-    merge(&base, &diff, &files.state, &files.memory, &mut |_| {}).map_err(failed)?;
+    merge(&base, &diffs, &files.state, &files.memory, &mut |_| {}).map_err(failed)?;
     let size = place.commit()?;
     drop(waiting);
     let answer = json!({ "outcome": "merged", "path": args.into, "bytes": size.get() });

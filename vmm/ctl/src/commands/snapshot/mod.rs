@@ -12,7 +12,7 @@ use arch::units::Bytes;
 use serde_json::json;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
-use vmm::api::model::{SnapshotCreate, State};
+use vmm::api::model::{SnapshotCreate, SnapshotType, State};
 
 use self::place::Place;
 use crate::cli::{SaveArgs, SnapshotArgs, SnapshotCommand};
@@ -51,11 +51,13 @@ fn save(args: &SaveArgs, form: Form) -> Result<(), Failure> {
     let stop = Stop::catch()?;
     let waiting = Waiting::on(format!("{} is to be saved", target.name()));
     let was_running = client.instance()?.state == State::Running;
+    let tracks = client.vm_config()?["machine-config"]["track_dirty_pages"] == true;
+    let what = if args.diff { SnapshotType::Diff } else { SnapshotType::Full };
     let start = Instant::now();
     if was_running {
         client.pause()?;
     }
-    let saved = client.create_snapshot(&SnapshotCreate::full(place.files()));
+    let saved = client.create_snapshot(&SnapshotCreate::new(place.files(), what));
     let paused_for = start.elapsed();
     let stopped = || Failure {
         code: EXIT_INTERRUPTED,
@@ -64,7 +66,8 @@ fn save(args: &SaveArgs, form: Form) -> Result<(), Failure> {
     // In its place before anything else can fail.
     let placed = match saved {
         Err(error) => Err(error.into()),
-        Ok(()) if stop.is_wanted() => Err(stopped()),
+        // The VM's next diff builds on a snapshot that it has made.
+        Ok(()) if stop.is_wanted() && !tracks => Err(stopped()),
         Ok(()) => place.commit(),
     };
     let size = placed.map_err(|failure| not_saved(failure, was_running, &target))?;
@@ -73,7 +76,17 @@ fn save(args: &SaveArgs, form: Form) -> Result<(), Failure> {
         client.resume().map_err(|error| not_resumed(error.into(), folder))?;
     }
     drop(waiting);
-    show(folder, size, runs, paused_for, &target, form)
+    show(folder, size, runs, paused_for, &target, form)?;
+    match stop.is_wanted() {
+        false => Ok(()),
+        true => Err(Failure {
+            code: EXIT_INTERRUPTED,
+            message: format!(
+                "the snapshot was kept, as the next diff of {} builds on it",
+                target.name()
+            ),
+        }),
+    }
 }
 
 fn show(

@@ -1,0 +1,96 @@
+//! What has changed of guest memory since a snapshot, for the next one to have only that.
+//!
+//! Nothing is tracked before there is a snapshot to build on. That is the one that a VM was restored from, or the first
+//! that is made of it: until then its guest runs at full speed, in huge pages.
+
+mod view;
+
+use thiserror::Error;
+
+use super::contents::Contents;
+use super::{Board, Error, Machine};
+use crate::hypervisor;
+use crate::memory::Changes;
+use crate::snapshot::SnapshotId;
+use view::ChangedContents;
+
+/// Of a machine that tracks changes.
+#[derive(Debug)]
+pub(super) struct Tracking {
+    /// The snapshot that they are since.
+    pub(super) base: Option<SnapshotId>,
+}
+
+/// Why there is nothing that a diff could build on.
+#[derive(Clone, Copy, Debug, Eq, Error, PartialEq)]
+pub enum NoBase {
+    /// The machine does not track changes.
+    #[error(
+        "it is not recorded which pages of the guest's memory change: make a Full snapshot, or run the VM with \
+         --track-dirty-pages (\"track_dirty_pages\" in the API) next time"
+    )]
+    NotTracked,
+    /// It has not been saved.
+    #[error(
+        "there is no snapshot yet that a Diff could build on: make a Full one first, and Diff ones after it"
+    )]
+    NeverSaved,
+}
+
+impl Board {
+    /// Tracks what changes from now on. Guest memory is that of this snapshot.
+    ///
+    /// # Errors
+    /// When the hypervisor cannot log what vCPUs write.
+    pub fn track_since(mut self, snapshot: SnapshotId) -> Result<Self, Error> {
+        // Tags are loaded: KVM_ARM_MTE_COPY_TAGS would set none while writes are logged.
+        self.vm.log_writes()?;
+        self.vm.ram().track_changes();
+        self.base = Some(snapshot);
+        Ok(self)
+    }
+}
+
+impl Machine {
+    /// The snapshot that a diff would build on.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn base(&self) -> Result<SnapshotId, NoBase> {
+        let tracking = self.tracking.as_ref().ok_or(NoBase::NotTracked)?;
+        tracking.base.ok_or(NoBase::NeverSaved)
+    }
+
+    /// Takes what has changed since the [`base`](Self::base), of a machine that is saved; `None` if it tracks nothing.
+    ///
+    /// # Errors
+    /// When the hypervisor does not give its log. No change is lost.
+    pub(crate) fn take_changes(&self) -> Result<Option<Changes>, hypervisor::Error> {
+        if self.tracking.is_none() {
+            return Ok(None);
+        }
+        // For the first snapshot.
+        self.vm.log_writes()?;
+        self.ram().track_changes();
+        self.vm.collect_writes()?;
+        Ok(self.ram().take_changes())
+    }
+
+    /// The machine has been saved with these changes, and has not run since.
+    pub(crate) fn saved_as(&mut self, snapshot: SnapshotId, changes: Option<Changes>) {
+        if let (Some(tracking), Some(changes)) = (&mut self.tracking, changes) {
+            tracking.base = Some(snapshot);
+            changes.saved();
+        }
+    }
+}
+
+impl Contents {
+    /// As a diff has them.
+    pub(crate) fn since<'a>(&'a self, changes: &'a Changes) -> ChangedContents<'a> {
+        ChangedContents::new(self, changes)
+    }
+}
+
+#[cfg(test)]
+mod tests;
