@@ -9,6 +9,7 @@ mod boot;
 mod broker;
 mod consoles;
 mod control;
+mod diffs;
 mod disk;
 mod endings;
 mod fleet;

@@ -2,7 +2,7 @@
 //! all of it is still so. For guests that are saved and restored: nothing of this is on any disk.
 //!
 //! It reports a beat every 200 ms, and answers lines on the console until `poweroff`: `verify` is answered by
-//! `verified`.
+//! `verified`, and `change`, which writes some of the data and the tags anew, by `changed`.
 
 use std::io::BufRead;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -35,7 +35,8 @@ pub(super) fn run(argument: Option<&str>) -> Result<After, String> {
     let nonce = system::random_word().map_err(|error| format!("no nonce: {error}"))?;
     let tagged = machine::has_mte();
     let region = Region::new(size, tagged).map_err(|error| format!("no memory: {error}"))?;
-    let memory = Memory { region, tagged, nonce, cpus: machine::online_cpus() };
+    let cpus = machine::online_cpus();
+    let memory = Memory { region, tagged, nonce, cpus, changes: AtomicU64::new(0) };
     memory.on_each_cpu(Memory::fill)?;
     let ticks = tick_on_each(&memory.cpus);
     let beat = Arc::new(AtomicU64::new(0));
@@ -46,6 +47,10 @@ pub(super) fn run(argument: Option<&str>) -> Result<After, String> {
     for line in std::io::stdin().lock().lines() {
         match line.map_err(|error| format!("cannot read the console: {error}"))?.trim() {
             "verify" => report::send(NAME, "verified", memory.verify(&ticks, &beat)?),
+            "change" => {
+                memory.change()?;
+                report::send(NAME, "changed", json!({}));
+            }
             "poweroff" => return Ok(After::PowerOff),
             other => return Err(format!("'{other}' is no command of this workload")),
         }
@@ -102,6 +107,8 @@ struct Memory {
     tagged: bool,
     nonce: u64,
     cpus: Vec<usize>,
+    /// How often it has been changed.
+    changes: AtomicU64,
 }
 
 /// What is not as it was written.
@@ -168,10 +175,46 @@ impl Memory {
         Wrong::default()
     }
 
+    /// Writes the granules that this change is of.
+    fn rewrite(&self, granules: std::ops::Range<usize>) -> Wrong {
+        let change = self.changes.load(Ordering::Relaxed);
+        for index in granules {
+            let Granule { tag, words } = self.granule(index);
+            let offset = index.saturating_mul(GRANULE);
+            let what = Changed::by(change, index);
+            if self.tagged && what != Changed::Nothing {
+                self.region.tag(offset, GRANULE, tag);
+            }
+            if what == Changed::All {
+                self.region.write_word(offset, words[0]);
+                self.region.write_word(offset.saturating_add(8), words[1]);
+            }
+        }
+        Wrong::default()
+    }
+
+    fn change(&self) -> Result<Wrong, String> {
+        self.changes.fetch_add(1, Ordering::Relaxed);
+        self.on_each_cpu(Self::rewrite)
+    }
+
+    /// What a granule has, as often as memory has been changed.
+    fn granule(&self, index: usize) -> Granule {
+        let all = 1..=self.changes.load(Ordering::Relaxed);
+        all.fold(Granule::of(self.nonce, index), |before, change| {
+            let other = Granule::of(mix(self.nonce ^ change), index);
+            match Changed::by(change, index) {
+                Changed::Nothing => before,
+                Changed::Tag => Granule { tag: other.tag, ..before },
+                Changed::All => other,
+            }
+        })
+    }
+
     fn look(&self, granules: std::ops::Range<usize>) -> Wrong {
         let mut wrong = Wrong::default();
         for index in granules {
-            let Granule { tag, words } = Granule::of(self.nonce, index);
+            let Granule { tag, words } = self.granule(index);
             let offset = index.saturating_mul(GRANULE);
             let found = [offset, offset.saturating_add(8)].map(|at| self.region.read_word(at));
             wrong.words = wrong.words.saturating_add(usize::from(found != words));
@@ -204,7 +247,7 @@ impl Memory {
     /// and one that has the right tag is not.
     fn mismatch_is_stopped(&self) -> Result<bool, String> {
         // Of a piece in which each granule has a tag of its own.
-        let tag = Granule::of(self.nonce, 1).tag;
+        let tag = self.granule(1).tag;
         let ends = |tag: u8| {
             system::child_ends_by(|| {
                 let checked = mte::check_synchronously().is_ok();
@@ -216,6 +259,27 @@ impl Memory {
             .map_err(|error| format!("no child: {error}"))
         };
         Ok(ends(tag)? == system::ChildEnd::Done && ends(tag ^ 1)? == system::ChildEnd::Segfault)
+    }
+}
+
+/// What a change is of.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Changed {
+    Nothing,
+    /// The tag alone: the processor stores no data.
+    Tag,
+    All,
+}
+
+impl Changed {
+    /// By the place of a granule: whole pieces, and single granules of pages.
+    fn by(change: u64, index: usize) -> Self {
+        let kind = (index / PIECE).wrapping_add(change as usize) % 8;
+        match (kind, index % 256) {
+            (0, _) | (2, 99) => Self::All,
+            (1, _) | (3, 99) => Self::Tag,
+            _ => Self::Nothing,
+        }
     }
 }
 
@@ -265,7 +329,7 @@ mod tests {
 
     fn memory() -> Memory {
         let region = Region::new(1 << 20, false).unwrap();
-        Memory { region, tagged: false, nonce: 7, cpus: vec![0] }
+        Memory { region, tagged: false, nonce: 7, cpus: vec![0], changes: AtomicU64::new(0) }
     }
 
     #[test]
@@ -277,6 +341,18 @@ mod tests {
         memory.region.write_word(GRANULE, !memory.region.read_word(GRANULE));
 
         assert_eq!(memory.on_each_cpu(Memory::look), Ok(Wrong { tags: 0, words: 1 }));
+    }
+
+    #[test]
+    fn what_was_changed_is_right_and_what_is_of_another_change_is_found() {
+        let memory = memory();
+        memory.on_each_cpu(Memory::fill).unwrap();
+        for _ in 0..9 {
+            memory.change().unwrap();
+            assert_eq!(memory.on_each_cpu(Memory::look), Ok(Wrong::default()));
+        }
+        memory.changes.store(8, Ordering::Relaxed);
+        assert!(memory.on_each_cpu(Memory::look).unwrap().words > PIECE);
     }
 
     #[test]
