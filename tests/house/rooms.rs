@@ -21,6 +21,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             HYPERVISOR_STATE,
             "kvm",
             "machine",
+            MACHINE_CONTENTS,
             "memory",
             BROKER_CLIENT,
             PLACEMENT,
@@ -31,6 +32,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "spec",
             "sys",
             "tag_storage",
+            "template",
             "vcpu",
         ],
     ),
@@ -45,6 +47,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "hypervisor",
             HYPERVISOR_STATE,
             "kvm",
+            MACHINE_CONTENTS,
             "memory",
             BROKER_CLIENT,
             PLACEMENT,
@@ -53,9 +56,13 @@ const ARROWS: &[(&str, &[&str])] = &[
             "spec",
             "sys",
             "tag_storage",
+            "template",
             "vcpu",
         ],
     ),
+    // What is saved and loaded of guest memory.
+    (MACHINE_CONTENTS, &["memory", "snapshot"]),
+    ("template", &[MACHINE_CONTENTS, "memory", "registry", "snapshot", "sys"]),
     // It knows no hypervisor and no guest memory, but what their states are made of.
     ("snapshot", &[HYPERVISOR_STATE, "sys"]),
     ("backends", &["memory", "spec", "sys"]),
@@ -81,7 +88,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("sys", &[]),
     ("spec", &["config", "vm_id"]),
     ("config", &[]),
-    ("cli", &["config", BROKER_SERVER]),
+    ("cli", &["config", BROKER_SERVER, "template"]),
     ("doctor", &["backends", "hypervisor", "kvm", "memory", "sys"]),
     // Messages are written without waiting.
     ("error", &["sys"]),
@@ -97,6 +104,7 @@ const BROKER_CLIENT: &str = "tag_storage::broker::client";
 const BROKER_PROTOCOL: &str = "tag_storage::broker::protocol";
 const BROKER_SERVER: &str = "tag_storage::broker::server";
 const HYPERVISOR_STATE: &str = "hypervisor::state";
+const MACHINE_CONTENTS: &str = "machine::contents";
 const PLACEMENT: &str = "tag_storage::placement";
 const POOL: &str = "tag_storage::pool";
 const RESERVATION: &str = "tag_storage::reservation";

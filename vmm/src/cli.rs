@@ -4,6 +4,7 @@ use clap::{Parser, Subcommand};
 
 use crate::config::{Deferred, FirecrackerArgs, RunArgs};
 use crate::tag_storage::broker::BrokerArgs;
+use crate::template::TemplateArgs;
 
 /// A small aarch64 VMM on KVM that boots Linux guests with Arm's Memory Tagging Extension
 #[derive(Debug, Parser)]
@@ -21,6 +22,8 @@ pub enum Command {
     Run(Deferred<RunArgs>),
     /// Own the tag storage of this host and share it among its VMs
     Broker(Deferred<BrokerArgs>),
+    /// Hold the memory of a snapshot once for all VMs that `run --restore DIR --shared` makes of it
+    Template(Deferred<TemplateArgs>),
     /// Run a VM as Firecracker's process would: its options, its API
     Firecracker(Deferred<FirecrackerArgs>),
     /// Say what this host can do for guests, and what to do about what it cannot

@@ -25,6 +25,7 @@ pub mod snapshot;
 pub mod spec;
 pub mod sys;
 pub mod tag_storage;
+pub mod template;
 #[cfg(test)]
 mod testing;
 pub mod vcpu;

@@ -93,6 +93,7 @@ impl Footprint {
             guest_bytes: guest.get(),
             resident_bytes: memory.resident.get(),
             huge_bytes: memory.huge.get(),
+            template_bytes: memory.shared.map(Bytes::get),
             tagged_bytes: tagged.ok().map(|tagged| tagged.get()),
             tagged_unavailable: tagged.err().map(|error| crate::error::chain(error)),
             inflated_bytes: balloon.inflated.get(),

@@ -235,6 +235,7 @@ impl Controller for FakeVm {
             guest_bytes: MEMORY.get(),
             resident_bytes: 64 << 20,
             huge_bytes: 32 << 20,
+            template_bytes: None,
             tagged_bytes: None,
             tagged_unavailable: Some("only root may read /proc/kpageflags".to_owned()),
             ..Footprint::default()

@@ -277,6 +277,9 @@ pub struct Footprint {
     pub resident_bytes: u64,
     /// What of that is in huge pages.
     pub huge_bytes: u64,
+    /// Of a clone, what of `resident_bytes` is the template's, and in memory once for all clones.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub template_bytes: Option<u64>,
     /// What of it carries tags, by the kernel's own page flags; null where they cannot be read.
     pub tagged_bytes: Option<u64>,
     /// Why `tagged_bytes` is null.

@@ -6,7 +6,8 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use super::ControlError;
 use crate::config::{
-    NetworkInterfaceSection, Object, RestoreChanges, RestoreRequest, SnapshotFiles, VsockChange,
+    NetworkInterfaceSection, Object, RestoreChanges, RestoreMemory, RestoreRequest, SnapshotFiles,
+    VsockChange,
 };
 
 /// Firecracker's `SnapshotCreateParams`: the body of `PUT /snapshot/create`.
@@ -182,7 +183,8 @@ impl SnapshotLoad {
         let vsock = self.vsock_override;
         changes.vsock = vsock.map(|other| VsockChange { path: other.uds_path, cid: None });
         let files = SnapshotFiles { state: self.snapshot_path, memory };
-        Ok(RestoreRequest { files, lazy: self.lazy, resume: self.resume_vm, changes })
+        let memory = if self.lazy { RestoreMemory::Lazy } else { RestoreMemory::Eager };
+        Ok(RestoreRequest { files, memory, resume: self.resume_vm, changes })
     }
 }
 

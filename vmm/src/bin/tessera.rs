@@ -1,4 +1,4 @@
-//! The VMM: `tessera run`, `tessera broker`, `tessera doctor`; and Firecracker's process, under the name `firecracker`.
+//! The VMM: `tessera run`, `tessera broker`, `tessera template`, `tessera doctor`; and Firecracker's process, under the name `firecracker`.
 
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::io::{self, Write};
@@ -16,6 +16,7 @@ use vmm::error::{chain, say, say_last};
 use vmm::exit_status::ExitStatus;
 use vmm::sys::fatal;
 use vmm::tag_storage::broker::{self, BrokerArgs};
+use vmm::template::{self, TemplateArgs};
 
 /// The program under the name `firecracker`.
 #[derive(Parser)]
@@ -52,6 +53,7 @@ fn run_command() -> ExitStatus {
     parsed(Arguments::try_parse(), |args| match args.command {
         Command::Run(args) => run(&args.0),
         Command::Broker(args) => serve(&args.0),
+        Command::Template(args) => hold(&args.0),
         Command::Firecracker(args) => firecracker(&args.0),
         Command::Doctor { json } => examine(json),
     })
@@ -120,6 +122,13 @@ fn run(args: &RunArgs) -> ExitStatus {
 
 fn serve(args: &BrokerArgs) -> ExitStatus {
     broker::run(args).unwrap_or_else(|error| {
+        say_last(&chain(&error));
+        error.status()
+    })
+}
+
+fn hold(args: &TemplateArgs) -> ExitStatus {
+    template::run(args).unwrap_or_else(|error| {
         say_last(&chain(&error));
         error.status()
     })

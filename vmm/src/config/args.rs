@@ -141,6 +141,10 @@ pub struct RunArgs {
     #[arg(long, requires = "restore")]
     pub lazy: bool,
 
+    /// With --restore, share guest memory with other VMs of the snapshot, through the process `tessera template DIR`
+    #[arg(long, requires = "restore")]
+    pub shared: bool,
+
     /// With --restore, leave the VM paused
     #[arg(long, requires = "restore")]
     pub paused: bool,

@@ -38,7 +38,9 @@ pub use firecracker::{FirecrackerArgs, UnsupportedOption};
 pub use network::{NetBackend, NetFlag, NetworkInterfaceSection, ParseNetError};
 pub use output::{LogLevel, LoggerSection, MetricsSection};
 pub use rate_limiter::{RateLimiterSection, TokenBucketSection};
-pub use restore::{RestoreChanges, RestoreError, RestoreRequest, SnapshotFiles, VsockChange};
+pub use restore::{
+    RestoreChanges, RestoreError, RestoreMemory, RestoreRequest, SnapshotFiles, VsockChange,
+};
 pub use tag_storage::{
     ExhaustedFlag, OnExhausted, ParseExhaustedError, TagStorageMode, TagStorageSection,
 };

@@ -30,12 +30,24 @@ impl SnapshotFiles {
 pub struct RestoreRequest {
     /// The snapshot.
     pub files: SnapshotFiles,
-    /// Whether memory is read when the guest touches it, and not before the guest runs.
-    pub lazy: bool,
+    /// Where its memory comes from.
+    pub memory: RestoreMemory,
     /// Whether the guest runs then.
     pub resume: bool,
     /// What differs from the VM that was saved.
     pub changes: RestoreChanges,
+}
+
+/// Where the memory of a restored VM comes from.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum RestoreMemory {
+    /// From the file, before the guest runs.
+    #[default]
+    Eager,
+    /// From the file, as the guest touches it.
+    Lazy,
+    /// From the template of the snapshot, which another process holds.
+    Shared,
 }
 
 /// What a restored VM may have otherwise than the one that was saved: what is the host's, and not the guest's.
@@ -78,6 +90,11 @@ pub enum RestoreError {
         "{0} cannot be given with --restore, as the machine is that of the snapshot: leave it out"
     )]
     Flag(&'static str),
+    /// Memory comes from one place.
+    #[error(
+        "--shared has no memory to be read later, as a template has all of it: leave out --lazy"
+    )]
+    LazyShared,
     /// A section for the machine, in Firecracker's words.
     #[error("Loading a microVM snapshot not allowed after configuring boot-specific resources.")]
     Configured,
@@ -121,7 +138,12 @@ impl RunArgs {
         let Some(folder) = &self.restore else { return Ok(None) };
         Ok(Some(RestoreRequest {
             files: SnapshotFiles::in_folder(folder),
-            lazy: self.lazy,
+            memory: match (self.lazy, self.shared) {
+                (false, false) => RestoreMemory::Eager,
+                (true, false) => RestoreMemory::Lazy,
+                (false, true) => RestoreMemory::Shared,
+                (true, true) => return Err(RestoreError::LazyShared),
+            },
             resume: !self.paused,
             changes: self.restore_changes()?,
         }))
@@ -161,6 +183,7 @@ impl RunArgs {
             id: _,
             restore: _,
             lazy: _,
+            shared: _,
             paused: _,
             leave_sockets: _,
         } = self;

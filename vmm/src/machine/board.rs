@@ -19,6 +19,7 @@ use crate::snapshot::{self, MemoryReader, SnapshotId};
 use crate::spec::{DiskSpec, Spec};
 use crate::sys::caches;
 use crate::tag_storage::{BorrowerLease, TagReservation};
+use crate::template::{Connection, Template};
 
 /// The pages of hugetlbfs: as large as a chunk, whatever the host's own.
 const HUGE_PAGE: Bytes = layout::CHUNK;
@@ -48,6 +49,8 @@ pub(super) enum Origin {
         state: Box<MachineState>,
         /// What loads its memory, if that is loaded as it is touched.
         lazy: Option<LazyMemory>,
+        /// With the process that holds the template of its memory, if it is a clone.
+        holder: Option<Connection>,
     },
 }
 
@@ -57,22 +60,25 @@ pub enum SavedMemory {
     Eager(MemoryReader),
     /// It is loaded as it is touched.
     Lazy(MemoryReader),
+    /// It is a template's, and each page is copied when the guest writes to it.
+    Shared(Template),
     /// In tests of machines.
     #[cfg(test)]
     None,
 }
 
 impl SavedMemory {
-    fn restore(self, ram: &GuestRam) -> Result<Option<LazyMemory>, Error> {
+    fn restore(self, ram: &GuestRam) -> Result<(Option<LazyMemory>, Option<Connection>), Error> {
         match self {
             Self::Eager(reader) => {
                 let contents = Contents::new(ram).map_err(lazy::Error::Host)?;
                 snapshot::load_memory(&contents, &reader, &mut |_| {})?;
-                Ok(None)
+                Ok((None, None))
             }
-            Self::Lazy(reader) => Ok(Some(LazyMemory::start(ram, reader)?)),
+            Self::Lazy(reader) => Ok((Some(LazyMemory::start(ram, reader)?), None)),
+            Self::Shared(template) => Ok((None, Some(template.map(ram)?))),
             #[cfg(test)]
-            Self::None => Ok(None),
+            Self::None => Ok((None, None)),
         }
     }
 }
@@ -134,10 +140,17 @@ impl Board {
     ) -> Result<Self, Error> {
         let mte = if state.mte { MteMode::Require } else { MteMode::Off };
         let spec = Spec { mte, ..spec.clone() };
-        Self::make(&spec, host, |ram, _| {
-            let lazy = memory.restore(ram)?;
-            Ok(Origin::Saved { state: Box::new(state), lazy })
-        })
+        let shared = matches!(memory, SavedMemory::Shared(_));
+        let board = Self::make(&spec, host, |ram, _| {
+            let (lazy, holder) = memory.restore(ram)?;
+            Ok(Origin::Saved { state: Box::new(state), lazy, holder })
+        })?;
+        // The rule that keeps memory off a node is that of its mappings, which a clone's memory changes.
+        let on_node = board.tags.as_ref().is_some_and(TagReservation::is_on_node);
+        if shared && (board.placement.is_some() || on_node) {
+            return Err(Error::SharedOnNode);
+        }
+        Ok(board)
     }
 
     fn make(

@@ -11,7 +11,7 @@ use crate::error::is_denied;
 use crate::exit_status::ExitStatus;
 use crate::hypervisor;
 use crate::memory::{self, LoadError};
-use crate::snapshot::{self, Fault};
+use crate::snapshot;
 use crate::tag_storage::{BorrowerLeaseError, ReservationError};
 use crate::vcpu;
 
@@ -101,6 +101,12 @@ pub enum Error {
     /// The saved memory cannot be loaded as it is touched.
     #[error(transparent)]
     Lazy(#[from] lazy::Error),
+    /// A clone's memory cannot be kept where it must be.
+    #[error(
+        "the broker's tag storage is the memory of a NUMA node, off which a clone's memory cannot be kept: leave out \
+         --shared, or --broker"
+    )]
+    SharedOnNode,
     /// The saved memory cannot be loaded.
     #[error(transparent)]
     Snapshot(#[from] snapshot::Error),
@@ -156,21 +162,12 @@ impl Error {
             | Self::Timers { .. }
             | Self::Worker { .. }
             | Self::Vcpus(_) => ExitStatus::Unavailable,
-            Self::Snapshot(error) => snapshot_status(error),
+            Self::Snapshot(error) => error.status(),
             Self::State(_) | Self::SavedVcpus { .. } => ExitStatus::BadImage,
-            Self::Lazy(lazy::Error::Snapshot(error)) => snapshot_status(error),
+            Self::Lazy(lazy::Error::Snapshot(error)) => error.status(),
             Self::Lazy(_) | Self::CounterFrequency { .. } => ExitStatus::Unavailable,
-            Self::NoSlot => ExitStatus::Config,
+            Self::NoSlot | Self::SharedOnNode => ExitStatus::Config,
             Self::Fdt(_) | Self::WriteFdt(_) | Self::Bus(_) => ExitStatus::VmmFault,
         }
-    }
-}
-
-/// The status that a process ends with that cannot use a file of a snapshot.
-pub fn snapshot_status(error: &snapshot::Error) -> ExitStatus {
-    match &error.fault {
-        Fault::Open(source) => ExitStatus::for_input(source.kind()),
-        Fault::Read(_) | Fault::GuestMemory(_) => ExitStatus::Io,
-        _ => ExitStatus::BadImage,
     }
 }

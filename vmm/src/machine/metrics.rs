@@ -20,6 +20,9 @@ impl Machine {
         if let Some(lazy) = &self.lazy {
             metrics["snapshot"] = json!({ "unloaded_bytes": lazy.pending().get() });
         }
+        if let Some(template) = self.ram().of_the_template() {
+            metrics["snapshot"] = json!({ "template_bytes": template.get() });
+        }
         metrics
     }
 }

@@ -30,12 +30,13 @@ use crate::metrics::VcpuCounters;
 use crate::spec::{DiskSpec, NetSpec, Spec};
 use crate::tag_storage::broker::Client;
 use crate::tag_storage::{BorrowerLease, TagReservation};
+use crate::template::Connection;
 use crate::vcpu::{self, Services, VcpuExit, VcpuSet};
 use board::Origin;
 pub(crate) use board::{Board, Mte, SavedMemory};
 pub(crate) use contents::Contents;
 pub use devices::{Attached, DeviceSet, StateError};
-pub use error::{Error, snapshot_status};
+pub use error::Error;
 use lazy::LazyMemory;
 pub(crate) use run_state::PauseReason;
 use run_state::{Change, RunState};
@@ -67,6 +68,8 @@ pub struct Machine {
     placement: Option<BorrowerLease>,
     /// It ends after vCPUs and devices: what one of them waits for is loaded, and not read as zeroes.
     lazy: Option<LazyMemory>,
+    /// With the process that holds the template of its memory, if it is a clone.
+    _holder: Option<Connection>,
     mte: bool,
     guest_page: Bytes,
     tracking: Option<Tracking>,
@@ -109,13 +112,14 @@ impl Machine {
             origin.guest_page(),
         )?;
         let guest_page = origin.guest_page();
-        let (counter, lazy) = match origin {
+        let (counter, lazy, holder) = match origin {
             Origin::Kernel(loaded) => {
                 boot::prepare(&*vm, spec, &mut cpus, caches.as_ref(), &loaded, &plugged.nodes)?;
-                (None, None)
+                (None, None, None)
             }
-            Origin::Saved { state, lazy } => {
-                (Some(save::restore(&*vm, spec.clock, &mut cpus, &devices, *state)?), lazy)
+            Origin::Saved { state, lazy, holder } => {
+                let counter = save::restore(&*vm, spec.clock, &mut cpus, &devices, *state)?;
+                (Some(counter), lazy, holder)
             }
         };
         let counters = Arc::new(VcpuCounters::default());
@@ -147,6 +151,7 @@ impl Machine {
             tags,
             placement,
             lazy,
+            _holder: holder,
             mte: mte == Mte::On,
             guest_page,
             tracking: spec.track_dirty_pages.then_some(Tracking { base }),

@@ -2,13 +2,14 @@
 
 use std::fmt;
 use std::ops::Range;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 
 use arch::units::Bytes;
-use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags, SeekFrom};
+use rustix::fs::{FallocateFlags, MemfdFlags, Mode, OFlags, SealFlags, SeekFrom};
 use rustix::io::Errno;
 
 use super::error::Error;
+use super::template;
 
 /// The file's name: smaps shows it as `/memfd:tessera-ram`.
 const NAME: &str = "tessera-ram";
@@ -94,6 +95,19 @@ impl MemoryFile {
     /// # Errors
     /// When the host has no such files, or no pages of that size.
     pub(super) fn new(backing: Backing, size: Bytes) -> Result<Option<Self>, Error> {
+        // Its length is memory that this process touches: no process that is given it may truncate it.
+        Self::with(backing, size, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)
+    }
+
+    /// The file of a template, of `size` bytes. It is sealed when it has its contents.
+    ///
+    /// # Errors
+    /// As for [`new`](Self::new).
+    pub(super) fn of_template(size: Bytes) -> Result<Option<Self>, Error> {
+        Self::with(Backing::Memfd, size, SealFlags::SHRINK | SealFlags::GROW)
+    }
+
+    fn with(backing: Backing, size: Bytes, seals: SealFlags) -> Result<Option<Self>, Error> {
         let (huge, knows_holes) = match backing {
             Backing::Anonymous => return Ok(None),
             Backing::Memfd => (MemfdFlags::empty(), true),
@@ -106,12 +120,19 @@ impl MemoryFile {
             }
             _ => Error::File { size, backing: backing.name(), source: errno.into() },
         })?;
-        // Its length is memory that this process touches: no process that is given it may truncate it.
-        let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
         rustix::fs::ftruncate(&file, size.get())
             .and_then(|()| rustix::fs::fcntl_add_seals(&file, seals))
             .map_err(|errno| Error::File { size, backing: backing.name(), source: errno.into() })?;
         Ok(Some(Self { file, knows_holes }))
+    }
+
+    /// Seals the file, which nothing maps any more, and returns a descriptor that nothing can be written to through.
+    ///
+    /// # Errors
+    /// What the host answers.
+    pub(super) fn seal(self) -> Result<OwnedFd, Errno> {
+        rustix::fs::fcntl_add_seals(&self.file, template::SEALS)?;
+        read_only(&self.file)
     }
 
     /// The file, for mapping it.
@@ -169,6 +190,12 @@ impl MemoryFile {
             Err(errno) => Err(errno),
         }
     }
+}
+
+/// A descriptor of its own for the same file, for reading.
+pub(super) fn read_only(file: &OwnedFd) -> Result<OwnedFd, Errno> {
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
 }
 
 fn create(huge: MemfdFlags) -> Result<OwnedFd, Errno> {

@@ -101,6 +101,18 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// A template cannot be mapped.
+    #[error(
+        "cannot map the {parts} parts of the template into guest memory: look at ulimit -v and vm.max_map_count, or \
+         restore without --shared"
+    )]
+    Template {
+        /// How many.
+        parts: usize,
+        /// The system's reason.
+        #[source]
+        source: io::Error,
+    },
     /// The limit on locked memory is too low.
     #[error(
         "cannot lock {size} of guest memory: RLIMIT_MEMLOCK is too low; raise it above that \

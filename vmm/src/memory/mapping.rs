@@ -2,6 +2,8 @@
 #![allow(unsafe_code)]
 
 use std::io;
+use std::ops::Range;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -14,6 +16,7 @@ use rustix::mm::{
 
 use super::backing::{Attributes, Backing, MemoryFile};
 use super::error::Error;
+use super::template::TemplateFile;
 use crate::sys::huge_pages::{free_huge_pages, huge_page_size};
 
 /// `PROT_MTE` of arch/arm64/include/uapi/asm/mman.h; the libc crate has it for glibc only.
@@ -28,6 +31,7 @@ pub(super) struct Mapping {
     reserved: Reserved,
     length: usize,
     file: Option<MemoryFile>,
+    attributes: Attributes,
     page: usize,
     locked: AtomicBool,
 }
@@ -43,10 +47,22 @@ impl Mapping {
     /// # Errors
     /// When the address space, the host's limits, its kernel or its pool of huge pages do not allow it.
     pub(super) fn new(size: Bytes, attributes: Attributes) -> Result<Self, Error> {
+        Self::of(MemoryFile::new(attributes.backing, size)?, size, attributes)
+    }
+
+    /// The same, of a file that is sealed later ([`into_template`](Self::into_template)).
+    ///
+    /// # Errors
+    /// As for [`new`](Self::new).
+    pub(super) fn of_template(size: Bytes, attributes: Attributes) -> Result<Self, Error> {
+        let attributes = Attributes { backing: Backing::Memfd, ..attributes };
+        Self::of(MemoryFile::of_template(size)?, size, attributes)
+    }
+
+    fn of(file: Option<MemoryFile>, size: Bytes, attributes: Attributes) -> Result<Self, Error> {
         let backing = attributes.backing;
         let no_room = |errno: Errno| Error::AddressSpace { size, source: errno.into() };
         let page = backing.page_size();
-        let file = MemoryFile::new(backing, size)?;
         let in_address_space = |size: Bytes| usize::try_from(size.get()).ok();
         let (Some(length), Some(page)) = (in_address_space(size), in_address_space(page)) else {
             return Err(no_room(Errno::NOMEM));
@@ -54,15 +70,21 @@ impl Mapping {
         let reserved = Reserved::new(length, page.max(CHUNK.get() as usize)).map_err(no_room)?;
         // SAFETY: `start` to `start + length` lies in the addresses just reserved, which no other
         // code knows: replacing that part of them touches no other memory.
-        let mapped = unsafe { map_over(reserved.start, length, file.as_ref(), attributes) };
+        let mapped = unsafe {
+            {
+                let contents = file.as_ref().map_or(Source::Anonymous, Source::Shared);
+                map_over(reserved.start, length, contents, attributes)
+            }
+        };
         if let Err(errno) = mapped {
             // A failed mmap may have unmapped what was there, and another thread may have mapped there
             // since: these addresses are left as they are, for the few moments that the process has.
             std::mem::forget(reserved);
             return Err(map_error(size, attributes, errno));
         }
-        let mapping = Self { reserved, length, file, page, locked: AtomicBool::new(false) };
-        mapping.advise_all(attributes).map_err(|errno| Error::Map {
+        let locked = AtomicBool::new(false);
+        let mapping = Self { reserved, length, file, attributes, page, locked };
+        mapping.advise_all(&(0..length)).map_err(|errno| Error::Map {
             size,
             backing: backing.name(),
             source: errno.into(),
@@ -70,36 +92,88 @@ impl Mapping {
         Ok(mapping)
     }
 
-    fn advise_all(&self, attributes: Attributes) -> Result<(), Errno> {
+    /// Unmaps the memory, and seals the file that it is in; returns a descriptor for reading it.
+    ///
+    /// # Errors
+    /// What the host answers; EINVAL where there is no such file.
+    pub(super) fn into_template(self) -> io::Result<std::os::fd::OwnedFd> {
+        let Self { reserved, file, .. } = self;
+        // With a writable mapping there would be no seal.
+        drop(reserved);
+        Ok(file.ok_or(Errno::INVAL)?.seal()?)
+    }
+
+    /// Maps parts of a template over anonymous memory, each privately and where the template has it. No part of the
+    /// memory has been touched.
+    ///
+    /// # Errors
+    /// What the host answers. Then the memory must not be used.
+    pub(super) fn share(&self, template: &TemplateFile, parts: &[Range<u64>]) -> io::Result<()> {
+        for part in parts {
+            self.map_part(part, Some(template.as_fd()))?;
+        }
+        Ok(self.advise_all(&(0..self.length))?)
+    }
+
+    /// Lays anonymous memory over a part, in the place of what was there.
+    ///
+    /// # Errors
+    /// What the host answers. Then nothing may be mapped there any more.
+    pub(super) fn replace(&self, part: &Range<u64>) -> io::Result<()> {
+        self.map_part(part, None)?;
+        // Before a page is touched there, so that it merges with its neighbours.
+        Ok(self.advise_all(&(part.start as usize..part.end as usize))?)
+    }
+
+    fn map_part(&self, part: &Range<u64>, template: Option<BorrowedFd<'_>>) -> Result<(), Errno> {
+        let (start, length) = (part.start as usize, part.end.saturating_sub(part.start) as usize);
+        self.check_part(part.start, length as u64)?;
+        if self.file.is_some() {
+            return Err(Errno::INVAL);
+        }
+        let at = NonNull::new(self.as_ptr().wrapping_add(start)).ok_or(Errno::INVAL)?;
+        let contents = match template {
+            Some(file) => Source::Template { file, offset: part.start },
+            None => Source::Anonymous,
+        };
+        // SAFETY: the part lies in the owned mapping, as just checked. Its contents change under those who use it,
+        // which is what they expect of memory shared with a guest; nothing refers to it but by its address.
+        unsafe { map_over(at, length, contents, self.attributes) }
+    }
+
+    fn advise_all(&self, part: &Range<usize>) -> Result<(), Errno> {
+        let attributes = self.attributes;
         let hugetlbfs = matches!(attributes.backing, Backing::Hugetlbfs { .. });
         match attributes.huge_pages {
             // Its pages have the size that they have.
             _ if hugetlbfs => {}
-            false => self.advise_if_possible(Advice::LinuxNoHugepage)?,
+            false => self.advise_if_possible(part, Advice::LinuxNoHugepage)?,
             true if huge_page_size().is_none_or(|size| size <= CHUNK) => {
-                self.advise_if_possible(Advice::LinuxHugepage)?;
+                self.advise_if_possible(part, Advice::LinuxHugepage)?;
             }
             // One touched byte would take 32 MiB (16 KiB pages) or 512 MiB (64 KiB pages), and khugepaged
             // would put back what the guest has freed.
-            true => self.advise_if_possible(Advice::LinuxNoHugepage)?,
+            true => self.advise_if_possible(part, Advice::LinuxNoHugepage)?,
         }
-        self.advise(Advice::LinuxDontDump)?;
+        self.advise(part, Advice::LinuxDontDump)?;
         // A child has no business with a guest's memory, and must not make each page be copied.
-        self.advise(Advice::LinuxDontFork)
+        self.advise(part, Advice::LinuxDontFork)
     }
 
     /// Advises on huge pages. A kernel built without them knows no such advice: small pages serve, and
     /// `doctor` says so.
-    fn advise_if_possible(&self, advice: Advice) -> Result<(), Errno> {
-        match self.advise(advice) {
+    fn advise_if_possible(&self, part: &Range<usize>, advice: Advice) -> Result<(), Errno> {
+        match self.advise(part, advice) {
             Err(Errno::INVAL) => Ok(()),
             done => done,
         }
     }
 
-    fn advise(&self, advice: Advice) -> Result<(), Errno> {
-        // SAFETY: the range is the whole mapping, which is owned; no advice given changes its contents.
-        unsafe { madvise(self.as_ptr().cast(), self.length, advice) }
+    fn advise(&self, part: &Range<usize>, advice: Advice) -> Result<(), Errno> {
+        let start = self.as_ptr().wrapping_add(part.start);
+        // SAFETY: the part lies in the mapping, as its callers have checked, which is owned; no advice given changes
+        // its contents.
+        unsafe { madvise(start.cast(), part.len(), advice) }
     }
 
     /// Changes an attribute of a part that no one else looks at, and so makes a VMA of its own of it, or
@@ -119,12 +193,7 @@ impl Mapping {
     /// What the host answers: then some of the part, or all of it, still has its pages. EINVAL for a part
     /// that is not of this memory, and when memory is locked.
     pub(super) fn discard(&self, offset: u64, length: u64) -> io::Result<()> {
-        let inside = offset.checked_add(length).is_some_and(|end| end <= self.length as u64);
-        let whole = |number: u64| number.is_multiple_of(self.page as u64);
-        // Locking does not keep holes from being punched, as it keeps MADV_DONTNEED.
-        if !inside || !whole(offset) || !whole(length) || self.is_locked() {
-            return Err(Errno::INVAL.into());
-        }
+        self.check_part(offset, length)?;
         if length == 0 {
             return Ok(());
         }
@@ -138,6 +207,20 @@ impl Mapping {
             return Ok(done?);
         };
         Ok(file.punch(offset, length)?)
+    }
+
+    /// Checks that a part is of whole pages of this memory, which is not locked.
+    ///
+    /// # Errors
+    /// EINVAL.
+    pub(super) fn check_part(&self, offset: u64, length: u64) -> Result<(), Errno> {
+        let inside = offset.checked_add(length).is_some_and(|end| end <= self.length as u64);
+        let whole = |number: u64| number.is_multiple_of(self.page as u64);
+        // Locking does not keep holes from being punched, as it keeps MADV_DONTNEED.
+        match inside && whole(offset) && whole(length) && !self.is_locked() {
+            true => Ok(()),
+            false => Err(Errno::INVAL),
+        }
     }
 
     /// Whether a part has a page in memory, or one on its way to another place. Offset and length are multiples of the
@@ -199,6 +282,18 @@ impl Mapping {
     }
 }
 
+/// What is mapped.
+enum Source<'a> {
+    Anonymous,
+    /// A file, whose contents others see.
+    Shared(&'a MemoryFile),
+    /// A part of a file, of which each page is copied when it is written to.
+    Template {
+        file: BorrowedFd<'a>,
+        offset: u64,
+    },
+}
+
 /// Maps guest memory over addresses that are reserved for it.
 ///
 /// # Safety
@@ -206,7 +301,7 @@ impl Mapping {
 unsafe fn map_over(
     start: NonNull<u8>,
     length: usize,
-    file: Option<&MemoryFile>,
+    contents: Source<'_>,
     attributes: Attributes,
 ) -> Result<(), Errno> {
     let start = start.as_ptr().cast();
@@ -222,14 +317,14 @@ unsafe fn map_over(
     };
     // SAFETY: the caller has it that nothing is lost when these addresses mean something else.
     unsafe {
-        match file {
-            None => {
-                mmap_anonymous(start, length, prot, promise | MapFlags::PRIVATE | MapFlags::FIXED)
-            }
-            Some(file) => {
+        let private = promise | MapFlags::PRIVATE | MapFlags::FIXED;
+        match contents {
+            Source::Anonymous => mmap_anonymous(start, length, prot, private),
+            Source::Shared(file) => {
                 let flags = promise | MapFlags::SHARED | MapFlags::FIXED;
                 mmap(start, length, prot, flags, file.file(), 0)
             }
+            Source::Template { file, offset } => mmap(start, length, prot, private, file, offset),
         }?;
     }
     Ok(())

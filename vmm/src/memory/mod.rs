@@ -12,8 +12,10 @@ mod mapping;
 mod ram;
 pub(crate) mod reclaim;
 mod residency;
+mod shared;
 pub(crate) mod tag_checks;
 mod tags;
+mod template;
 
 pub use backing::{Attributes, Backing};
 pub(crate) use changes::Changes;
@@ -23,3 +25,5 @@ pub use load::{Error as LoadError, Loaded, load};
 pub use ram::{GuestRam, Region, Regions};
 pub(crate) use reclaim::{DiscardHooks, NoHooks, Outcome, Reclaimer};
 pub(crate) use residency::Residency;
+pub use shared::MOST_EXTENTS;
+pub use template::{TemplateError, TemplateFile};

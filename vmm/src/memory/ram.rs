@@ -3,8 +3,9 @@
 
 use std::io;
 use std::ops::{Deref, Range};
+use std::os::fd::OwnedFd;
 use std::ptr::NonNull;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use arch::layout::{CHUNK, RAM_BASE};
 use arch::mte::granule::Tag;
@@ -21,11 +22,16 @@ use super::backing::{Attributes, Backing, MemoryFile};
 use super::changes::{self, Changes};
 use super::error::Error;
 use super::mapping::Mapping;
+use super::shared::{Overlay, TemplateParts};
 use super::tags;
+use super::template::TemplateFile;
 use crate::sys::fatal;
 
 /// A word of packed tags in bytes.
 const TAG_WORD: usize = 8;
+
+/// What memory is cleared with.
+static ZEROES: [u8; 4096] = [0; 4096];
 
 /// The guest's memory: one region from [`RAM_BASE`] up, without holes.
 ///
@@ -53,10 +59,63 @@ impl GuestRam {
     /// # Errors
     /// As for [`new`](Self::new).
     fn aside(size: Bytes, attributes: Attributes) -> Result<Self, Error> {
-        let mapping = Mapping::new(size, attributes)?;
-        let regions =
-            Arc::new(Regions([Region { mapping, base: RAM_BASE, changed: OnceLock::new() }]));
-        Ok(Self { regions, attributes })
+        Ok(Self::over(Mapping::new(size, attributes)?, attributes))
+    }
+
+    fn over(mapping: Mapping, attributes: Attributes) -> Self {
+        let region =
+            Region { mapping, base: RAM_BASE, changed: OnceLock::new(), parts: OnceLock::new() };
+        Self { regions: Arc::new(Regions([region])), attributes }
+    }
+
+    /// Memory that becomes a template when it has its contents.
+    ///
+    /// # Errors
+    /// As for [`new`](Self::new).
+    pub(crate) fn of_template(size: Bytes, attributes: Attributes) -> Result<Self, Error> {
+        let attributes = Attributes { backing: Backing::Memfd, ..attributes };
+        Ok(Self::over(Mapping::of_template(size, attributes)?, attributes))
+    }
+
+    /// Unmaps memory that was made for it, and seals it. No clone of it is left.
+    ///
+    /// # Errors
+    /// What the host answers; EINVAL where there is a clone.
+    pub(crate) fn into_template(self) -> io::Result<OwnedFd> {
+        let Regions([region]) = Arc::try_unwrap(self.regions)
+            .map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+        region.mapping.into_template()
+    }
+
+    /// Maps parts of a template, by their offsets, in the place of as much of this memory, which is anonymous and was
+    /// not touched. They are in order and apart from one another. It is done once.
+    ///
+    /// # Errors
+    /// When the host does not map it. Then the memory must not be used.
+    pub(crate) fn share(&self, template: &TemplateFile, parts: &[Range<u64>]) -> Result<(), Error> {
+        let shared = self.region().mapping.share(template, parts);
+        shared.map_err(|source| Error::Template { parts: parts.len(), source })?;
+        self.region().parts.get_or_init(|| Mutex::new(TemplateParts::new(parts)));
+        Ok(())
+    }
+
+    /// The parts that are a template's, if any ever were.
+    fn parts(&self) -> Option<MutexGuard<'_, TemplateParts>> {
+        let parts = self.region().parts.get()?;
+        Some(parts.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// How much of it is a template's, if any ever was: mapped from there, whether it is in memory or copied since.
+    pub(crate) fn of_the_template(&self) -> Option<Bytes> {
+        Some(self.parts()?.size())
+    }
+
+    /// The pieces of a part of the memory, in order, each with whether it is a template's.
+    pub(super) fn pieces(&self, part: &Range<u64>) -> Vec<(Range<u64>, bool)> {
+        match self.parts() {
+            Some(parts) => parts.pieces(part),
+            None => vec![(part.clone(), false)],
+        }
     }
 
     /// A chunk of anonymous memory like this, which no guest sees; none of it is populated.
@@ -200,21 +259,22 @@ impl GuestRam {
     }
 
     /// Gives the pages of a range back to the host; after that its data and tags read zero. The range
-    /// consists of whole pages ([`Backing::page_size`]) of this memory.
+    /// consists of whole pages ([`Backing::page_size`]) of this memory. Returns how much has gone: of a template's
+    /// parts it may be less than all.
     ///
     /// # Errors
     /// What the host answers. Some of the pages may be gone even so.
-    pub(crate) fn discard(&self, range: MemoryRange) -> io::Result<()> {
+    pub(crate) fn discard(&self, range: MemoryRange) -> io::Result<Bytes> {
         let region = self.region();
-        match range.base.0.checked_sub(region.base.0) {
-            Some(offset) => {
-                if let Some(changed) = region.changed.get() {
-                    // Also after an error some of it may be gone.
-                    changed.set_addr_range(offset as usize, range.size.get() as usize);
-                }
-                region.mapping.discard(offset, range.size.get())
-            }
-            None => Err(io::ErrorKind::InvalidInput.into()),
+        let offset = range.base.0.checked_sub(region.base.0).ok_or(io::ErrorKind::InvalidInput)?;
+        region.mapping.check_part(offset, range.size.get())?;
+        if let Some(changed) = region.changed.get() {
+            // Also after an error some of it may be gone.
+            changed.set_addr_range(offset as usize, range.size.get() as usize);
+        }
+        match self.parts() {
+            Some(mut parts) => parts.discard(&(offset..offset + range.size.get()), self),
+            None => region.mapping.discard(offset, range.size.get()).map(|()| range.size),
         }
     }
 
@@ -250,6 +310,29 @@ impl GuestRam {
     }
 }
 
+impl Overlay for GuestRam {
+    fn replace(&self, part: &Range<u64>) -> io::Result<()> {
+        self.region().mapping.replace(part)
+    }
+
+    fn clear(&self, part: &Range<u64>) -> io::Result<()> {
+        let length = part.end.saturating_sub(part.start);
+        let start = GuestAddress(self.region().base.0.saturating_add(part.start));
+        let memory = self.get_slice(start, length as usize).map_err(io::Error::other)?;
+        let mut at = 0;
+        while at < memory.len() {
+            let piece = memory.offset(at).map_err(io::Error::other)?;
+            piece.copy_from(&ZEROES);
+            at += ZEROES.len();
+        }
+        if self.has_tags() { self.fill_tags(part.start, length, Tag::ZERO) } else { Ok(()) }
+    }
+
+    fn drop_pages(&self, part: &Range<u64>) -> io::Result<()> {
+        self.region().mapping.discard(part.start, part.end.saturating_sub(part.start))
+    }
+}
+
 impl Deref for GuestRam {
     type Target = Regions;
 
@@ -280,6 +363,8 @@ pub struct Region {
     base: GuestAddress,
     /// The pages that have changed, where that is tracked.
     changed: OnceLock<AtomicBitmap>,
+    /// Those of a template, if it has any.
+    parts: OnceLock<Mutex<TemplateParts>>,
 }
 
 impl Region {

@@ -76,8 +76,8 @@ trait Pages: Send {
     /// The size of a page, a power of two.
     fn page_size(&self) -> Bytes;
 
-    /// Gives whole pages of one range back. After that they read zero, tags included.
-    fn discard(&self, range: MemoryRange) -> io::Result<()>;
+    /// Gives whole pages of one range back. After that they read zero, tags included. Returns how much has gone.
+    fn discard(&self, range: MemoryRange) -> io::Result<Bytes>;
 }
 
 impl Pages for GuestRam {
@@ -89,7 +89,7 @@ impl Pages for GuestRam {
         self.backing().page_size()
     }
 
-    fn discard(&self, range: MemoryRange) -> io::Result<()> {
+    fn discard(&self, range: MemoryRange) -> io::Result<Bytes> {
         GuestRam::discard(self, range)
     }
 }
@@ -119,7 +119,7 @@ impl Reclaimer {
     }
 
     /// Discards, and looks at the answer.
-    fn discard_checked(&self, range: MemoryRange) -> io::Result<()> {
+    fn discard_checked(&self, range: MemoryRange) -> io::Result<Bytes> {
         let not_now = |error: &io::Error| {
             matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock)
         };
@@ -146,9 +146,16 @@ impl Reclaim for Reclaimer {
             let bytes = pages.size.get();
             self.hooks.before(pages);
             match self.discard_checked(pages) {
-                Ok(()) => {
+                Ok(gone) if gone == pages.size => {
                     self.hooks.after(pages, Outcome::Gone);
                     sum.discarded += bytes;
+                }
+                // It reads zero, and some of it takes as much memory as before.
+                Ok(gone) => {
+                    self.hooks.after(pages, Outcome::Failed);
+                    self.counters.last_error.store(libc::ENOMEM, Ordering::Relaxed);
+                    sum.discarded += gone.get();
+                    sum.failed += bytes.saturating_sub(gone.get());
                 }
                 // Some of the pages may be gone. What is reserved for them stays so until all are.
                 Err(error) => {

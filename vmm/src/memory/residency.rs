@@ -48,6 +48,11 @@ impl Residency {
             return Err(io::ErrorKind::InvalidInput.into());
         }
         let offset = range.base.0 - memory.base.0;
+        let pieces = self.ram.pieces(&(offset..offset + range.size.get()));
+        // A template's pages are in its file, whether they are mapped or not.
+        if pieces.iter().any(|(_, is_template)| *is_template) {
+            return Ok(Some(false));
+        }
         match self.ram.backing() {
             Backing::Anonymous => self.is_unmapped(offset, range.size.get()).map(Some),
             // Its pages can be in the file, or swapped out, without being in pagemap.
@@ -92,16 +97,29 @@ impl Residency {
                 Ok(())
             }
             None => {
-                let page = rustix::param::page_size() as u64;
-                self.entries(offset, end.saturating_sub(offset), |entry| {
-                    if entry & (PRESENT | SWAPPED) != 0 {
-                        each(at..at + page);
+                for (piece, is_template) in self.ram.pieces(&(offset..end)) {
+                    match is_template {
+                        // Its pages are in its file, whether they are mapped or not.
+                        true => each(piece),
+                        false => self.mapped(piece, &mut each)?,
                     }
-                    at += page;
-                    true
-                })
+                }
+                Ok(())
             }
         }
+    }
+
+    /// The pages of a part that are mapped or swapped out.
+    fn mapped(&self, part: Range<u64>, each: &mut impl FnMut(Range<u64>)) -> io::Result<()> {
+        let page = rustix::param::page_size() as u64;
+        let mut at = part.start;
+        self.entries(part.start, part.end.saturating_sub(part.start), |entry| {
+            if entry & (PRESENT | SWAPPED) != 0 {
+                each(at..at + page);
+            }
+            at += page;
+            true
+        })
     }
 
     /// Looks at the pagemap entries of a part, until `each` has seen enough.

@@ -17,6 +17,8 @@ use super::service::Service;
 
 /// The directory of the entries, in that of all runtime files.
 pub(super) const NAME: &str = "vms";
+/// The directory of the sockets of templates, beside it. No service has a name with a dot.
+const TEMPLATES: &str = "templates.d";
 
 /// How long a change of the directory is waited for: each takes a few system calls, so that a longer one means a
 /// process that was stopped within it.
@@ -55,18 +57,7 @@ impl Directory {
     /// # Errors
     /// As [`create`](Self::create).
     pub fn create_in(place: &Path) -> Result<Self, Error> {
-        let failed = |path: &Path, errno: Errno| system("make the directory", path, errno);
-        match rustix::fs::mkdir(place, Mode::RWXU) {
-            Ok(()) | Err(Errno::EXIST) => {}
-            Err(errno) => return Err(failed(place, errno)),
-        }
-        let above = open_own(CWD, place, place)?.ok_or_else(|| gone(place))?;
-        let path = place.join(NAME);
-        match mkdirat(&above, NAME, Mode::RWXU) {
-            Ok(()) | Err(Errno::EXIST) => {}
-            Err(errno) => return Err(failed(&path, errno)),
-        }
-        let fd = open_own(&above, Path::new(NAME), &path)?.ok_or_else(|| gone(&path))?;
+        let (above, fd, path) = make_in(place, NAME)?;
         let failed = |errno| system("set the mode of", &path, errno);
         fchmod(&fd, Mode::RWXU | readers(&above).map_err(failed)?).map_err(failed)?;
         Ok(Self { path, fd, service: None })
@@ -180,6 +171,35 @@ impl Directory {
 #[derive(Debug)]
 pub(super) struct Lock {
     _fd: OwnedFd,
+}
+
+/// The directory of the sockets of this user's templates; made if there is none.
+///
+/// # Errors
+/// When there is no place for it, it is not this user's alone, or it cannot be made.
+pub fn templates() -> Result<PathBuf, Error> {
+    templates_in(&place()?)
+}
+
+pub(super) fn templates_in(place: &Path) -> Result<PathBuf, Error> {
+    make_in(place, TEMPLATES).map(|(_, _, path)| path)
+}
+
+/// A directory of this user among runtime files, made if there is none: what it is in, itself, and its path.
+fn make_in(place: &Path, name: &str) -> Result<(OwnedFd, OwnedFd, PathBuf), Error> {
+    let failed = |path: &Path, errno: Errno| system("make the directory", path, errno);
+    match rustix::fs::mkdir(place, Mode::RWXU) {
+        Ok(()) | Err(Errno::EXIST) => {}
+        Err(errno) => return Err(failed(place, errno)),
+    }
+    let above = open_own(CWD, place, place)?.ok_or_else(|| gone(place))?;
+    let path = place.join(name);
+    match mkdirat(&above, name, Mode::RWXU) {
+        Ok(()) | Err(Errno::EXIST) => {}
+        Err(errno) => return Err(failed(&path, errno)),
+    }
+    let fd = open_own(&above, Path::new(name), &path)?.ok_or_else(|| gone(&path))?;
+    Ok((above, fd, path))
 }
 
 /// Where runtime files of this user are.

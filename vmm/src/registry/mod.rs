@@ -11,6 +11,7 @@
 //!   pid.42.json  a VM without one
 //!   .new.42      an entry that is being written
 //!   vm1/         what `tesseractl run` keeps of vm1: sockets and log
+//! templates.d/   mode 0700: the socket of each template that a process holds, by the id of its snapshot
 //! ```
 
 mod directory;
@@ -23,7 +24,7 @@ mod service;
 use std::io;
 use std::path::PathBuf;
 
-pub use directory::Directory;
+pub use directory::{Directory, templates};
 pub use entry::{Entry, Publication};
 pub use list::{Listing, Skipped, Vm};
 pub use process::Process;

@@ -10,7 +10,10 @@ use super::Error;
 use crate::api::ControlError;
 use crate::api::model::SnapshotType;
 use crate::backends::balloon::{self, Status};
-use crate::config::{self, CommandLineOnly, Config, MteMode, RestoreRequest, SnapshotFiles};
+use crate::config::{
+    self, CommandLineOnly, Config, MemoryBacking, MteMode, RestoreMemory, RestoreRequest,
+    SnapshotFiles,
+};
 use crate::error::chain;
 use crate::exit_status::ExitStatus;
 use crate::hypervisor::state::VcpuState;
@@ -18,6 +21,7 @@ use crate::hypervisor::{self, Hypervisor};
 use crate::machine::{self, Board, Contents, Machine, MachineState, NoBase, SavedMemory};
 use crate::snapshot::{self, CpuFeatures, Fault, Kind, Manifest, NewPair, Pair, State};
 use crate::spec::{BalloonSpec, ReservationMode, Spec, TagStorageSpec};
+use crate::template::{self, Template};
 use crate::vcpu;
 
 /// A snapshot whose state has been read and checked; nothing has been made of it.
@@ -32,6 +36,8 @@ pub struct Restore {
     saved: Saved,
     /// Whether memory is read when the guest touches it.
     lazy: bool,
+    /// The template of its memory, if it is a clone.
+    template: Option<Template>,
     /// Whether the guest runs then.
     pub(super) resume: bool,
 }
@@ -81,6 +87,23 @@ pub enum LoadError {
         "the VM's memory is locked, which reads all of it at once: leave out --lazy (\"lazy\" in the API)"
     )]
     LazyLocked,
+    /// Only anonymous memory can be replaced page by page.
+    #[error(
+        "only anonymous memory can be shared with a template, and that of the snapshot is not: leave out --shared"
+    )]
+    SharedBacking,
+    /// Locked memory is copied at once.
+    #[error("the VM's memory is locked, which copies all of it at once: leave out --shared")]
+    SharedLocked,
+    /// Memory that is mapped anew is not watched.
+    #[error(
+        "tag storage cannot be reserved on demand for memory that is shared with a template: leave out --shared, or \
+         give --tag-storage strict"
+    )]
+    SharedOnDemand,
+    /// There is no template.
+    #[error(transparent)]
+    Template(#[from] template::Error),
     /// The host has pages of another size.
     #[error(
         "the snapshot is of a host with pages of {saved}, and this one has pages of {here}: restore it on a host with \
@@ -98,10 +121,14 @@ impl LoadError {
     /// The status that the process ends with.
     pub(super) fn status(&self) -> ExitStatus {
         match self {
-            Self::File(error) => machine::snapshot_status(error),
+            Self::File(error) => error.status(),
             Self::Config(_) => ExitStatus::BadImage,
-            Self::LazyOnDemand | Self::LazyLocked => ExitStatus::Config,
-            Self::PageSize { .. } => ExitStatus::Unavailable,
+            Self::LazyOnDemand
+            | Self::LazyLocked
+            | Self::SharedBacking
+            | Self::SharedLocked
+            | Self::SharedOnDemand => ExitStatus::Config,
+            Self::Template(_) | Self::PageSize { .. } => ExitStatus::Unavailable,
         }
     }
 }
@@ -169,7 +196,8 @@ pub(super) fn prepare(
     request: RestoreRequest,
     flags: CommandLineOnly<'_>,
 ) -> Result<(Spec, Restore), Error> {
-    let RestoreRequest { files, lazy, resume, changes } = request;
+    let RestoreRequest { files, memory, resume, changes } = request;
+    let lazy = memory == RestoreMemory::Lazy;
     let saved = read(&files)?;
     let config = Config::restored(saved.config.clone(), changes).map_err(config::Error::from)?;
     let spec = Spec::new(config, CommandLineOnly { snapshot: Some(&files), ..flags })?;
@@ -180,7 +208,29 @@ pub(super) fn prepare(
     if lazy && spec.lock_memory {
         return Err(LoadError::LazyLocked.into());
     }
-    Ok((spec, Restore { saved, lazy, resume }))
+    let template = match memory {
+        RestoreMemory::Shared => {
+            check_shared(&spec)?;
+            Some(template::connect(&saved.pair.memory).map_err(LoadError::from)?)
+        }
+        RestoreMemory::Eager | RestoreMemory::Lazy => None,
+    };
+    Ok((spec, Restore { saved, lazy, template, resume }))
+}
+
+/// Whether the memory of such a VM can be a template's.
+fn check_shared(spec: &Spec) -> Result<(), LoadError> {
+    let on_demand = |tags: &TagStorageSpec| matches!(tags.when, ReservationMode::Demand { .. });
+    if spec.backing != MemoryBacking::Anonymous {
+        return Err(LoadError::SharedBacking);
+    }
+    if spec.lock_memory {
+        return Err(LoadError::SharedLocked);
+    }
+    match spec.tag_storage.as_ref().is_some_and(on_demand) {
+        true => Err(LoadError::SharedOnDemand),
+        false => Ok(()),
+    }
 }
 
 /// Writes a paused machine into files, with all of its memory or with what has changed. It may be resumed whatever
@@ -271,9 +321,10 @@ pub(super) fn board(
     let State { id, manifest, vcpus, gic, clock, devices } = state;
     let guest_page = manifest.guest_page_size.map_or(Bytes::kib(4), Bytes::new);
     let state = MachineState { vcpus, gic, clock, devices, mte: manifest.mte, guest_page };
-    let memory = match restore.lazy {
-        true => SavedMemory::Lazy(memory),
-        false => SavedMemory::Eager(memory),
+    let memory = match restore.template {
+        Some(template) => SavedMemory::Shared(template),
+        None if restore.lazy => SavedMemory::Lazy(memory),
+        None => SavedMemory::Eager(memory),
     };
     let board = Board::restored(spec, hypervisor, state, memory)?;
     if spec.track_dirty_pages { board.track_since(id) } else { Ok(board) }
@@ -345,7 +396,8 @@ mod tests {
         lazy: bool,
         changes: RestoreChanges,
     ) -> Result<(Spec, Restore), Error> {
-        let request = RestoreRequest { files: files.clone(), lazy, resume: true, changes };
+        let memory = if lazy { RestoreMemory::Lazy } else { RestoreMemory::Eager };
+        let request = RestoreRequest { files: files.clone(), memory, resume: true, changes };
         prepare(request, CommandLineOnly::default())
     }
 
@@ -411,6 +463,32 @@ mod tests {
 
         assert!(chain(&refused).contains("locked"), "{refused:?}");
         assert_eq!(refused.status(), ExitStatus::Config);
+    }
+
+    #[test]
+    fn memory_that_cannot_be_replaced_page_by_page_is_not_shared() {
+        let plain = Spec { mte: MteMode::Require, ..spec(config(Path::new("/boot/Image"), 1)) };
+        let demand = TagStorageSection { mode: Some(TagStorageMode::Demand), ..Default::default() };
+        let cases = [
+            (Spec { lock_memory: true, ..plain.clone() }, Default::default(), "locked"),
+            (
+                Spec { backing: MemoryBacking::Memfd, ..plain.clone() },
+                Default::default(),
+                "anonymous",
+            ),
+            (plain, demand, "--tag-storage strict"),
+        ];
+        for (saved, tag_storage, words) in cases {
+            let (_folder, files) = snapshot_of(serde_json::to_value(saved.to_config()).unwrap());
+            let changes = RestoreChanges { tag_storage, ..RestoreChanges::default() };
+            let memory = RestoreMemory::Shared;
+            let request = RestoreRequest { files, memory, resume: true, changes };
+
+            let refused = prepare(request, CommandLineOnly::default()).err().unwrap();
+
+            assert!(chain(&refused).contains(words), "{refused:?}");
+            assert_eq!(refused.status(), ExitStatus::Config);
+        }
     }
 
     #[test]

@@ -8,6 +8,7 @@ use arch::units::Bytes;
 use thiserror::Error;
 
 use super::id::SnapshotId;
+use crate::exit_status::ExitStatus;
 
 /// What is wrong with a file of a snapshot.
 #[derive(Debug, Error)]
@@ -23,6 +24,15 @@ pub struct Error {
 impl Error {
     pub(super) fn new(file: &Path, fault: impl Into<Fault>) -> Self {
         Self { file: file.to_owned(), fault: fault.into() }
+    }
+
+    /// The status that a process ends with that cannot use the file.
+    pub fn status(&self) -> ExitStatus {
+        match &self.fault {
+            Fault::Open(source) => ExitStatus::for_input(source.kind()),
+            Fault::Read(_) | Fault::GuestMemory(_) => ExitStatus::Io,
+            _ => ExitStatus::BadImage,
+        }
     }
 }
 

@@ -31,6 +31,14 @@ pub(crate) fn pid(socket: impl AsFd) -> io::Result<u32> {
     credentials(socket).map(|peer| u32::try_from(peer.pid).unwrap_or(0))
 }
 
+/// The user of the process that connected, or that listens.
+///
+/// # Errors
+/// When this is no Unix socket.
+pub(crate) fn user(socket: impl AsFd) -> io::Result<u32> {
+    credentials(socket).map(|peer| peer.uid)
+}
+
 /// The process that connected. To be asked for as soon as the connection is accepted: before Linux 6.5 the
 /// kernel gives only the number, which another process may get once this one has ended.
 ///
@@ -120,6 +128,7 @@ mod tests {
         let (one, _other) = UnixStream::pair().unwrap();
 
         assert_eq!(pid(&one).unwrap(), std::process::id());
+        assert_eq!(user(&one).unwrap(), rustix::process::geteuid().as_raw());
         assert!(pid(std::fs::File::open("/dev/null").unwrap()).is_err());
     }
 

@@ -45,15 +45,33 @@ fn send_with(socket: BorrowedFd<'_>, message: &[u8], flags: SendFlags) -> Result
     rustix::io::retry_on_intr(|| rustix::net::send(socket, message, flags)).map(drop)
 }
 
-/// Sends a message and a descriptor with it.
+/// Sends a message and a descriptor with it; waits as [`send`] does.
 pub(crate) fn send_fd(socket: impl AsFd, message: &[u8], fd: BorrowedFd<'_>) -> Result<(), Errno> {
+    send_fd_with(socket.as_fd(), message, fd, SendFlags::NOSIGNAL)
+}
+
+/// Sends a message and a descriptor with it, if there is room for it.
+pub(crate) fn send_fd_now(
+    socket: impl AsFd,
+    message: &[u8],
+    fd: BorrowedFd<'_>,
+) -> Result<(), Errno> {
+    send_fd_with(socket.as_fd(), message, fd, SendFlags::NOSIGNAL | SendFlags::DONTWAIT)
+}
+
+fn send_fd_with(
+    socket: BorrowedFd<'_>,
+    message: &[u8],
+    fd: BorrowedFd<'_>,
+    flags: SendFlags,
+) -> Result<(), Errno> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     let fds = [fd];
     // There is space for exactly this.
     control.push(SendAncillaryMessage::ScmRights(&fds));
     let parts = [IoSlice::new(message)];
-    sendmsg(socket, &parts, &mut control, SendFlags::NOSIGNAL).map(drop)
+    sendmsg(socket, &parts, &mut control, flags).map(drop)
 }
 
 /// Receives a message; none when the other side is gone. Descriptors that come with it are closed by the

@@ -74,13 +74,16 @@ pub fn statistics(statistics: &BalloonStats) -> String {
 /// What the guest costs the host, with its share of guest memory where it is some of it: each line a name,
 /// the size for people, the exact bytes.
 pub fn footprint(footprint: &Footprint) -> String {
+    let template = footprint.template_bytes.map(|bytes| ("Of the template", Some(bytes)));
     let shares = [
         ("Guest memory", Some(footprint.guest_bytes)),
         ("Resident", Some(footprint.resident_bytes)),
         ("In huge pages", Some(footprint.huge_bytes)),
+    ];
+    let shares = shares.into_iter().chain(template).chain([
         ("Tagged", footprint.tagged_bytes),
         ("In the balloon", Some(footprint.inflated_bytes)),
-    ];
+    ]);
     // Not shares: the same memory counts as often as the guest frees it.
     let sums = [
         ("Reported", footprint.reported_bytes),

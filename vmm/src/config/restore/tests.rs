@@ -73,8 +73,10 @@ fn a_folder_has_the_files_and_the_guest_runs_at_once_unless_it_is_to_be_paused()
 
     assert_eq!(plain.files.state, Path::new("/snap/state"));
     assert_eq!(plain.files.memory, Path::new("/snap/memory"));
-    assert_eq!((plain.lazy, plain.resume), (false, true));
-    assert_eq!((other.lazy, other.resume), (true, false));
+    assert_eq!((plain.memory, plain.resume), (RestoreMemory::Eager, true));
+    assert_eq!((other.memory, other.resume), (RestoreMemory::Lazy, false));
+    assert_eq!(request("--shared").unwrap().memory, RestoreMemory::Shared);
+    assert_eq!(request("--shared --lazy"), Err(RestoreError::LazyShared));
     assert_eq!(RunArgs::default().restore_request(), Ok(None));
 }
 

@@ -71,6 +71,8 @@ pub struct Footprint {
     pub resident: Bytes,
     /// How much of that is in huge pages, transparent or of a pool.
     pub huge: Bytes,
+    /// Of a clone, how much of it is the template's: other clones have the same pages.
+    pub shared: Option<Bytes>,
     /// How much of it has tags in use, as the host's kernel counts: with KVM, all that a guest with MTE has
     /// touched. Or why that is not known.
     pub tagged: Result<Bytes, Error>,
@@ -91,6 +93,8 @@ impl Footprint {
 struct Resident {
     resident: Bytes,
     huge: Bytes,
+    /// How much of it is of files: a page that was copied is none.
+    of_files: Bytes,
 }
 
 /// What counts resident pages.
@@ -107,6 +111,7 @@ enum Source {
 struct Probe {
     addresses: Range<u64>,
     page: u64,
+    has_template: bool,
     pagemap: io::Result<File>,
     source: Source,
     page_flags: io::Result<File>,
@@ -131,7 +136,8 @@ impl Probe {
             // ENOTTY before Linux 6.7.
             _ => Source::Smaps(File::open("/proc/self/smaps")),
         };
-        Self { addresses, page, pagemap, source, page_flags }
+        let has_template = ram.of_the_template().is_some();
+        Self { addresses, page, has_template, pagemap, source, page_flags }
     }
 
     /// Counts. The kernel walks all pages for it, so the time it takes grows with them; the memory it takes
@@ -140,7 +146,7 @@ impl Probe {
     /// # Errors
     /// When the kernel does not tell what is resident, or `stop` is set.
     fn measure(&self, stop: &AtomicBool) -> Result<Footprint, Error> {
-        let Resident { resident, huge } = match &self.source {
+        let Resident { resident, huge, of_files } = match &self.source {
             Source::Scan { huge_page } => {
                 let pagemap = opened(&self.pagemap).map_err(Error::Pagemap)?;
                 scan::resident(pagemap, &self.addresses, *huge_page, self.page, stop)
@@ -150,7 +156,8 @@ impl Probe {
                 smaps::resident(smaps, &self.addresses, stop)
             }
         }?;
-        Ok(Footprint { resident, huge, tagged: self.tagged(stop) })
+        let shared = self.has_template.then_some(of_files);
+        Ok(Footprint { resident, huge, shared, tagged: self.tagged(stop) })
     }
 
     fn tagged(&self, stop: &AtomicBool) -> Result<Bytes, Error> {

@@ -24,6 +24,7 @@ const STEP: u64 = 1 << 30;
 const REGIONS: usize = 512;
 
 /// Categories of pages.
+const FILE: u64 = 1 << 2;
 const PRESENT: u64 = 1 << 3;
 const ZERO_PAGE: u64 = 1 << 5;
 const HUGE: u64 = 1 << 6;
@@ -86,7 +87,7 @@ impl ScanPages for File {
             regions_length: regions.len() as u64,
             category_inverted: ZERO_PAGE,
             category_mask: PRESENT | ZERO_PAGE,
-            return_mask: PRESENT | HUGE,
+            return_mask: FILE | PRESENT | HUGE,
             ..Call::default()
         };
         // SAFETY: the kernel writes no more regions than there are, into memory that is borrowed for this
@@ -131,7 +132,7 @@ pub(super) fn resident(
     stop: &AtomicBool,
 ) -> Result<Resident, Error> {
     let mut regions = vec![PageRegion::default(); REGIONS];
-    let (mut resident, mut huge) = (0, 0);
+    let (mut resident, mut huge, mut of_files) = (0, 0, 0);
     let mut at = addresses.start;
     while at < addresses.end {
         if stop.load(Ordering::Relaxed) {
@@ -151,11 +152,15 @@ pub(super) fn resident(
                 }
                 huge += bytes;
             }
+            if region.categories & FILE != 0 {
+                of_files += bytes;
+            }
             resident += bytes;
         }
         at = end;
     }
-    Ok(Resident { resident: Bytes::new(resident), huge: Bytes::new(huge) })
+    let [resident, huge, of_files] = [resident, huge, of_files].map(Bytes::new);
+    Ok(Resident { resident, huge, of_files })
 }
 
 /// How much of a region of huge anonymous pages is the huge page of zeroes. Before Linux 6.18 the scan takes

@@ -58,7 +58,7 @@ impl<F: ReadAt> Read for FromStart<'_, F> {
 /// Adds up the mappings that make up these addresses; `None` if the list shows part of them twice, or not
 /// at all.
 fn read_once(smaps: impl BufRead, addresses: &Range<u64>) -> io::Result<Option<Resident>> {
-    let (mut resident, mut huge) = (0, 0);
+    let (mut resident, mut huge, mut of_files) = (0, 0, 0u64);
     let mut shown = addresses.start;
     let mut ours = false;
     for line in smaps.split(b'\n') {
@@ -82,7 +82,12 @@ fn read_once(smaps: impl BufRead, addresses: &Range<u64>) -> io::Result<Option<R
         let mut bytes = || words.next().and_then(|kib| kib.parse::<u64>().ok()).unwrap_or(0) << 10;
         match name {
             _ if !ours => {}
-            "Rss" => resident += bytes(),
+            "Rss" => {
+                let bytes = bytes();
+                resident += bytes;
+                of_files += bytes;
+            }
+            "Anonymous" => of_files = of_files.saturating_sub(bytes()),
             "AnonHugePages" | "ShmemPmdMapped" => huge += bytes(),
             // Pages of hugetlbfs are in no other figure.
             "Private_Hugetlb" | "Shared_Hugetlb" => {
@@ -93,7 +98,8 @@ fn read_once(smaps: impl BufRead, addresses: &Range<u64>) -> io::Result<Option<R
             _ => {}
         }
     }
-    let resident = Resident { resident: Bytes::new(resident), huge: Bytes::new(huge) };
+    let [resident, huge, of_files] = [resident, huge, of_files].map(Bytes::new);
+    let resident = Resident { resident, huge, of_files };
     Ok((shown == addresses.end).then_some(resident))
 }
 

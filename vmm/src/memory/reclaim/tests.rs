@@ -59,10 +59,10 @@ impl Pages for FakePages {
         Bytes::new(PAGE)
     }
 
-    fn discard(&self, range: MemoryRange) -> io::Result<()> {
+    fn discard(&self, range: MemoryRange) -> io::Result<Bytes> {
         self.trace.add(Event::Discard(range));
         match self.answers.lock().unwrap().pop_front() {
-            None | Some(0) => Ok(()),
+            None | Some(0) => Ok(range.size),
             Some(errno) => Err(io::Error::from_raw_os_error(errno)),
         }
     }

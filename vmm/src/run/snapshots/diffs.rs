@@ -166,7 +166,7 @@ fn a_restored_machine_has_diffs_on_what_it_was_restored_from() {
     first.save("full", SnapshotType::Full).unwrap();
     let request = |tracks| RestoreRequest {
         files: first.files("full"),
-        lazy: false,
+        memory: RestoreMemory::Eager,
         resume: false,
         changes: RestoreChanges { track_dirty_pages: tracks, ..RestoreChanges::default() },
     };

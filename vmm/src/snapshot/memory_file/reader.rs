@@ -24,6 +24,7 @@ pub struct MemoryReader {
     source: Source,
     about: About,
     entries: Vec<Entry>,
+    table_crc: u32,
 }
 
 /// What a memory file has of a chunk.
@@ -42,11 +43,12 @@ impl MemoryReader {
     /// When it cannot be read, is damaged, or is no memory file of this version.
     pub fn open(path: &Path) -> Result<Self, Error> {
         let source = Source::open(path)?;
-        let (about, entries) = Self::read(&source).map_err(|fault| source.error(fault))?;
-        Ok(Self { source, about, entries })
+        let (header, entries) = Self::read(&source).map_err(|fault| source.error(fault))?;
+        let Header { about, table_crc, .. } = header;
+        Ok(Self { source, about, entries, table_crc })
     }
 
-    fn read(source: &Source) -> Result<(About, Vec<Entry>), Fault> {
+    fn read(source: &Source) -> Result<(Header, Vec<Entry>), Fault> {
         let mut start = [0; HEADER];
         let there = HEADER.min(usize::try_from(source.length()).unwrap_or(HEADER));
         source.read(&mut start[..there], 0)?;
@@ -71,7 +73,7 @@ impl MemoryReader {
         if crc.finalize() != header.table_crc {
             return Err(Fault::Damaged { part: Part::Table });
         }
-        checked.map(|()| (header.about, entries))
+        checked.map(|()| (header, entries))
     }
 
     /// The path that it was opened under.
@@ -87,6 +89,11 @@ impl MemoryReader {
     /// What it is of.
     pub fn about(&self) -> &About {
         &self.about
+    }
+
+    /// The checksum of its table, in which are those of all that it has.
+    pub fn table_checksum(&self) -> u32 {
+        self.table_crc
     }
 
     /// The chunks that it has anything of, in order. All others are holes, in a diff unchanged.

@@ -25,6 +25,7 @@ use super::pool::counters::Counters;
 use super::pool::lease::{chunks_of, tags_of};
 use crate::memory::{DiscardHooks, GuestRam, NoHooks};
 use crate::spec::{ReservationMode, TagStorageSpec};
+use crate::tag_storage::supply::SupplyName;
 pub use backend::{Answer, PoolClient, PoolClientError};
 pub use demand::{Demand, Error as DemandError};
 pub use exhaustion::ExhaustionStatus;
@@ -150,6 +151,11 @@ impl TagReservation {
     /// Whether tag storage is freed as memory goes back.
     pub fn is_on_demand(&self) -> bool {
         matches!(self.kind, Kind::Demand(_))
+    }
+
+    /// Whether the tag storage is the memory of a NUMA node, off which guest memory is kept.
+    pub fn is_on_node(&self) -> bool {
+        matches!(self.hold.report().supply, SupplyName::Node(_))
     }
 
     /// What the main thread watches.

@@ -110,6 +110,10 @@ fn a_footprint_has_sizes_exact_bytes_and_shares() {
         "Kept, switched off       0 B              0 B",
     ];
     assert_eq!(lines(&footprint(&figures)), expected);
+    // A clone has one line more.
+    let clone = Footprint { template_bytes: Some(128 << 20), ..figures };
+    let line = "Of the template      128 MiB    134,217,728 B  [###-----------------]  12 %";
+    assert_eq!(lines(&footprint(&clone))[3], line);
 }
 
 proptest! {

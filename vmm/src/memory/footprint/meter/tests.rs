@@ -10,7 +10,8 @@ use super::*;
 const DEADLINE: Duration = Duration::from_secs(30);
 
 fn footprint(bytes: u64) -> Footprint {
-    Footprint { resident: Bytes::new(bytes), huge: Bytes::ZERO, tagged: Err(Error::NoTags) }
+    let (resident, huge) = (Bytes::new(bytes), Bytes::ZERO);
+    Footprint { resident, huge, shared: None, tagged: Err(Error::NoTags) }
 }
 
 /// A meter whose counts end when the test says so.

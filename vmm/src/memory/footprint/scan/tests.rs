@@ -69,8 +69,24 @@ fn regions_are_added_up_however_many_come_at_once() {
 
         let found = pages.resident(0..6000 * PAGE);
 
-        assert_eq!(found, Resident { resident: Bytes::new(4000 * PAGE), huge: Bytes::ZERO });
+        let resident = Bytes::new(4000 * PAGE);
+        assert_eq!(found, Resident { resident, ..Resident::default() });
     }
+}
+
+#[test]
+fn pages_of_files_are_told_apart() {
+    let pages = Pages::new(&[
+        (0, 3 * PAGE, PRESENT | FILE),
+        (3 * PAGE, 7 * PAGE, PRESENT),
+        (HUGE_PAGE, 2 * HUGE_PAGE, PRESENT | FILE | HUGE),
+    ]);
+
+    let found = pages.resident(0..2 * HUGE_PAGE);
+
+    let [resident, huge, of_files] =
+        [7 * PAGE + HUGE_PAGE, HUGE_PAGE, 3 * PAGE + HUGE_PAGE].map(Bytes::new);
+    assert_eq!(found, Resident { resident, huge, of_files });
 }
 
 #[test]

@@ -51,9 +51,10 @@ fn the_mappings_of_guest_memory_are_added_up() {
     let both = once(SMAPS.as_bytes(), 0x7f00_0000_0000..0x7f00_00c0_0000);
     let first = once(SMAPS.as_bytes(), 0x7f00_0000_0000..0x7f00_0080_0000);
 
-    assert_eq!(first, Resident { resident: kib(6144), huge: kib(4096) });
-    let resident = kib(6144 + 3072 + 1024 + 512);
-    assert_eq!(both, Resident { resident, huge: kib(4096 + 2048 + 1024 + 512) });
+    let of_files = Bytes::ZERO;
+    assert_eq!(first, Resident { resident: kib(6144), huge: kib(4096), of_files });
+    let (resident, of_files) = (kib(6144 + 3072 + 1024 + 512), kib(3072));
+    assert_eq!(both, Resident { resident, huge: kib(4096 + 2048 + 1024 + 512), of_files });
 }
 
 /// What smaps shows in one pass after another, each torn in its own way: the second mapping merged

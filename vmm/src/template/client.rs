@@ -1,0 +1,180 @@
+//! The VM's side: a template that another process holds, checked and mapped.
+
+use std::io;
+use std::ops::Range;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::io::Errno;
+use thiserror::Error;
+
+use super::extents::extents;
+use super::holder::is_own;
+use super::identity::{Identity, LENGTH};
+use crate::memory::{self, GuestRam, MOST_EXTENTS, TemplateError, TemplateFile};
+use crate::registry;
+use crate::snapshot::{MemoryReader, SnapshotId};
+use crate::sys::seqpacket;
+
+/// How long a holder is waited for: it answers at once when it has read the snapshot, which takes as long as the disk
+/// needs for that.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Why a VM has no template.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// There is no place for its socket.
+    #[error("there is no place for the sockets of templates")]
+    Place(#[source] registry::Error),
+    /// No process holds it.
+    #[error(
+        "no process holds a template of this snapshot at {path:?}: start one with `tessera template DIR`, or have \
+         `tesseractl clone DIR` do so; or leave out --shared"
+    )]
+    Absent {
+        /// Where it would be.
+        path: PathBuf,
+        /// The system's reason.
+        #[source]
+        source: io::Error,
+    },
+    /// The process that listens there is of another user.
+    #[error("the process that listens at {0:?} is of another user: end it, or leave out --shared")]
+    Stranger(PathBuf),
+    /// It has not answered.
+    #[error(
+        "the process that holds the template at {path:?} has not answered within {} s: end it, or leave out --shared",
+        PATIENCE.as_secs()
+    )]
+    Silent {
+        /// Its socket.
+        path: PathBuf,
+        /// The system's reason.
+        #[source]
+        source: io::Error,
+    },
+    /// It has closed the connection.
+    #[error(
+        "the process at {0:?} has not given its template: it has ended, as it could not read the snapshot, or has as \
+         many clones as it can; try again, or leave out --shared"
+    )]
+    Refused(PathBuf),
+    /// It has said something else.
+    #[error(
+        "the process at {0:?} does not answer as the holder of a template: it may be of another version; end it"
+    )]
+    Malformed(PathBuf),
+    /// It holds something else.
+    #[error(
+        "the process at {path:?} holds a template of other memory (snapshot {found}): the files of snapshot {wanted} \
+         were replaced since it started, perhaps; end it"
+    )]
+    Other {
+        /// Its socket.
+        path: PathBuf,
+        /// Of which snapshot its template is.
+        found: SnapshotId,
+        /// The snapshot that is restored.
+        wanted: SnapshotId,
+    },
+    /// What it has sent could change.
+    #[error("what the process at {path:?} has sent is no template: end it, or leave out --shared")]
+    File {
+        /// Its socket.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: TemplateError,
+    },
+}
+
+/// The template of a snapshot, to be mapped. Its holder sees this VM as long as it is there.
+#[derive(Debug)]
+pub struct Template {
+    file: TemplateFile,
+    extents: Vec<Range<u64>>,
+    connection: OwnedFd,
+}
+
+/// The connection of a clone to the holder, which tells that it lives.
+#[derive(Debug)]
+pub struct Connection {
+    _socket: OwnedFd,
+}
+
+impl Template {
+    /// Maps it into memory that was not touched.
+    ///
+    /// # Errors
+    /// When the host does not map it.
+    pub(crate) fn map(self, ram: &GuestRam) -> Result<Connection, memory::Error> {
+        ram.share(&self.file, &self.extents)?;
+        Ok(Connection { _socket: self.connection })
+    }
+}
+
+/// Where the holder of a snapshot's template listens.
+///
+/// # Errors
+/// When there is no place for such sockets.
+pub(super) fn socket_of(id: SnapshotId) -> Result<PathBuf, Error> {
+    registry::templates().map(|folder| folder.join(id.to_string())).map_err(Error::Place)
+}
+
+/// Waits until a process that holds the template of a memory file, or is about to, gives it.
+///
+/// # Errors
+/// As for a VM that would have it: [`Error::Absent`] if there is no such process.
+pub fn wait_for(reader: &MemoryReader) -> Result<(), Error> {
+    connect(reader).map(drop)
+}
+
+/// Where the messages of a holder are that was started in the background.
+///
+/// # Errors
+/// When there is no place for them.
+pub fn log_of(id: SnapshotId) -> Result<PathBuf, Error> {
+    socket_of(id).map(|path| path.with_extension("log"))
+}
+
+/// Gets the template of a memory file from its holder.
+///
+/// # Errors
+/// When there is no holder, or what it gives is not exactly that.
+pub(crate) fn connect(reader: &MemoryReader) -> Result<Template, Error> {
+    connect_at(&socket_of(reader.about().id)?, reader, PATIENCE)
+}
+
+pub(super) fn connect_at(
+    path: &Path,
+    reader: &MemoryReader,
+    patience: Duration,
+) -> Result<Template, Error> {
+    let at = || path.to_owned();
+    let absent = |errno: Errno| Error::Absent { path: at(), source: errno.into() };
+    let connection = seqpacket::connect(path, patience).map_err(absent)?;
+    if !is_own(&connection) {
+        return Err(Error::Stranger(at()));
+    }
+    // One byte more, so that a longer message is one.
+    let mut buffer = [0; LENGTH + 1];
+    let received = rustix::io::retry_on_intr(|| {
+        seqpacket::receive_fd(&connection, &mut buffer)
+            .map(|found| found.map(|(message, fd)| (message.len(), fd)))
+    });
+    let (length, fd) = match received {
+        Ok(Some(received)) => received,
+        Ok(None) => return Err(Error::Refused(at())),
+        Err(errno) => return Err(Error::Silent { path: at(), source: errno.into() }),
+    };
+    let found = Identity::decode(buffer.get(..length).unwrap_or_default());
+    let (Some(found), Some(fd)) = (found, fd) else { return Err(Error::Malformed(at())) };
+    let wanted = Identity::of(reader);
+    if found != wanted {
+        return Err(Error::Other { path: at(), found: found.id, wanted: wanted.id });
+    }
+    let file =
+        TemplateFile::new(fd, wanted.size).map_err(|source| Error::File { path: at(), source })?;
+    Ok(Template { file, extents: extents(reader.chunks(), MOST_EXTENTS), connection })
+}

@@ -1,0 +1,63 @@
+//! The memory of a template, out of a memory file.
+
+use std::io;
+use std::ops::Range;
+use std::os::fd::OwnedFd;
+
+use arch::layout::CHUNK;
+use thiserror::Error;
+
+use crate::machine::Contents;
+use crate::memory::{self, Attributes, Backing, GuestRam};
+use crate::snapshot::memory_file::GuestPages;
+use crate::snapshot::{self, MemoryReader, load_memory};
+
+/// Why there is no template.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// There is no memory for it.
+    #[error("the host has no memory for the template")]
+    Memory(#[from] memory::Error),
+    /// The snapshot cannot be read.
+    #[error(transparent)]
+    Snapshot(#[from] snapshot::Error),
+    /// It cannot be filled.
+    #[error("the template cannot be filled: look at /proc/self/pagemap")]
+    Pages(#[source] io::Error),
+    /// It cannot be sealed.
+    #[error("the template cannot be sealed")]
+    Seal(#[source] io::Error),
+}
+
+/// Fills a template: data and tags of a memory file, and all pages of the extents. Returns a descriptor for reading it,
+/// which nothing can be written to through; there is no other.
+///
+/// # Errors
+/// When the file cannot be read or is damaged, or the host does not have the memory.
+pub(super) fn fill(reader: &MemoryReader, extents: &[Range<u64>]) -> Result<OwnedFd, Error> {
+    let about = reader.about();
+    let attributes = Attributes { tags: about.tagged, huge_pages: true, backing: Backing::Memfd };
+    let ram = GuestRam::of_template(about.size, attributes)?;
+    {
+        let contents = Contents::new(&ram).map_err(Error::Pages)?;
+        load_memory(&contents, reader, &mut |_| {})?;
+        populate(&contents, extents).map_err(Error::Pages)?;
+    }
+    ram.into_template().map_err(Error::Seal)
+}
+
+/// Has a page wherever a clone may touch one: it reads zero, tags as well, unless it was loaded. Without, the first
+/// clone that reads there would add it.
+fn populate(contents: &Contents, extents: &[Range<u64>]) -> io::Result<()> {
+    let page = contents.page_size().get() as usize;
+    for extent in extents {
+        for offset in (extent.start..extent.end).step_by(CHUNK.get() as usize) {
+            let chunk = contents.pages(offset, CHUNK.get() as usize)?;
+            for at in (0..chunk.len()).step_by(page) {
+                let place = chunk.offset(at).map_err(io::Error::other)?;
+                place.copy_to(&mut [0u8; 1]);
+            }
+        }
+    }
+    Ok(())
+}
