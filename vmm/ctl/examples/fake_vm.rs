@@ -19,11 +19,14 @@ use agent::protocol::frame::{self, Kind};
 use clap::Parser;
 use serde_json::{Value, json};
 use vmm::config::RunArgs;
+use vmm::error::chain;
 use vmm::registry::{Entry, Publication};
+use vmm::template::{self, TemplateArgs};
 
 #[derive(Parser)]
 enum Command {
     Run(Box<RunArgs>),
+    Template(TemplateArgs),
 }
 
 struct Vm {
@@ -40,7 +43,17 @@ struct Vm {
 }
 
 fn main() {
-    let Command::Run(args) = Command::parse();
+    let args = match Command::parse() {
+        Command::Run(args) => args,
+        // It needs no guest.
+        Command::Template(args) => {
+            let ended = template::run(&args).map_err(|error| {
+                eprintln!("tessera: {}", chain(&error));
+                error.status()
+            });
+            std::process::exit(ended.unwrap_or_else(|status| status) as i32);
+        }
+    };
     let words = args.cmdline.clone().unwrap_or_default();
     let has = |word: &str| words.split(' ').any(|other| other == word);
     if let Some(status) = words.strip_prefix("fail=") {

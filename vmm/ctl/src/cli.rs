@@ -51,6 +51,8 @@ pub struct OfVm {
 pub enum Command {
     /// Start a VM in the background
     Run(Box<RunCommand>),
+    /// Start VMs that continue from one snapshot and share its memory
+    Clone(CloneCommand),
     /// List the VMs that run
     #[command(visible_alias = "ls")]
     List,
@@ -114,6 +116,38 @@ pub struct RunCommand {
     /// The VM's own.
     #[command(flatten)]
     pub vm: RunArgs,
+}
+
+/// `clone`.
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "\
+Each VM is started as by `tesseractl run --restore DIR --shared`, with the OPTIONS behind `--`. What they share is held
+by a process that is started where there is none (`tessera template`).")]
+pub struct CloneCommand {
+    /// The folder of the snapshot
+    #[arg(value_name = "DIR")]
+    pub folder: PathBuf,
+    /// How many VMs
+    #[arg(long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u16).range(1..))]
+    pub count: u16,
+    /// The name of the VM; of several, NAME-1, NAME-2 and so on [default: names that are free]
+    #[arg(long, value_name = "NAME")]
+    pub id: Option<String>,
+    /// The program to start [default: that beside tesseractl, or in PATH]
+    #[arg(long, value_name = "PATH")]
+    pub tessera: Option<PathBuf>,
+    /// Wait until the guest runs, or until its agent answers
+    #[arg(long, value_name = "WHAT", default_value = "started")]
+    pub wait: Awaited,
+    /// How many seconds to wait, for the memory of the snapshot and then for each VM
+    #[arg(long, value_name = "S", default_value = "60", value_parser = seconds)]
+    pub timeout: Duration,
+    /// How many seconds the memory is held when the last VM has gone
+    #[arg(long, value_name = "S", default_value = "60")]
+    pub linger: u32,
+    /// Options of `tessera run` for each VM
+    #[arg(last = true, value_name = "OPTIONS")]
+    pub options: Vec<OsString>,
 }
 
 /// What `run` waits for.
@@ -343,6 +377,7 @@ pub fn run(arguments: Arguments) -> Result<u8, Failure> {
     let form = if arguments.json { Form::Json } else { Form::Text };
     match arguments.command {
         Command::Run(args) => return commands::run::run(&args, form),
+        Command::Clone(args) => return commands::clone::clone(&args, form),
         Command::List => commands::list::list(form),
         Command::Status(of) => commands::status::status(&of, form),
         Command::Wait(args) => commands::wait::wait(&args, form),

@@ -2,15 +2,16 @@
 //! finds them.
 
 mod folder;
-mod spawn;
+pub(crate) mod spawn;
 mod words;
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::{Child, ExitStatus};
 use std::time::{Duration, Instant};
 
 use agent::protocol::message::Operation;
-use serde_json::json;
+use serde_json::{Value, json};
 use vmm::api::model::State;
 use vmm::config::SnapshotFiles;
 use vmm::error::printable;
@@ -35,18 +36,42 @@ const PAUSE: Duration = Duration::from_millis(10);
 /// # Errors
 /// When it cannot be started, or has not in time.
 pub fn run(args: &RunCommand, form: Form) -> Result<u8, Failure> {
+    match start(args, std::env::args_os().collect())? {
+        Outcome::Started { answer, text } => {
+            form.show(&answer, |_| text)?;
+            Ok(0)
+        }
+        Outcome::Ended(status) => Ok(status),
+    }
+}
+
+/// What has become of a VM.
+pub(crate) enum Outcome {
+    /// It has started.
+    Started {
+        /// What it is, and where.
+        answer: Value,
+        /// The same for people.
+        text: String,
+    },
+    /// It has ended with this exit status, and its messages were passed on.
+    Ended(u8),
+}
+
+/// Starts the VM of a command line and waits for it.
+pub(crate) fn start(args: &RunCommand, command_line: Vec<OsString>) -> Result<Outcome, Failure> {
     let program = spawn::program(args.tessera.as_deref())?;
     let folder = Folder::take(args.vm.id.as_deref())?;
     let paths = Paths::of(args, &folder)?;
-    let words = words::passed_on(std::env::args_os().collect(), args, &folder, &paths);
-    let child = spawn::spawn(&program, &words, &folder)?;
+    let words = words::passed_on(command_line, args, &folder, &paths);
+    let child = spawn::spawn(&program, &words, folder.create_log()?)?;
     let mut start = Start { child, folder, paths, deadline: Instant::now() + args.timeout };
     let waiting = Waiting::on(format!("{} is to start", start.folder.name()));
     let end = start.wait(args);
     drop(waiting);
     let state = match end {
         Ok(state) => state,
-        Err(Ended::Itself(status)) => return Ok(start.report(status)),
+        Err(Ended::Itself(status)) => return Ok(Outcome::Ended(start.report(status))),
         Err(Ended::InVain(failure)) => return Err(failure),
     };
     start.say_if_unlisted();
@@ -59,12 +84,12 @@ pub fn run(args: &RunCommand, form: Form) -> Result<u8, Failure> {
         "vsock": start.paths.vsock,
         "log": start.folder.log(),
     });
-    form.show(&answer, |_| match state {
+    let text = match state {
         State::NotStarted => format!("{name} waits to be configured (pid {pid})\n"),
         State::Paused => format!("{name} is paused (pid {pid})\n"),
         State::Running => format!("{name} runs (pid {pid})\n"),
-    })?;
-    Ok(0)
+    };
+    Ok(Outcome::Started { answer, text })
 }
 
 /// Where the VM is reached.

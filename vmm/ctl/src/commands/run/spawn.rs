@@ -2,19 +2,19 @@
 #![allow(unsafe_code, reason = "a session begins between fork and exec")]
 
 use std::ffi::OsString;
+use std::fs::File;
 use std::io;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use super::folder::Folder;
 use crate::failure::Failure;
 
 /// The program.
 const NAME: &str = "tessera";
 
 /// Where it is: where the user says, beside this program, or in PATH.
-pub(super) fn program(named: Option<&Path>) -> Result<PathBuf, Failure> {
+pub(crate) fn program(named: Option<&Path>) -> Result<PathBuf, Failure> {
     if let Some(path) = named {
         return Ok(path.to_owned());
     }
@@ -24,9 +24,9 @@ pub(super) fn program(named: Option<&Path>) -> Result<PathBuf, Failure> {
     Ok(beside.unwrap_or_else(|| PathBuf::from(NAME)))
 }
 
-/// Starts it in a session of its own: it outlives this program and its terminal, and gets none of its keys.
-pub(super) fn spawn(program: &Path, words: &[OsString], folder: &Folder) -> Result<Child, Failure> {
-    let log = folder.create_log()?;
+/// Starts it in a session of its own: it outlives this program and its terminal, and gets none of its keys. What it
+/// says goes into this file.
+pub(crate) fn spawn(program: &Path, words: &[OsString], log: File) -> Result<Child, Failure> {
     let failed = |error: io::Error| {
         Failure::refused(format!(
             "cannot start {program:?} ({error}): name the program with --tessera PATH"

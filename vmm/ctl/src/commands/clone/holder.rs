@@ -1,0 +1,101 @@
+//! The process that holds the memory of a snapshot: started where there is none.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::process::Child;
+use std::time::{Duration, Instant};
+
+use vmm::config::SnapshotFiles;
+use vmm::error::{chain, printable};
+use vmm::snapshot::{MemoryReader, Pair};
+use vmm::template::{self, Error};
+
+use crate::cli::CloneCommand;
+use crate::commands::run::spawn;
+use crate::failure::Failure;
+use crate::output::printable_lines;
+use crate::waiting::Waiting;
+
+/// Between two looks: short beside what reading a snapshot takes.
+const PAUSE: Duration = Duration::from_millis(10);
+
+/// Has a process hold the memory of the snapshot, and waits until it does.
+///
+/// # Errors
+/// When the snapshot cannot be read, or the process does not start or ends.
+pub(super) fn ensure(program: &Path, args: &CloneCommand) -> Result<(), Failure> {
+    let files = SnapshotFiles::in_folder(&args.folder);
+    let pair = Pair::open(&files.state, &files.memory)
+        .map_err(|error| Failure::refused(printable(&chain(&error))))?;
+    let _waiting = Waiting::on("the memory of the snapshot is to be read");
+    match template::wait_for(&pair.memory) {
+        Ok(()) => Ok(()),
+        Err(Error::Absent { .. }) => start(program, args, &pair.memory),
+        Err(error) => Err(failed(&error)),
+    }
+}
+
+fn start(program: &Path, args: &CloneCommand, memory: &MemoryReader) -> Result<(), Failure> {
+    let path = template::log_of(memory.about().id).map_err(|error| failed(&error))?;
+    let log = create(&path).map_err(|error| {
+        Failure::refused(format!("cannot create {path:?} for the messages of a process: {error}"))
+    })?;
+    let folder = std::path::absolute(&args.folder).unwrap_or_else(|_| args.folder.clone());
+    let linger = args.linger.to_string();
+    let words: [OsString; 4] = ["template".into(), folder.into(), "--linger".into(), linger.into()];
+    let mut child = spawn::spawn(program, &words, log)?;
+    let deadline = Instant::now() + args.timeout;
+    loop {
+        match template::wait_for(memory) {
+            Ok(()) => {
+                // It has said what there was to say; no file is to stay when it ends.
+                let _ = std::fs::remove_file(&path);
+                return Ok(());
+            }
+            // It has ended, or is about to, or has no socket yet.
+            Err(Error::Absent { .. } | Error::Refused(_)) => {}
+            Err(error) => return Err(failed(&error)),
+        }
+        if has_ended(&mut child) {
+            // Another may have been first.
+            return template::wait_for(memory).map_err(|_| said(&path));
+        }
+        if Instant::now() >= deadline {
+            return Err(Failure::refused(format!(
+                "process {}, which is to hold the memory of the snapshot, has not answered in time: {path:?} has its \
+                 messages",
+                child.id()
+            )));
+        }
+        std::thread::sleep(PAUSE);
+    }
+}
+
+/// A new file in the place of what another holder said.
+fn create(path: &Path) -> io::Result<File> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    File::options().create_new(true).append(true).mode(0o600).open(path)
+}
+
+fn has_ended(child: &mut Child) -> bool {
+    !matches!(child.try_wait(), Ok(None))
+}
+
+fn failed(error: &Error) -> Failure {
+    Failure::refused(printable(&chain(error)))
+}
+
+/// What a holder has said that has ended.
+fn said(log: &Path) -> Failure {
+    let text = std::fs::read(log).unwrap_or_default();
+    let text = printable_lines(&String::from_utf8_lossy(&text));
+    let line = text.lines().last().unwrap_or("it has said nothing");
+    let line = line.trim_start_matches("tessera: ");
+    Failure::refused(format!("the memory of the snapshot is not held: {line}"))
+}
