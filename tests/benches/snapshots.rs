@@ -9,6 +9,7 @@ use testing::guest::{Guest, Plan};
 use testing::lab::Lab;
 use testing::memory;
 use testing::scratch::Scratch;
+use testing::template::Holder;
 use vmm::metrics::monotonic;
 
 const LIMIT: Duration = Duration::from_secs(900);
@@ -41,9 +42,7 @@ fn save(guest: &Guest, folder: &Path) -> u64 {
 }
 
 /// From the start of the program to the first instruction of the guest, and its private memory afterwards.
-fn restore(folder: &Path, lazy: bool) -> (u64, u64) {
-    let plan = Plan::restore(folder);
-    let plan = if lazy { plan.flag("--lazy") } else { plan };
+fn restore(plan: Plan) -> (u64, u64) {
     let before = now();
     let guest = plan.start();
     guest.is_loaded();
@@ -79,17 +78,62 @@ fn saving_and_restoring_an_idle_guest() {
                 size(&folder.join("state")),
                 resident as f64 / f64::from(1 << 20),
             );
-            for lazy in [false, true] {
-                restore(&folder, lazy);
-                let (first, private) = restore(&folder, lazy);
+            let holder = Holder::start(&folder, &[]);
+            for (how, plan) in [
+                ("", Plan::restore(&folder)),
+                (" lazily", Plan::restore(&folder).flag("--lazy")),
+                (" as a clone", holder.plan(&folder)),
+            ] {
+                restore(plan.clone());
+                let (first, private) = restore(plan);
                 println!(
-                    "{memory}: restored{} in {:.2} million instructions to the first of the guest; {:.1} MB private \
+                    "{memory}: restored{how} in {:.2} million instructions to the first of the guest; {:.1} MB private \
                      after 2 s",
-                    if lazy { " lazily" } else { "" },
                     millions(first),
                     private as f64 / 1e6,
                 );
             }
         }
+    });
+}
+
+/// What so many VMs take of the host together, each in MB: their private memory, and their share of the rest.
+fn together(guests: &[Guest]) -> (f64, f64) {
+    let sum = |of: fn(memory::Mapping) -> u64| {
+        let all = guests.iter().flat_map(|guest| memory::mappings(guest.pid()));
+        all.map(of).sum::<u64>() as f64 / 1e6
+    };
+    (sum(|mapping| mapping.private_dirty), sum(|mapping| mapping.proportional))
+}
+
+#[test]
+fn sixteen_clones_beside_sixteen_boots() {
+    const VMS: usize = 16;
+
+    Lab::new().timeout(LIMIT).run(|| {
+        let scratch = Scratch::new();
+        let folder = scratch.join("one");
+        let mut boots: Vec<_> = (0..VMS).map(|_| idle("128M").start()).collect();
+        boots.iter_mut().for_each(|guest| drop(guest.report("ready")));
+        std::thread::sleep(Duration::from_secs(2));
+        let booted = together(&boots);
+        let one = boots.pop().unwrap();
+        one.client().pause().unwrap();
+        save(&one, &folder);
+        one.stop();
+        boots.into_iter().for_each(Guest::stop);
+
+        let holder = Holder::start(&folder, &[]);
+        let clones: Vec<_> = (0..VMS).map(|_| holder.plan(&folder).start()).collect();
+        clones.iter().for_each(Guest::is_loaded);
+        std::thread::sleep(Duration::from_secs(2));
+        let cloned = together(&clones);
+        clones.into_iter().for_each(Guest::stop);
+
+        println!(
+            "{VMS} VMs of 128 MiB, idle: booted {:.1} MB private ({:.1} MB proportional), cloned {:.1} MB ({:.1} MB)",
+            booted.0, booted.1, cloned.0, cloned.1
+        );
+        assert!(cloned.1 < booted.1, "clones take more than VMs that were booted");
     });
 }

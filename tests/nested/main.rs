@@ -7,6 +7,7 @@ mod background;
 mod balloon;
 mod boot;
 mod broker;
+mod clones;
 mod consoles;
 mod control;
 mod diffs;

@@ -20,7 +20,7 @@ fn plan() -> Plan {
 }
 
 /// A small one.
-fn small() -> Plan {
+pub(crate) fn small() -> Plan {
     small_of("128M")
 }
 
@@ -28,12 +28,12 @@ fn small_of(memory: &str) -> Plan {
     Plan::workload("snapshot,4").with("--memory", memory).with("--mte", "require")
 }
 
-fn text(path: &Path) -> &str {
+pub(crate) fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
 /// Saves a guest in a folder of its own.
-fn save(guest: &Guest, folder: &Path, words: &[&str]) -> Value {
+pub(crate) fn save(guest: &Guest, folder: &Path, words: &[&str]) -> Value {
     let words = [&["snapshot", text(folder), "--json"][..], words].concat();
     let output = guest.tesseractl(&words).output().unwrap();
     assert!(output.status.success(), "{output:?}");
@@ -41,7 +41,7 @@ fn save(guest: &Guest, folder: &Path, words: &[&str]) -> Value {
 }
 
 /// Has the guest look at all of its memory, which must be right.
-fn verified(guest: &mut Guest) -> Value {
+pub(crate) fn verified(guest: &mut Guest) -> Value {
     let report = guest.order("verify", "verified");
     assert_eq!(report["ok"], true, "{report}");
     report
@@ -52,19 +52,19 @@ fn beat(guest: &mut Guest) -> u64 {
     guest.report("beat")["beat"].as_u64().unwrap()
 }
 
-fn number(report: &Value, field: &str) -> u64 {
+pub(crate) fn number(report: &Value, field: &str) -> u64 {
     report[field].as_u64().unwrap()
 }
 
 /// It is the guest of these reports, later.
-fn continues(ready: &Value, before: &Value, after: &Value) {
+pub(crate) fn continues(ready: &Value, before: &Value, after: &Value) {
     assert_eq!(after["nonce"], ready["nonce"], "another guest");
     for counter in ["beat", "monotonic_ns"] {
         assert!(number(after, counter) > number(before, counter), "{counter}: {before} {after}");
     }
 }
 
-fn power_off(mut guest: Guest) {
+pub(crate) fn power_off(mut guest: Guest) {
     guest.type_line("poweroff");
     guest.finish().expect_power_off();
 }
@@ -195,7 +195,7 @@ fn unloaded(guest: &Guest) -> u64 {
 }
 
 /// Gives the balloon a size in MiB, and waits until it has that.
-fn balloon(guest: &Guest, target: u64) {
+pub(crate) fn balloon(guest: &Guest, target: u64) {
     let mut client = guest.client();
     client.send("PATCH", "/balloon", &json!({ "amount_mib": target })).unwrap();
     until(&format!("a balloon of {target} MiB"), || {

@@ -36,6 +36,7 @@ pub struct Plan {
     initrd: Option<PathBuf>,
     command_line: String,
     flags: Vec<String>,
+    variables: Vec<(String, String)>,
 }
 
 impl Plan {
@@ -51,6 +52,7 @@ impl Plan {
             initrd: Some(artifact("initrd.cpio")),
             command_line: format!("quiet workload={name}"),
             flags: Vec::new(),
+            variables: Vec::new(),
         }
     }
 
@@ -85,12 +87,19 @@ impl Plan {
             initrd: None,
             command_line: String::new(),
             flags: Vec::new(),
+            variables: Vec::new(),
         }
     }
 
     /// None that is named: the VM waits for a client of its control socket to configure and start it.
     pub fn waiting() -> Self {
-        Self { kernel: None, initrd: None, command_line: String::new(), flags: Vec::new() }
+        Self {
+            kernel: None,
+            initrd: None,
+            command_line: String::new(),
+            flags: Vec::new(),
+            variables: Vec::new(),
+        }
     }
 
     /// The guest of a snapshot.
@@ -131,6 +140,12 @@ impl Plan {
         self
     }
 
+    /// A variable of its environment.
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.variables.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
     /// The command that starts it.
     pub fn command(&self) -> Command {
         let mut command = Command::new(program("tessera"));
@@ -142,6 +157,8 @@ impl Plan {
             command.arg("--initrd").arg(initrd);
         }
         command.args(&self.flags);
+        let variables = self.variables.iter();
+        command.envs(variables.map(|(name, value)| (name, value)));
         command
     }
 

@@ -17,4 +17,5 @@ pub mod pin;
 mod role;
 pub mod scratch;
 pub mod setting;
+pub mod template;
 pub mod wait;

@@ -1,0 +1,230 @@
+//! Clones: VMs of one snapshot that share its memory.
+
+use std::fs;
+use std::path::Path;
+
+use rustix::process::Signal;
+use serde_json::Value;
+use testing::guest::{Guest, Plan};
+use testing::lab::Lab;
+use testing::memory::mappings;
+use testing::scratch::Scratch;
+use testing::template::Holder;
+use testing::wait::until;
+
+use crate::place::Place;
+use crate::snapshots::{balloon, continues, number, power_off, save, small, text, verified};
+
+/// A snapshot of a guest that knows what its memory has, and what that said when it was ready and when it was last
+/// looked at.
+fn snapshot(plan: Plan, folder: &Path) -> (Value, Value) {
+    let mut guest = plan.start();
+    let ready = guest.report("ready");
+    let before = verified(&mut guest);
+    save(&guest, folder, &["--keep-paused"]);
+    guest.stop();
+    (ready, before)
+}
+
+/// What a clone still has of the template.
+fn of_the_template(guest: &Guest) -> u64 {
+    number(&guest.client().metrics().unwrap()["snapshot"], "template_bytes")
+}
+
+#[test]
+fn clones_have_all_tags_and_each_goes_its_own_way() {
+    Lab::new().as_root().run(|| {
+        let scratch = Scratch::new();
+        let folder = scratch.join("one");
+        let (ready, before) = snapshot(small().with("--cpus", "2"), &folder);
+        let holder = Holder::start(&folder, &[]);
+        let template = holder.checksum();
+
+        let mut clones = [(); 2].map(|()| holder.plan(&folder).start());
+        for clone in &mut clones {
+            continues(&ready, &before, &verified(clone));
+            assert!(of_the_template(clone) > 32 << 20);
+            let footprint = clone.client().footprint().unwrap();
+            let shared = footprint.template_bytes.unwrap();
+            assert!(shared > 4 << 20 && footprint.resident_bytes > shared, "{footprint:?}");
+        }
+        // The files are not needed any more.
+        for file in ["state", "memory"] {
+            fs::write(folder.join(file), vec![0xff; 64 << 10]).unwrap();
+        }
+        for clone in &mut clones {
+            continues(&ready, &before, &verified(clone));
+        }
+        assert_eq!(holder.checksum(), template);
+        let [mut one, other] = clones;
+        power_off(other);
+        verified(&mut one);
+        power_off(one);
+        let (code, messages) = holder.end(Some(Signal::TERM));
+        assert_eq!((code, &*messages), (Some(143), ""));
+    });
+}
+
+#[test]
+fn what_a_clone_gives_back_never_shows_the_template_again() {
+    Lab::new().run(|| {
+        let scratch = Scratch::new();
+        let folder = scratch.join("one");
+        let (ready, before) = snapshot(small(), &folder);
+        let holder = Holder::start(&folder, &[]);
+        let mut clone = holder.plan(&folder).start();
+        let all = of_the_template(&clone);
+
+        for _ in 0..2 {
+            balloon(&clone, 48);
+            continues(&ready, &before, &verified(&mut clone));
+            balloon(&clone, 0);
+            continues(&ready, &before, &verified(&mut clone));
+        }
+
+        assert!(of_the_template(&clone) < all);
+        let footprint = clone.client().footprint().unwrap();
+        assert!(footprint.discarded_bytes >= 48 << 20, "{footprint:?}");
+        assert_eq!(footprint.failed_bytes, 0, "{footprint:?}");
+        power_off(clone);
+    });
+}
+
+#[test]
+fn a_snapshot_of_a_clone_has_what_the_clone_never_touched() {
+    Lab::new().run(|| {
+        let scratch = Scratch::new();
+        let [one, two] = ["one", "two"].map(|name| scratch.join(name));
+        let (ready, before) = snapshot(small(), &one);
+        let holder = Holder::start(&one, &[]);
+        // One that has not run, and one that has given memory back.
+        let clone = holder.plan(&one).flag("--paused").start();
+        clone.is_loaded();
+        save(&clone, &two, &[]);
+        clone.stop();
+        let mut restored = Plan::restore(&two).start();
+        continues(&ready, &before, &verified(&mut restored));
+        restored.stop();
+        let clone = holder.plan(&one).start();
+        clone.is_loaded();
+        balloon(&clone, 32);
+        save(&clone, &two, &["--replace"]);
+        clone.stop();
+
+        let second = Holder::start(&two, &[]);
+        let mut clone = second.plan(&two).start();
+
+        continues(&ready, &before, &verified(&mut clone));
+        balloon(&clone, 0);
+        continues(&ready, &before, &verified(&mut clone));
+        power_off(clone);
+    });
+}
+
+#[test]
+fn clones_do_not_need_the_process_that_held_their_template() {
+    Lab::new().run(|| {
+        let scratch = Scratch::new();
+        let folder = scratch.join("one");
+        let (ready, before) = snapshot(small(), &folder);
+        let mut holder = Holder::start(&folder, &[]);
+        let mut clones = [(); 2].map(|()| holder.plan(&folder).start());
+        clones.iter().for_each(Guest::is_loaded);
+
+        holder.kill();
+
+        for clone in &mut clones {
+            continues(&ready, &before, &verified(clone));
+            balloon(clone, 32);
+            continues(&ready, &before, &verified(clone));
+        }
+        let refused = holder.plan(&folder).run();
+        assert_eq!(refused.code, Some(69), "{refused:?}");
+        assert!(refused.messages.contains("tessera template"), "{refused:?}");
+        clones.into_iter().for_each(power_off);
+    });
+}
+
+#[test]
+fn a_holder_ends_when_no_clone_is_left() {
+    Lab::new().run(|| {
+        let scratch = Scratch::new();
+        let folder = scratch.join("one");
+        snapshot(small(), &folder);
+        let holder = Holder::start(&folder, &["--linger", "1"]);
+        let clone = holder.plan(&folder).start();
+        clone.is_loaded();
+        let memory = || {
+            let all = mappings(holder.pid());
+            all.into_iter().map(|mapping| mapping.anonymous).sum::<u64>()
+        };
+        // The template is not mapped in the process that holds it.
+        assert!(memory() < 2 << 20, "{}", memory());
+        clone.stop();
+
+        assert_eq!(holder.end(None), (Some(0), String::new()));
+    });
+}
+
+#[test]
+fn what_cannot_be_shared_is_refused_by_name() {
+    Lab::new().run(|| {
+        let scratch = Scratch::new();
+        let folder = scratch.join("one");
+        let mut guest = small().with("--memory-backing", "memfd").start();
+        guest.report("ready");
+        save(&guest, &folder, &[]);
+        guest.stop();
+        let holder = Holder::start(&folder, &[]);
+
+        let backing = holder.plan(&folder).run();
+        let lazy = holder.plan(&folder).flag("--lazy").run();
+
+        assert_eq!((backing.code, lazy.code), (Some(78), Some(78)), "{backing:?} {lazy:?}");
+        assert!(backing.messages.contains("anonymous"), "{backing:?}");
+        assert!(lazy.messages.contains("--lazy"), "{lazy:?}");
+        let second = holder.command(&folder).output().unwrap();
+        assert_eq!(second.status.code(), Some(73), "{second:?}");
+    });
+}
+
+#[test]
+fn tesseractl_starts_clones_and_what_they_share() {
+    Lab::new().run(|| {
+        let (scratch, place) = (Scratch::new(), Place::new());
+        let folder = scratch.join("one");
+        let guest = Plan::agent(&scratch).start();
+        guest.is_loaded();
+        let write = ["exec", "--timeout", "60", "--", "sh", "-c", "echo kept >/tmp/file"];
+        assert!(guest.tesseractl(&write).status().unwrap().success());
+        save(&guest, &folder, &["--keep-paused"]);
+        guest.stop();
+
+        let words = ["--count", "2", "--id", "web", "--wait", "agent", "--timeout", "120"];
+        let words = [&["clone", text(&folder), "--linger", "1", "--json"][..], &words].concat();
+        let started: Value = serde_json::from_str(&place.said(&words)).unwrap();
+
+        let names: Vec<_> = started.as_array().unwrap().iter().map(|vm| &vm["name"]).collect();
+        assert_eq!(names, ["web-1", "web-2"]);
+        for name in ["web-1", "web-2"] {
+            let kept = place.said(&["exec", name, "--", "cat", "/tmp/file"]);
+            assert_eq!(kept.trim(), "kept");
+            let other = format!("echo {name} >/tmp/file");
+            place.said(&["exec", name, "--", "sh", "-c", &other]);
+        }
+        for name in ["web-1", "web-2"] {
+            assert_eq!(place.said(&["exec", name, "--", "cat", "/tmp/file"]).trim(), name);
+            let footprint: Value =
+                serde_json::from_str(&place.said(&["footprint", name, "--json"])).unwrap();
+            assert!(number(&footprint, "template_bytes") > 1 << 20, "{footprint}");
+            place.said(&["stop", name]);
+        }
+        // Nothing is left of the process that has held the template.
+        let sockets = place.path().join("templates.d");
+        until("the end of the holder", || {
+            fs::read_dir(&sockets).unwrap().next().is_none().then_some(())
+        });
+        let nothing = place.output(&["clone", text(&scratch.join("nowhere"))]);
+        assert_eq!(nothing.status.code(), Some(1), "{nothing:?}");
+    });
+}

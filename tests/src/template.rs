@@ -1,0 +1,119 @@
+//! The process that holds the template of a snapshot: `tessera template`.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStderr, Command, Stdio};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::guest::Plan;
+use crate::lab::program;
+use crate::scratch::Scratch;
+
+/// The process that holds a template.
+pub struct Holder {
+    child: Child,
+    messages: BufReader<ChildStderr>,
+    /// Where runtime files are, the socket among them.
+    place: Scratch,
+}
+
+impl Holder {
+    /// Has a process hold the template of a snapshot; it does when this returns.
+    ///
+    /// # Panics
+    /// When it cannot.
+    pub fn start(folder: &Path, words: &[&str]) -> Self {
+        let place = Scratch::new();
+        let mut command = command(folder, &place);
+        let mut child = command.args(words).stderr(Stdio::piped()).spawn().unwrap();
+        let mut messages = BufReader::new(child.stderr.take().unwrap());
+        let mut line = String::new();
+        messages.read_line(&mut line).unwrap();
+        assert!(line.contains("holds a template"), "{line}");
+        Self { child, messages, place }
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The command that starts another.
+    pub fn command(&self, folder: &Path) -> Command {
+        command(folder, &self.place)
+    }
+
+    /// A clone of it.
+    ///
+    /// # Panics
+    /// When a path is not UTF-8.
+    pub fn plan(&self, folder: &Path) -> Plan {
+        Plan::restore(folder)
+            .flag("--shared")
+            .env("TESSERA_RUNTIME_DIR", self.place.path().to_str().unwrap())
+    }
+
+    /// What the template has in memory: data and tags, by its checksum.
+    ///
+    /// # Panics
+    /// When this process may not look.
+    pub fn checksum(&self) -> u64 {
+        let folder = format!("/proc/{}/fd", self.child.id());
+        let is_template = |path: &PathBuf| {
+            fs::read_link(path).is_ok_and(|to| to.to_string_lossy().contains("memfd:tessera-ram"))
+        };
+        let paths = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+        let found: Vec<_> = paths.filter(is_template).collect();
+        let [path] = found.as_slice() else { panic!("{found:?}") };
+        let mut file = fs::File::open(path).unwrap();
+        let (mut buffer, mut sum) = (vec![0; 1 << 20], 14_695_981_039_346_656_037u64);
+        loop {
+            let count = file.read(&mut buffer).unwrap();
+            if count == 0 {
+                return sum;
+            }
+            for word in buffer[..count].chunks_exact(8) {
+                let word = u64::from_ne_bytes(word.try_into().unwrap());
+                sum = (sum ^ word).wrapping_mul(1_099_511_628_211);
+            }
+        }
+    }
+
+    /// Ends it at once.
+    ///
+    /// # Panics
+    /// When it cannot be ended.
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Its exit code, and what else it said.
+    ///
+    /// # Panics
+    /// When it cannot be waited for.
+    pub fn end(mut self, signal: Option<Signal>) -> (Option<i32>, String) {
+        if let Some(signal) = signal {
+            kill_process(Pid::from_child(&self.child), signal).unwrap();
+        }
+        let mut rest = String::new();
+        self.messages.read_to_string(&mut rest).unwrap();
+        (self.child.wait().unwrap().code(), rest)
+    }
+}
+
+impl Drop for Holder {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn command(folder: &Path, place: &Scratch) -> Command {
+    let mut command = Command::new(program("tessera"));
+    command.arg("template").arg(folder).stdin(Stdio::null());
+    command.env("TESSERA_RUNTIME_DIR", place.path());
+    command
+}
