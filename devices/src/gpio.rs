@@ -47,7 +47,6 @@ const ID_BYTES: [u8; 8] = [0x61, 0x10, 0x04, 0x00, 0x0d, 0xf0, 0x05, 0xb1];
 ///
 /// A key that was pressed when the state was saved is pressed again after the restore: release it.
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
-#[serde(deny_unknown_fields)]
 pub struct State {
     /// Levels that the host drives.
     inputs: u8,

@@ -48,7 +48,6 @@ const ID_BYTES: [u8; 8] = [0x31, 0x10, 0x04, 0x00, 0x0d, 0xf0, 0x05, 0xb1];
 
 /// The state of a clock. A restored clock counts with the time of its host.
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
-#[serde(deny_unknown_fields)]
 pub struct State {
     /// The counter minus the host's time.
     offset: u32,

@@ -122,7 +122,6 @@ impl Serial {
 
 /// The state of a serial port. Line and modem status follow from the rest.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
-#[serde(deny_unknown_fields)]
 pub struct State {
     divisor: [u8; 2],
     interrupt_enable: u8,

@@ -12,7 +12,7 @@ use crate::ports::IrqLine;
 /// A state as it comes out of a file.
 #[allow(clippy::unwrap_used)]
 pub(crate) fn through_a_file<S: Serialize + DeserializeOwned>(state: &S) -> S {
-    serde_json::from_str(&serde_json::to_string(state).unwrap()).unwrap()
+    postcard::from_bytes(&postcard::to_allocvec(state).unwrap()).unwrap()
 }
 
 /// An interrupt line that counts its edges. Clones count together.

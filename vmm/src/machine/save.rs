@@ -9,7 +9,6 @@ use std::thread::sleep;
 use std::time::{Duration, Instant, SystemTime};
 
 use arch::units::Bytes;
-use serde_json::{Map, Value};
 use thiserror::Error;
 
 use super::devices::{DeviceSet, StateError};
@@ -18,6 +17,7 @@ use super::{Error, Machine};
 use crate::config::ClockMode;
 use crate::hypervisor::state::{ClockState, GicState, VcpuState};
 use crate::hypervisor::{self, Vcpus, Vm};
+use crate::snapshot::DeviceStates;
 use crate::vcpu;
 
 /// How long a save waits for what devices have under way: as long as a slow disk may take before its guest resets it
@@ -37,7 +37,7 @@ pub struct MachineState {
     /// The counter.
     pub clock: ClockState,
     /// The devices, by name.
-    pub devices: Map<String, Value>,
+    pub devices: DeviceStates,
     /// Whether the guest has MTE.
     pub mte: bool,
     /// The size of the guest's pages.
@@ -135,7 +135,7 @@ pub(super) fn restore(
         vcpu.restore(state).map_err(hypervisor::Error::from)?;
     }
     vm.restore_gic(&gic)?;
-    devices.restore(states)?;
+    devices.restore(&states)?;
     Ok(match mode {
         ClockMode::Stop => clock.counter,
         ClockMode::Advance => clock.counter.wrapping_add(ticks_since(clock)),

@@ -27,7 +27,7 @@ pub use id::SnapshotId;
 pub use memory_file::{MemoryReader, MemorySink, MemoryView, PageSet, load_memory, save_memory};
 pub use merge::merge;
 pub use pair::{NewPair, Pair};
-pub use state_file::{CpuFeatures, Kind, Manifest, State, StateFile};
+pub use state_file::{CpuFeatures, DeviceState, DeviceStates, Kind, Manifest, State, StateFile};
 
 /// The name of the state file in a directory that holds one snapshot.
 pub const STATE: &str = "state";

@@ -13,16 +13,15 @@
 //! | 32 + 24 n | 4 | CRC-32 of all before |
 //! | 36 + 24 n | | the sections in the order of the table, each where the one before ends; the last ends the file |
 //!
-//! Each section is there once. *Manifest* (1) and *devices* (5) are JSON, *vCPUs* (2), *interrupt controller* (3)
-//! and *clock* (4) postcard.
+//! Each section is there once. *Manifest* (1) is JSON, *vCPUs* (2), *interrupt controller* (3), *clock* (4) and
+//! *devices* (5) are postcard.
 
 mod check;
+mod device;
 mod manifest;
 mod sections;
 
 use std::path::Path;
-
-use serde_json::{Map, Value};
 
 use super::error::{Error, Fault, Role, Version};
 use super::id::SnapshotId;
@@ -32,10 +31,11 @@ use super::source::Source;
 use crate::hypervisor::state::{ClockState, GicState, VcpuState};
 use sections::Sections;
 
+pub use device::{DeviceState, DeviceStates};
 pub use manifest::{CpuFeatures, Kind, Manifest};
 
 /// The version of the format. Any change of what is written is a new one.
-const VERSION: Version = Version { major: 1, minor: 0 };
+const VERSION: Version = Version { major: 2, minor: 0 };
 
 /// The state of a VM.
 #[derive(Clone, Debug, PartialEq)]
@@ -51,7 +51,7 @@ pub struct State {
     /// The clock.
     pub clock: ClockState,
     /// The devices, by name.
-    pub devices: Map<String, Value>,
+    pub devices: DeviceStates,
 }
 
 /// A state file.
@@ -96,7 +96,7 @@ impl StateFile {
                 sections::postcard(sections::VCPUS, &state.vcpus)?,
                 sections::postcard(sections::GIC, &state.gic)?,
                 sections::postcard(sections::CLOCK, &state.clock)?,
-                sections::json(sections::DEVICES, &state.devices)?,
+                sections::postcard(sections::DEVICES, &state.devices)?,
             ],
         }
         .encode()
@@ -110,7 +110,7 @@ fn decode(sections: &Sections) -> Result<State, Fault> {
         vcpus: sections.decode_postcard(sections::VCPUS)?,
         gic: sections.decode_postcard(sections::GIC)?,
         clock: sections.decode_postcard(sections::CLOCK)?,
-        devices: sections.decode_json(sections::DEVICES)?,
+        devices: sections.decode_postcard(sections::DEVICES)?,
     };
     check::state(&state).map_err(|(part, reason)| Fault::Malformed { part, reason })?;
     Ok(state)

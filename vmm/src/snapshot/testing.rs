@@ -8,12 +8,12 @@ use arch::layout::{CHUNK, RAM_BASE};
 use arch::mte::granule::Tag;
 use arch::units::Bytes;
 use proptest::prelude::*;
-use serde_json::{Map, json};
+use serde_json::json;
 use vm_memory::{Bytes as _, GuestAddress, VolatileSlice};
 
 use super::SnapshotId;
 use super::memory_file::{GuestPages, MemorySink, MemoryView, PageSet, pages_per_chunk};
-use super::state_file::{CpuFeatures, Kind, Manifest, State};
+use super::state_file::{CpuFeatures, DeviceState, DeviceStates, Kind, Manifest, State};
 use crate::hypervisor::state::{ClockState, GicRegister, GicState, Register, SError, VcpuState};
 use crate::memory::{Attributes, GuestRam};
 
@@ -274,6 +274,9 @@ pub(crate) fn state(id: SnapshotId, memory: &impl GuestPages) -> State {
             ],
         },
         clock: ClockState { counter: 12345, frequency: 24_000_000, realtime_ns: 1 << 60 },
-        devices: Map::from_iter([("block0".to_owned(), json!({"queue": {"next_avail": 3}}))]),
+        devices: DeviceStates::from([(
+            "block0".to_owned(),
+            DeviceState::encode(&[3u16, 500]).unwrap(),
+        )]),
     }
 }

@@ -15,7 +15,6 @@ const POISON_VAL: Range<usize> = 12..16;
 
 /// The fields that mean something.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
-#[serde(deny_unknown_fields)]
 pub(super) struct Space {
     /// Pages of 4 KiB that the balloon should have. The driver only reads it.
     pub(super) num_pages: u32,

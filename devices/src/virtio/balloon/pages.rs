@@ -47,16 +47,37 @@ pub(super) struct Change {
     pub(super) whole: Vec<GuestRange>,
 }
 
-/// Pages in the balloon that follow each other, as they are saved. A balloon is inflated with large pieces
-/// of memory, so its runs take less room than its map.
+/// The pages in the balloon, as they are saved: as runs, or as the map where that may be shorter. So no guest makes them
+/// longer than a bit for each page of its memory.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub(super) enum Saved {
+    /// In ascending order, with a gap between each two.
+    Runs(Vec<Run>),
+    /// A bit for each page, in words as the set has them.
+    Map(Vec<[u8; 8]>),
+}
+
+impl Saved {
+    /// Whether there are none.
+    pub(super) fn is_empty(&self) -> bool {
+        match self {
+            Self::Runs(runs) => runs.is_empty(),
+            Self::Map(map) => map.iter().all(|word| *word == [0; 8]),
+        }
+    }
+}
+
+/// Pages in the balloon that follow each other.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
-#[serde(deny_unknown_fields)]
 pub(super) struct Run {
     /// The number of the first page.
     pub(super) first: u32,
     /// How many pages: all of the 2^32 are possible.
     pub(super) count: u64,
 }
+
+/// The most bytes that a run takes: 7 bits of a number in each (postcard's varint).
+const LONGEST_RUN: usize = 5 + 5;
 
 /// A set of guest pages: a bit for each page of guest memory, 32 KiB a GiB of it. There is no map
 /// before the first page.
@@ -94,8 +115,16 @@ impl Pages {
         self.count = 0;
     }
 
-    /// The pages as runs, in ascending order and with a gap between each two.
-    pub(super) fn runs(&self) -> Vec<Run> {
+    /// The pages, as they are saved.
+    pub(super) fn save(&self) -> Saved {
+        match self.runs(size_of_val(self.map.as_slice()) / LONGEST_RUN) {
+            Some(runs) => Saved::Runs(runs),
+            None => Saved::Map(self.map.iter().map(|word| word.to_le_bytes()).collect()),
+        }
+    }
+
+    /// The pages as runs, if there are not more of them than this.
+    fn runs(&self, most: usize) -> Option<Vec<Run>> {
         let mut runs: Vec<Run> = Vec::new();
         for (index, word) in self.map.iter().enumerate() {
             let mut rest = *word;
@@ -104,19 +133,28 @@ impl Pages {
                 rest &= rest - 1;
                 // A set bit is a page of guest memory, whose number has 32 bits.
                 let page = (self.base + ((index as u64) << WORD_SHIFT) + bit) as u32;
+                let count = runs.len();
                 match runs.last_mut() {
                     Some(last) if u64::from(last.first) + last.count == u64::from(page) => {
                         last.count += 1;
                     }
+                    _ if count == most => return None,
                     _ => runs.push(Run { first: page, count: 1 }),
                 }
             }
         }
-        runs
+        Some(runs)
     }
 
-    /// Replaces the set by runs in the form that [`runs`](Self::runs) gives. An error leaves it as it is.
-    pub(super) fn restore(&mut self, runs: &[Run]) -> Result<(), RestoreError> {
+    /// Replaces the set by one that was saved. An error leaves it as it is.
+    pub(super) fn restore(&mut self, saved: &Saved) -> Result<(), RestoreError> {
+        match saved {
+            Saved::Runs(runs) => self.restore_runs(runs),
+            Saved::Map(map) => self.restore_map(map),
+        }
+    }
+
+    fn restore_runs(&mut self, runs: &[Run]) -> Result<(), RestoreError> {
         let mut end = None;
         for run in runs {
             let first = u64::from(run.first);
@@ -140,6 +178,23 @@ impl Pages {
                 self.set(bit);
             }
         }
+        Ok(())
+    }
+
+    fn restore_map(&mut self, map: &[[u8; 8]]) -> Result<(), RestoreError> {
+        const FIELD: &str = "the map of pages in the balloon";
+        if map.len() != self.words() {
+            return Err(RestoreError::configuration(FIELD, "is not of all guest memory"));
+        }
+        let map: Vec<_> = map.iter().map(|word| u64::from_le_bytes(*word)).collect();
+        let is_set = |bit: u64| map.get(word(bit)).is_some_and(|word| word & mask(bit) != 0);
+        let before = 0..self.ram.start - self.base;
+        let behind = self.ram.end - self.base..(map.len() as u64) << WORD_SHIFT;
+        if before.chain(behind).any(is_set) {
+            return Err(RestoreError::configuration(FIELD, "has more than guest memory"));
+        }
+        self.count = map.iter().map(|word| u64::from(word.count_ones())).sum();
+        self.map = map;
         Ok(())
     }
 
@@ -191,14 +246,19 @@ impl Pages {
 
     fn set(&mut self, bit: u64) -> bool {
         if self.map.is_empty() {
-            let words = (self.ram.end - self.base).div_ceil(u64::from(u64::BITS));
-            self.map = vec![0; usize::try_from(words).unwrap_or(0)];
+            self.map = vec![0; self.words()];
         }
         let Some(word) = self.map.get_mut(word(bit)) else { return false };
         let new = *word & mask(bit) == 0;
         *word |= mask(bit);
         self.count += u64::from(new);
         new
+    }
+
+    /// How long the map is.
+    fn words(&self) -> usize {
+        let words = (self.ram.end - self.base).div_ceil(u64::from(u64::BITS));
+        usize::try_from(words).unwrap_or(0)
     }
 
     fn unset(&mut self, bit: u64) -> bool {

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use serde::{Deserialize, Serialize};
 
 use super::config::Space;
-use super::pages::Run;
+use super::pages::Saved;
 use super::{Balloon, QUEUE_SIZES, Role, Statistics};
 use crate::state::{RestoreError, Stateful, check};
 use crate::virtio::Head;
@@ -14,11 +14,10 @@ use crate::virtio::Head;
 ///
 /// The pages in it are discarded already in the memory that is saved with it.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
-#[serde(deny_unknown_fields)]
 pub struct State {
     pub(super) space: Space,
     pub(super) reporting: bool,
-    pub(super) pages: Vec<Run>,
+    pub(super) pages: Saved,
     pub(super) statistics: Option<Statistics>,
     pub(super) held: Option<Head>,
     pub(super) requested: bool,
@@ -31,7 +30,7 @@ impl Stateful for Balloon {
         State {
             space: self.space,
             reporting: self.reporting,
-            pages: self.pages.runs(),
+            pages: self.pages.save(),
             statistics: self.statistics,
             held: self.held,
             requested: self.requested,

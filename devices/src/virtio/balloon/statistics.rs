@@ -15,7 +15,6 @@ pub(super) const LONGEST: usize = 256 * ENTRY;
 /// # References
 /// Section 5.5.6.4; Linux 6.12 `include/uapi/linux/virtio_balloon.h`, which has the tags from 10 on.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
-#[serde(deny_unknown_fields)]
 pub struct Statistics {
     /// Bytes swapped in (tag 0).
     pub swap_in: Option<u64>,

@@ -86,7 +86,6 @@ pub struct Counters {
 
 /// The state of a block device: what its driver agreed to.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
-#[serde(deny_unknown_fields)]
 pub struct State {
     /// The size that the driver knows, in sectors.
     sectors: u64,

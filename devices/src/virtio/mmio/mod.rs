@@ -101,7 +101,6 @@ pub struct Transport<D, S> {
 
 /// The feature registers (2.2).
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
-#[serde(deny_unknown_fields)]
 struct Negotiation {
     device_sel: u32,
     driver_sel: u32,

@@ -120,7 +120,6 @@ impl Slot {
 
 /// A queue as it is saved. It holds any value that a driver can write into the registers.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
-#[serde(deny_unknown_fields)]
 pub(super) struct QueueState {
     pub(super) max: u16,
     pub(super) size: u32,
@@ -139,7 +138,6 @@ impl QueueState {
 
 /// How far a queue has come, in chains modulo 2^16.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
-#[serde(deny_unknown_fields)]
 pub(super) struct Position {
     pub(super) next_available: u16,
     pub(super) next_used: u16,

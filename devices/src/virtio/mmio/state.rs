@@ -12,7 +12,6 @@ use crate::state::{RestoreError, Stateful, check};
 
 /// The state of a transport, with that of its device.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
-#[serde(deny_unknown_fields)]
 pub struct State<D> {
     pub(super) status: u32,
     /// The driver has broken the device.

@@ -10,7 +10,6 @@ use crate::state::{RestoreError, Stateful};
 
 /// The state of a network device: what the driver has read of it. Frames under way are lost, as on any network.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
-#[serde(deny_unknown_fields)]
 pub struct State {
     pub(super) mac: Mac,
     pub(super) mtu: Option<u16>,

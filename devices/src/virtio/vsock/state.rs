@@ -8,7 +8,6 @@ use crate::state::{RestoreError, Stateful, check};
 
 /// The state of a socket device.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
-#[serde(deny_unknown_fields)]
 pub struct State {
     /// The next port of the host. A guest may still have the ports of connections that it has not closed.
     next_port: u32,

@@ -6,6 +6,8 @@ use devices::state::{RestoreError, Stateful};
 use serde_json::Value;
 use thiserror::Error;
 
+use crate::snapshot::DeviceState;
+
 /// Why the state of a device cannot be saved or restored.
 #[derive(Debug, Error)]
 pub enum StateError {
@@ -16,7 +18,7 @@ pub enum StateError {
         device: Arc<str>,
         /// What is wrong.
         #[source]
-        source: serde_json::Error,
+        source: postcard::Error,
     },
     /// No such device can be in it.
     #[error("the state of the {device} does not fit")]
@@ -52,13 +54,13 @@ pub trait Attached {
     ///
     /// # Errors
     /// When the state has no such form.
-    fn save(&self) -> Result<Value, StateError>;
+    fn save(&self) -> Result<DeviceState, StateError>;
 
     /// Takes a state over.
     ///
     /// # Errors
     /// When the device cannot be in that state.
-    fn restore(&self, state: Value) -> Result<(), StateError>;
+    fn restore(&self, state: &DeviceState) -> Result<(), StateError>;
 }
 
 /// Reads the counters of a device.
@@ -90,16 +92,16 @@ impl<D: Stateful> Attached for Model<D> {
         self.lock().quiesce()
     }
 
-    fn save(&self) -> Result<Value, StateError> {
+    fn save(&self) -> Result<DeviceState, StateError> {
         let state = self.lock().save();
-        serde_json::to_value(state)
+        DeviceState::encode(&state)
             .map_err(|source| StateError::Form { device: Arc::clone(&self.name), source })
     }
 
-    fn restore(&self, state: Value) -> Result<(), StateError> {
+    fn restore(&self, state: &DeviceState) -> Result<(), StateError> {
         let device = || Arc::clone(&self.name);
-        let state = serde_json::from_value(state)
-            .map_err(|source| StateError::Form { device: device(), source })?;
+        let state =
+            state.decode().map_err(|source| StateError::Form { device: device(), source })?;
         self.lock()
             .restore(state)
             .map_err(|source| StateError::Restore { device: device(), source })

@@ -21,7 +21,7 @@ use devices::virtio::net::Net;
 use devices::virtio::rng::Rng;
 use devices::virtio::vsock::Vsock;
 use event_manager::MutEventSubscriber;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::Error;
 use crate::backends::balloon;
@@ -39,6 +39,7 @@ use crate::error::say;
 use crate::events::EventLog;
 use crate::hypervisor::Vm;
 use crate::memory::Reclaimer;
+use crate::snapshot::DeviceStates;
 use crate::spec::{BalloonSpec, DiskSpec, NetSpec, RateLimiterSpec, Spec, VsockSpec};
 pub use attached::{Attached, StateError};
 use builder::Builder;
@@ -120,7 +121,7 @@ impl DeviceSet {
     ///
     /// # Errors
     /// When a state has no form that can be saved.
-    pub fn save(&self) -> Result<Map<String, Value>, StateError> {
+    pub fn save(&self) -> Result<DeviceStates, StateError> {
         self.iter().map(|device| Ok((device.name().to_owned(), device.save()?))).collect()
     }
 
@@ -128,10 +129,10 @@ impl DeviceSet {
     ///
     /// # Errors
     /// When one is missing, or is not of such a device.
-    pub fn restore(&self, mut states: Map<String, Value>) -> Result<(), StateError> {
+    pub fn restore(&self, states: &DeviceStates) -> Result<(), StateError> {
         for device in self.iter() {
             let missing = || StateError::Missing { device: device.name().into() };
-            device.restore(states.remove(device.name()).ok_or_else(missing)?)?;
+            device.restore(states.get(device.name()).ok_or_else(missing)?)?;
         }
         Ok(())
     }

@@ -13,8 +13,8 @@ use arch::units::Bytes;
 
 use super::super::error::Part;
 use super::super::memory_file::{MAX_MEMORY, is_page_size};
-use super::sections::{CLOCK, GIC, MANIFEST, SectionKind, VCPUS};
-use super::{Manifest, State};
+use super::sections::{CLOCK, DEVICES, GIC, MANIFEST, SectionKind, VCPUS};
+use super::{DeviceState, DeviceStates, Manifest, State};
 use crate::hypervisor::state::{ClockState, GicState, Register, VcpuState};
 
 /// The most registers of a vCPU. The widest CPU model known has 366; there is room for some more features.
@@ -22,6 +22,15 @@ const MOST_REGISTERS: usize = 1024;
 /// The most registers of an interrupt controller: a GICv3's 988 shared interrupts have a route of two registers
 /// each, and less than two more; a vCPU has fewer than 128.
 const MOST_GIC_REGISTERS: usize = 4096 + 128 * 512;
+
+/// The queues and registers of some dozens of devices, and what is under way in them: kilobytes each.
+const DEVICES_BUT_PAGES: u64 = 1 << 20;
+
+/// The most that the states of all devices of a VM have together: a balloon has at most a bit for each 4 KiB of guest
+/// memory, all others nothing that the guest can make long.
+pub(super) const fn most_of_devices(memory: Bytes) -> Bytes {
+    Bytes::new(DEVICES_BUT_PAGES + memory.get() / (4096 * 8))
+}
 
 /// KVM_REG_ARM64.
 const ARCH_ARM64: u64 = 0x60;
@@ -53,7 +62,8 @@ pub(super) fn state(state: &State) -> Result<(), (Part, String)> {
     manifest(&state.manifest).map_err(of(MANIFEST))?;
     vcpus(&state.vcpus, &state.manifest).map_err(of(VCPUS))?;
     gic(&state.gic, &state.manifest).map_err(of(GIC))?;
-    clock(&state.clock, &state.manifest).map_err(of(CLOCK))
+    clock(&state.clock, &state.manifest).map_err(of(CLOCK))?;
+    devices(&state.devices, &state.manifest).map_err(of(DEVICES))
 }
 
 fn manifest(manifest: &Manifest) -> Result<(), String> {
@@ -162,4 +172,13 @@ fn clock(clock: &ClockState, manifest: &Manifest) -> Result<(), String> {
         ));
     }
     Ok(())
+}
+
+fn devices(devices: &DeviceStates, manifest: &Manifest) -> Result<(), String> {
+    let most = most_of_devices(manifest.memory_size());
+    let length = devices.values().map(DeviceState::length).fold(0, u64::saturating_add);
+    match length <= most.get() {
+        true => Ok(()),
+        false => Err(format!("they have {length} bytes, and those of this VM {most} at most")),
+    }
 }

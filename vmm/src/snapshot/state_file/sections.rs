@@ -7,8 +7,9 @@ use serde::de::DeserializeOwned;
 use super::super::error::{Fault, Part};
 use super::super::format::{self, Fields};
 use super::super::id::SnapshotId;
+use super::super::memory_file::MAX_MEMORY;
 use super::super::source::Source;
-use super::{ROLE, VERSION};
+use super::{ROLE, VERSION, check};
 
 /// A kind of section: its number, its name and how long it may be.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -37,8 +38,12 @@ pub(super) const VCPUS: SectionKind = SectionKind { number: 2, name: "vcpus", mo
 pub(super) const GIC: SectionKind = SectionKind { number: 3, name: "gic", most: 4 << 20 };
 /// Three numbers.
 pub(super) const CLOCK: SectionKind = SectionKind { number: 4, name: "clock", most: 64 };
-/// Queues and registers of some dozens of devices, and what is in flight between them: kilobytes each.
-pub(super) const DEVICES: SectionKind = SectionKind { number: 5, name: "devices", most: 16 << 20 };
+/// The most of all devices, whatever the guest's memory: `check` has the limit by the VM's own.
+pub(super) const DEVICES: SectionKind = SectionKind {
+    number: 5,
+    name: "devices",
+    most: check::most_of_devices(MAX_MEMORY).get() + (1 << 20),
+};
 
 const KINDS: [SectionKind; 5] = [MANIFEST, VCPUS, GIC, CLOCK, DEVICES];
 

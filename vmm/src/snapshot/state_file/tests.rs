@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use arch::units::Bytes;
 use proptest::prelude::*;
+use serde_json::Value;
 use tempfile::TempDir;
 
 use super::super::error::Part;
@@ -110,11 +111,14 @@ fn what_is_no_state_file_is_refused() {
     assert!(matches!(file.fault(&[b'{'; 4096]), Fault::NotASnapshot { .. }));
     let memory = b"\x8fTESME\r\n\x01\0\0\0";
     assert!(matches!(file.fault(memory), Fault::OtherRole { found: Role::Memory, .. }));
-    for (at, version) in [(8, "2.0"), (10, "1.1")] {
+    for (at, version) in [(8, "3.0"), (10, "2.1")] {
         let mut bytes = file.bytes.clone();
         bytes[at] += 1;
         let text = file.fault(&bytes).to_string();
-        assert!(text.contains(&format!("version {version}")) && text.contains("1.0"), "{text}");
+        assert!(
+            text.contains(&format!("version {version}")) && text.contains("2.0 only"),
+            "{text}"
+        );
     }
 }
 
@@ -238,6 +242,26 @@ fn as_many_vcpus_as_there_can_be_fit() {
     assert!(StateFile::read(&path).unwrap() == state);
 }
 
+#[test]
+fn a_balloon_of_scattered_pages_fits_and_more_does_not() {
+    let mut state = example();
+    state.manifest.memory_size = 64 << 30;
+    let balloon = |length: usize| {
+        let pages = vec![[0xaau8; 8]; length / 8];
+        DeviceStates::from([("balloon".to_owned(), DeviceState::encode(&pages).unwrap())])
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("state");
+
+    // A bit for each of its pages.
+    state.devices = balloon(2 << 20);
+    StateFile::write(&path, &state).unwrap();
+    assert!(StateFile::read(&path).unwrap() == state);
+    state.devices = balloon(4 << 20);
+    let error = StateFile::write(&path, &state).unwrap_err();
+    assert!(error.fault.to_string().contains("at most"), "{error:?}");
+}
+
 /// A file with these bytes for a section, and all checksums right.
 fn with_section(kind: sections::SectionKind, bytes: &[u8]) -> Result<State, Fault> {
     let mut sections = Sections {
@@ -247,7 +271,7 @@ fn with_section(kind: sections::SectionKind, bytes: &[u8]) -> Result<State, Faul
             sections::postcard(sections::VCPUS, &example().vcpus).unwrap(),
             sections::postcard(sections::GIC, &example().gic).unwrap(),
             sections::postcard(sections::CLOCK, &example().clock).unwrap(),
-            sections::json(sections::DEVICES, &example().devices).unwrap(),
+            sections::postcard(sections::DEVICES, &example().devices).unwrap(),
         ],
     };
     let place = sections.contents.iter_mut().find(|(found, _)| *found == kind).unwrap();
@@ -267,8 +291,9 @@ fn contents_that_make_no_sense_are_refused() {
         (sections::MANIFEST, json(&manifest)),
         (sections::MANIFEST, b"{}".to_vec()),
         (sections::MANIFEST, vec![b'['; 1 << 20]),
-        (sections::DEVICES, b"[]".to_vec()),
-        (sections::DEVICES, b"{} {}".to_vec()),
+        (sections::DEVICES, Vec::new()),
+        (sections::DEVICES, vec![0, 0]),
+        (sections::DEVICES, vec![1, 1, b'a', 200, 1]),
         (sections::VCPUS, Vec::new()),
         // As many vCPUs as a number can say.
         (sections::VCPUS, vec![0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1]),
@@ -295,7 +320,7 @@ proptest! {
             0 => postcard::to_allocvec(&example().vcpus).unwrap(),
             1 => postcard::to_allocvec(&example().gic).unwrap(),
             2 => postcard::to_allocvec(&example().clock).unwrap(),
-            _ => serde_json::to_vec(&example().devices).unwrap(),
+            _ => postcard::to_allocvec(&example().devices).unwrap(),
         };
         let at = at.index(right.len());
         right[at] = byte;

@@ -180,6 +180,25 @@ impl Model {
     }
 }
 
+#[test]
+fn no_pages_take_more_than_a_bit_for_each_page_of_memory() {
+    const GIB: u64 = 1 << 30;
+    let ram = GuestRange { length: 4 * GIB, ..RAM };
+    let most = ram.length / PAGE / 8 + 16;
+    for step in [1, 2, 3, 64, 1000] {
+        let mut pages = Pages::new(ram, 4 * KIB);
+        insert(&mut pages, (FIRST..FIRST + (ram.length / PAGE) as u32).step_by(step));
+
+        let saved = pages.save();
+
+        let length = postcard::to_allocvec(&saved).unwrap().len() as u64;
+        assert!(length <= most, "every {step}: {length} of {most}");
+        let mut other = Pages::new(ram, 4 * KIB);
+        other.restore(&saved).unwrap();
+        assert_eq!((other.bytes(), other.save()), (pages.bytes(), saved));
+    }
+}
+
 fn starts(ranges: &[GuestRange], parts: u32) -> BTreeSet<u32> {
     ranges
         .iter()

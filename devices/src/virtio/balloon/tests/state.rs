@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::state::{RestoreError, Stateful};
 use crate::testing::through_a_file;
-use crate::virtio::balloon::pages::Run;
+use crate::virtio::balloon::pages::{Run, Saved};
 
 /// Another balloon, with a driver that has acknowledged the same, and the state of this one.
 fn migrated(bench: &Bench) -> Result<Bench, RestoreError> {
@@ -20,6 +20,10 @@ fn migrated(bench: &Bench) -> Result<Bench, RestoreError> {
 
 fn empty() -> State {
     Bench::new().balloon.save()
+}
+
+fn one_run(first: u32, count: u64) -> State {
+    State { pages: Saved::Runs(vec![Run { first, count }]), ..empty() }
 }
 
 #[test]
@@ -37,7 +41,8 @@ fn pages_target_and_switches_go_along() {
     assert!(!other.balloon.reporting());
     assert_eq!(other.inflated(), 72 * PAGE);
     let runs = [(FIRST, 70), (FIRST + 128, 1), (FIRST + 2047, 1)];
-    assert_eq!(other.balloon.save().pages, runs.map(|(first, count)| Run { first, count }));
+    let runs = runs.map(|(first, count)| Run { first, count });
+    assert_eq!(other.balloon.save().pages, Saved::Runs(runs.to_vec()));
     assert!(other.discarded().is_empty());
 }
 
@@ -77,10 +82,12 @@ fn what_guest_memory_does_not_hold_is_another_configuration() {
     let mut target = empty();
     target.space.num_pages = 2049;
     let outside = [(0, 1), (FIRST - 1, 2), (FIRST, 2049), (FIRST + 2048, 1), (u32::MAX, u64::MAX)];
-    let outside =
-        outside.map(|(first, count)| State { pages: vec![Run { first, count }], ..empty() });
+    let outside = outside.map(|(first, count)| one_run(first, count));
+    // The memory has 2048 pages.
+    let maps = [vec![[0; 8]; 31], vec![[0; 8]; 33], Vec::new()];
+    let maps = maps.map(|map| State { pages: Saved::Map(map), ..empty() });
 
-    for state in outside.into_iter().chain([target]) {
+    for state in outside.into_iter().chain(maps).chain([target]) {
         let error = Bench::new().balloon.restore(state).unwrap_err();
 
         assert!(matches!(error, RestoreError::Configuration { .. }), "{error}");
@@ -90,11 +97,12 @@ fn what_guest_memory_does_not_hold_is_another_configuration() {
 #[test]
 fn runs_that_touch_overlap_or_go_back_are_refused() {
     for runs in [[(0, 2), (2, 1)], [(0, 2), (1, 2)], [(4, 1), (0, 1)], [(0, 1), (4, 0)]] {
-        let pages = runs.map(|(first, count)| Run { first: FIRST + first, count }).to_vec();
+        let runs = runs.map(|(first, count)| Run { first: FIRST + first, count }).to_vec();
         let mut bench = Bench::new();
         bench.send_pages(INFLATE, [FIRST + 9]).unwrap();
         let before = bench.balloon.save();
 
+        let pages = Saved::Runs(runs);
         let error = bench.balloon.restore(State { pages, ..empty() }).unwrap_err();
 
         assert!(matches!(error, RestoreError::Damaged { .. }), "{error}");
@@ -104,11 +112,12 @@ fn runs_that_touch_overlap_or_go_back_are_refused() {
 
 #[test]
 fn what_only_a_driver_brings_needs_one() {
-    let pages = State { pages: vec![Run { first: FIRST, count: 1 }], ..empty() };
+    let pages = one_run(FIRST, 1);
+    let map = State { pages: Saved::Map([[[0; 8]; 31].as_slice(), &[[1; 8]]].concat()), ..empty() };
     let held = State { held: Some(Head(0)), ..empty() };
     let statistics = State { statistics: Some(Statistics::default()), ..empty() };
 
-    for state in [pages, held, statistics] {
+    for state in [pages, map, held, statistics] {
         let mut bench = Bench::idle(EVERYTHING, 4 * KIB);
         assert!(matches!(bench.balloon.restore(state), Err(RestoreError::Damaged { .. })));
     }
@@ -150,7 +159,7 @@ proptest! {
             requested: switches.1,
             held: held.map(Head),
             statistics: None,
-            pages,
+            pages: Saved::Runs(pages),
         };
         let mut bench = Bench::new();
         if bench.balloon.restore(state.clone()).is_err() {
@@ -164,6 +173,17 @@ proptest! {
         }
         prop_assert_eq!(bench.inflated(), 0);
         bench.serve(STATISTICS).unwrap();
+    }
+
+    #[test]
+    fn a_map_of_pages_is_taken_as_it_is(words in prop::collection::vec(any::<[u8; 8]>(), 32)) {
+        let mut bench = Bench::new();
+
+        bench.balloon.restore(State { pages: Saved::Map(words.clone()), ..empty() }).unwrap();
+
+        let bits: u32 = words.as_flattened().iter().map(|byte| byte.count_ones()).sum();
+        prop_assert_eq!(bench.inflated(), u64::from(bits) * PAGE);
+        prop_assert_eq!(migrated(&bench).unwrap().balloon.save(), bench.balloon.save());
     }
 
     #[test]

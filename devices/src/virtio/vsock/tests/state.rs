@@ -109,7 +109,7 @@ fn a_device_that_no_driver_uses_has_nothing_to_say() {
 fn a_port_that_is_none_is_damage() {
     for port in [0, (1 << 30) - 1, 1 << 31, u32::MAX] {
         let mut device = Vsock::new(CID, FakePeers::default());
-        let state = serde_json::from_str(&format!("{{\"next_port\":{port}}}")).unwrap();
+        let state = postcard::from_bytes(&postcard::to_allocvec(&port).unwrap()).unwrap();
 
         assert!(matches!(device.restore(state), Err(RestoreError::Damaged { .. })), "{port}");
     }
