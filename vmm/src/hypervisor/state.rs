@@ -1,5 +1,7 @@
 //! The state of vCPUs, interrupt controller and clock, as plain values: what a snapshot holds of them.
 
+pub mod bytes;
+
 use std::io;
 
 use arch::regs::RegId;
@@ -33,14 +35,60 @@ pub enum RestoreError {
     },
 }
 
-/// One register of a vCPU (KVM_GET_ONE_REG).
-#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
-#[serde(deny_unknown_fields)]
-pub struct Register {
-    /// Its id. Bits 55 to 52 are the binary logarithm of its size in bytes (KVM_REG_SIZE).
-    pub id: u64,
-    /// Its value, little-endian, as long as the id says: at most 256 bytes, an SVE register.
-    pub value: Vec<u8>,
+/// SavedRegisters of a vCPU (KVM_GET_ONE_REG), in the order in which KVM lists them. A vCPU has hundreds: their values are
+/// kept together.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub struct SavedRegisters {
+    ids: Vec<u64>,
+    /// Little-endian, one after the other, each as long as its id says: at most 256 bytes, an SVE register.
+    #[serde(with = "bytes")]
+    values: Vec<u8>,
+}
+
+impl SavedRegisters {
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.ids.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.ids.is_empty()
+    }
+
+    /// Their ids.
+    pub fn ids(&self) -> impl Iterator<Item = RegId> + '_ {
+        self.ids.iter().copied().map(RegId::new)
+    }
+
+    /// How many bytes their values have. What is read from a file may not be what the ids say.
+    pub fn value_bytes(&self) -> usize {
+        self.values.len()
+    }
+
+    /// Adds one; its value is zero, and may be written.
+    pub fn push(&mut self, id: RegId) -> &mut [u8] {
+        self.ids.push(id.get());
+        let start = self.values.len();
+        self.values.resize(start + id.size(), 0);
+        &mut self.values[start..]
+    }
+
+    /// With values that need not be what the ids say.
+    #[cfg(test)]
+    pub(crate) fn unchecked(ids: Vec<u64>, values: Vec<u8>) -> Self {
+        Self { ids, values }
+    }
+
+    /// Each with its value, as far as there are values.
+    pub fn iter(&self) -> impl Iterator<Item = (RegId, &[u8])> {
+        let mut rest = &*self.values;
+        self.ids().map_while(move |id| {
+            let (value, others) = rest.split_at_checked(id.size())?;
+            rest = others;
+            Some((id, value))
+        })
+    }
 }
 
 /// A pending SError (KVM_GET_VCPU_EVENTS).
@@ -55,8 +103,8 @@ pub struct SError {
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct VcpuState {
-    /// Its registers, in the order in which KVM lists them.
-    pub registers: Vec<Register>,
+    /// Its registers.
+    pub registers: SavedRegisters,
     /// Whether it runs, is off or is suspended (KVM_GET_MP_STATE).
     pub mp_state: u32,
     /// The SError that it is to take.
@@ -68,7 +116,7 @@ pub struct VcpuState {
 impl VcpuState {
     /// Whether it has pointer authentication.
     pub fn has_pointer_authentication(&self) -> bool {
-        self.registers.iter().any(|register| register.id == RegId::APIAKEYLO_EL1.get())
+        self.registers.ids().any(|id| id == RegId::APIAKEYLO_EL1)
     }
 }
 

@@ -11,7 +11,7 @@ use arch::regs::RegId;
 use kvm_bindings::{RegList, kvm_mp_state, kvm_vcpu_events};
 use kvm_ioctls::VcpuFd;
 
-use crate::hypervisor::state::{Register, RestoreError, SError, VcpuState};
+use crate::hypervisor::state::{RestoreError, SError, SavedRegisters, VcpuState};
 
 /// The most registers that are read, which is what the list of kvm-bindings holds. A vCPU with all that KVM emulates
 /// has 366 in Linux 6.12.
@@ -23,22 +23,23 @@ const NOT_OWN: [RegId; 3] = [RegId::TIMER_CNT, RegId::PTIMER_CNT, RegId::SVE_VLS
 
 /// The state of a vCPU that is out of the guest.
 pub(super) fn save(vcpu: &VcpuFd) -> io::Result<VcpuState> {
-    let mut registers = Vec::new();
+    let (mut registers, mut sve_lengths) = (SavedRegisters::default(), None);
     for id in list(vcpu)? {
-        let mut value = vec![0; id.size()];
-        vcpu.get_one_reg(id.get(), &mut value)?;
-        registers.push(Register { id: id.get(), value });
+        if id == RegId::SVE_VLS {
+            let mut value = [0; 64];
+            vcpu.get_one_reg(id.get(), &mut value)?;
+            sve_lengths = Some(words(&value));
+        } else if !NOT_OWN.contains(&id) {
+            vcpu.get_one_reg(id.get(), registers.push(id))?;
+        }
     }
-    let (own, shared): (Vec<_>, Vec<_>) =
-        registers.into_iter().partition(|register| !NOT_OWN.contains(&RegId::new(register.id)));
-    let lengths = shared.iter().find(|register| register.id == RegId::SVE_VLS.get());
     let exception = vcpu.get_vcpu_events()?.exception;
     let esr = (exception.serror_has_esr != 0).then_some(exception.serror_esr);
     Ok(VcpuState {
-        registers: own,
+        registers,
         mp_state: vcpu.get_mp_state()?.mp_state,
         serror: (exception.serror_pending != 0).then_some(SError { esr }),
-        sve_lengths: lengths.map(|register| words(&register.value)),
+        sve_lengths,
     })
 }
 
@@ -47,14 +48,16 @@ pub(super) fn restore(vcpu: &VcpuFd, index: u32, state: &VcpuState) -> Result<()
     let call = |what| move |source| RestoreError::Call { what, vcpu: index, source };
     let known = list(vcpu).map_err(call("list the registers"))?;
     let mut refused = Vec::new();
-    for Register { id, value } in &state.registers {
-        let id = RegId::new(*id);
-        if !known.contains(&id) || NOT_OWN.contains(&id) || value.len() != id.size() {
+    // Both are in the order of the kernel's list, where the host is like the one that saved them.
+    let mut expected = known.iter();
+    for (id, value) in state.registers.iter() {
+        let is_known = expected.any(|known| *known == id) || known.contains(&id);
+        if !is_known || NOT_OWN.contains(&id) {
             refused.push((id, None));
         } else if let Err(errno) = vcpu.set_one_reg(id.get(), value) {
             // Identification registers take the value that they have, or one that the host can imitate.
             let mut now = vec![0; value.len()];
-            let same = vcpu.get_one_reg(id.get(), &mut now).is_ok() && now == *value;
+            let same = vcpu.get_one_reg(id.get(), &mut now).is_ok() && now == value;
             if !same {
                 refused.push((id, Some(errno)));
             }

@@ -6,6 +6,7 @@ use std::io;
 
 use arch::layout::{CHUNK, RAM_BASE};
 use arch::mte::granule::Tag;
+use arch::regs::RegId;
 use arch::units::Bytes;
 use proptest::prelude::*;
 use serde_json::json;
@@ -14,7 +15,9 @@ use vm_memory::{Bytes as _, GuestAddress, VolatileSlice};
 use super::SnapshotId;
 use super::memory_file::{GuestPages, MemorySink, MemoryView, PageSet, pages_per_chunk};
 use super::state_file::{CpuFeatures, DeviceState, DeviceStates, Kind, Manifest, State};
-use crate::hypervisor::state::{ClockState, GicRegister, GicState, Register, SError, VcpuState};
+use crate::hypervisor::state::{
+    ClockState, GicRegister, GicState, SError, SavedRegisters, VcpuState,
+};
 use crate::memory::{Attributes, GuestRam};
 
 /// Guest memory whose tags are kept beside it.
@@ -239,8 +242,8 @@ pub(crate) fn memory() -> impl Strategy<Value = (Vec<Vec<Page>>, Bytes)> {
 /// A state that is right.
 pub(crate) fn state(id: SnapshotId, memory: &impl GuestPages) -> State {
     let core = 0x6030_0000_0010_0000;
-    let registers =
-        (0..4).map(|n| Register { id: core + 2 * n, value: vec![n as u8; 8] }).collect();
+    let mut registers = SavedRegisters::default();
+    (0..4).for_each(|n| registers.push(RegId::new(core + 2 * n)).fill(n as u8));
     let vcpu = VcpuState {
         registers,
         mp_state: 0,
@@ -248,7 +251,7 @@ pub(crate) fn state(id: SnapshotId, memory: &impl GuestPages) -> State {
         sve_lengths: Some([3, 0, 0, 0, 0, 0, 0, 1]),
     };
     let mut second = VcpuState { mp_state: 5, serror: None, ..vcpu.clone() };
-    second.registers.push(Register { id: 0x6080_0000_0015_0000, value: vec![9; 256] });
+    second.registers.push(RegId::new(0x6080_0000_0015_0000)).fill(9);
     State {
         id,
         manifest: Manifest {

@@ -7,10 +7,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
+use arch::regs::RegId;
 use vm_memory::GuestAddress;
 
 use super::{Entry, Exit, Kick, Registers, Vcpu};
-use crate::hypervisor::state::{Register, RestoreError, VcpuState};
+use crate::hypervisor::state::{RestoreError, SavedRegisters, VcpuState};
 
 /// How long a test waits for something that takes microseconds, before it fails.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -216,14 +217,15 @@ impl Vcpu for FakeVcpu {
 
     fn save(&self) -> io::Result<VcpuState> {
         self.guest.note(Event::Saved(self.index));
-        let register = Register { id: 0x6030_0000_0010_0040, value: vec![self.index as u8; 8] };
-        Ok(VcpuState { registers: vec![register], mp_state: 0, serror: None, sve_lengths: None })
+        let mut registers = SavedRegisters::default();
+        registers.push(RegId::PC).fill(self.index as u8);
+        Ok(VcpuState { registers, mp_state: 0, serror: None, sve_lengths: None })
     }
 
     fn restore(&mut self, state: &VcpuState) -> Result<(), RestoreError> {
         self.guest.note(Event::Restored(self.index));
-        match state.registers.first() {
-            Some(register) if register.value == [self.index as u8; 8] => Ok(()),
+        match state.registers.iter().next() {
+            Some((RegId::PC, value)) if *value == [self.index as u8; 8] => Ok(()),
             _ => {
                 Err(RestoreError::Registers { vcpu: self.index as u32, registers: "pc".to_owned() })
             }

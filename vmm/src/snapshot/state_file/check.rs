@@ -4,8 +4,6 @@
 //! Linux `arch/arm64/include/uapi/asm/kvm.h`, `include/uapi/linux/kvm.h`;
 //! `Documentation/virt/kvm/devices/arm-vgic.rst`, `arm-vgic-v3.rst`
 
-use std::collections::HashSet;
-
 use arch::gic::Gic;
 use arch::layout::CHUNK;
 use arch::regs::RegId;
@@ -15,7 +13,7 @@ use super::super::error::Part;
 use super::super::memory_file::{MAX_MEMORY, is_page_size};
 use super::sections::{CLOCK, DEVICES, GIC, MANIFEST, SectionKind, VCPUS};
 use super::{DeviceState, DeviceStates, Manifest, State};
-use crate::hypervisor::state::{ClockState, GicState, Register, VcpuState};
+use crate::hypervisor::state::{ClockState, GicState, VcpuState};
 
 /// The most registers of a vCPU. The widest CPU model known has 366; there is room for some more features.
 const MOST_REGISTERS: usize = 1024;
@@ -110,12 +108,14 @@ fn vcpu(vcpu: &VcpuState, sve: bool) -> Result<(), String> {
     if vcpu.registers.is_empty() || vcpu.registers.len() > MOST_REGISTERS {
         return Err(format!("it has {} registers", vcpu.registers.len()));
     }
-    let mut ids = HashSet::with_capacity(vcpu.registers.len());
-    for one in &vcpu.registers {
-        register(one)?;
-        if !ids.insert(one.id) {
-            return Err(format!("register {:#x} is there twice", one.id));
-        }
+    vcpu.registers.ids().try_for_each(register)?;
+    let found = vcpu.registers.value_bytes();
+    let said: usize = vcpu.registers.ids().map(RegId::size).sum();
+    if found != said {
+        return Err(format!("its registers have {found} bytes, and their ids say {said}"));
+    }
+    if let Some(id) = twice(vcpu.registers.ids().map(RegId::get).collect()) {
+        return Err(format!("register {id:#x} is there twice"));
     }
     if !MP_STATES.contains(&vcpu.mp_state) {
         return Err(format!("there is no state {} of a vCPU", vcpu.mp_state));
@@ -126,18 +126,22 @@ fn vcpu(vcpu: &VcpuState, sve: bool) -> Result<(), String> {
     Ok(())
 }
 
-fn register(register: &Register) -> Result<(), String> {
-    let id = register.id;
+fn register(register: RegId) -> Result<(), String> {
+    let id = register.get();
     let family = (id >> FAMILY_SHIFT) & ((1 << (SIZE_SHIFT - FAMILY_SHIFT)) - 1);
     if id >> ARCH_SHIFT != ARCH_ARM64 || !FAMILIES.contains(&family) {
         return Err(format!("register {id:#x} is of no family that this version knows"));
     }
-    let size = RegId::new(id).size();
-    if size > LARGEST || register.value.len() != size {
-        let length = register.value.len();
-        return Err(format!("register {id:#x} has {length} bytes, and its id says {size}"));
+    match register.size() {
+        size if size > LARGEST => Err(format!("no register has {size} bytes, as {id:#x} says")),
+        _ => Ok(()),
     }
-    Ok(())
+}
+
+/// Something that is in a list more than once.
+fn twice<T: Copy + Ord>(mut list: Vec<T>) -> Option<T> {
+    list.sort_unstable();
+    list.windows(2).find(|pair| pair[0] == pair[1]).map(|pair| pair[0])
 }
 
 fn gic(gic: &GicState, manifest: &Manifest) -> Result<(), String> {
@@ -148,7 +152,6 @@ fn gic(gic: &GicState, manifest: &Manifest) -> Result<(), String> {
         return Err(format!("it has {} registers", gic.registers.len()));
     }
     let groups = if gic.version == 2 { &V2_GROUPS[..] } else { &V3_GROUPS[..] };
-    let mut seen = HashSet::with_capacity(gic.registers.len());
     for register in &gic.registers {
         let (group, attribute) = (register.group, register.attribute);
         if !groups.contains(&group) {
@@ -157,11 +160,14 @@ fn gic(gic: &GicState, manifest: &Manifest) -> Result<(), String> {
         if group != CPU_SYSREGS && register.value > u64::from(u32::MAX) {
             return Err(format!("register {attribute:#x} of group {group} has more than 32 bits"));
         }
-        if !seen.insert((group, attribute)) {
-            return Err(format!("register {attribute:#x} of group {group} is there twice"));
-        }
     }
-    Ok(())
+    let names = gic.registers.iter().map(|register| (register.group, register.attribute));
+    match twice(names.collect()) {
+        Some((group, attribute)) => {
+            Err(format!("register {attribute:#x} of group {group} is there twice"))
+        }
+        None => Ok(()),
+    }
 }
 
 fn clock(clock: &ClockState, manifest: &Manifest) -> Result<(), String> {

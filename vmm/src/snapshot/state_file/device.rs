@@ -1,17 +1,18 @@
 //! The state of a device, which only the device itself reads.
 
 use std::collections::BTreeMap;
-use std::fmt;
 
-use serde::de::{DeserializeOwned, Visitor};
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::hypervisor::state::bytes;
 
 /// The states of devices by name.
 pub type DeviceStates = BTreeMap<String, DeviceState>;
 
 /// The state of a device, as postcard.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct DeviceState(Vec<u8>);
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct DeviceState(#[serde(with = "bytes")] Vec<u8>);
 
 impl DeviceState {
     /// That which a device gives.
@@ -36,32 +37,6 @@ impl DeviceState {
     /// How many bytes it has.
     pub(super) fn length(&self) -> u64 {
         self.0.len() as u64
-    }
-}
-
-impl Serialize for DeviceState {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_bytes(&self.0)
-    }
-}
-
-impl<'de> Deserialize<'de> for DeviceState {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Bytes;
-
-        impl Visitor<'_> for Bytes {
-            type Value = DeviceState;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("bytes")
-            }
-
-            fn visit_bytes<E>(self, bytes: &[u8]) -> Result<DeviceState, E> {
-                Ok(DeviceState(bytes.to_vec()))
-            }
-        }
-
-        deserializer.deserialize_bytes(Bytes)
     }
 }
 

@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
+use arch::regs::RegId;
 use arch::units::Bytes;
 use proptest::prelude::*;
 use serde_json::Value;
@@ -13,7 +14,7 @@ use super::super::error::Part;
 use super::super::format;
 use super::super::testing::{FakeMemory, state};
 use super::*;
-use crate::hypervisor::state::{GicRegister, Register};
+use crate::hypervisor::state::{GicRegister, SavedRegisters};
 
 fn example() -> State {
     state(SnapshotId([5; 16]), &FakeMemory::new(2, Bytes::kib(4), true))
@@ -162,17 +163,25 @@ fn refusal(change: impl FnOnce(&mut State)) -> String {
 
 #[test]
 fn registers_that_make_no_sense_are_refused() {
-    let register =
-        |change: fn(&mut Register)| refusal(move |state| change(&mut state.vcpus[1].registers[2]));
+    let register = |change: fn(&mut Vec<u64>, &mut Vec<u8>)| {
+        refusal(move |state| {
+            let registers = &mut state.vcpus[1].registers;
+            let mut ids: Vec<_> = registers.ids().map(RegId::get).collect();
+            let mut values = registers.iter().flat_map(|(_, value)| value.to_vec()).collect();
+            change(&mut ids, &mut values);
+            *registers = SavedRegisters::unchecked(ids, values);
+        })
+    };
     for (reason, found) in [
-        ("vCPU 1: register 0x6030000000100004 has 7 bytes", register(|one| one.value.truncate(7))),
-        ("has 8 bytes, and its id says 16", register(|one| one.id += 1 << 52)),
-        ("and its id says 512", register(|one| one.id += 6 << 52)),
-        ("and its id says 32768", register(|one| one.id |= 15 << 52)),
-        ("of no family", register(|one| one.id &= !(0xff << 56))),
-        ("of no family", register(|one| one.id |= 1 << 40)),
-        ("of no family", register(|one| one.id |= 7 << 16)),
-        ("is there twice", register(|one| one.id -= 2)),
+        ("vCPU 1: its registers have 287 bytes, and", register(|_, values| values.truncate(287))),
+        ("have 289 bytes, and their ids say 288", register(|_, values| values.push(0))),
+        ("have 288 bytes, and their ids say 296", register(|ids, _| ids[2] += 1 << 52)),
+        ("no register has 512 bytes", register(|ids, _| ids[2] += 6 << 52)),
+        ("no register has 32768 bytes", register(|ids, _| ids[2] |= 15 << 52)),
+        ("of no family", register(|ids, _| ids[2] &= !(0xff << 56))),
+        ("of no family", register(|ids, _| ids[2] |= 1 << 40)),
+        ("of no family", register(|ids, _| ids[2] |= 7 << 16)),
+        ("is there twice", register(|ids, _| ids[2] -= 2)),
     ] {
         assert!(found.contains(reason), "{found}");
     }
@@ -184,7 +193,10 @@ fn states_that_make_no_sense_are_refused() {
     for (reason, found) in [
         ("1 to 512 vCPUs, and there are 0", refusal(|state| state.vcpus.clear())),
         ("there are 513", refusal(|state| state.vcpus = vec![state.vcpus[0].clone(); 513])),
-        ("it has 0 registers", refusal(|state| state.vcpus[0].registers.clear())),
+        (
+            "it has 0 registers",
+            refusal(|state| state.vcpus[0].registers = SavedRegisters::default()),
+        ),
         ("no state 6", refusal(|state| state.vcpus[0].mp_state = 6)),
         ("vector lengths", refusal(|state| state.vcpus[0].sve_lengths = None)),
         ("vector lengths", refusal(|state| state.manifest.cpu_features.sve = false)),
@@ -225,9 +237,10 @@ fn a_gicv2_has_registers_of_its_own() {
 #[test]
 fn as_many_vcpus_as_there_can_be_fit() {
     let mut state = example();
-    let wide = (0..50).map(|n| Register { id: 0x6080_0000_0015_0000 + n, value: vec![1; 256] });
-    let others = (0..400).map(|n| Register { id: 0x6030_0000_0013_0000 + n, value: vec![0xff; 8] });
-    state.vcpus[0].registers = wide.chain(others).collect();
+    let registers = &mut state.vcpus[0].registers;
+    *registers = SavedRegisters::default();
+    (0..50).for_each(|n| registers.push(RegId::new(0x6080_0000_0015_0000 + n)).fill(1));
+    (0..400).for_each(|n| registers.push(RegId::new(0x6030_0000_0013_0000 + n)).fill(0xff));
     state.vcpus = vec![state.vcpus[0].clone(); 512];
     let most = (0..4096 + 128 * 512).map(|attribute| {
         let (attribute, value) = (attribute | 0xffff_ffff << 32, u64::MAX);
