@@ -372,3 +372,6 @@ impl DiscardHooks for Discards {
 
     fn after(&mut self, _: MemoryRange, _: Outcome) {}
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,166 @@
+#![allow(clippy::unwrap_used)]
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+use std::thread;
+
+use tempfile::TempDir;
+use vm_memory::{Bytes as _, GuestAddress};
+
+use super::*;
+use crate::memory::Attributes;
+use crate::snapshot::NewPair;
+use crate::snapshot::testing::{FakeMemory, Filling, Page, state};
+use crate::testing::{Means, skip};
+
+const CHUNKS: usize = 4;
+/// How often the same is tried, each time with other places.
+const ROUNDS: u64 = 12;
+
+/// What a page has, which is not zero.
+fn byte(page: usize) -> u8 {
+    (page % 255) as u8 + 1
+}
+
+fn pages_per_chunk() -> usize {
+    (CHUNK.get() / page_size()) as usize
+}
+
+/// A memory file in which each page has contents of its own.
+fn file() -> (TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let page = |at: usize| Page::Present(Filling::One(byte(at)), Filling::Zero);
+    let chunk = |chunk: usize| {
+        (0..pages_per_chunk()).map(|at| page(chunk * pages_per_chunk() + at)).collect()
+    };
+    let chunks: Vec<Vec<Page>> = (0..CHUNKS).map(chunk).collect();
+    let memory = FakeMemory::with(&chunks, Bytes::new(page_size()), false);
+    let path = folder.path().join("memory");
+    let mut pair = NewPair::create(&folder.path().join("state"), &path).unwrap();
+    pair.save_memory(&memory, None, &mut |_| {}).unwrap();
+    let id = pair.id();
+    pair.commit(&state(id, &memory)).unwrap();
+    (folder, path)
+}
+
+/// Memory that is loaded from this file as it is touched; `None` where the host cannot.
+fn start(path: &Path) -> Option<(GuestRam, LazyMemory)> {
+    let size = Bytes::new(CHUNK.get() * CHUNKS as u64);
+    let ram = GuestRam::new(size, Attributes::default()).unwrap();
+    match LazyMemory::start(&ram, MemoryReader::open(path).unwrap()) {
+        Ok(lazy) => Some((ram, lazy)),
+        Err(error @ (Error::Denied(_) | Error::Kernel(_))) => {
+            skip(Means::Userfaultfd, chain(&error));
+            None
+        }
+        Err(error) => panic!("{error:?}"),
+    }
+}
+
+fn address(ram: &GuestRam, page: usize) -> GuestAddress {
+    GuestAddress(ram.range().base.0 + page as u64 * page_size())
+}
+
+/// An order of all numbers below `count`, which is a power of two, by a number.
+fn order(count: usize, seed: u64) -> impl Iterator<Item = usize> {
+    let step = (seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize | 1;
+    let first = (seed.wrapping_mul(0xbf58_476d_1ce4_e5b9) >> 32) as usize;
+    (0..count).map(move |at| at.wrapping_mul(step).wrapping_add(first) % count)
+}
+
+fn give_back(ram: &GuestRam, hooks: &mut dyn DiscardHooks, first: usize, pages: usize) {
+    let range = MemoryRange::new(address(ram, first), Bytes::new(pages as u64 * page_size()));
+    hooks.before(range);
+    ram.discard(range).unwrap();
+    hooks.after(range, Outcome::Gone);
+}
+
+#[test]
+fn memory_is_that_of_the_file_and_no_longer_watched() {
+    let (_folder, path) = file();
+    let Some((ram, lazy)) = start(&path) else { return };
+    assert_eq!(lazy.pending(), ram.range().size);
+
+    for page in order(CHUNKS * pages_per_chunk(), 7) {
+        assert_eq!(ram.read_obj::<u8>(address(&ram, page)).unwrap(), byte(page), "page {page}");
+    }
+
+    assert_eq!(lazy.pending(), Bytes::ZERO);
+    lazy.finish().unwrap();
+}
+
+/// What is given back stays given back, whoever touches it and loads it at the same time; everything else is that of the
+/// file.
+#[test]
+fn what_is_given_back_while_it_is_loaded_reads_zero_and_nothing_else_is_lost() {
+    let (_folder, path) = file();
+    let pages = CHUNKS * pages_per_chunk();
+    for round in 0..ROUNDS {
+        let Some((ram, lazy)) = start(&path) else { return };
+        let flags = || (0..pages).map(|_| AtomicBool::new(false)).collect::<Vec<_>>();
+        let (going, gone) = (flags(), flags());
+        let mut hooks = lazy.discard_hooks();
+        thread::scope(|scope| {
+            for toucher in 0..3 {
+                let (ram, going, gone) = (&ram, &going, &gone);
+                scope.spawn(move || {
+                    for page in order(pages, 3 * round + toucher) {
+                        let was_gone = gone[page].load(Ordering::Acquire);
+                        let found: u8 = ram.read_obj(address(ram, page)).unwrap();
+                        let may_be_gone = going[page].load(Ordering::Acquire);
+                        let right = if was_gone { 0 } else { byte(page) };
+                        assert!(
+                            found == right || may_be_gone && found == 0,
+                            "page {page}: {found}"
+                        );
+                    }
+                });
+            }
+            // Single pages, pieces, and a whole chunk.
+            for (number, first) in order(pages, round + 100).take(60).enumerate() {
+                let (first, length) = match number % 20 {
+                    19 => (first / pages_per_chunk() * pages_per_chunk(), pages_per_chunk()),
+                    number => (first, 1 + number),
+                };
+                let length = length.min(pages - first);
+                going[first..first + length]
+                    .iter()
+                    .for_each(|flag| flag.store(true, Ordering::Release));
+                give_back(&ram, &mut *hooks, first, length);
+                gone[first..first + length]
+                    .iter()
+                    .for_each(|flag| flag.store(true, Ordering::Release));
+                if round % 3 == 2 && number == 30 {
+                    lazy.finish().unwrap();
+                }
+            }
+        });
+        for (page, gone) in gone.iter().enumerate() {
+            let right = if gone.load(Ordering::Acquire) { 0 } else { byte(page) };
+            let found: u8 = ram.read_obj(address(&ram, page)).unwrap();
+            assert_eq!(found, right, "page {page} of round {round}");
+        }
+        assert_eq!(lazy.pending(), Bytes::ZERO);
+    }
+}
+
+/// Whoever waits for a page is woken when the loader ends, with what the memory has then.
+#[test]
+fn a_loader_that_ends_keeps_no_thread_waiting() {
+    let (_folder, path) = file();
+    for round in 0..ROUNDS {
+        let Some((ram, lazy)) = start(&path) else { return };
+        thread::scope(|scope| {
+            for toucher in 0..3 {
+                let ram = &ram;
+                scope.spawn(move || {
+                    for page in order(CHUNKS * pages_per_chunk(), 3 * round + toucher) {
+                        let found: u8 = ram.read_obj(address(ram, page)).unwrap();
+                        assert!(found == byte(page) || found == 0, "page {page}: {found}");
+                    }
+                });
+            }
+            drop(lazy);
+        });
+    }
+}
