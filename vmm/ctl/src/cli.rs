@@ -124,9 +124,12 @@ pub struct RunCommand {
 Each VM is started as by `tesseractl run --restore DIR --shared`, with the OPTIONS behind `--`. What they share is held
 by a process that is started where there is none (`tessera template`).")]
 pub struct CloneCommand {
-    /// The folder of the snapshot
-    #[arg(value_name = "DIR")]
-    pub folder: PathBuf,
+    /// The folder of the snapshot; with --into, the VM that is saved there first
+    #[arg(value_name = "DIR|VM")]
+    pub source: OsString,
+    /// Save the VM in this folder, which is made, and clone that; the VM does then what it did before
+    #[arg(long, value_name = "DIR")]
+    pub into: Option<PathBuf>,
     /// How many VMs
     #[arg(long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u16).range(1..))]
     pub count: u16,
@@ -245,6 +248,21 @@ pub struct SaveArgs {
     /// How many seconds to wait for the VM to write its files
     #[arg(long, value_name = "S", default_value = "600", value_parser = seconds)]
     pub timeout: Duration,
+}
+
+impl SaveArgs {
+    /// A VM that is saved in a folder, and does then what it did before.
+    pub fn of(vm: &OsString, folder: &std::path::Path, timeout: Duration) -> Self {
+        Self {
+            vm: Some(vm.clone()),
+            folder: Some(folder.to_owned()),
+            resume: false,
+            keep_paused: false,
+            diff: false,
+            replace: false,
+            timeout,
+        }
+    }
 }
 
 /// Snapshots that become one.

@@ -27,7 +27,7 @@ const PAUSE: Duration = Duration::from_millis(10);
 /// # Errors
 /// When the snapshot cannot be read, or the process does not start or ends.
 pub(super) fn ensure(program: &Path, args: &CloneCommand) -> Result<(), Failure> {
-    let files = SnapshotFiles::in_folder(&args.folder);
+    let files = SnapshotFiles::in_folder(&args.folder());
     let pair = Pair::open(&files.state, &files.memory)
         .map_err(|error| Failure::refused(printable(&chain(&error))))?;
     let _waiting = Waiting::on("the memory of the snapshot is to be read");
@@ -43,7 +43,7 @@ fn start(program: &Path, args: &CloneCommand, memory: &MemoryReader) -> Result<(
     let log = create(&path).map_err(|error| {
         Failure::refused(format!("cannot create {path:?} for the messages of a process: {error}"))
     })?;
-    let folder = std::path::absolute(&args.folder).unwrap_or_else(|_| args.folder.clone());
+    let folder = args.folder();
     let linger = args.linger.to_string();
     let words: [OsString; 4] = ["template".into(), folder.into(), "--linger".into(), linger.into()];
     let mut child = spawn::spawn(program, &words, log)?;

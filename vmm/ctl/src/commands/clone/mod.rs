@@ -3,12 +3,14 @@
 mod holder;
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 
 use clap::{Parser, ValueEnum};
 use serde_json::Value;
 
 use super::run::{Outcome, spawn, start};
-use crate::cli::{Arguments, CloneCommand, Command, RunCommand};
+use super::snapshot;
+use crate::cli::{Arguments, CloneCommand, Command, RunCommand, SaveArgs};
 use crate::failure::Failure;
 use crate::output::Form;
 
@@ -21,6 +23,9 @@ pub fn clone(args: &CloneCommand, form: Form) -> Result<u8, Failure> {
     // All of them, before there is one.
     let commands = (1..=args.count).map(|number| command(args, number));
     let commands = commands.collect::<Result<Vec<_>, _>>()?;
+    if let Some(into) = &args.into {
+        snapshot::save(&SaveArgs::of(&args.source, into, args.timeout))?.check_stopped()?;
+    }
     holder::ensure(&program, args)?;
     let mut answers = Vec::new();
     let mut end = Ok(0);
@@ -45,16 +50,21 @@ pub fn clone(args: &CloneCommand, form: Form) -> Result<u8, Failure> {
     end
 }
 
+impl CloneCommand {
+    /// The folder of the snapshot.
+    fn folder(&self) -> PathBuf {
+        let folder = self.into.clone().unwrap_or_else(|| PathBuf::from(&self.source));
+        std::path::absolute(&folder).unwrap_or(folder)
+    }
+}
+
 /// The command line of one VM, as `tesseractl run` has it.
 fn command(args: &CloneCommand, number: u16) -> Result<(RunCommand, Vec<OsString>), Failure> {
     let wait =
         args.wait.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned());
     let mut words: Vec<OsString> = vec!["tesseractl".into(), "run".into()];
     let mut add = |option: &str, value: OsString| words.extend([option.into(), value]);
-    add(
-        "--restore",
-        std::path::absolute(&args.folder).unwrap_or_else(|_| args.folder.clone()).into(),
-    );
+    add("--restore", args.folder().into());
     add("--wait", wait.into());
     add("--timeout", args.timeout.as_secs_f64().to_string().into());
     if let Some(program) = &args.tessera {
@@ -106,6 +116,10 @@ mod tests {
         assert_eq!(
             words("/one --count 3 --id web --tessera /t --timeout 5", 2),
             "tesseractl run --restore /one --wait started --timeout 5 --tessera /t --id web-2 --shared"
+        );
+        assert_eq!(
+            words("vm1 --into /one", 1),
+            "tesseractl run --restore /one --wait started --timeout 60 --shared"
         );
         let (parsed, _) = command(&args("/one --count 2"), 2).unwrap();
         assert!(parsed.vm.shared && parsed.vm.id.is_none());

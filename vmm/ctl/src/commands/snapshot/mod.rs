@@ -3,7 +3,7 @@
 mod files;
 mod place;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -31,8 +31,23 @@ pub fn snapshot(args: &SnapshotArgs, form: Form) -> Result<(), Failure> {
     match &args.command {
         Some(SnapshotCommand::Info { folder }) => files::info(folder, form),
         Some(SnapshotCommand::Merge(args)) => files::merged(args, form),
-        None => save(&args.save, form),
+        None => {
+            let saved = save(&args.save)?;
+            saved.show(form)?;
+            saved.check_stopped()
+        }
     }
+}
+
+/// A VM that was saved.
+pub(crate) struct Saved {
+    folder: PathBuf,
+    size: Bytes,
+    runs: bool,
+    paused_for: Duration,
+    target: Target,
+    /// Whether the user asked to stop when it was too late for that.
+    stopped: bool,
 }
 
 /// Saves a VM. It does then what it did before, unless it is to do something else.
@@ -40,7 +55,7 @@ pub fn snapshot(args: &SnapshotArgs, form: Form) -> Result<(), Failure> {
 /// # Errors
 /// When the VM cannot be reached or refuses, or the folder cannot be had: then there is no snapshot that was not there
 /// before, and a VM that ran is resumed. When a VM that was saved is not resumed: the snapshot is there then.
-fn save(args: &SaveArgs, form: Form) -> Result<(), Failure> {
+pub(crate) fn save(args: &SaveArgs) -> Result<Saved, Failure> {
     let (Some(vm), Some(folder)) = (&args.vm, &args.folder) else {
         return Err(Failure::usage("name the VM and the folder"));
     };
@@ -76,43 +91,47 @@ fn save(args: &SaveArgs, form: Form) -> Result<(), Failure> {
         client.resume().map_err(|error| not_resumed(error.into(), folder))?;
     }
     drop(waiting);
-    show(folder, size, runs, paused_for, &target, form)?;
-    match stop.is_wanted() {
-        false => Ok(()),
-        true => Err(Failure {
-            code: EXIT_INTERRUPTED,
-            message: format!(
-                "the snapshot was kept, as the next diff of {} builds on it",
-                target.name()
-            ),
-        }),
-    }
+    let stopped = stop.is_wanted();
+    Ok(Saved { folder: folder.clone(), size, runs, paused_for, target, stopped })
 }
 
-fn show(
-    folder: &Path,
-    size: Bytes,
-    runs: bool,
-    paused_for: Duration,
-    target: &Target,
-    form: Form,
-) -> Result<(), Failure> {
-    let state = if runs { State::Running } else { State::Paused };
-    let answer = json!({
-        "outcome": "saved",
-        "path": folder,
-        "bytes": size.get(),
-        "state": state,
-        "paused_nanoseconds": u64::try_from(paused_for.as_nanos()).unwrap_or(u64::MAX),
-    });
-    form.show(&answer, |_| {
-        let (name, size) = (target.name(), report::size(size.get()));
-        let then = match runs {
-            true => format!("it runs again after {paused_for:.1?}"),
-            false => "it is paused".to_owned(),
-        };
-        format!("saved {name} in {} ({size}); {then}\n", folder.display())
-    })
+impl Saved {
+    /// Checks that the user did not ask to stop meanwhile.
+    ///
+    /// # Errors
+    /// When that is so.
+    pub(crate) fn check_stopped(&self) -> Result<(), Failure> {
+        match self.stopped {
+            false => Ok(()),
+            true => Err(Failure {
+                code: EXIT_INTERRUPTED,
+                message: format!(
+                    "the snapshot was kept, as the next diff of {} builds on it",
+                    self.target.name()
+                ),
+            }),
+        }
+    }
+
+    fn show(&self, form: Form) -> Result<(), Failure> {
+        let Self { folder, size, runs, paused_for, target, stopped: _ } = self;
+        let state = if *runs { State::Running } else { State::Paused };
+        let answer = json!({
+            "outcome": "saved",
+            "path": folder,
+            "bytes": size.get(),
+            "state": state,
+            "paused_nanoseconds": u64::try_from(paused_for.as_nanos()).unwrap_or(u64::MAX),
+        });
+        form.show(&answer, |_| {
+            let (name, size) = (target.name(), report::size(size.get()));
+            let then = match runs {
+                true => format!("it runs again after {paused_for:.1?}"),
+                false => "it is paused".to_owned(),
+            };
+            format!("saved {name} in {} ({size}); {then}\n", folder.display())
+        })
+    }
 }
 
 /// Refuses to save a VM of another user: its process could not write into a folder of this one.
