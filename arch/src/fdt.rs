@@ -4,7 +4,8 @@
 //! - Devicetree Specification 0.4
 //! - Linux `Documentation/devicetree/bindings/`: `arm/cpus.yaml`, `arm/psci.yaml`,
 //!   `timer/arm,arch_timer.yaml`, `interrupt-controller/arm,gic{,-v3}.yaml`, `serial/8250.yaml`,
-//!   `rtc/arm,pl031.yaml`, `gpio/pl061-gpio.yaml`, `input/gpio-keys.yaml`, `virtio/mmio.yaml`
+//!   `rtc/arm,pl031.yaml`, `gpio/pl061-gpio.yaml`, `input/gpio-keys.yaml`, `rng/microsoft,vmgenid.yaml`,
+//!   `virtio/mmio.yaml`
 //! - Linux `drivers/base/cacheinfo.c` and `arch/arm64/kernel/cacheinfo.c` for the nodes of caches
 //! - Linux `Documentation/devicetree/usage-model.rst` (chosen: bootargs, initrd, seeds)
 
@@ -228,6 +229,7 @@ impl Tree<'_> {
         self.rtc(&mut fdt)?;
         self.gpio(&mut fdt)?;
         power_key(&mut fdt)?;
+        generation(&mut fdt)?;
         self.virtio(&mut fdt)?;
         fdt.end_node(root)?;
         let blob = fdt.finish()?;
@@ -453,6 +455,16 @@ fn primecell(fdt: &mut FdtWriter, compatible: &str) -> Result<(), Error> {
     strings(fdt, "compatible", &[compatible, "arm,primecell"])?;
     fdt.property_u32("clocks", PHANDLE_CLOCK)?;
     Ok(fdt.property_string("clock-names", "apb_pclk")?)
+}
+
+/// 16 bytes, whatever the memory around them.
+fn generation(fdt: &mut FdtWriter) -> Result<(), Error> {
+    let id = MemoryRange::new(layout::GENERATION.base, Bytes::new(16));
+    let node = fdt.begin_node(&name("rng", id))?;
+    fdt.property_string("compatible", "microsoft,vmgenid")?;
+    reg(fdt, &[id])?;
+    interrupt(fdt, layout::GENERATION_SPI)?;
+    Ok(fdt.end_node(node)?)
 }
 
 fn strings(fdt: &mut FdtWriter, name: &str, values: &[&str]) -> Result<(), Error> {

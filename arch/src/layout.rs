@@ -11,6 +11,7 @@
 //! | `0x1000_0000` | `0x1000_1000` | serial port |
 //! | `0x1000_1000` | `0x1000_2000` | real-time clock |
 //! | `0x1000_2000` | `0x1000_3000` | GPIO controller (power key) |
+//! | `0x1001_0000` | `0x1002_0000` | generation ID of the VM: its first page is memory |
 //! | `0x2000_0000` | `0x3000_0000` | virtio-mmio devices |
 //! | `0x8000_0000` | | RAM |
 //!
@@ -46,6 +47,9 @@ pub const SERIAL: MemoryRange = range(0x1000_0000, Bytes::kib(4));
 pub const RTC: MemoryRange = range(0x1000_1000, Bytes::kib(4));
 /// GPIO controller (PL061), which carries the power key.
 pub const GPIO: MemoryRange = range(0x1000_2000, Bytes::kib(4));
+/// The generation ID of the VM, with room for a page of any host, and apart from devices on pages of any guest: it is
+/// memory, though no RAM.
+pub const GENERATION: MemoryRange = range(0x1001_0000, Bytes::kib(64));
 /// The window for virtio-mmio devices.
 pub const VIRTIO: MemoryRange = range(0x2000_0000, Bytes::mib(256));
 
@@ -55,6 +59,8 @@ pub const SERIAL_SPI: Spi = Spi::fixed::<0>();
 pub const RTC_SPI: Spi = Spi::fixed::<1>();
 /// Interrupt of the GPIO controller.
 pub const GPIO_SPI: Spi = Spi::fixed::<2>();
+/// Interrupt that says that the generation ID is new.
+pub const GENERATION_SPI: Spi = Spi::fixed::<3>();
 /// First interrupt of the virtio-mmio devices.
 pub const VIRTIO_FIRST_SPI: Spi = Spi::fixed::<16>();
 /// One virtio-mmio device: 0x100 bytes of registers and its configuration space, on a page of its own

@@ -124,6 +124,31 @@ fn a_guest_is_saved_and_restored_many_times_over() {
 }
 
 #[test]
+fn a_guest_finds_each_restore_and_no_pause_and_renews_its_random_numbers() {
+    Lab::new().run(|| {
+        let scratch = Scratch::new();
+        let folder = scratch.join("one");
+        let mut guest = small().start();
+        guest.report("ready");
+        guest.client().pause().unwrap();
+        guest.client().resume().unwrap();
+        assert_eq!(verified(&mut guest)["forks"], 0);
+
+        for restores in 1..3 {
+            save(&guest, &folder, &["--keep-paused", "--replace"]);
+            guest.stop();
+            guest = Plan::restore(&folder).start();
+            // The interrupt is there when the guest first runs; its report of the kernel's log need not be the first.
+            until("the guest finds that it was restored", || {
+                (verified(&mut guest)["forks"] == restores).then_some(())
+            });
+        }
+
+        power_off(guest);
+    });
+}
+
+#[test]
 fn a_restored_guest_is_paused_where_that_is_asked_for() {
     Lab::new().run(|| {
         let scratch = Scratch::new();

@@ -331,6 +331,18 @@ fn the_alarm_of_the_clock_is_a_level() {
 }
 
 #[test]
+fn the_generation_id_is_no_memory_of_the_guest_and_has_an_edge() {
+    let blob = blob(2, V3);
+    let fdt = Fdt::new(&blob).unwrap();
+
+    let node = fdt.find_node("/rng@10010000").unwrap();
+
+    assert_eq!(texts(node, "compatible"), ["microsoft,vmgenid"]);
+    assert_eq!(cells(node, "reg"), [0, 0x1001_0000, 0, 16]);
+    assert_eq!(cells(node, "interrupts"), [0, 3, 1]);
+}
+
+#[test]
 fn the_power_key_is_on_line_3_of_the_gpio_controller() {
     let blob = blob(2, V3);
     let fdt = Fdt::new(&blob).unwrap();

@@ -22,8 +22,16 @@ fn span(base: u64, size: u64) -> MemoryRange {
 
 #[test]
 fn device_windows_are_apart_and_below_ram() {
-    let windows =
-        [GIC_DISTRIBUTOR, GIC_CPU_INTERFACE, GIC_REDISTRIBUTORS, SERIAL, RTC, GPIO, VIRTIO];
+    let windows = [
+        GIC_DISTRIBUTOR,
+        GIC_CPU_INTERFACE,
+        GIC_REDISTRIBUTORS,
+        SERIAL,
+        RTC,
+        GPIO,
+        GENERATION,
+        VIRTIO,
+    ];
 
     for (index, window) in windows.iter().enumerate() {
         assert!(window.end() <= RAM_BASE, "{window}");
@@ -33,10 +41,11 @@ fn device_windows_are_apart_and_below_ram() {
 
 #[test]
 fn interrupts_are_distinct() {
-    let mut spis = [SERIAL_SPI, RTC_SPI, GPIO_SPI, VIRTIO_FIRST_SPI].map(Spi::number).to_vec();
+    let mut spis =
+        [SERIAL_SPI, RTC_SPI, GPIO_SPI, GENERATION_SPI, VIRTIO_FIRST_SPI].map(Spi::number).to_vec();
     spis.dedup();
 
-    assert_eq!(spis, [0, 1, 2, 16]);
+    assert_eq!(spis, [0, 1, 2, 3, 16]);
 }
 
 #[test]

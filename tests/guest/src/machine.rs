@@ -1,6 +1,8 @@
 //! What the guest can see of its machine.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 /// The text of a file, trimmed; empty where there is none.
@@ -71,6 +73,24 @@ fn parse_list(list: &str) -> Vec<usize> {
         }
     }
     numbers
+}
+
+/// How often the kernel has found that it continues in another VM (add_vmfork_randomness in drivers/char/random.c).
+pub(crate) fn forks() -> io::Result<usize> {
+    let mut log = File::options().read(true).custom_flags(libc::O_NONBLOCK).open("/dev/kmsg")?;
+    let (mut forks, mut record) = (0, [0; 8192]);
+    loop {
+        match log.read(&mut record) {
+            Ok(length) => {
+                let text = String::from_utf8_lossy(record.get(..length).unwrap_or_default());
+                forks += usize::from(text.contains("crng reseeded due to virtual machine fork"));
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(forks),
+            // It was overwritten before it was read.
+            Err(error) if error.raw_os_error() == Some(libc::EPIPE) => {}
+            Err(error) => return Err(error),
+        }
+    }
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::state::{GicRegister, GicState};
 use super::{CpuRequest, Error, Hypervisor, Vcpus, Vm};
-use crate::memory::GuestRam;
+use crate::memory::{GuestRam, SharedPage};
 use crate::vcpu::Vcpu;
 use crate::vcpu::fake::{Event, FakeVcpu, Guest, Step};
 
@@ -114,13 +114,18 @@ impl Vm for FakeVm {
         }
     }
 
+    fn show(&mut self, at: GuestAddress, page: SharedPage) -> Result<(), Error> {
+        self.guest.note(Event::Shown(at, page.first()));
+        Ok(())
+    }
+
     fn irq(&self, _: Spi) -> Result<Box<dyn IrqLine>, Error> {
         self.guest.note(Event::Note("interrupt"));
         Ok(Box::new(Line))
     }
 
-    fn level_irq(&self, _: Spi) -> Box<dyn LevelLine> {
-        Box::new(Line)
+    fn level_irq(&self, spi: Spi) -> Box<dyn LevelLine> {
+        Box::new(FakeLevel(self.guest.clone(), spi))
     }
 
     fn doorbell(&self, _: GuestAddress, _: u32) -> Result<EventFd, Error> {
@@ -161,8 +166,11 @@ impl IrqLine for Line {
     }
 }
 
-impl LevelLine for Line {
-    fn set(&self, _: bool) -> io::Result<()> {
+struct FakeLevel(Guest, Spi);
+
+impl LevelLine for FakeLevel {
+    fn set(&self, high: bool) -> io::Result<()> {
+        self.0.note(Event::Level(self.1, high));
         Ok(())
     }
 }

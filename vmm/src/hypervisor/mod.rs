@@ -16,7 +16,7 @@ use devices::ports::{IrqLine, LevelLine};
 use vm_memory::GuestAddress;
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::memory::GuestRam;
+use crate::memory::{GuestRam, SharedPage};
 use crate::vcpu::Vcpu;
 use state::{GicState, VcpuState};
 
@@ -70,6 +70,12 @@ pub trait Vm {
     /// # Errors
     /// When it is the state of another interrupt controller, or the hypervisor refuses.
     fn restore_gic(&self, state: &GicState) -> Result<(), Error>;
+
+    /// Shows the guest a page at an address where there is none. The guest can only read it.
+    ///
+    /// # Errors
+    /// When the hypervisor refuses.
+    fn show(&mut self, at: GuestAddress, page: SharedPage) -> Result<(), Error>;
 
     /// An edge-triggered interrupt line of the guest.
     ///

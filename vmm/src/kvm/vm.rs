@@ -11,7 +11,7 @@ use arch::regs::Mpidr;
 use devices::ports::{IrqLine, LevelLine};
 use kvm_bindings::{
     KVM_ARM_IRQ_TYPE_SHIFT, KVM_ARM_IRQ_TYPE_SPI, KVM_CAP_ARM_MTE, KVM_CAP_ARM_NISV_TO_USER,
-    KVM_MEM_LOG_DIRTY_PAGES, kvm_enable_cap, kvm_userspace_memory_region,
+    KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, kvm_enable_cap, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{DeviceFd, IoEventAddress, VmFd};
 use vm_memory::GuestAddress;
@@ -22,12 +22,15 @@ use super::vcpu::KvmVcpu;
 use super::{Error, Host, call, gic, gic_state};
 use crate::hypervisor::state::GicState;
 use crate::hypervisor::{self, CpuRequest, Vcpus};
-use crate::memory::{Backing, GuestRam};
+use crate::memory::{Backing, GuestRam, SharedPage};
 use crate::vcpu::Vcpu;
 
 /// The most memory in one slot: KVM counts a slot's pages in 31 bits (KVM_MEM_MAX_NR_PAGES), which is
 /// 8 TiB of 4 KiB pages; a power of two below keeps huge pages aligned.
 const MAX_SLOT: u64 = 4 << 40;
+
+/// The first slot that is not of guest memory, which takes up to 1024.
+const FIRST_SHOWN: u32 = 4096;
 
 /// The interrupt controller, and the affinities of its vCPUs by index.
 struct CreatedGic {
@@ -44,6 +47,8 @@ pub(super) struct Vm {
     gic: Option<CreatedGic>,
     fd: Arc<VmFd>,
     ram: GuestRam,
+    /// What else the guest can read.
+    shown: Vec<SharedPage>,
     features: CpuFeatures,
 }
 
@@ -65,7 +70,7 @@ impl Vm {
         let nisv = kvm_enable_cap { cap: KVM_CAP_ARM_NISV_TO_USER, ..Default::default() };
         let _ = fd.enable_cap(&nisv);
         let fd = Arc::new(fd);
-        let vm = Self { gic: None, fd, ram, features: host.cpu_features() };
+        let vm = Self { gic: None, fd, ram, shown: Vec::new(), features: host.cpu_features() };
         vm.set_memory(0).map_err(|errno| {
             let backing = vm.ram.backing();
             // Every page must be able to have tags: kvm_arch_prepare_memory_region.
@@ -149,6 +154,22 @@ impl hypervisor::Vm for Vm {
     fn restore_gic(&self, state: &GicState) -> Result<(), Error> {
         let CreatedGic { device, kind, cpus } = self.gic.as_ref().ok_or(Error::NoGic)?;
         gic_state::restore(device, kind, cpus, state)
+    }
+
+    fn show(&mut self, at: GuestAddress, page: SharedPage) -> Result<(), Error> {
+        let region = kvm_userspace_memory_region {
+            slot: FIRST_SHOWN + self.shown.len() as u32,
+            flags: KVM_MEM_READONLY,
+            guest_phys_addr: at.0,
+            memory_size: SharedPage::size().get(),
+            userspace_addr: page.host_address(),
+        };
+        // SAFETY: the page stays mapped until the VM is gone, as `self.shown` is dropped after it. The guest cannot
+        // write to it, and nothing here refers to its contents.
+        unsafe { self.fd.set_user_memory_region(region) }
+            .map_err(call("show a page to the guest"))?;
+        self.shown.push(page);
+        Ok(())
     }
 
     /// An event that KVM turns into the interrupt by itself (KVM_IRQFD).

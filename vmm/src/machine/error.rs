@@ -39,6 +39,12 @@ pub enum Error {
     /// The host has no randomness for the guest's seeds.
     #[error("the host gives no random bytes for the guest's seeds")]
     Seeds(#[source] rustix::io::Errno),
+    /// There is no generation ID.
+    #[error("the host gives no memory or no random bytes for the VM's generation ID")]
+    Generation(#[source] rustix::io::Errno),
+    /// The guest cannot be notified of its new generation ID.
+    #[error("KVM does not raise the interrupt for the VM's generation ID; please report this")]
+    GenerationInterrupt(#[source] io::Error),
     /// Two devices claim one address.
     #[error("the memory map is contradictory; please report this")]
     Bus(#[from] devices::bus::Error),
@@ -156,6 +162,8 @@ impl Error {
             | Self::Memory(_)
             | Self::BootState(_)
             | Self::Seeds(_)
+            | Self::Generation(_)
+            | Self::GenerationInterrupt(_)
             | Self::TagStorage(_)
             | Self::BorrowerLease(_)
             | Self::Net { .. }

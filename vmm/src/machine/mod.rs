@@ -5,6 +5,7 @@ mod boot;
 mod contents;
 mod devices;
 mod error;
+mod generation;
 mod lazy;
 mod metrics;
 mod run_state;
@@ -88,7 +89,8 @@ impl Machine {
         quiesce: Quiesce,
         log: EventLog,
     ) -> Result<Self, Error> {
-        let Board { vm, mut cpus, caches, origin, mte, tags, placement, base } = board;
+        let Board { mut vm, mut cpus, caches, origin, mte, tags, placement, base } = board;
+        generation::renew(&mut *vm)?;
         let throttle = console.throttle();
         let gate = QueueGate::default();
         let lazy = match &origin {

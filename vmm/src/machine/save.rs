@@ -13,7 +13,7 @@ use thiserror::Error;
 
 use super::devices::{DeviceSet, StateError};
 use super::lazy::{self, LazyMemory};
-use super::{Error, Machine};
+use super::{Error, Machine, generation};
 use crate::config::ClockMode;
 use crate::hypervisor::state::{ClockState, GicState, VcpuState};
 use crate::hypervisor::{self, Vcpus, Vm};
@@ -135,6 +135,7 @@ pub(super) fn restore(
         vcpu.restore(state).map_err(hypervisor::Error::from)?;
     }
     vm.restore_gic(&gic)?;
+    generation::announce(vm)?;
     devices.restore(&states)?;
     Ok(match mode {
         ClockMode::Stop => clock.counter,

@@ -303,6 +303,54 @@ fn a_saved_machine_is_restored_in_one_order_and_its_counter_continues() {
     assert!(!events.iter().any(|event| matches!(event, Event::BootState { .. })), "{events:?}");
 }
 
+/// The generation ID that a guest finds, and where.
+fn generation(hypervisor: &FakeHypervisor) -> [u8; 16] {
+    let events = hypervisor.guest.events();
+    let shown = events.iter().filter_map(|event| match event {
+        Event::Shown(at, id) => Some((*at, *id)),
+        _ => None,
+    });
+    let [(at, id)] = shown.collect::<Vec<_>>()[..] else { panic!("{events:?}") };
+    assert_eq!(at, layout::GENERATION.base);
+    let (shown, entered) = (
+        position(&events, Event::Shown(at, id)),
+        events.iter().position(|event| matches!(event, Event::Entered(..))).unwrap(),
+    );
+    assert!(shown < entered, "{events:?}");
+    id
+}
+
+#[test]
+fn each_boot_and_each_restore_has_an_id_of_its_own_and_a_restored_guest_is_notified() {
+    let level = |high| Event::Level(layout::GENERATION_SPI, high);
+    let ids = || {
+        let booted = FakeHypervisor::new([vec![]]);
+        let mut machine = machine(&booted, 1);
+        machine.resume().unwrap();
+        booted.guest.wait_until_inside(1);
+        machine.pause().unwrap();
+        let state = machine.save().unwrap();
+        assert!(!booted.guest.events().contains(&level(true)));
+        // A pause makes no other VM of it.
+        machine.resume().unwrap();
+        let id = generation(&booted);
+
+        let hypervisor = FakeHypervisor::new([vec![]]);
+        let mut machine = restored(&hypervisor, 1, state).unwrap();
+        machine.resume().unwrap();
+        hypervisor.guest.wait_until_inside(1);
+        let events = hypervisor.guest.events();
+        let gic = position(&events, Event::Note("GIC restored"));
+        let (up, down) = (position(&events, level(true)), position(&events, level(false)));
+        assert!(gic < up && up < down, "{events:?}");
+        [id, generation(&hypervisor)]
+    };
+
+    let ids: std::collections::BTreeSet<_> = [ids(), ids()].concat().into_iter().collect();
+
+    assert_eq!(ids.len(), 4, "{ids:?}");
+}
+
 #[test]
 fn a_machine_that_was_restored_can_be_saved_before_it_runs() {
     let state = saved(1, 5000);

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
+use arch::irq::Spi;
 use arch::regs::RegId;
 use vm_memory::GuestAddress;
 
@@ -50,6 +51,10 @@ pub(crate) enum Event {
         entry: GuestAddress,
         fdt: GuestAddress,
     },
+    /// A page for the guest, and what it begins with.
+    Shown(GuestAddress, [u8; 16]),
+    /// A level of an interrupt line.
+    Level(Spi, bool),
     /// Something else of the fake machine.
     Note(&'static str),
 }

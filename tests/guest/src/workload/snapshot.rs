@@ -238,6 +238,7 @@ impl Memory {
             "wrong_words": wrong.words,
             "ticking": ticking,
             "stopped": stopped,
+            "forks": machine::forks().map_err(|error| format!("no log of the kernel: {error}"))?,
             "children_stopped": children_stopped,
             "ok": wrong == Wrong::default() && ticking == cpus && stopped && children_stopped,
         }))
