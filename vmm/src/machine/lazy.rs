@@ -13,7 +13,7 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 
@@ -28,6 +28,7 @@ use super::contents::Contents;
 use crate::error::{chain, say};
 use crate::memory::{self, Backing, DiscardHooks, GuestRam, Outcome};
 use crate::snapshot::{self, MemoryReader, PageSet};
+use crate::sys::numa::Rule;
 use crate::sys::thread;
 use crate::sys::uffd::{self, Uffd};
 
@@ -105,19 +106,31 @@ type OnFailure = Box<dyn Fn(String) + Send + Sync>;
 struct Shared {
     uffd: Uffd,
     ram: GuestRam,
-    reader: MemoryReader,
+    /// What chunks are read with, one at a time, until all are. Its lock is held while the file is read, and taken
+    /// before that of `chunks`.
+    source: Mutex<Option<Source>>,
+    /// Never locked while the file is read: a disk that is slow must not hold up what gives memory back.
     chunks: Mutex<Chunks>,
     stop: OwnedFd,
-    /// How many chunks are yet to be loaded: read without the lock, which is held while the file is read.
+    /// How many chunks are yet to be loaded.
     left: AtomicU64,
+    /// Whether the file is read at present.
+    reading: AtomicBool,
     on_failure: OnceLock<OnFailure>,
 }
 
-/// The chunks that are yet to be loaded. One lock for all: a discard never meets a chunk that is being loaded.
-struct Chunks {
-    /// Each with the pages that the guest has given back since.
-    pending: BTreeMap<u64, PageSet>,
+/// The file, and where a chunk of it is put together.
+struct Source {
+    reader: MemoryReader,
     aside: Contents,
+    /// Where the pages aside are taken from.
+    rule: Option<Rule>,
+}
+
+/// The chunks that are yet to be loaded.
+struct Chunks {
+    /// Each with the pages that the guest has given back since, before it is read or meanwhile.
+    pending: BTreeMap<u64, PageSet>,
     failure: Option<String>,
 }
 
@@ -143,10 +156,16 @@ impl LazyMemory {
         let uffd = Uffd::with_moves()?;
         let stop = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(|errno| Error::Host(errno.into()))?;
-        let chunks = Mutex::new(Chunks { pending, aside, failure: None });
-        let (left, on_failure) = (AtomicU64::new(0), OnceLock::new());
-        let shared = Shared { uffd, ram: ram.clone(), reader, chunks, stop, left, on_failure };
-        let shared = Arc::new(shared);
+        let shared = Arc::new(Shared {
+            uffd,
+            ram: ram.clone(),
+            source: Mutex::new(Some(Source { reader, aside, rule: None })),
+            chunks: Mutex::new(Chunks { pending, failure: None }),
+            stop,
+            left: AtomicU64::new(0),
+            reading: AtomicBool::new(false),
+            on_failure: OnceLock::new(),
+        });
         shared.arm()?;
         let own = Arc::clone(&shared);
         let thread = thread::spawn("loader", STACK_SIZE, move || own.run());
@@ -167,14 +186,16 @@ impl LazyMemory {
     /// # Errors
     /// When a chunk cannot be loaded. The VM ends then.
     pub(crate) fn finish(&self) -> Result<(), Error> {
-        let mut chunks = self.shared.lock();
-        while let Some(chunk) = chunks.pending.keys().next().copied() {
-            if let Err(error) = self.shared.load(&mut chunks, chunk) {
-                self.shared.give_up(&mut chunks, chunk, &error);
-                return Err(error);
-            }
+        let next = || self.shared.lock().pending.keys().next().copied();
+        while let Some(chunk) = next() {
+            self.shared.load(chunk)?;
         }
         Ok(())
+    }
+
+    /// Whether a chunk is being read, for which a thread may wait.
+    pub(crate) fn is_reading(&self) -> bool {
+        self.shared.reading.load(Ordering::Relaxed)
     }
 
     /// How much of guest memory is yet to be loaded, in whole chunks.
@@ -249,15 +270,13 @@ impl Shared {
         self.count(&chunks);
     }
 
-    /// Ends the VM for a chunk that cannot be loaded. Whoever touches it must neither wait for good nor see other
+    /// Ends the VM for a chunk that cannot be loaded. A thread that touches it must neither wait for good nor see other
     /// contents.
-    fn give_up(&self, chunks: &mut Chunks, chunk: u64, error: &Error) {
-        self.report(chunks, chain(error));
+    fn give_up(&self, chunk: u64, error: &Error) {
+        let mut chunks = self.lock();
+        self.report(&mut chunks, chain(error));
         chunks.pending.remove(&chunk);
-        self.count(chunks);
-        // Half of a chunk may be in it.
-        let all = PageSet::of(0..(CHUNK.get() / page_size()) as usize);
-        let _ = chunks.aside.discard(&all);
+        self.count(&chunks);
         self.poison(chunk);
     }
 
@@ -296,28 +315,63 @@ impl Shared {
             self.uffd.read(&mut faults)?;
             for fault in faults.drain(..) {
                 let offset = fault.address.saturating_sub(self.ram.host_address());
-                let (chunk, mut chunks) = (offset / CHUNK.get(), self.lock());
-                if let Err(error) = self.load(&mut chunks, chunk) {
-                    self.give_up(&mut chunks, chunk, &error);
-                }
+                // An error has been reported; the VM ends.
+                let _ = self.load(offset / CHUNK.get());
             }
         }
     }
 
-    /// Loads a chunk, unless it is loaded, and wakes those who wait for it.
-    fn load(&self, chunks: &mut Chunks, chunk: u64) -> Result<(), Error> {
-        let range = self.addresses(chunk);
-        if let Some(dropped) = chunks.pending.get(&chunk) {
-            self.reader.load_chunk(chunk, &chunks.aside, 0)?;
-            chunks.aside.discard(dropped).map_err(Error::Host)?;
+    /// Loads a chunk, unless it is loaded, and wakes those who wait for it. One that cannot be loaded ends the VM.
+    fn load(&self, chunk: u64) -> Result<(), Error> {
+        let mut source = self.source.lock().unwrap_or_else(PoisonError::into_inner);
+        let loaded = match source.as_mut().filter(|_| self.lock().pending.contains_key(&chunk)) {
+            Some(source) => self.read(source, chunk),
+            None => Ok(()),
+        };
+        let settled = loaded.and_then(|()| self.settle(&self.addresses(chunk)));
+        if let Err(error) = &settled {
+            self.give_up(chunk, error);
+        }
+        if self.left.load(Ordering::Relaxed) == 0 {
+            // Nothing is read any more: the file is closed, and the memory aside goes back.
+            *source = None;
+        }
+        settled
+    }
+
+    /// Reads a chunk that is pending.
+    fn read(&self, source: &mut Source, chunk: u64) -> Result<(), Error> {
+        let Source { reader, aside, rule } = source;
+        let (from, to) = (self.addresses(chunk), aside.host_address());
+        // The pages become those of the guest, which a lender of tag storage has a rule for (mbind(2)).
+        let wanted = Rule::at(from.start).map_err(Error::Host)?;
+        if let Some(new) = wanted.filter(|_| wanted != *rule) {
+            new.set(to..to + CHUNK.get()).map_err(Error::Host)?;
+            *rule = wanted;
+        }
+        self.reading.store(true, Ordering::Relaxed);
+        let read = reader.load_chunk(chunk, aside, 0);
+        self.reading.store(false, Ordering::Relaxed);
+        let mut chunks = self.lock();
+        let dropped = chunks.pending.get(&chunk).filter(|_| read.is_ok());
+        // What cannot be used must not be part of the next one: half of a chunk, or one that was all given back while
+        // it was read.
+        let all = PageSet::of(0..(CHUNK.get() / page_size()) as usize);
+        aside.discard(dropped.unwrap_or(&all)).map_err(Error::Host)?;
+        let is_wanted = dropped.is_some();
+        read?;
+        if is_wanted {
             // SAFETY: the memory aside is this one's own, and anonymous; guest memory may have any contents, and none
             // is in this chunk yet, as all touches of it are stopped.
-            unsafe { self.uffd.move_in(&range, chunks.aside.host_address()) }
-                .map_err(|source| Error::Move { chunk, source })?;
+            let moved = unsafe { self.uffd.move_in(&self.addresses(chunk), aside.host_address()) };
+            if let Err(source) = moved {
+                let _ = aside.discard(&all);
+                return Err(Error::Move { chunk, source });
+            }
             chunks.pending.remove(&chunk);
-            self.count(chunks);
+            self.count(&chunks);
         }
-        self.settle(&range)
+        Ok(())
     }
 
     /// Leaves a chunk to the kernel.
@@ -354,6 +408,13 @@ impl Shared {
                 // It stays watched if it must; a touch of it is settled then.
                 let _ = self.settle(&self.addresses(chunk));
             }
+        }
+        drop(chunks);
+        // Else the next load closes the file.
+        if let Ok(mut source) = self.source.try_lock()
+            && self.left.load(Ordering::Relaxed) == 0
+        {
+            *source = None;
         }
     }
 }

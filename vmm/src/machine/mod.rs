@@ -338,7 +338,11 @@ impl Machine {
         self.quiesce.set(true);
         let tags = self.tags.as_ref();
         let waits = |thread| tags.is_some_and(|tags| tags.is_waiting(thread));
-        let paused = self.vcpus.pause_excusing(waits);
+        let reads = || self.lazy.as_ref().is_some_and(LazyMemory::is_reading);
+        let paused = self.vcpus.pause_excusing(waits).map_err(|error| match error {
+            vcpu::Error::Stuck { vcpu } if reads() => vcpu::Error::Loading { vcpu },
+            error => error,
+        });
         match paused {
             Ok(()) => {
                 self.gate.close();

@@ -18,6 +18,7 @@ use crate::error::chain;
 use crate::events::Event;
 use crate::machine::{Machine, PauseReason};
 use crate::spec::{DiskSpec, NetSpec, RateLimiterChange, Spec};
+use crate::vcpu;
 
 /// Everything that a client of the control socket may do.
 pub(super) struct MachineController {
@@ -185,7 +186,10 @@ impl Controller for MachineController {
 
     fn pause(&mut self) -> Result<(), ControlError> {
         let paused = self.machine()?.borrow_mut().pause();
-        paused.map_err(|error| ControlError::failed("pause the VM", error))
+        paused.map_err(|error| match error {
+            vcpu::Error::Loading { .. } => ControlError::unavailable("pause the VM", error),
+            _ => ControlError::failed("pause the VM", error),
+        })
     }
 
     fn resume(&mut self) -> Result<(), ControlError> {

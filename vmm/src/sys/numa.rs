@@ -32,6 +32,8 @@ const PREFERRED_MANY: libc::c_int = 5;
 /// `MPOL_MF_STRICT` and `MPOL_MF_MOVE`.
 const STRICT: libc::c_uint = 1;
 const MOVE: libc::c_uint = 1 << 1;
+/// `MPOL_F_ADDR`.
+const OF_ADDRESS: libc::c_ulong = 1 << 1;
 /// `MADV_POPULATE_WRITE`, since Linux 5.14, and `MADV_DONTNEED_LOCKED`, since 5.18.
 const POPULATE_WRITE: libc::c_int = 23;
 const DISCARD_LOCKED: libc::c_int = 24;
@@ -82,7 +84,15 @@ fn done(result: libc::c_long) -> io::Result<()> {
 /// What the host answers; EIO when pages could not follow. The rule holds even then.
 pub(crate) fn set_rule(addresses: Range<u64>, rule: &MemPolicy, follow: bool) -> io::Result<()> {
     let (mode, nodes) = rule.parts();
-    let flags = if follow { STRICT | MOVE } else { 0 };
+    bind(addresses, mode, nodes, if follow { STRICT | MOVE } else { 0 })
+}
+
+fn bind(
+    addresses: Range<u64>,
+    mode: libc::c_int,
+    nodes: &NodeSet,
+    flags: libc::c_uint,
+) -> io::Result<()> {
     // SAFETY: the call reads `BITS` bits, which the set has, and changes where pages are, not what is in
     // them. The kernel checks the addresses.
     let result = unsafe {
@@ -97,6 +107,46 @@ pub(crate) fn set_rule(addresses: Range<u64>, rule: &MemPolicy, follow: bool) ->
         )
     };
     done(result)
+}
+
+/// Where the pages of some addresses are taken from, in the kernel's own words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Rule {
+    mode: libc::c_int,
+    nodes: NodeSet,
+}
+
+impl Rule {
+    /// That of the mapping at this address; `None` where the kernel has no NUMA nodes.
+    ///
+    /// # Errors
+    /// What the host answers: EFAULT where there is no mapping.
+    pub(crate) fn at(address: u64) -> io::Result<Option<Self>> {
+        let mut rule = Self { mode: 0, nodes: NodeSet::new([]) };
+        // SAFETY: the call writes the mode, and at most `BITS` bits, which the set has. The kernel checks the address.
+        let result = unsafe {
+            libc::syscall(
+                libc::SYS_get_mempolicy,
+                &raw mut rule.mode,
+                rule.nodes.0.as_mut_ptr(),
+                BITS,
+                address,
+                OF_ADDRESS,
+            )
+        };
+        match done(result) {
+            Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => Ok(None),
+            read => read.map(|()| Some(rule)),
+        }
+    }
+
+    /// Has the pages of other addresses taken from there, those that are to come.
+    ///
+    /// # Errors
+    /// What the host answers.
+    pub(crate) fn set(&self, addresses: Range<u64>) -> io::Result<()> {
+        bind(addresses, self.mode, &self.nodes, 0)
+    }
 }
 
 /// Sets where this thread, and every thread that it starts later, takes memory from that has no rule of its
@@ -237,5 +287,32 @@ impl Drop for LockedMapping {
         // SAFETY: the mapping is this value's, and nothing refers to it.
         let unmapped = unsafe { munmap(self.base.as_ptr().cast(), self.length) };
         debug_assert!(unmapped.is_ok(), "munmap of an owned mapping: {unmapped:?}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn a_rule_is_taken_over_from_other_addresses() {
+        let size = Bytes::mib(2);
+        let held = |rule| LockedMapping::new(size, &rule, false).unwrap();
+        let (from, to) =
+            (held(MemPolicy::Prefer(NodeSet::new([0]))), held(MemPolicy::Bind(NodeSet::new([0]))));
+        let addresses = |held: &LockedMapping| held.addresses(&(Bytes::ZERO..size));
+        let rule_of = |held| Rule::at(addresses(held).start).unwrap();
+        let Some(rule) = rule_of(&from) else { return };
+        assert_ne!(rule_of(&to), Some(rule));
+
+        rule.set(addresses(&to)).unwrap();
+
+        assert_eq!(rule_of(&to), Some(rule));
+        // A mapping without a rule has one too, by which a rule is taken back.
+        let none = vec![0u8; 1 << 20];
+        Rule::at(none.as_ptr() as u64).unwrap().unwrap().set(addresses(&to)).unwrap();
+        assert_ne!(rule_of(&to), Some(rule));
     }
 }

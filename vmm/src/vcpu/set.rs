@@ -41,6 +41,16 @@ pub enum Error {
         /// Which vCPU.
         vcpu: usize,
     },
+    /// A vCPU waits for memory that is loaded as it is touched.
+    #[error(
+        "vCPU {vcpu} has waited for {} s for memory of the snapshot that it was restored from, and cannot stop before it \
+         has that: look at the disk with the snapshot, and try again",
+        LEAVE_DEADLINE.as_secs()
+    )]
+    Loading {
+        /// Which vCPU.
+        vcpu: usize,
+    },
     /// A vCPU that is to be saved is in the guest.
     #[error(
         "vCPU {vcpu} waits for a page of guest memory, and cannot be saved before it has it: give the VM tag storage"
