@@ -1,13 +1,16 @@
 //! A folder that is whole when it is there.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, ErrorKind};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use arch::units::Bytes;
-use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with};
+use rustix::io::Errno;
+use rustix::process::{Pid, test_kill_process};
 use vmm::config::SnapshotFiles;
 
 use crate::failure::Failure;
@@ -18,6 +21,8 @@ pub(super) struct Place {
     path: PathBuf,
     /// Where the files are until then.
     work: PathBuf,
+    /// That folder, locked: it is in use, whatever process ids another sees.
+    _lock: File,
     /// Whether there is a snapshot already.
     replaces: bool,
 }
@@ -58,14 +63,14 @@ impl Place {
         let path = path.map_err(|error| failed("find", error))?;
         let name = path.file_name();
         let name = name.ok_or_else(|| Failure::usage(format!("{shown} names no folder")))?;
-        let mut beside = OsString::from(".");
-        beside.push(name);
-        beside.push(format!(".{}.new", std::process::id()));
-        let work = path.with_file_name(beside);
+        remove_abandoned(&path, name);
+        let work = path.with_file_name(beside(name, std::process::id()));
         // Guest memory is for its user's eyes only.
-        let made = DirBuilder::new().mode(0o700).create(&work);
-        made.map_err(|error| failed("make a folder beside", error))?;
-        Ok(Self { path, work, replaces })
+        let made = DirBuilder::new().mode(0o700).create(&work).and_then(|()| File::open(&work));
+        let lock = made.map_err(|error| failed("make a folder beside", error))?;
+        // Where a file system has no locks, nothing finds it abandoned either.
+        let _ = flock(&lock, FlockOperation::NonBlockingLockExclusive);
+        Ok(Self { path, work, _lock: lock, replaces })
     }
 
     /// The files to write.
@@ -99,6 +104,41 @@ impl Drop for Place {
         // It holds what was not finished, or the snapshot that was replaced; or is not there any more.
         let _ = fs::remove_dir_all(&self.work);
     }
+}
+
+/// The name of the folder in which this process makes a snapshot.
+fn beside(name: &OsStr, process: u32) -> OsString {
+    let mut beside = OsString::from(".");
+    beside.push(name);
+    beside.push(format!(".{process}.new"));
+    beside
+}
+
+/// Removes what processes have left that were killed while they made this snapshot, as a second Ctrl-C does.
+fn remove_abandoned(path: &Path, name: &OsStr) {
+    let parent = path.parent().unwrap_or(Path::new("/"));
+    for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir())
+            && let Some(process) = maker(&entry.file_name(), name)
+            && is_gone(process)
+            && let Ok(folder) = File::open(entry.path())
+            && flock(&folder, FlockOperation::NonBlockingLockExclusive).is_ok()
+        {
+            // A VM that still writes to it finds that it is gone, and runs on.
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
+/// The process that a folder is of, if it is one beside `name`.
+fn maker(folder: &OsStr, name: &OsStr) -> Option<Pid> {
+    let rest = folder.as_bytes().strip_prefix(b".")?.strip_prefix(name.as_bytes())?;
+    let process = rest.strip_prefix(b".")?.strip_suffix(b".new")?;
+    Pid::from_raw(str::from_utf8(process).ok()?.parse().ok().filter(|process| *process > 0)?)
+}
+
+fn is_gone(process: Pid) -> bool {
+    test_kill_process(process) == Err(Errno::SRCH)
 }
 
 fn own_names() -> [OsString; 2] {
@@ -154,6 +194,36 @@ mod tests {
         assert!(place.commit().unwrap_err().message.contains("one"));
 
         assert!(names(scratch.path()).is_empty());
+    }
+
+    /// The id of a process that has ended.
+    fn gone() -> u32 {
+        let mut process = std::process::Command::new("true").spawn().unwrap();
+        process.wait().unwrap();
+        process.id()
+    }
+
+    #[test]
+    fn what_a_killed_process_left_of_this_snapshot_is_removed_and_nothing_else() {
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("one");
+        let (gone, lives) = (gone(), std::os::unix::process::parent_id());
+        let left = scratch.path().join(format!(".one.{gone}.new"));
+        let in_use = fs::create_dir(&left).and_then(|()| File::open(&left)).unwrap();
+        fs::write(left.join("memory"), "half").unwrap();
+        let others = [format!(".two.{gone}.new"), format!(".one.{lives}.new"), ".one.0.new".into()];
+        others.iter().for_each(|name| fs::create_dir(scratch.path().join(name)).unwrap());
+        flock(&in_use, FlockOperation::NonBlockingLockExclusive).unwrap();
+
+        // A process in another namespace has no id here, but the lock.
+        drop(Place::prepare(&path, false).unwrap());
+        assert!(left.exists());
+        drop(in_use);
+        drop(Place::prepare(&path, false).unwrap());
+
+        let mut expected = others.map(OsString::from);
+        expected.sort();
+        assert_eq!(names(scratch.path()), expected);
     }
 
     #[test]
