@@ -94,6 +94,7 @@ const UNSAFE: &[&str] = &[
     "tests/guest/src/region.rs",
     "tests/guest/src/sockets.rs",
     "tests/guest/src/system.rs",
+    "tests/guest/src/vectors.rs",
     "tests/guest/src/workload/mte.rs",
     "tests/guest/src/workload/unserved.rs",
     "tests/lab/src/child.rs",

@@ -13,6 +13,7 @@ mod region;
 mod report;
 mod sockets;
 mod system;
+mod vectors;
 mod workload;
 
 use std::panic;

@@ -232,6 +232,20 @@ pub(crate) fn run_on(cpu: usize) -> io::Result<usize> {
     usize::try_from(current).map_err(|_| io::Error::last_os_error())
 }
 
+/// Has the calling thread run when no other of its processor wants to.
+///
+/// # Errors
+/// The kernel's.
+pub(crate) fn yield_to_others() -> io::Result<()> {
+    // The kernel's `struct sched_param` is this number alone (include/uapi/linux/sched/types.h).
+    let priority: libc::c_int = 0;
+    // SAFETY: the number is ours; 0 is the calling thread.
+    let status = unsafe {
+        libc::syscall(libc::SYS_sched_setscheduler, 0, libc::SCHED_IDLE, &raw const priority)
+    };
+    check(status)
+}
+
 /// A request of the GPIO character device for one input line whose rising edges are events.
 ///
 /// The layout of `struct gpio_v2_line_request` (include/uapi/linux/gpio.h); the arrays this program leaves

@@ -1,9 +1,12 @@
-//! `snapshot[,MIB]`: fills memory (64 MiB) with tags and data that only this run can know, and says on request whether
-//! all of it is still so. For guests that are saved and restored: nothing of this is on any disk.
+//! `snapshot[,MIB[,vectors]]`: fills memory (64 MiB) with tags and data that only this run can know, and says on request
+//! whether all of it is still so. For guests that are saved and restored: nothing of this is on any disk. With `vectors`
+//! a thread of each processor keeps a pattern in the registers of SVE, whenever nothing else runs there.
 //!
 //! It reports a beat every 200 ms, and answers lines on the console until `poweroff`: `verify` is answered by
-//! `verified`, and `change`, which writes some of the data and the tags anew, by `changed`.
+//! `verified`, `change`, which writes some of the data and the tags anew, by `changed`, and `offline N` and `online N`,
+//! which switch a processor off and on, by `switched`.
 
+use std::fs;
 use std::io::BufRead;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -14,6 +17,7 @@ use serde_json::{Value, json};
 
 use super::{After, mte, number};
 use crate::region::{GRANULE, Region};
+use crate::vectors::{self, Vectors};
 use crate::{machine, report, system};
 
 pub(super) const NAME: &str = "snapshot";
@@ -28,36 +32,102 @@ const TICKS: u64 = 5;
 const LOOKS: u32 = 6000;
 /// Granules that have one kind of pattern: 64 KiB.
 const PIECE: usize = 4096;
+/// For how many turns of a loop vectors are held: much longer than it takes to load them and to look at them.
+const TURNS: u64 = 2_000_000;
 
 pub(super) fn run(argument: Option<&str>) -> Result<After, String> {
-    let mib = usize::try_from(number(argument, 64)?).ok();
+    let (size, more) = match argument.and_then(|argument| argument.split_once(',')) {
+        Some((size, more)) => (Some(size), more),
+        None => (argument, ""),
+    };
+    if !["", "vectors"].contains(&more) {
+        return Err(format!("'{more}' is nothing that this workload does"));
+    }
+    let mib = usize::try_from(number(size, 64)?).ok();
     let size = mib.and_then(|mib| mib.checked_mul(1 << 20)).ok_or("so much memory is none")?;
     let nonce = system::random_word().map_err(|error| format!("no nonce: {error}"))?;
     let tagged = machine::has_mte();
     let region = Region::new(size, tagged).map_err(|error| format!("no memory: {error}"))?;
     let cpus = machine::online_cpus();
-    let memory = Memory { region, tagged, nonce, cpus, changes: AtomicU64::new(0) };
+    let mut memory = Memory { region, tagged, nonce, cpus, changes: AtomicU64::new(0) };
     memory.on_each_cpu(Memory::fill)?;
-    let ticks = tick_on_each(&memory.cpus);
-    let beat = Arc::new(AtomicU64::new(0));
+    let mut watch = Watch { beat: Arc::default(), ticks: Vec::new(), held: Vec::new() };
+    watch.ticks = memory.cpus.iter().map(|cpu| tick_on(*cpu)).collect();
+    if more == "vectors" {
+        let seed = |cpu: usize| mix(nonce ^ cpu as u64);
+        watch.held = memory.cpus.iter().map(|cpu| hold_on(*cpu, seed(*cpu))).collect();
+    }
     let cpus = memory.cpus.len();
-    report::send(NAME, "ready", json!({ "nonce": memory.nonce(), "cpus": cpus, "mte": tagged }));
-    let beats = Arc::clone(&beat);
+    let ready = json!({
+        "nonce": memory.nonce(), "cpus": cpus, "mte": tagged, "vector_bytes": vectors::length(),
+    });
+    report::send(NAME, "ready", ready);
+    let beats = Arc::clone(&watch.beat);
     thread::spawn(move || beat_forever(&beats));
     for line in std::io::stdin().lock().lines() {
-        match line.map_err(|error| format!("cannot read the console: {error}"))?.trim() {
-            "verify" => report::send(NAME, "verified", memory.verify(&ticks, &beat)?),
-            "change" => {
+        let line = line.map_err(|error| format!("cannot read the console: {error}"))?;
+        match line.trim().split_once(' ').unwrap_or((line.trim(), "")) {
+            ("verify", "") => report::send(NAME, "verified", memory.verify(&watch)?),
+            ("change", "") => {
                 memory.change()?;
                 report::send(NAME, "changed", json!({}));
             }
-            "poweroff" => return Ok(After::PowerOff),
-            other => return Err(format!("'{other}' is no command of this workload")),
+            ("poweroff", "") => return Ok(After::PowerOff),
+            (action @ ("offline" | "online"), cpu) => {
+                let on = action == "online";
+                let cpu = switch(cpu, on)?;
+                memory.cpus = machine::online_cpus();
+                if on {
+                    watch.ticks.push(tick_on(cpu));
+                }
+                report::send(NAME, "switched", json!({ "cpus": memory.cpus.len() }));
+            }
+            _ => return Err(format!("'{line}' is no command of this workload")),
         }
     }
     // A console that hangs up is no wish to end, nor to lose what was written.
     std::mem::forget(memory);
     Ok(After::Stay)
+}
+
+/// Switches a processor on or off.
+fn switch(cpu: &str, on: bool) -> Result<usize, String> {
+    let cpu = cpu.parse().map_err(|_| format!("'{cpu}' is no processor"))?;
+    let path = format!("/sys/devices/system/cpu/cpu{cpu}/online");
+    fs::write(&path, if on { "1" } else { "0" }).map_err(|error| format!("{path}: {error}"))?;
+    Ok(cpu)
+}
+
+/// What other threads count.
+struct Watch {
+    beat: Arc<AtomicU64>,
+    /// Ticks of each processor.
+    ticks: Vec<Arc<AtomicU64>>,
+    /// How often vectors were held on each processor, and were not as they had been set.
+    held: Vec<Arc<Held>>,
+}
+
+#[derive(Debug, Default)]
+struct Held {
+    times: AtomicU64,
+    wrong: AtomicU64,
+}
+
+/// Keeps a pattern in the vectors of a processor.
+fn hold_on(cpu: usize, seed: u64) -> Arc<Held> {
+    let held = Arc::new(Held::default());
+    let counted = Arc::clone(&held);
+    thread::spawn(move || {
+        if system::run_on(cpu).is_ok() && system::yield_to_others().is_ok() {
+            let pattern = Vectors::pattern(seed);
+            loop {
+                let same = pattern.hold(TURNS) == pattern;
+                counted.wrong.fetch_add(u64::from(!same), Ordering::Relaxed);
+                counted.times.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    });
+    held
 }
 
 fn beat_forever(beat: &AtomicU64) {
@@ -69,31 +139,28 @@ fn beat_forever(beat: &AtomicU64) {
     }
 }
 
-/// Counts, for each processor, the ends of sleeps there: each is an interrupt of that processor's timer.
-fn tick_on_each(cpus: &[usize]) -> Vec<Arc<AtomicU64>> {
-    let start = |cpu: &usize| {
-        let (cpu, ticks) = (*cpu, Arc::new(AtomicU64::new(0)));
-        let counted = Arc::clone(&ticks);
-        thread::spawn(move || {
-            if system::run_on(cpu).is_ok() {
-                loop {
-                    thread::sleep(TICK);
-                    counted.fetch_add(1, Ordering::Relaxed);
-                }
+/// Counts the ends of sleeps on a processor: each is an interrupt of that processor's timer.
+fn tick_on(cpu: usize) -> Arc<AtomicU64> {
+    let ticks = Arc::new(AtomicU64::new(0));
+    let counted = Arc::clone(&ticks);
+    thread::spawn(move || {
+        if system::run_on(cpu).is_ok() {
+            loop {
+                thread::sleep(TICK);
+                counted.fetch_add(1, Ordering::Relaxed);
             }
-        });
-        ticks
-    };
-    cpus.iter().map(start).collect()
+        }
+    });
+    ticks
 }
 
-/// How many of these counters move on.
-fn ticking(ticks: &[Arc<AtomicU64>]) -> usize {
-    let now = || ticks.iter().map(|ticks| ticks.load(Ordering::Relaxed));
-    let goals: Vec<u64> = now().map(|ticks| ticks.saturating_add(TICKS)).collect();
-    let there = || now().zip(&goals).filter(|(ticks, goal)| ticks >= *goal).count();
+/// How many of these counters move on by so much.
+fn moving<'a>(counters: impl Iterator<Item = &'a AtomicU64> + Clone, by: u64) -> usize {
+    let now = || counters.clone().map(|counter| counter.load(Ordering::Relaxed));
+    let goals: Vec<u64> = now().map(|count| count.saturating_add(by)).collect();
+    let there = || now().zip(&goals).filter(|(count, goal)| count >= *goal).count();
     for _ in 0..LOOKS {
-        if there() == ticks.len() {
+        if there() == goals.len() {
             break;
         }
         thread::sleep(TICK);
@@ -224,23 +291,32 @@ impl Memory {
         wrong
     }
 
-    fn verify(&self, ticks: &[Arc<AtomicU64>], beat: &AtomicU64) -> Result<Value, String> {
+    fn verify(&self, watch: &Watch) -> Result<Value, String> {
         let wrong = self.on_each_cpu(Self::look)?;
-        let (ticking, cpus) = (ticking(ticks), self.cpus.len());
+        let ticking = moving(watch.ticks.iter().map(|ticks| &**ticks), TICKS);
+        // What is held when this begins may have been held since the save.
+        let holding = moving(watch.held.iter().map(|held| &held.times), 2);
+        let wrong_vectors: u64 =
+            watch.held.iter().map(|held| held.wrong.load(Ordering::Relaxed)).sum();
         let stopped = if self.tagged { self.mismatch_is_stopped()? } else { true };
         let children_stopped = if self.tagged { mte::mistakes()? } else { true };
+        let moving = ticking == watch.ticks.len() && holding == watch.held.len();
+        let right = wrong == Wrong::default() && wrong_vectors == 0;
         Ok(json!({
             "nonce": self.nonce(),
-            "beat": beat.load(Ordering::Relaxed),
+            "beat": watch.beat.load(Ordering::Relaxed),
             "monotonic_ns": system::monotonic_ns(),
             "granules": self.granules(),
             "wrong_tags": wrong.tags,
             "wrong_words": wrong.words,
+            "wrong_vectors": wrong_vectors,
+            "cpus": self.cpus.len(),
             "ticking": ticking,
+            "holding": holding,
             "stopped": stopped,
             "forks": machine::forks().map_err(|error| format!("no log of the kernel: {error}"))?,
             "children_stopped": children_stopped,
-            "ok": wrong == Wrong::default() && ticking == cpus && stopped && children_stopped,
+            "ok": right && moving && stopped && children_stopped,
         }))
     }
 
