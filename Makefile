@@ -13,10 +13,10 @@ LAB_DIRECTORY := $(or $(TESSERA_LAB),target/lab)
 
 # ---- set-up: checked before every goal that builds, written down once ----
 
-BUILDING := run shell lab test check bench lint setup programs docs-generated install install-guest deb nested-tests nested-benches artifacts peers image image-tests
+BUILDING := run shell lab test check bench lint setup programs docs-generated install install-guest deb nested-tests nested-benches artifacts peers image image-tests soak
 SETUP_GOALS := $(filter $(BUILDING),$(MAKECMDGOALS))
 ifneq ($(SETUP_GOALS),)
-SETUP_GOALS += $(if $(IMAGE),image) $(if $(filter image-tests,$(MAKECMDGOALS)),image test)
+SETUP_GOALS += $(if $(IMAGE),image) $(if $(filter image-tests,$(MAKECMDGOALS)),image test) $(if $(filter soak,$(MAKECMDGOALS)),bench)
 endif
 ifneq ($(filter lab,$(MAKECMDGOALS)),)
 ifeq ($(wildcard $(SCRIPT)),)
@@ -35,7 +35,7 @@ endif
 $(LAB_DIRECTORY)/setup.mk: FORCE
 	@tests/lab/setup.sh $(SETUP_GOALS)
 
-.PHONY: FORCE help setup run shell lab test check bench lint clean programs docs-generated install install-guest deb nested-tests nested-benches artifacts peers image image-tests
+.PHONY: FORCE help setup run shell lab test check bench lint clean programs docs-generated install install-guest deb nested-tests nested-benches artifacts peers image image-tests soak
 
 help:
 	@printf '%s\n' \
@@ -45,6 +45,7 @@ help:
 	  '              make a Debian image for guests in $(LAB_DIRECTORY)/image, as any user, once; make shell IMAGE=1 boots it' \
 	  'make test     unit tests on this machine, then the nested tests' \
 	  'make image-tests  tests of the Debian image, which they make where it is missing' \
+	  'make soak     what some nested tests do a few times, hundreds of times: the better part of an hour' \
 	  'make check    lints and unit tests: what a change should pass before it is committed' \
   'make bench    figures in instructions of the nested host; takes minutes' \
 	  'make lab SCRIPT=file [FILES="a:/path b"] [ICOUNT=1] [NODE1=128M] [MEMORY=4G] [CPUS=2] [IMAGE=1] [APPEND="..."]' \
@@ -144,6 +145,10 @@ test: artifacts nested-tests
 image-tests: image artifacts deb
 	@$(call install-tests,--profile nested --test image)
 	@cargo nextest run --package tessera-tests --test image --profile image </dev/null
+
+soak: artifacts
+	@$(call install-tests,--profile nested --test soak)
+	@cargo nextest run --package tessera-tests --test soak --profile soak </dev/null
 
 check: lint
 	@tests/lab/test.sh

@@ -9,11 +9,12 @@ use testing::guest::{Guest, Plan};
 use testing::lab::Lab;
 use testing::memory::mappings;
 use testing::scratch::Scratch;
+use testing::snapshot::{continues, number, power_off, save, small, text, verified};
 use testing::template::Holder;
 use testing::wait::until;
 
 use crate::place::Place;
-use crate::snapshots::{balloon, continues, number, power_off, save, small, text, verified};
+use crate::snapshots::balloon;
 
 /// A snapshot of a guest that knows what its memory has, and what that said when it was ready and when it was last
 /// looked at.

@@ -5,76 +5,25 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::{Value, json};
+use testing::footprint::Footprint;
 use testing::guest::{Finished, Guest, Plan};
 use testing::lab::{Lab, program};
 use testing::scratch::Scratch;
+use testing::snapshot::{
+    beat, continues, cycles, kills, large, moments_of_a_boot, number, plan, power_off, restore,
+    save, small, text, verified,
+};
 use testing::wait::until;
 use vmm::api::model::State;
 
 use crate::reporting::KERNEL_16K;
-
-/// A guest that knows what its memory has.
-fn plan() -> Plan {
-    let plan = Plan::workload("snapshot").with("--memory", "256M").with("--cpus", "4");
-    plan.with("--mte", "require")
-}
-
-/// A small one.
-pub(crate) fn small() -> Plan {
-    small_of("128M")
-}
-
-fn small_of(memory: &str) -> Plan {
-    Plan::workload("snapshot,4").with("--memory", memory).with("--mte", "require")
-}
-
-pub(crate) fn text(path: &Path) -> &str {
-    path.to_str().unwrap()
-}
-
-/// Saves a guest in a folder of its own.
-pub(crate) fn save(guest: &Guest, folder: &Path, words: &[&str]) -> Value {
-    let words = [&["snapshot", text(folder), "--json"][..], words].concat();
-    let output = guest.tesseractl(&words).output().unwrap();
-    assert!(output.status.success(), "{output:?}");
-    serde_json::from_slice(&output.stdout).unwrap()
-}
-
-/// Has the guest look at all of its memory, which must be right.
-pub(crate) fn verified(guest: &mut Guest) -> Value {
-    let report = guest.order("verify", "verified");
-    assert_eq!(report["ok"], true, "{report}");
-    report
-}
-
-/// The number of the next beat.
-fn beat(guest: &mut Guest) -> u64 {
-    guest.report("beat")["beat"].as_u64().unwrap()
-}
-
-pub(crate) fn number(report: &Value, field: &str) -> u64 {
-    report[field].as_u64().unwrap()
-}
-
-/// It is the guest of these reports, later.
-pub(crate) fn continues(ready: &Value, before: &Value, after: &Value) {
-    assert_eq!(after["nonce"], ready["nonce"], "another guest");
-    for counter in ["beat", "monotonic_ns"] {
-        assert!(number(after, counter) > number(before, counter), "{counter}: {before} {after}");
-    }
-}
-
-pub(crate) fn power_off(mut guest: Guest) {
-    guest.type_line("poweroff");
-    guest.finish().expect_power_off();
-}
 
 #[test]
 fn a_guest_continues_in_another_process_with_all_its_tags() {
     Lab::new().run(|| {
         let scratch = Scratch::new();
         let folder = scratch.join("one");
-        let mut guest = plan().start();
+        let mut guest = large().with("--cpus", "4").start();
         let ready = guest.report("ready");
         let before = verified(&mut guest);
 
@@ -101,25 +50,15 @@ fn a_guest_continues_in_another_process_with_all_its_tags() {
 
 #[test]
 fn a_guest_is_saved_and_restored_many_times_over() {
+    Lab::new().run(|| cycles(small().with("--cpus", "2"), 4));
+}
+
+#[test]
+fn a_guest_is_saved_while_it_boots() {
     Lab::new().run(|| {
-        let scratch = Scratch::new();
-        let folder = scratch.join("one");
-        let mut guest = small().with("--cpus", "2").start();
-        let ready = guest.report("ready");
-        let mut before = verified(&mut guest);
-
-        for _ in 0..5 {
-            save(&guest, &folder, &["--keep-paused", "--replace"]);
-            assert_eq!(guest.client().instance().unwrap().state, State::Paused);
-            guest.stop();
-            guest = Plan::restore(&folder).start();
-            let after = verified(&mut guest);
-            continues(&ready, &before, &after);
-            before = after;
-        }
-
-        assert_eq!(scratch.names(), ["one"]);
-        power_off(guest);
+        let early = moments_of_a_boot(&small(), 3);
+        println!("{early} of 3 moments were before init");
+        assert!(early > 0);
     });
 }
 
@@ -146,6 +85,11 @@ fn a_guest_finds_each_restore_and_no_pause_and_renews_its_random_numbers() {
 
         power_off(guest);
     });
+}
+
+#[test]
+fn vms_that_are_killed_while_they_are_saved_and_restored_leave_nothing() {
+    Lab::new().emulated().run(|| kills(4));
 }
 
 #[test]
@@ -234,7 +178,7 @@ fn memory_is_loaded_as_it_is_touched() {
     Lab::new().run(|| {
         let scratch = Scratch::new();
         let folder = scratch.join("one");
-        let mut guest = plan().start();
+        let mut guest = large().with("--cpus", "4").start();
         let ready = guest.report("ready");
         let before = verified(&mut guest);
         save(&guest, &folder, &["--keep-paused"]);
@@ -251,6 +195,10 @@ fn memory_is_loaded_as_it_is_touched() {
         // What the guest has given back is not loaded when it takes it again.
         balloon(&guest, 64);
         continues(&ready, &before, &verified(&mut guest));
+        // A chunk comes as a huge page, where the host has such.
+        let huge = Footprint::of(&mut guest.client()).huge;
+        let pages = fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled").unwrap();
+        assert!(huge > 32 << 20 || pages.contains("[never]"), "{huge}");
         balloon(&guest, 0);
         continues(&ready, &before, &verified(&mut guest));
         // What is not loaded yet is in the next snapshot as well.
@@ -266,33 +214,47 @@ fn memory_is_loaded_as_it_is_touched() {
     });
 }
 
-/// A guest of four processors is saved, and continues in another process.
-fn saved_and_restored(how: &[&str]) {
+/// A guest of two processors, of which one is off, with a pattern in its vectors, is saved and continues in another
+/// process.
+fn saved_and_restored(ways: &[bool]) {
     let scratch = Scratch::new();
     let folder = scratch.join("one");
-    let mut guest = small().with("--cpus", "4").start();
+    let plan = Plan::workload("snapshot,4,vectors").with("--memory", "128M");
+    let mut guest = plan.with("--mte", "require").with("--cpus", "2").start();
     let ready = guest.report("ready");
+    // The lab's processor has SVE.
+    assert!(number(&ready, "vector_bytes") >= 16, "{ready}");
+    assert_eq!(guest.order("offline 1", "switched")["cpus"], 1);
     let before = verified(&mut guest);
     save(&guest, &folder, &["--keep-paused"]);
     guest.stop();
 
-    let plan = how.iter().fold(Plan::restore(&folder), |plan, flag| plan.flag(flag));
-    let mut guest = plan.start();
+    for lazy in ways {
+        let mut guest = restore(&folder, *lazy).start();
+        let after = verified(&mut guest);
+        continues(&ready, &before, &after);
+        assert_eq!((&after["cpus"], &after["holding"]), (&json!(1), &json!(2)), "{after}");
+        // A processor that runs cannot be switched on (PSCI_RET_ALREADY_ON).
+        assert_eq!(guest.order("online 1", "switched")["cpus"], 2);
+        continues(&ready, &after, &verified(&mut guest));
+        power_off(guest);
+    }
+}
 
-    continues(&ready, &before, &verified(&mut guest));
-    power_off(guest);
+#[test]
+fn a_guest_with_vectors_in_use_and_a_processor_off_is_restored() {
+    Lab::new().run(|| saved_and_restored(&[false, true]));
 }
 
 #[test]
 fn a_guest_of_a_gicv2_is_restored() {
-    Lab::new().qemu("-machine").qemu("gic-version=2").run(|| saved_and_restored(&[]));
+    Lab::new().qemu("-machine").qemu("gic-version=2").run(|| saved_and_restored(&[false, true]));
 }
 
 #[test]
 fn a_guest_is_restored_on_a_host_with_pages_of_16_kib() {
     Lab::new().kernel_package(KERNEL_16K).second_node("128M").run(|| {
-        saved_and_restored(&[]);
-        saved_and_restored(&["--lazy"]);
+        saved_and_restored(&[false, true]);
     });
 }
 
@@ -361,7 +323,7 @@ fn a_snapshot_that_cannot_be_restored_is_refused_with_its_reason() {
     Lab::new().run(|| {
         let scratch = Scratch::new();
         let [folder, larger] = ["one", "larger"].map(|name| scratch.join(name));
-        for (plan, folder) in [(small(), &folder), (small_of("192M"), &larger)] {
+        for (plan, folder) in [(small(), &folder), (plan(4, "192M"), &larger)] {
             let mut guest = plan.start();
             guest.report("ready");
             save(&guest, folder, &[]);

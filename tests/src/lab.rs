@@ -112,6 +112,14 @@ impl Lab {
         self.alone()
     }
 
+    /// The kernel of another package of the lab's Debian for guests, at a path of the host's.
+    pub fn guest_kernel_package(self, name: &str, to: &str) -> Self {
+        if in_nested_host() {
+            return self;
+        }
+        self.file(&fetch_kernel(name), to)
+    }
+
     /// The test may take this long.
     pub fn timeout(self, limit: Duration) -> Self {
         self.option("--timeout", &limit.as_secs().to_string())

@@ -17,5 +17,6 @@ pub mod pin;
 mod role;
 pub mod scratch;
 pub mod setting;
+pub mod snapshot;
 pub mod template;
 pub mod wait;
