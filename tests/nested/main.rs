@@ -20,6 +20,7 @@ mod hosts;
 mod hwrng;
 mod kernels;
 mod kills;
+mod kvm_state;
 mod leaks;
 mod lending;
 mod lent_vms;
