@@ -4,6 +4,7 @@
 mod agent;
 mod alarm;
 mod background;
+mod bad_snapshots;
 mod balloon;
 mod boot;
 mod broker;
