@@ -32,11 +32,18 @@ fn size(file: &Path) -> f64 {
 
 /// Saves a paused guest; returns the instructions from request to answer.
 fn save(guest: &Guest, folder: &Path) -> u64 {
+    save_as(guest, folder, "Full")
+}
+
+fn save_as(guest: &Guest, folder: &Path, what: &str) -> u64 {
     fs::create_dir_all(folder).unwrap();
     let mut client = guest.client();
     let before = now();
-    let files =
-        json!({ "snapshot_path": folder.join("state"), "mem_file_path": folder.join("memory") });
+    let files = json!({
+        "snapshot_type": what,
+        "snapshot_path": folder.join("state"),
+        "mem_file_path": folder.join("memory"),
+    });
     client.send("PUT", "/snapshot/create", &files).unwrap();
     now() - before
 }
@@ -135,5 +142,77 @@ fn sixteen_clones_beside_sixteen_boots() {
             booted.0, booted.1, cloned.0, cloned.1
         );
         assert!(cloned.1 < booted.1, "clones take more than VMs that were booted");
+    });
+}
+
+/// Saves a guest that runs; returns the instructions from request to answer.
+fn pause_and_save(guest: &Guest, folder: &Path, what: &str) -> u64 {
+    guest.client().pause().unwrap();
+    let spent = save_as(guest, folder, what);
+    guest.client().resume().unwrap();
+    spent
+}
+
+#[test]
+fn diffs_of_an_idle_guest() {
+    Lab::new().counting_instructions().timeout(LIMIT).run(|| {
+        let scratch = Scratch::new();
+        let folder = scratch.join("full");
+        let mut guest = idle("256M").flag("--track-dirty-pages").start();
+        guest.report("ready");
+        for what in ["Full", "Diff", "Diff", "Diff"] {
+            // What an idle guest writes in a second.
+            std::thread::sleep(Duration::from_secs(1));
+            let spent = pause_and_save(&guest, &folder, what);
+            println!(
+                "256M, {what}: {:.1} million instructions, memory file {:.2} MiB",
+                millions(spent),
+                size(&folder.join("memory"),)
+            );
+        }
+        guest.client().pause().unwrap();
+        for _ in 0..2 {
+            let spent = save_as(&guest, &folder, "Diff");
+            let length = fs::metadata(folder.join("memory")).unwrap().len();
+            println!(
+                "256M, Diff at once: {:.1} million instructions, memory file {length} B",
+                millions(spent)
+            );
+        }
+        guest.stop();
+    });
+}
+
+#[test]
+fn what_tracking_costs_a_guest_that_writes() {
+    /// All that a cycle of changes writes to, in pages of 4 KiB: see the guest's workload.
+    const PAGES: f64 = 16384.0;
+
+    Lab::new().counting_instructions().timeout(LIMIT).run(|| {
+        let scratch = Scratch::new();
+        let folder = scratch.join("one");
+        let plan = Plan::workload("snapshot,64").with("--memory", "256M").with("--mte", "require");
+        let mut guest = plan.flag("--track-dirty-pages").start();
+        guest.report("ready");
+        let cycle = |guest: &mut Guest| {
+            let before = now();
+            (0..8).for_each(|_| drop(guest.order("change", "changed")));
+            now() - before
+        };
+        cycle(&mut guest);
+        let without = cycle(&mut guest);
+        println!("without tracking: {:.1} million instructions a cycle", millions(without));
+        for (name, save) in [("the first", Some("Full")), ("no", None), ("a", Some("Diff"))] {
+            if let Some(what) = save {
+                pause_and_save(&guest, &folder, what);
+            }
+            let spent = cycle(&mut guest);
+            println!(
+                "after {name} snapshot: {:.1} million instructions a cycle, {:.0} a page more",
+                millions(spent),
+                (spent as f64 - without as f64) / PAGES,
+            );
+        }
+        guest.stop();
     });
 }

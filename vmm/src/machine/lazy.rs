@@ -186,7 +186,15 @@ impl LazyMemory {
     /// # Errors
     /// When a chunk cannot be loaded. The VM ends then.
     pub(crate) fn finish(&self) -> Result<(), Error> {
-        let next = || self.shared.lock().pending.keys().next().copied();
+        self.load_all(|_| true)
+    }
+
+    /// Loads what is left of these chunks.
+    ///
+    /// # Errors
+    /// As for [`finish`](Self::finish).
+    pub(crate) fn load_all(&self, wanted: impl Fn(u64) -> bool) -> Result<(), Error> {
+        let next = || self.shared.lock().pending.keys().copied().find(|chunk| wanted(*chunk));
         while let Some(chunk) = next() {
             self.shared.load(chunk)?;
         }

@@ -12,7 +12,7 @@ use arch::units::Bytes;
 use thiserror::Error;
 
 use super::devices::{DeviceSet, StateError};
-use super::lazy::{self, LazyMemory};
+use super::lazy;
 use super::{Error, Machine, generation};
 use crate::config::ClockMode;
 use crate::hypervisor::state::{ClockState, GicState, VcpuState};
@@ -90,14 +90,6 @@ impl Machine {
             realtime_ns: realtime_ns(),
         };
         Ok(MachineState { vcpus, gic, clock, devices, mte: self.mte, guest_page: self.guest_page })
-    }
-
-    /// Loads all of guest memory, for a snapshot that has all of it.
-    ///
-    /// # Errors
-    /// When the snapshot that it was restored from cannot be read. The VM ends then.
-    pub fn load_memory(&self) -> Result<(), SaveError> {
-        Ok(self.lazy.as_ref().map_or(Ok(()), LazyMemory::finish)?)
     }
 
     fn quiesce_devices(&self) -> Result<(), SaveError> {

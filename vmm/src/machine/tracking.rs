@@ -8,7 +8,7 @@ mod view;
 use thiserror::Error;
 
 use super::contents::Contents;
-use super::{Board, Error, Machine};
+use super::{Board, Error, Machine, SaveError};
 use crate::hypervisor;
 use crate::memory::Changes;
 use crate::snapshot::SnapshotId;
@@ -74,6 +74,20 @@ impl Machine {
         self.ram().track_changes();
         self.vm.collect_writes()?;
         Ok(self.ram().take_changes())
+    }
+
+    /// Loads what a snapshot is to have, of memory that is loaded as it is touched: all of it, or what has changed. A
+    /// device may have failed to write to a page that it has never touched.
+    ///
+    /// # Errors
+    /// When the snapshot that it was restored from cannot be read. The VM ends then.
+    pub(crate) fn load_memory(&self, changes: Option<&Changes>) -> Result<(), SaveError> {
+        let Some(lazy) = &self.lazy else { return Ok(()) };
+        match changes {
+            Some(changes) => lazy.load_all(|chunk| !view::changed(changes, chunk).is_empty())?,
+            None => lazy.finish()?,
+        }
+        Ok(())
     }
 
     /// The machine has been saved with these changes, and has not run since.

@@ -247,15 +247,13 @@ pub(super) fn save(
     };
     let config = serde_json::to_value(spec.to_config()).map_err(SaveError::Config)?;
     let state = machine.save()?;
-    // What is not loaded yet has not changed.
-    if base.is_none() {
-        machine.load_memory()?;
-    }
     let contents = Contents::new(machine.ram()).map_err(SaveError::Pages)?;
     let mut pair = NewPair::create(&to.state, &to.memory)?;
     // After all that can change memory.
     let changes = machine.take_changes()?;
-    match changes.as_ref().filter(|_| base.is_some()) {
+    let since = changes.as_ref().filter(|_| base.is_some());
+    machine.load_memory(since)?;
+    match since {
         Some(changes) => pair.save_memory(&contents.since(changes), base, &mut |_| {})?,
         None => pair.save_memory(&contents, None, &mut |_| {})?,
     };

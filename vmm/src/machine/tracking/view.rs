@@ -11,6 +11,16 @@ use crate::memory::Changes;
 use crate::snapshot::memory_file::GuestPages;
 use crate::snapshot::{MemoryView, PageSet};
 
+/// The pages of a chunk that have changed.
+pub(super) fn changed(changes: &Changes, chunk: u64) -> PageSet {
+    let pages = pages_per_chunk();
+    PageSet::of_bits(changes.log(), chunk as usize * pages, pages)
+}
+
+fn pages_per_chunk() -> usize {
+    CHUNK.get() as usize / rustix::param::page_size()
+}
+
 /// The memory of a guest that does not run, and which of its pages have changed.
 ///
 /// A page that has changed and is not present has been discarded: it becomes a hole.
@@ -49,9 +59,7 @@ impl MemoryView for ChangedContents<'_> {
     }
 
     fn unchanged(&self, chunk: u64) -> io::Result<PageSet> {
-        let pages = (CHUNK.get() / self.page_size().get()) as usize;
-        let changed = PageSet::of_bits(self.changes.log(), chunk as usize * pages, pages);
-        Ok(PageSet::of(0..pages).difference(&changed))
+        Ok(PageSet::of(0..pages_per_chunk()).difference(&changed(self.changes, chunk)))
     }
 
     fn read_tags(&self, offset: u64, packed: &mut [u8]) -> io::Result<()> {

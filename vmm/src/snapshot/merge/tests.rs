@@ -231,3 +231,66 @@ fn damage_of_either_ends_a_merge() {
         assert!(!folder.paths("merged").0.exists());
     }
 }
+
+/// A merge of files that are damaged ends with an error, and nothing is left of it; or what was damaged has no meaning.
+#[test]
+fn no_damage_gets_through_a_merge() {
+    let folder = Folder::new();
+    let pages = |seed| {
+        let mut pages = vec![Page::Present(Filling::Random(seed), Filling::Random(seed + 1)); 3];
+        pages.push(Page::Present(Filling::Zero, Filling::Runs(0x10, 99)));
+        pages.push(Page::Present(Filling::One(3), Filling::One(0x77)));
+        pages
+    };
+    let base =
+        folder.save("base", &FakeMemory::with(&[pages(3), vec![]], Bytes::kib(4), true), None);
+    let mut memory = FakeMemory::with(&[pages(5), pages(7)], Bytes::kib(4), true);
+    memory.unchanged[0] = PageSet::of(1..512);
+    folder.save("diff", &memory, Some(base));
+    folder.merge("base", "diff", "right").unwrap();
+    let right = std::fs::read(folder.paths("right").1).unwrap();
+    let (state, merged) = folder.paths("merged");
+    let check = |what: &str| {
+        let open = |name: &str| {
+            let (state, memory) = folder.paths(name);
+            Pair::open_any(&state, &memory)
+        };
+        let done = open("base")
+            .and_then(|base| merge(&base, &[open("diff")?], &state, &merged, &mut |_| {}));
+        let left = std::fs::read_dir(merged.parent().unwrap()).unwrap().count();
+        match done {
+            Ok(_) => {
+                assert!(std::fs::read(&merged).unwrap() == right, "{what}");
+                std::fs::remove_file(&state).unwrap();
+                std::fs::remove_file(&merged).unwrap();
+            }
+            Err(_) => assert_eq!(left, 0, "{what}"),
+        }
+    };
+    let mut next = 9u64;
+    for name in ["base", "diff"] {
+        let (state, memory) = folder.paths(name);
+        for path in [state, memory] {
+            let bytes = std::fs::read(&path).unwrap();
+            for tenth in 0..10 {
+                let cut = bytes.len() * tenth / 10;
+                std::fs::write(&path, &bytes[..cut]).unwrap();
+                check(&format!("{} cut at {cut}", path.display()));
+            }
+            for flip in 0..400 {
+                next = next
+                    .wrapping_mul(6_364_136_223_846_793_005)
+                    .wrapping_add(1_442_695_040_888_963_407);
+                // The header, and any bit.
+                let bit =
+                    if flip < 200 { flip * 5 } else { (next >> 20) as usize % (bytes.len() * 8) };
+                let mut flipped = bytes.clone();
+                flipped[bit / 8] ^= 1 << (bit % 8);
+                std::fs::write(&path, flipped).unwrap();
+                check(&format!("{} with bit {bit} flipped", path.display()));
+            }
+            std::fs::write(&path, &bytes).unwrap();
+        }
+    }
+    check("nothing");
+}
