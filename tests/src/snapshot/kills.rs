@@ -1,7 +1,7 @@
 //! VMs that are killed while they save and are restored.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -102,7 +102,7 @@ pub fn kills(rounds: u32) {
     assert_eq!((&usage.vms, usage.leases), (&Vec::new(), 0), "{usage:?}");
     let (mut saved, mut lost) = (0, 0);
     for round in 0..rounds {
-        match round_of_kills(&mut place, &base) {
+        match round_of_kills(&mut place, &base, round == 0) {
             None => lost += 1,
             Some(new) => {
                 let mut guest = place.start(&new);
@@ -115,24 +115,29 @@ pub fn kills(rounds: u32) {
         place.is_as(&usage);
         println!("round {round}: as before, {saved} saved and {lost} lost so far");
     }
+    assert!(saved > 0);
     // The snapshot that all of them come from is as it was.
     let mut guest = place.start(&base);
     continues(&ready, &before, &verified(&mut guest));
     power_off(guest);
 }
 
-/// One round. The new snapshot, if it was made.
-fn round_of_kills(place: &mut Place, base: &Path) -> Option<std::path::PathBuf> {
+/// One round, in which the save comes to its end or is as likely cut short. The new snapshot, if it was made.
+fn round_of_kills(place: &mut Place, base: &Path, ends: bool) -> Option<PathBuf> {
     let new = place.scratch.join("new");
     let one = place.start(base);
-    if place.dice.below(2) == 0 {
+    if ends || place.dice.below(2) == 0 {
         one.is_loaded();
         std::thread::sleep(place.dice.time(A_WHILE));
     }
     let mut saving = one.tesseractl(&["snapshot", text(&new)]);
-    let saving = saving.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut saving = saving.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let other = place.start(base);
-    std::thread::sleep(place.dice.time(A_WHILE));
+    if ends || place.dice.below(3) == 0 {
+        until("the end of the save", || saving.try_wait().unwrap());
+    } else {
+        std::thread::sleep(place.dice.time(A_WHILE));
+    }
     let (first, second) = match place.dice.below(2) {
         0 => (&one, &other),
         _ => (&other, &one),
