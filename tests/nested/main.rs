@@ -8,6 +8,7 @@ mod bad_snapshots;
 mod balloon;
 mod boot;
 mod broker;
+mod busy_saves;
 mod clones;
 mod consoles;
 mod control;

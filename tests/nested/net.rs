@@ -23,7 +23,7 @@ const NOISE: u64 = 64 << 10;
 const PAYLOAD: usize = 16 << 20;
 
 /// Runs a command of the host's shell. What it wrote.
-fn host(command: &str) -> String {
+pub(crate) fn host(command: &str) -> String {
     let output = Command::new("sh").args(["-c", command]).output().unwrap();
     assert!(output.status.success(), "{command}: {output:?}");
     String::from_utf8(output.stdout).unwrap()
@@ -58,10 +58,10 @@ fn metrics(guest: &Guest) -> Value {
 }
 
 /// The driver of taps, which Debian's kernel has as a module.
-struct Taps;
+pub(crate) struct Taps;
 
 impl Taps {
-    fn load() -> Self {
+    pub(crate) fn load() -> Self {
         host(
             "test -e /sys/module/tun || { xzcat $(find /lib/modules/ -name tun.ko.xz) >/tmp/tun.ko && \
              insmod /tmp/tun.ko && rm /tmp/tun.ko; }",
