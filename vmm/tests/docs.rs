@@ -152,3 +152,37 @@ fn examples_are_code_of_the_source_tree() {
     let made_up: Vec<_> = examples.iter().filter(|line| !known.contains(**line)).collect();
     assert!(made_up.is_empty(), "CONTRIBUTING.md shows what no source has: {made_up:#?}");
 }
+
+/// The functions of all tests.
+fn tests(folder: &Path, to: &mut BTreeSet<String>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            tests(&path, to);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            let text = fs::read_to_string(path).unwrap();
+            // Of proptest as well, whose tests have arguments.
+            let functions = text.split("#[test]").skip(1).filter_map(|rest| rest.split_once("fn "));
+            to.extend(functions.filter_map(|(_, rest)| Some(rest.split_once('(')?.0.to_owned())));
+        }
+    }
+}
+
+#[test]
+fn the_tests_that_guard_against_traps_are_there() {
+    let mut all = BTreeSet::new();
+    for folder in ["arch", "devices", "vmm", "tests"] {
+        tests(&workspace().join(folder), &mut all);
+    }
+    let page = read("docs/snapshots-traps.md");
+    let is_name = |word: &&str| {
+        let plain = |letter: char| letter.is_ascii_lowercase() || letter == '_';
+        word.matches('_').count() > 2 && word.chars().all(plain)
+    };
+    let named: BTreeSet<_> = page.split('`').skip(1).step_by(2).filter(is_name).collect();
+
+    let missing: Vec<_> = named.iter().filter(|name| !all.contains(**name)).collect();
+
+    assert!(named.len() > 20, "{named:?}");
+    assert!(missing.is_empty(), "no such tests: {missing:#?}");
+}
