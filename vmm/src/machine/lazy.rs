@@ -369,6 +369,9 @@ impl Shared {
         let is_wanted = dropped.is_some();
         read?;
         if is_wanted {
+            // The move wakes those who wait, who may ask how much is left.
+            chunks.pending.remove(&chunk);
+            self.count(&chunks);
             // SAFETY: the memory aside is this one's own, and anonymous; guest memory may have any contents, and none
             // is in this chunk yet, as all touches of it are stopped.
             let moved = unsafe { self.uffd.move_in(&self.addresses(chunk), aside.host_address()) };
@@ -376,8 +379,6 @@ impl Shared {
                 let _ = aside.discard(&all);
                 return Err(Error::Move { chunk, source });
             }
-            chunks.pending.remove(&chunk);
-            self.count(&chunks);
         }
         Ok(())
     }

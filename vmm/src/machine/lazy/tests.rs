@@ -11,6 +11,7 @@ use super::*;
 use crate::memory::Attributes;
 use crate::snapshot::NewPair;
 use crate::snapshot::testing::{FakeMemory, Filling, Page, state};
+use crate::sys::numa::{self, MemPolicy, NodeSet};
 use crate::testing::{Means, skip};
 
 const CHUNKS: usize = 4;
@@ -162,5 +163,67 @@ fn a_loader_that_ends_keeps_no_thread_waiting() {
             }
             drop(lazy);
         });
+    }
+}
+
+fn read(ram: &GuestRam, page: usize) -> u8 {
+    ram.read_obj(address(ram, page)).unwrap()
+}
+
+#[test]
+fn what_is_given_back_does_not_wait_for_a_read() {
+    let (_folder, path) = file();
+    let Some((ram, lazy)) = start(&path) else { return };
+    let (whole, one) = (pages_per_chunk(), 2 * pages_per_chunk() + 1);
+    // As long as a disk takes.
+    let reading = lazy.shared.source.lock().unwrap();
+    let mut hooks = lazy.discard_hooks();
+
+    give_back(&ram, &mut *hooks, whole, pages_per_chunk());
+    give_back(&ram, &mut *hooks, one, 1);
+
+    drop(reading);
+    lazy.finish().unwrap();
+    assert_eq!([read(&ram, whole), read(&ram, one)], [0, 0]);
+    assert_eq!([read(&ram, 0), read(&ram, one + 1)], [byte(0), byte(one + 1)]);
+}
+
+#[test]
+fn a_file_of_which_all_is_loaded_is_closed() {
+    let (_folder, path) = file();
+    let Some((_ram, lazy)) = start(&path) else { return };
+    let is_open = || {
+        let mut open = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
+        open.any(|entry| std::fs::read_link(entry.path()).is_ok_and(|file| file == path))
+    };
+    assert!(is_open());
+
+    lazy.finish().unwrap();
+
+    assert!(!is_open());
+}
+
+#[test]
+fn pages_are_taken_from_where_those_of_the_guest_are() {
+    let (_folder, path) = file();
+    let Some((ram, lazy)) = start(&path) else { return };
+    let chunk = |chunk: u64| lazy.shared.addresses(chunk);
+    let rule = MemPolicy::Prefer(NodeSet::new([0]));
+    match numa::set_rule(chunk(1), &rule, false) {
+        // A kernel without NUMA nodes has no rules.
+        Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => return,
+        set => set.unwrap(),
+    }
+    let aside = || {
+        let source = lazy.shared.source.lock().unwrap();
+        Rule::at(source.as_ref().unwrap().aside.host_address()).unwrap()
+    };
+    let of_guest = |at: u64| Rule::at(chunk(at).start).unwrap();
+    assert_ne!(of_guest(1), of_guest(2));
+
+    for at in [1, 2] {
+        let page = at as usize * pages_per_chunk();
+        assert_eq!(read(&ram, page), byte(page));
+        assert_eq!(aside(), of_guest(at));
     }
 }
