@@ -6,8 +6,8 @@ use arch::range::MemoryRange;
 use arch::units::Bytes;
 use vm_memory::{Bytes as _, GuestAddress};
 
-use super::contents::Contents;
-use super::lazy::{self, LazyMemory};
+use super::contents::Destination;
+use super::lazy::LazyMemory;
 use super::{Error, MachineState};
 use crate::backends::reporting;
 use crate::config::{HugePages, MemoryBacking, MteMode};
@@ -71,8 +71,7 @@ impl SavedMemory {
     fn restore(self, ram: &GuestRam) -> Result<(Option<LazyMemory>, Option<Connection>), Error> {
         match self {
             Self::Eager(reader) => {
-                let contents = Contents::new(ram).map_err(lazy::Error::Host)?;
-                snapshot::load_memory(&contents, &reader, &mut |_| {})?;
+                snapshot::load_memory(&Destination::new(ram), &reader, &mut |_| {})?;
                 Ok((None, None))
             }
             Self::Lazy(reader) => Ok((Some(LazyMemory::start(ram, reader)?), None)),

@@ -12,9 +12,9 @@ use crate::memory::{GuestRam, Residency};
 use crate::snapshot::memory_file::GuestPages;
 use crate::snapshot::{MemorySink, MemoryView, PageSet};
 
-/// The memory of a guest that does not run.
+/// The memory of a guest that does not run, for saving it.
 pub(crate) struct Contents {
-    ram: GuestRam,
+    memory: Destination,
     residency: Residency,
 }
 
@@ -24,7 +24,19 @@ impl Contents {
     /// # Errors
     /// When the host does not show which pages there are.
     pub(crate) fn new(ram: &GuestRam) -> io::Result<Self> {
-        Ok(Self { ram: ram.clone(), residency: Residency::new(ram.clone())? })
+        Ok(Self { memory: Destination::new(ram), residency: Residency::new(ram.clone())? })
+    }
+}
+
+/// Memory that is loaded: that of a guest that has not run, or beside one.
+pub(crate) struct Destination {
+    ram: GuestRam,
+}
+
+impl Destination {
+    /// This memory.
+    pub(crate) fn new(ram: &GuestRam) -> Self {
+        Self { ram: ram.clone() }
     }
 
     /// Where it is in this process.
@@ -47,7 +59,7 @@ impl Contents {
     }
 }
 
-impl GuestPages for Contents {
+impl GuestPages for Destination {
     fn size(&self) -> Bytes {
         self.ram.range().size
     }
@@ -65,6 +77,24 @@ impl GuestPages for Contents {
     }
 }
 
+impl GuestPages for Contents {
+    fn size(&self) -> Bytes {
+        self.memory.size()
+    }
+
+    fn page_size(&self) -> Bytes {
+        self.memory.page_size()
+    }
+
+    fn has_tags(&self) -> bool {
+        self.memory.has_tags()
+    }
+
+    fn pages(&self, offset: u64, length: usize) -> io::Result<VolatileSlice<'_>> {
+        self.memory.pages(offset, length)
+    }
+}
+
 impl MemoryView for Contents {
     fn present(&self, chunk: u64) -> io::Result<PageSet> {
         let start = chunk.saturating_mul(CHUNK.get());
@@ -78,11 +108,11 @@ impl MemoryView for Contents {
     }
 
     fn read_tags(&self, offset: u64, packed: &mut [u8]) -> io::Result<()> {
-        self.ram.read_tags(offset, packed)
+        self.memory.ram.read_tags(offset, packed)
     }
 }
 
-impl MemorySink for Contents {
+impl MemorySink for Destination {
     fn write_tags(&self, offset: u64, packed: &[u8]) -> io::Result<()> {
         self.ram.write_tags(offset, packed)
     }

@@ -24,7 +24,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::io::Errno;
 use thiserror::Error;
 
-use super::contents::Contents;
+use super::contents::Destination;
 use crate::error::{chain, say};
 use crate::memory::{self, Backing, DiscardHooks, GuestRam, Outcome};
 use crate::snapshot::{self, MemoryReader, PageSet};
@@ -63,10 +63,9 @@ pub enum Error {
     /// There is no memory aside from the guest's.
     #[error(transparent)]
     Aside(#[from] memory::Error),
-    /// The system gives no descriptor or thread, or does not show pages.
+    /// The system gives no descriptor or thread, or does not take pages back.
     #[error(
-        "the host gives no descriptor or thread for loading guest memory, or does not show its pages: look at ulimit \
-         -n, ulimit -u and /proc/self/pagemap"
+        "the host does not let guest memory be loaded as it is touched: look at ulimit -n and ulimit -u"
     )]
     Host(#[source] io::Error),
     /// The snapshot cannot be read.
@@ -122,7 +121,7 @@ struct Shared {
 /// The file, and where a chunk of it is put together.
 struct Source {
     reader: MemoryReader,
-    aside: Contents,
+    aside: Destination,
     /// Where the pages aside are taken from.
     rule: Option<Rule>,
 }
@@ -149,8 +148,8 @@ impl LazyMemory {
         if ram.backing() != Backing::Anonymous {
             return Err(Error::Backing);
         }
-        reader.check_sink(&Contents::new(ram).map_err(Error::Host)?)?;
-        let aside = Contents::new(&ram.chunk_aside()?).map_err(Error::Host)?;
+        reader.check_sink(&Destination::new(ram))?;
+        let aside = Destination::new(&ram.chunk_aside()?);
         let pending: BTreeMap<_, _> =
             reader.chunks().map(|chunk| (chunk, PageSet::EMPTY)).collect();
         let uffd = Uffd::with_moves()?;

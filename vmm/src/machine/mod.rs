@@ -35,7 +35,7 @@ use crate::template::Connection;
 use crate::vcpu::{self, Services, VcpuExit, VcpuSet};
 use board::Origin;
 pub(crate) use board::{Board, Mte, SavedMemory};
-pub(crate) use contents::Contents;
+pub(crate) use contents::{Contents, Destination};
 pub use devices::{Attached, DeviceSet, StateError};
 pub use error::Error;
 use lazy::LazyMemory;

@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use arch::layout::CHUNK;
 use thiserror::Error;
 
-use crate::machine::Contents;
+use crate::machine::Destination;
 use crate::memory::{self, Attributes, Backing, GuestRam};
 use crate::snapshot::memory_file::GuestPages;
 use crate::snapshot::{self, MemoryReader, load_memory};
@@ -22,7 +22,7 @@ pub enum Error {
     #[error(transparent)]
     Snapshot(#[from] snapshot::Error),
     /// It cannot be filled.
-    #[error("the template cannot be filled: look at /proc/self/pagemap")]
+    #[error("the template cannot be filled")]
     Pages(#[source] io::Error),
     /// It cannot be sealed.
     #[error("the template cannot be sealed")]
@@ -39,7 +39,7 @@ pub(super) fn fill(reader: &MemoryReader, extents: &[Range<u64>]) -> Result<Owne
     let attributes = Attributes { tags: about.tagged, huge_pages: true, backing: Backing::Memfd };
     let ram = GuestRam::of_template(about.size, attributes)?;
     {
-        let contents = Contents::new(&ram).map_err(Error::Pages)?;
+        let contents = Destination::new(&ram);
         load_memory(&contents, reader, &mut |_| {})?;
         populate(&contents, extents).map_err(Error::Pages)?;
     }
@@ -48,7 +48,7 @@ pub(super) fn fill(reader: &MemoryReader, extents: &[Range<u64>]) -> Result<Owne
 
 /// Has a page wherever a clone may touch one: it reads zero, tags as well, unless it was loaded. Without, the first
 /// clone that reads there would add it.
-fn populate(contents: &Contents, extents: &[Range<u64>]) -> io::Result<()> {
+fn populate(contents: &Destination, extents: &[Range<u64>]) -> io::Result<()> {
     let page = contents.page_size().get() as usize;
     for extent in extents {
         for offset in (extent.start..extent.end).step_by(CHUNK.get() as usize) {
