@@ -14,6 +14,7 @@ use testing::template::Holder;
 use testing::wait::until;
 
 use crate::place::Place;
+use crate::reporting;
 use crate::snapshots::balloon;
 
 /// A snapshot of a guest that knows what its memory has, and what that said when it was ready and when it was last
@@ -34,7 +35,7 @@ fn of_the_template(guest: &Guest) -> u64 {
 
 #[test]
 fn clones_have_all_tags_and_each_goes_its_own_way() {
-    Lab::new().as_root().run(|| {
+    Lab::new().run(|| {
         let scratch = Scratch::new();
         let folder = scratch.join("one");
         let (ready, before) = snapshot(small().with("--cpus", "2"), &folder);
@@ -42,6 +43,7 @@ fn clones_have_all_tags_and_each_goes_its_own_way() {
         let template = holder.checksum();
 
         let mut clones = [(); 2].map(|()| holder.plan(&folder).start());
+        clones.iter().for_each(Guest::is_loaded);
         for clone in &mut clones {
             continues(&ready, &before, &verified(clone));
             assert!(of_the_template(clone) > 32 << 20);
@@ -74,6 +76,7 @@ fn what_a_clone_gives_back_never_shows_the_template_again() {
         let (ready, before) = snapshot(small(), &folder);
         let holder = Holder::start(&folder, &[]);
         let mut clone = holder.plan(&folder).start();
+        clone.is_loaded();
         let all = of_the_template(&clone);
 
         for _ in 0..2 {
@@ -88,6 +91,37 @@ fn what_a_clone_gives_back_never_shows_the_template_again() {
         assert!(footprint.discarded_bytes >= 48 << 20, "{footprint:?}");
         assert_eq!(footprint.failed_bytes, 0, "{footprint:?}");
         power_off(clone);
+    });
+}
+
+#[test]
+fn memory_that_a_clone_frees_is_reported_and_goes_back() {
+    const TOUCH: u64 = 200;
+    Lab::new().run(|| {
+        let scratch = Scratch::new();
+        let folder = scratch.join("one");
+        let mut guest = reporting::start(reporting::plan(512));
+        guest.order(&format!("touch {TOUCH}"), "touched");
+        save(&guest, &folder, &["--keep-paused"]);
+        guest.stop();
+        let holder = Holder::start(&folder, &[]);
+        let mut clone = holder.plan(&folder).start();
+        clone.is_loaded();
+        let all = of_the_template(&clone);
+        assert!(all > TOUCH << 20, "{all}");
+
+        assert_eq!(clone.order("free", "freed")["wrong"], 0);
+
+        until("the template's memory that goes", || {
+            (of_the_template(&clone) + ((TOUCH * 3 / 4) << 20) < all).then_some(())
+        });
+        for _ in 0..2 {
+            clone.order(&format!("touch {TOUCH}"), "touched");
+            assert_eq!(clone.order("free", "freed")["wrong"], 0);
+        }
+        let footprint = clone.client().footprint().unwrap();
+        assert_eq!(footprint.failed_bytes, 0, "{footprint:?}");
+        clone.stop();
     });
 }
 
