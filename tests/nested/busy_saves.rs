@@ -157,6 +157,9 @@ fn a_guest_is_saved_while_its_devices_are_at_work() {
             let guest = plan.with("--net", "tap=tap1,id=eth0").start();
             guest.is_loaded();
             address("tap1");
+            // A connection that is made while the guest still resets those that it had may be reset with them.
+            let answers = || begin(&guest, "true").wait_with_output().unwrap().status.success();
+            until("the agent", || answers().then_some(()));
             // Its disk is written to as before.
             let now = blocks(&guest);
             more_blocks(&guest, now);
