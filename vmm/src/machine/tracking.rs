@@ -8,6 +8,7 @@ mod view;
 use thiserror::Error;
 
 use super::contents::Contents;
+use super::lazy::{self, LazyMemory};
 use super::{Board, Error, Machine, SaveError};
 use crate::hypervisor;
 use crate::memory::Changes;
@@ -76,15 +77,14 @@ impl Machine {
         Ok(self.ram().take_changes())
     }
 
-    /// Loads what a snapshot is to have, of memory that is loaded as it is touched: all of it, or what has changed. A
-    /// device may have failed to write to a page that it has never touched.
+    /// Loads what a snapshot is to have, of memory that is loaded as it is touched: all of it, or what has changed.
     ///
     /// # Errors
     /// When the snapshot that it was restored from cannot be read. The VM ends then.
     pub(crate) fn load_memory(&self, changes: Option<&Changes>) -> Result<(), SaveError> {
         let Some(lazy) = &self.lazy else { return Ok(()) };
         match changes {
-            Some(changes) => lazy.load_all(|chunk| !view::changed(changes, chunk).is_empty())?,
+            Some(changes) => load_changed(lazy, changes)?,
             None => lazy.finish()?,
         }
         Ok(())
@@ -97,6 +97,12 @@ impl Machine {
             changes.saved();
         }
     }
+}
+
+/// Loads the chunks with a page that has changed. One that a device has failed to write to is marked, and may be
+/// untouched: not loaded, it would be a hole in the diff.
+pub(super) fn load_changed(lazy: &LazyMemory, changes: &Changes) -> Result<(), lazy::Error> {
+    lazy.load_all(|chunk| !view::changed(changes, chunk).is_empty())
 }
 
 impl Contents {

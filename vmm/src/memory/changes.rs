@@ -210,14 +210,6 @@ mod tests {
         assert!(taken(&ram).is_empty());
     }
 
-    #[test]
-    fn a_discard_that_is_refused_is_a_change_all_the_same() {
-        let ram = tracked();
-        ram.write_obj(1u8, at(0)).unwrap();
-        ram.discard(MemoryRange::new(at(0), Bytes::new(1))).unwrap_err();
-        assert_eq!(taken(&ram), [0].into());
-    }
-
     proptest! {
         #[test]
         fn changes_that_are_not_saved_are_changes_again(

@@ -8,9 +8,11 @@ use tempfile::TempDir;
 use vm_memory::{Bytes as _, GuestAddress};
 
 use super::*;
+use crate::machine::Contents;
+use crate::machine::tracking::load_changed;
 use crate::memory::Attributes;
-use crate::snapshot::NewPair;
 use crate::snapshot::testing::{FakeMemory, Filling, Page, state};
+use crate::snapshot::{MemoryView, NewPair};
 use crate::sys::numa::{self, MemPolicy, NodeSet};
 use crate::testing::{Means, skip};
 
@@ -228,4 +230,31 @@ fn pages_are_taken_from_where_those_of_the_guest_are() {
         assert_eq!(read(&ram, page), byte(page));
         assert_eq!(aside(), of_guest(at));
     }
+}
+
+/// A page that is marked as changed and was never touched has in a diff what it has in the file.
+#[test]
+fn what_may_have_changed_is_loaded_for_a_diff() {
+    let (_folder, path) = file();
+    let Some((ram, lazy)) = start(&path) else { return };
+    ram.track_changes();
+    ram.add_changes(pages_per_chunk() + 3, &[1]);
+    give_back(&ram, &mut *lazy.discard_hooks(), 2 * pages_per_chunk(), pages_per_chunk());
+    let changes = ram.take_changes().unwrap();
+
+    load_changed(&lazy, &changes).unwrap();
+
+    // A chunk that was given back is not loaded, nor are those without changes.
+    assert_eq!(lazy.pending(), Bytes::new(2 * CHUNK.get()));
+    let contents = Contents::new(&ram).unwrap();
+    let diff = contents.since(&changes);
+    assert!(diff.present(1).unwrap().contains(3));
+    assert!(diff.present(2).unwrap().is_empty());
+    let changed =
+        |chunk| PageSet::of(0..pages_per_chunk()).difference(&diff.unchanged(chunk).unwrap());
+    let whole = PageSet::of(0..pages_per_chunk());
+    assert_eq!(
+        [0, 1, 2, 3].map(changed),
+        [PageSet::EMPTY, PageSet::of(3..4), whole, PageSet::EMPTY]
+    );
 }
