@@ -112,7 +112,7 @@ fn a_footprint_has_sizes_exact_bytes_and_shares() {
     assert_eq!(lines(&footprint(&figures)), expected);
     // A clone has one line more.
     let clone = Footprint { template_bytes: Some(128 << 20), ..figures };
-    let line = "Of the template      128 MiB    134,217,728 B  [###-----------------]  12 %";
+    let line = "Of the template      128 MiB    134,217,728 B  [##------------------]  12 %";
     assert_eq!(lines(&footprint(&clone))[3], line);
 }
 
