@@ -31,6 +31,11 @@ const INTERRUPTS: u8 = 0b1111;
 /// Interrupt identification (IIR): none pending, or the transmitter's and the receiver's.
 const NONE_PENDING: u8 = 1 << 0;
 const PENDING: u8 = 0b110;
+/// Interrupt enable (IER): the transmitter's, which has the same place in IIR, and the receiver's.
+const TRANSMITTER: u8 = 1 << 1;
+const RECEIVER: u8 = 1 << 0;
+/// Interrupt identification (IIR): the receiver's.
+const RECEIVED: u8 = 1 << 2;
 /// Line status (LSR): there is input. The transmitter is always empty.
 const DATA_READY: u8 = 1 << 0;
 
@@ -141,7 +146,10 @@ impl Stateful for Serial {
         State {
             divisor: [model.baud_divisor_low, model.baud_divisor_high],
             interrupt_enable: model.interrupt_enable,
-            interrupt_identification: model.interrupt_identification,
+            interrupt_identification: enabled_of(
+                model.interrupt_identification,
+                model.interrupt_enable,
+            ),
             line_control: model.line_control,
             modem_control: model.modem_control,
             scratch: model.scratch,
@@ -170,7 +178,7 @@ impl Stateful for Serial {
             baud_divisor_low,
             baud_divisor_high,
             interrupt_enable: state.interrupt_enable,
-            interrupt_identification: identified,
+            interrupt_identification: enabled_of(identified, state.interrupt_enable),
             line_control: state.line_control,
             line_status: default.line_status | ready,
             modem_control: state.modem_control,
@@ -181,6 +189,17 @@ impl Stateful for Serial {
         self.loopback = model.modem_control & MCR_LOOPBACK != 0;
         self.set_model(&model);
         Ok(())
+    }
+}
+
+/// What IIR identifies of this while these interrupts are enabled (IER). The model raises no edge for an interrupt that is
+/// identified already: one that is kept while it is masked would not be raised again when the guest enables it.
+fn enabled_of(identified: u8, enabled: u8) -> u8 {
+    let transmitter = if enabled & TRANSMITTER == 0 { 0 } else { TRANSMITTER };
+    let receiver = if enabled & RECEIVER == 0 { 0 } else { RECEIVED };
+    match identified & (transmitter | receiver) {
+        0 => NONE_PENDING,
+        pending => pending,
     }
 }
 
