@@ -182,37 +182,3 @@ fn diffs_of_an_idle_guest() {
         guest.stop();
     });
 }
-
-#[test]
-fn what_tracking_costs_a_guest_that_writes() {
-    /// All that a cycle of changes writes to, in pages of 4 KiB: see the guest's workload.
-    const PAGES: f64 = 16384.0;
-
-    Lab::new().counting_instructions().timeout(LIMIT).run(|| {
-        let scratch = Scratch::new();
-        let folder = scratch.join("one");
-        let plan = Plan::workload("snapshot,64").with("--memory", "256M").with("--mte", "require");
-        let mut guest = plan.flag("--track-dirty-pages").start();
-        guest.report("ready");
-        let cycle = |guest: &mut Guest| {
-            let before = now();
-            (0..8).for_each(|_| drop(guest.order("change", "changed")));
-            now() - before
-        };
-        cycle(&mut guest);
-        let without = cycle(&mut guest);
-        println!("without tracking: {:.1} million instructions a cycle", millions(without));
-        for (name, save) in [("the first", Some("Full")), ("no", None), ("a", Some("Diff"))] {
-            if let Some(what) = save {
-                pause_and_save(&guest, &folder, what);
-            }
-            let spent = cycle(&mut guest);
-            println!(
-                "after {name} snapshot: {:.1} million instructions a cycle, {:.0} a page more",
-                millions(spent),
-                (spent as f64 - without as f64) / PAGES,
-            );
-        }
-        guest.stop();
-    });
-}
