@@ -107,10 +107,10 @@ fn decode(sections: &Sections) -> Result<State, Fault> {
     let state = State {
         id: sections.id,
         manifest: sections.decode_json(sections::MANIFEST)?,
-        vcpus: sections.decode_postcard(sections::VCPUS)?,
+        vcpus: sections.decode_list(sections::VCPUS, check::MOST_VCPUS)?,
         gic: sections.decode_postcard(sections::GIC)?,
         clock: sections.decode_postcard(sections::CLOCK)?,
-        devices: sections.decode_postcard(sections::DEVICES)?,
+        devices: sections.decode_list(sections::DEVICES, check::MOST_DEVICES)?,
     };
     check::state(&state).map_err(|(part, reason)| Fault::Malformed { part, reason })?;
     Ok(state)

@@ -15,6 +15,11 @@ use super::sections::{CLOCK, DEVICES, GIC, MANIFEST, SectionKind, VCPUS};
 use super::{DeviceState, DeviceStates, Manifest, State};
 use crate::hypervisor::state::{ClockState, GicState, VcpuState};
 
+/// The most vCPUs, of whatever interrupt controller ([`Gic::max_cpus`] has the limit by the VM's own).
+pub(super) const MOST_VCPUS: usize = 512;
+/// The most devices: there are places for 32 of virtio, and a few others.
+pub(super) const MOST_DEVICES: usize = 128;
+
 /// The most registers of a vCPU. The widest CPU model known has 366; there is room for some more features.
 const MOST_REGISTERS: usize = 1024;
 /// The most registers of an interrupt controller: a GICv3's 988 shared interrupts have a route of two registers

@@ -143,6 +143,23 @@ impl Sections {
         value.map_err(|error| Fault::malformed(kind.part(), error.to_string()))
     }
 
+    /// As [`decode_postcard`](Self::decode_postcard), of a list or a map of at most so many. Its form has their number
+    /// first: elements of a byte or two would take a hundred times as much memory.
+    pub(super) fn decode_list<T: DeserializeOwned>(
+        &self,
+        kind: SectionKind,
+        most: usize,
+    ) -> Result<T, Fault> {
+        let count = postcard::take_from_bytes::<usize>(self.section(kind)?);
+        match count {
+            Ok((count, _)) if count > most => {
+                let reason = format!("it counts {count} elements, and a VM has {most} at most");
+                Err(Fault::malformed(kind.part(), reason))
+            }
+            _ => self.decode_postcard(kind),
+        }
+    }
+
     pub(super) fn decode_postcard<T: DeserializeOwned>(
         &self,
         kind: SectionKind,

@@ -293,6 +293,21 @@ fn with_section(kind: sections::SectionKind, bytes: &[u8]) -> Result<State, Faul
 }
 
 #[test]
+fn more_elements_than_a_vm_has_are_refused_before_they_are_read() {
+    for (kind, most) in [
+        (sections::VCPUS, check::MOST_VCPUS as u32),
+        (sections::DEVICES, check::MOST_DEVICES as u32),
+    ] {
+        let counting = |count: u32| postcard::to_allocvec(&count).unwrap();
+        let reason = |count| with_section(kind, &counting(count)).unwrap_err().to_string();
+
+        assert!(reason(most + 1).contains("elements, and a VM has"), "{}", reason(most + 1));
+        // Elements are missing.
+        assert!(!reason(most).contains("elements, and a VM has"), "{}", reason(most));
+    }
+}
+
+#[test]
 fn contents_that_make_no_sense_are_refused() {
     let json = |value: &Value| serde_json::to_vec(value).unwrap();
     let mut manifest = serde_json::to_value(example().manifest).unwrap();
