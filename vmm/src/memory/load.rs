@@ -132,7 +132,14 @@ fn copy(
         .get_slice(to, bytes.len())
         .map_err(|source| Error::Copy { path: path.to_owned(), source })?;
     bytes.copy_to_volatile_slice(memory);
-    Ok(())
+    // A mapping has zeroes from the end of a file up to that of its last page.
+    match file.metadata() {
+        Ok(metadata) if metadata.len() < length.get() => {
+            let source = GuestMemoryError::IOError(io::ErrorKind::UnexpectedEof.into());
+            Err(Error::Copy { path: path.to_owned(), source })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Copies by reads: of a small file, or of a file system that maps none.
