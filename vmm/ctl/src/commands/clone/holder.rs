@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use vmm::config::SnapshotFiles;
 use vmm::error::{chain, printable};
 use vmm::snapshot::{MemoryReader, Pair};
-use vmm::template::{self, Error};
+use vmm::template::{self, Connection, Error};
 
 use crate::cli::CloneCommand;
 use crate::commands::run::spawn;
@@ -22,23 +22,28 @@ use crate::waiting::Waiting;
 /// Between two looks: short beside what reading a snapshot takes.
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// Has a process hold the memory of the snapshot, and waits until it does.
+/// Has a process hold the memory of the snapshot, and waits until it does, which is as long as the connection is there.
 ///
 /// # Errors
 /// When the snapshot cannot be read, or the process does not start or ends.
-pub(super) fn ensure(program: &Path, args: &CloneCommand) -> Result<(), Failure> {
+pub(super) fn ensure(program: &Path, args: &CloneCommand) -> Result<Connection, Failure> {
     let files = SnapshotFiles::in_folder(&args.folder());
     let pair = Pair::open(&files.state, &files.memory)
         .map_err(|error| Failure::refused(printable(&chain(&error))))?;
     let _waiting = Waiting::on("the memory of the snapshot is to be read");
     match template::wait_for(&pair.memory) {
-        Ok(()) => Ok(()),
-        Err(Error::Absent { .. }) => start(program, args, &pair.memory),
+        Ok(connection) => Ok(connection),
+        // There is none, or it is about to end.
+        Err(Error::Absent { .. } | Error::Refused(_)) => start(program, args, &pair.memory),
         Err(error) => Err(failed(&error)),
     }
 }
 
-fn start(program: &Path, args: &CloneCommand, memory: &MemoryReader) -> Result<(), Failure> {
+fn start(
+    program: &Path,
+    args: &CloneCommand,
+    memory: &MemoryReader,
+) -> Result<Connection, Failure> {
     let path = template::log_of(memory.about().id).map_err(|error| failed(&error))?;
     let log = create(&path).map_err(|error| {
         Failure::refused(format!("cannot create {path:?} for the messages of a process: {error}"))
@@ -50,10 +55,10 @@ fn start(program: &Path, args: &CloneCommand, memory: &MemoryReader) -> Result<(
     let deadline = Instant::now() + args.timeout;
     loop {
         match template::wait_for(memory) {
-            Ok(()) => {
+            Ok(connection) => {
                 // It has said what there was to say; no file is to stay when it ends.
                 let _ = std::fs::remove_file(&path);
-                return Ok(());
+                return Ok(connection);
             }
             // It has ended, or is about to, or has no socket yet.
             Err(Error::Absent { .. } | Error::Refused(_)) => {}
@@ -94,6 +99,7 @@ fn failed(error: &Error) -> Failure {
 /// What a holder has said that has ended.
 fn said(log: &Path) -> Failure {
     let text = std::fs::read(log).unwrap_or_default();
+    let _ = std::fs::remove_file(log);
     let text = printable_lines(&String::from_utf8_lossy(&text));
     let line = text.lines().last().unwrap_or("it has said nothing");
     let line = line.trim_start_matches("tessera: ");

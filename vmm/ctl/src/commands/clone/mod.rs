@@ -26,7 +26,8 @@ pub fn clone(args: &CloneCommand, form: Form) -> Result<u8, Failure> {
     if let Some(into) = &args.into {
         snapshot::save(&SaveArgs::of(&args.source, into, args.timeout))?.check_stopped()?;
     }
-    holder::ensure(&program, args)?;
+    // Until the last of them has its memory.
+    let _held = holder::ensure(&program, args)?;
     let mut answers = Vec::new();
     let mut end = Ok(0);
     for (command, words) in commands {
