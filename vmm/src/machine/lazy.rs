@@ -80,6 +80,9 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// Some of it could not be loaded before, for this reason.
+    #[error("guest memory cannot be loaded from the snapshot: {0}")]
+    Failed(String),
 }
 
 impl From<uffd::Error> for Error {
@@ -193,11 +196,16 @@ impl LazyMemory {
     /// # Errors
     /// As for [`finish`](Self::finish).
     pub(crate) fn load_all(&self, wanted: impl Fn(u64) -> bool) -> Result<(), Error> {
-        let next = || self.shared.lock().pending.keys().copied().find(|chunk| wanted(*chunk));
-        while let Some(chunk) = next() {
+        let mut wanted_chunks: Vec<_> = self.shared.lock().pending.keys().copied().collect();
+        wanted_chunks.retain(|chunk| wanted(*chunk));
+        for chunk in wanted_chunks {
             self.shared.load(chunk)?;
         }
-        Ok(())
+        match &self.shared.lock().failure {
+            // What could not be loaded is not pending any more.
+            Some(failure) => Err(Error::Failed(failure.clone())),
+            None => Ok(()),
+        }
     }
 
     /// Whether a chunk is being read, for which a thread may wait.
