@@ -80,7 +80,7 @@ fn what_a_clone_gives_back_never_shows_the_template_again() {
         let all = of_the_template(&clone);
 
         for _ in 0..2 {
-            balloon(&clone, 48);
+            balloon(&clone, 32);
             continues(&ready, &before, &verified(&mut clone));
             balloon(&clone, 0);
             continues(&ready, &before, &verified(&mut clone));
