@@ -117,7 +117,6 @@ const UNSAFE: &[&str] = &[
     "vmm/src/memory/tags.rs",
     "vmm/src/sys/fatal.rs",
     "vmm/src/sys/file_lock.rs",
-    "vmm/src/sys/mapped_file.rs",
     "vmm/src/sys/numa.rs",
     "vmm/src/sys/peer.rs",
     "vmm/src/sys/signals.rs",

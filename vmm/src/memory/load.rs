@@ -8,13 +8,12 @@ use arch::layout::{self, Placement};
 use arch::range::MemoryRange;
 use arch::units::Bytes;
 use thiserror::Error;
-use vm_memory::{Bytes as _, GuestAddress, GuestMemoryBackend, GuestMemoryError};
+use vm_memory::{Bytes as _, GuestAddress, GuestMemoryError};
 
 use super::kernel::{self, ImageSink, Kernel};
 use super::ram::GuestRam;
 use crate::error::say;
 use crate::exit_status::ExitStatus;
-use crate::sys::mapped_file::MappedFile;
 
 /// Why a kernel or an initrd could not be loaded.
 #[derive(Debug, Error)]
@@ -111,39 +110,7 @@ pub fn load(
     Ok(Loaded { entry, kernel: room, initrd: initrd_room, fdt, guest_page })
 }
 
-/// Files of so much are mapped and copied, which takes four fifths of the time of reading them; for smaller ones the
-/// mapping costs more than it saves.
-const LARGE: Bytes = Bytes::mib(1);
-
-/// Copies the first bytes of a file, which it has.
 fn copy(
-    ram: &GuestRam,
-    file: &mut File,
-    length: Bytes,
-    to: GuestAddress,
-    path: &Path,
-) -> Result<(), Error> {
-    let mapped = (length >= LARGE)
-        .then(|| MappedFile::new(&*file, usize::try_from(length.get()).unwrap_or(0), path).ok())
-        .flatten();
-    let Some(mapped) = mapped else { return read(ram, file, length, to, path) };
-    let bytes = mapped.bytes();
-    let memory = ram
-        .get_slice(to, bytes.len())
-        .map_err(|source| Error::Copy { path: path.to_owned(), source })?;
-    bytes.copy_to_volatile_slice(memory);
-    // A mapping has zeroes from the end of a file up to that of its last page.
-    match file.metadata() {
-        Ok(metadata) if metadata.len() < length.get() => {
-            let source = GuestMemoryError::IOError(io::ErrorKind::UnexpectedEof.into());
-            Err(Error::Copy { path: path.to_owned(), source })
-        }
-        _ => Ok(()),
-    }
-}
-
-/// Copies by reads: of a small file, or of a file system that maps none.
-fn read(
     ram: &GuestRam,
     file: &mut File,
     length: Bytes,

@@ -39,9 +39,6 @@ const PLACES: usize = 8;
 static LEFTOVERS: [AtomicPtr<Leftover>; PLACES] =
     [const { AtomicPtr::new(ptr::null_mut()) }; PLACES];
 static GUEST_MEMORY: [AtomicU64; 3] = [const { AtomicU64::new(0) }; 3];
-/// Where a file is mapped that is copied, and its path.
-static COPIED: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
-static COPIED_PATH: AtomicPtr<CString> = AtomicPtr::new(ptr::null_mut());
 static BEFORE: OnceLock<[libc::sigaction; SIGNALS.len()]> = OnceLock::new();
 
 /// What would stay behind when the process ends.
@@ -94,39 +91,6 @@ impl Drop for OnFault {
     }
 }
 
-/// Has a fault say which file was being copied, until it is dropped.
-#[derive(Debug)]
-pub(crate) struct CopiedFile(());
-
-impl CopiedFile {
-    /// Notes the file that is mapped at these addresses. `None` where another is noted.
-    pub(crate) fn note(addresses: &Range<u64>, path: &std::path::Path) -> Option<Self> {
-        let path = CString::new(path.as_os_str().as_encoded_bytes()).ok()?;
-        let (path, free, order) =
-            (Box::into_raw(Box::new(path)), ptr::null_mut(), Ordering::SeqCst);
-        if COPIED_PATH.compare_exchange(free, path, order, order).is_err() {
-            // SAFETY: it was just made from a box, and nothing else has it.
-            drop(unsafe { Box::from_raw(path) });
-            return None;
-        }
-        for (figure, value) in COPIED.iter().zip([addresses.start, addresses.end]) {
-            figure.store(value, order);
-        }
-        Some(Self(()))
-    }
-}
-
-impl Drop for CopiedFile {
-    fn drop(&mut self) {
-        COPIED.iter().for_each(|figure| figure.store(0, Ordering::SeqCst));
-        let path = COPIED_PATH.swap(ptr::null_mut(), Ordering::SeqCst);
-        if !path.is_null() {
-            // SAFETY: it was made from a box, and who swaps it out of its place owns it.
-            drop(unsafe { Box::from_raw(path) });
-        }
-    }
-}
-
 /// Says where guest memory is in this process, and its first guest-physical address, for the message.
 pub(crate) fn set_guest_memory(host: &Range<u64>, base: u64) {
     for (figure, value) in GUEST_MEMORY.iter().zip([host.start, host.end, base]) {
@@ -167,12 +131,6 @@ extern "C" fn handle(signal: c_int, info: *mut libc::siginfo_t, _: *mut c_void) 
     if signal == libc::SIGBUS && (NO_PAGE..=POISON).contains(&info.si_code) {
         // SAFETY: the kernel fills in an address for these codes.
         let address = unsafe { info.si_addr() } as u64;
-        let [start, end] = [0, 1].map(|at: usize| COPIED[at].load(Ordering::SeqCst));
-        if info.si_code == NO_PAGE && (start..end).contains(&address) {
-            report_cut_short();
-            // SAFETY: as below.
-            unsafe { libc::_exit(i32::from(ExitStatus::Io as u8)) };
-        }
         report(address, info.si_code);
         // SAFETY: it ends the process without running anything else of it.
         unsafe { libc::_exit(i32::from(ExitStatus::MemoryFault as u8)) };
@@ -240,22 +198,6 @@ impl Write for Text {
         self.length += fits;
         Ok(())
     }
-}
-
-/// Says which file was cut short while it was copied.
-fn report_cut_short() {
-    // SAFETY: a pointer there is null or from a box, and the process ends before that is dropped: a thread that copies
-    // the file is in this handler.
-    let path = unsafe { COPIED_PATH.load(Ordering::SeqCst).as_ref() };
-    let path = path.and_then(|path| path.to_str().ok()).unwrap_or("a file");
-    let mut text = Text { bytes: [0; 512], length: 0 };
-    // Writing into memory cannot fail.
-    let _ = write!(
-        text,
-        "tessera: {path} was cut short while it was copied, or cannot be read. The process ends."
-    );
-    let _ = writeln!(text);
-    say(&text.bytes[..text.length]);
 }
 
 /// Says which thread has touched what. Without waiting for a reader, and without any lock.

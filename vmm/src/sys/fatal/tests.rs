@@ -119,30 +119,6 @@ fn a_terminal_that_nothing_reads_does_not_keep_the_process() {
 }
 
 #[test]
-fn a_file_that_is_cut_short_while_it_is_copied_is_named() {
-    let directory = tempfile::tempdir().unwrap();
-    let test = "a_file_that_is_cut_short_while_it_is_copied_is_named";
-    let output = match in_a_process(test, directory.path()) {
-        Ok(output) => output,
-        Err(place) => end(&place.clone(), move || {
-            let path = place.join("Image");
-            let file = fs::File::create_new(&path).unwrap();
-            file.set_len(4 << 20).unwrap();
-            let file = fs::File::open(&path).unwrap();
-            let mapped = crate::sys::mapped_file::MappedFile::new(&file, 4 << 20, &path).unwrap();
-            fs::File::options().write(true).open(&path).unwrap().set_len(1 << 20).unwrap();
-            mapped.bytes().copy_to(&mut vec![0u8; 4 << 20][..]);
-        }),
-    };
-
-    assert_eq!(output.status.code(), Some(74), "{}", said(&output));
-    let path = directory.path().join("Image");
-    let expected = format!("tessera: {} was cut short while it was copied", path.display());
-    assert!(said(&output).contains(&expected), "{}", said(&output));
-    assert!(!directory.path().join("socket").exists());
-}
-
-#[test]
 fn memory_of_the_vmm_is_told_from_the_guests() {
     let directory = tempfile::tempdir().unwrap();
     let output = match in_a_process("memory_of_the_vmm_is_told_from_the_guests", directory.path()) {
