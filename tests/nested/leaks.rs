@@ -63,7 +63,7 @@ fn a_vm_that_is_paused_looked_at_and_listened_to_leaks_nothing() {
         };
         let count =
             |what: &str, pid: u32| fs::read_dir(format!("/proc/{pid}/{what}")).unwrap().count();
-        let dirty = |pid| testing::memory::own_private_dirty(pid, 512 << 20);
+        let dirty = |pid| testing::memory::own_anonymous(pid, 512 << 20);
         use_it(&mut guest);
         let pid = guest.pid();
         let before = (count("fd", pid), count("task", pid), dirty(pid));

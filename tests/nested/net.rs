@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 use serde_json::Value;
 use testing::guest::{Guest, Plan};
 use testing::lab::Lab;
-use testing::memory::own_private_dirty;
+use testing::memory::own_anonymous;
 use testing::scratch::Scratch;
 use testing::wait::{PATIENCE, until};
 
@@ -97,7 +97,7 @@ fn descriptors(machine: &Guest) -> usize {
 
 /// Has the other side go and come back, and compares the VMM before and after.
 fn leaks_nothing(machine: &Guest, mut round: impl FnMut()) {
-    let memory = || own_private_dirty(machine.pid(), 256 << 20);
+    let memory = || own_anonymous(machine.pid(), 256 << 20);
     round();
     let before = (descriptors(machine), memory());
     for _ in 0..ROUNDS {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use testing::guest::{Guest, Plan};
 use testing::lab::Lab;
-use testing::memory::own_private_dirty;
+use testing::memory::own_anonymous;
 use testing::scratch::Scratch;
 use testing::wait::{PATIENCE, until};
 
@@ -113,7 +113,7 @@ fn no_connections(guest: &Guest) {
 fn usage(guest: &Guest) -> (usize, u64) {
     let pid = guest.pid();
     let open = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count();
-    (open, own_private_dirty(pid, 512 * MIB))
+    (open, own_anonymous(pid, 512 * MIB))
 }
 
 /// Asks for a hundred connections without a look at the answers, half of them to a port where nothing listens, and

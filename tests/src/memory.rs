@@ -71,10 +71,11 @@ pub fn guest_ram(pid: u32, size: u64) -> Mapping {
     found.unwrap_or_else(|| panic!("no mapping of {size} bytes among {all:#?}")).clone()
 }
 
-/// Bytes of a VMM's own that nothing else has, without those of its guest's RAM of this size.
-pub fn own_private_dirty(pid: u32, guest_ram: u64) -> u64 {
+/// Anonymous bytes of a VMM's own, without those of its guest's RAM of this size. Its program's file, whose pages are
+/// private and dirty for good in an initramfs, is not among them: more of it is mapped whenever more of it runs.
+pub fn own_anonymous(pid: u32, guest_ram: u64) -> u64 {
     let own = mappings(pid).into_iter().filter(|mapping| mapping.size() != guest_ram);
-    own.map(|mapping| mapping.private_dirty).sum()
+    own.map(|mapping| mapping.anonymous).sum()
 }
 
 /// The mappings that are an MTE guest's RAM, of which there may be several side by side: where tag storage is
