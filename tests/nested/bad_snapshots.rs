@@ -309,7 +309,10 @@ fn a_bit_that_is_another_is_found() {
 fn a_host_without_mte_refuses_a_guest_that_has_it() {
     Lab::new().append("arm64.nomte").run(|| {
         let scratch = Scratch::new();
-        let plan = Plan::workload("snapshot,4").with("--memory", "128M").with("--mte", "off");
+        let plan = Plan::workload("snapshot,4")
+            .with("--memory", "128M")
+            .with("--mte", "off")
+            .with("--balloon", "reporting=off");
         let folder = saved(&scratch, plan);
         let mut forged = Forged::of(&folder);
         forged.header(12, &1u32.to_le_bytes());

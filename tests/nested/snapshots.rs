@@ -219,7 +219,9 @@ fn memory_is_loaded_as_it_is_touched() {
 fn saved_and_restored(ways: &[bool]) {
     let scratch = Scratch::new();
     let folder = scratch.join("one");
-    let plan = Plan::workload("snapshot,4,vectors").with("--memory", "128M");
+    let plan = Plan::workload("snapshot,4,vectors")
+        .with("--memory", "128M")
+        .with("--balloon", "reporting=off");
     let mut guest = plan.with("--mte", "require").with("--cpus", "2").start();
     let ready = guest.report("ready");
     // The lab's processor has SVE.
