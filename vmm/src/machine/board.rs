@@ -138,10 +138,8 @@ impl Board {
         memory: SavedMemory,
     ) -> Result<Self, Error> {
         let mte = if state.mte { MteMode::Require } else { MteMode::Off };
+        let spec = Spec { mte, ..spec.clone() };
         let shared = matches!(memory, SavedMemory::Shared(_));
-        // A huge page for each of the few that an idle clone has of its own would be most of what it takes.
-        let huge_pages = if shared { HugePages::None } else { spec.huge_pages };
-        let spec = Spec { mte, huge_pages, ..spec.clone() };
         let board = Self::make(&spec, host, |ram, _| {
             let (lazy, holder) = memory.restore(ram)?;
             Ok(Origin::Saved { state: Box::new(state), lazy, holder })
