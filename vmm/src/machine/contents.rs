@@ -8,24 +8,38 @@ use arch::range::MemoryRange;
 use arch::units::Bytes;
 use vm_memory::{GuestAddress, VolatileSlice};
 
-use crate::memory::{GuestRam, Residency};
-use crate::snapshot::memory_file::GuestPages;
+use crate::memory::{Changes, GuestRam, Residency};
+use crate::snapshot::memory_file::{GuestPages, pages_per_chunk};
 use crate::snapshot::{MemorySink, MemoryView, PageSet};
 
 /// The memory of a guest that does not run, for saving it.
-pub(crate) struct Contents {
+pub(crate) struct Contents<'a> {
     memory: Destination,
     residency: Residency,
+    /// For a diff, what has changed. A page that has changed and is not present has been discarded: it becomes a hole.
+    since: Option<&'a Changes>,
 }
 
-impl Contents {
+impl<'a> Contents<'a> {
     /// That of this memory.
     ///
     /// # Errors
     /// When the host does not show which pages there are.
     pub(crate) fn new(ram: &GuestRam) -> io::Result<Self> {
-        Ok(Self { memory: Destination::new(ram), residency: Residency::new(ram.clone())? })
+        let (memory, residency) = (Destination::new(ram), Residency::new(ram.clone())?);
+        Ok(Self { memory, residency, since: None })
     }
+
+    /// As a diff has it, if there are changes.
+    pub(crate) fn since(self, changes: Option<&'a Changes>) -> Self {
+        Self { since: changes, ..self }
+    }
+}
+
+/// The pages of a chunk that have changed.
+pub(super) fn changed(changes: &Changes, chunk: u64) -> PageSet {
+    let pages = pages_per_chunk(Bytes::new(rustix::param::page_size() as u64));
+    PageSet::of_bits(changes.log(), chunk as usize * pages, pages)
 }
 
 /// Memory that is loaded: that of a guest that has not run, or beside one.
@@ -77,7 +91,7 @@ impl GuestPages for Destination {
     }
 }
 
-impl GuestPages for Contents {
+impl GuestPages for Contents<'_> {
     fn size(&self) -> Bytes {
         self.memory.size()
     }
@@ -95,7 +109,7 @@ impl GuestPages for Contents {
     }
 }
 
-impl MemoryView for Contents {
+impl MemoryView for Contents<'_> {
     fn present(&self, chunk: u64) -> io::Result<PageSet> {
         let start = chunk.saturating_mul(CHUNK.get());
         let page = self.page_size().get();
@@ -105,6 +119,13 @@ impl MemoryView for Contents {
             pages.insert_range(index(range.start) as usize..index(range.end) as usize);
         })?;
         Ok(pages)
+    }
+
+    fn unchanged(&self, chunk: u64) -> io::Result<PageSet> {
+        Ok(self.since.map_or(PageSet::EMPTY, |changes| {
+            let pages = PageSet::of(0..pages_per_chunk(self.page_size()));
+            pages.difference(&changed(changes, chunk))
+        }))
     }
 
     fn read_tags(&self, offset: u64, packed: &mut [u8]) -> io::Result<()> {

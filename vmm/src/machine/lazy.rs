@@ -27,6 +27,7 @@ use thiserror::Error;
 use super::contents::Destination;
 use crate::error::{chain, say};
 use crate::memory::{self, Backing, DiscardHooks, GuestRam, Outcome};
+use crate::snapshot::memory_file::pages_per_chunk;
 use crate::snapshot::{self, MemoryReader, PageSet};
 use crate::sys::numa::Rule;
 use crate::sys::thread;
@@ -196,9 +197,8 @@ impl LazyMemory {
     /// # Errors
     /// As for [`finish`](Self::finish).
     pub(crate) fn load_all(&self, wanted: impl Fn(u64) -> bool) -> Result<(), Error> {
-        let mut wanted_chunks: Vec<_> = self.shared.lock().pending.keys().copied().collect();
-        wanted_chunks.retain(|chunk| wanted(*chunk));
-        for chunk in wanted_chunks {
+        let pending: Vec<_> = self.shared.lock().pending.keys().copied().collect();
+        for chunk in pending.into_iter().filter(|chunk| wanted(*chunk)) {
             self.shared.load(chunk)?;
         }
         match &self.shared.lock().failure {
@@ -371,7 +371,7 @@ impl Shared {
         let dropped = chunks.pending.get(&chunk).filter(|_| read.is_ok());
         // What cannot be used must not be part of the next one: half of a chunk, or one that was all given back while
         // it was read.
-        let all = PageSet::of(0..(CHUNK.get() / page_size()) as usize);
+        let all = PageSet::of(0..pages_per_chunk(Bytes::new(page_size())));
         aside.discard(dropped.unwrap_or(&all)).map_err(Error::Host)?;
         let is_wanted = dropped.is_some();
         read?;

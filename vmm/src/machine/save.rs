@@ -12,8 +12,7 @@ use arch::units::Bytes;
 use thiserror::Error;
 
 use super::devices::{DeviceSet, StateError};
-use super::lazy;
-use super::{Error, Machine, generation};
+use super::{Error, Machine, generation, lazy};
 use crate::config::ClockMode;
 use crate::hypervisor::state::{ClockState, GicState, VcpuState};
 use crate::hypervisor::{self, Vcpus, Vm};

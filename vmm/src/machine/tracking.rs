@@ -3,17 +3,14 @@
 //! Nothing is tracked before there is a snapshot to build on. That is the one that a VM was restored from, or the first
 //! that is made of it: until then its guest runs at full speed, in huge pages.
 
-mod view;
-
 use thiserror::Error;
 
-use super::contents::Contents;
+use super::contents::changed;
 use super::lazy::{self, LazyMemory};
 use super::{Board, Error, Machine, SaveError};
 use crate::hypervisor;
 use crate::memory::Changes;
 use crate::snapshot::SnapshotId;
-use view::ChangedContents;
 
 /// Of a machine that tracks changes.
 #[derive(Debug)]
@@ -102,14 +99,7 @@ impl Machine {
 /// Loads the chunks with a page that has changed. One that a device has failed to write to is marked, and may be
 /// untouched: not loaded, it would be a hole in the diff.
 pub(super) fn load_changed(lazy: &LazyMemory, changes: &Changes) -> Result<(), lazy::Error> {
-    lazy.load_all(|chunk| !view::changed(changes, chunk).is_empty())
-}
-
-impl Contents {
-    /// As a diff has them.
-    pub(crate) fn since<'a>(&'a self, changes: &'a Changes) -> ChangedContents<'a> {
-        ChangedContents::new(self, changes)
-    }
+    lazy.load_all(|chunk| !changed(changes, chunk).is_empty())
 }
 
 #[cfg(test)]

@@ -201,8 +201,7 @@ pub(super) fn prepare(
     let saved = read(&files)?;
     let config = Config::restored(saved.config.clone(), changes).map_err(config::Error::from)?;
     let spec = Spec::new(config, CommandLineOnly { snapshot: Some(&files), ..flags })?;
-    let on_demand = |tags: &TagStorageSpec| matches!(tags.when, ReservationMode::Demand { .. });
-    if lazy && spec.tag_storage.as_ref().is_some_and(on_demand) {
+    if lazy && is_on_demand(&spec) {
         return Err(LoadError::LazyOnDemand.into());
     }
     if lazy && spec.lock_memory {
@@ -220,17 +219,22 @@ pub(super) fn prepare(
 
 /// Whether the memory of such a VM can be a template's.
 fn check_shared(spec: &Spec) -> Result<(), LoadError> {
-    let on_demand = |tags: &TagStorageSpec| matches!(tags.when, ReservationMode::Demand { .. });
     if spec.backing != MemoryBacking::Anonymous {
         return Err(LoadError::SharedBacking);
     }
     if spec.lock_memory {
         return Err(LoadError::SharedLocked);
     }
-    match spec.tag_storage.as_ref().is_some_and(on_demand) {
+    match is_on_demand(spec) {
         true => Err(LoadError::SharedOnDemand),
         false => Ok(()),
     }
+}
+
+/// Whether tag storage is reserved as memory is touched.
+fn is_on_demand(spec: &Spec) -> bool {
+    let on_demand = |tags: &TagStorageSpec| matches!(tags.when, ReservationMode::Demand { .. });
+    spec.tag_storage.as_ref().is_some_and(on_demand)
 }
 
 /// Writes a paused machine into files, with all of its memory or with what has changed. It may be resumed whatever
@@ -253,10 +257,7 @@ pub(super) fn save(
     let changes = machine.take_changes()?;
     let since = changes.as_ref().filter(|_| base.is_some());
     machine.load_memory(since)?;
-    match since {
-        Some(changes) => pair.save_memory(&contents.since(changes), base, &mut |_| {})?,
-        None => pair.save_memory(&contents, None, &mut |_| {})?,
-    };
+    pair.save_memory(&contents.since(since), base, &mut |_| {})?;
     let mut manifest = manifest(&state, spec, config);
     manifest.kind = base.map_or(Kind::Full, |base| Kind::Diff { base });
     let MachineState { vcpus, gic, clock, devices, .. } = state;

@@ -134,7 +134,7 @@ pub(super) fn is_page_size(size: Bytes) -> bool {
 }
 
 /// How many pages of this size a chunk has.
-pub(super) fn pages_per_chunk(page_size: Bytes) -> usize {
+pub(crate) fn pages_per_chunk(page_size: Bytes) -> usize {
     (CHUNK.get() / page_size.get()) as usize
 }
 

@@ -26,7 +26,7 @@ fn byte(page: usize) -> u8 {
 }
 
 fn pages_per_chunk() -> usize {
-    (CHUNK.get() / page_size()) as usize
+    super::pages_per_chunk(Bytes::new(page_size()))
 }
 
 /// A memory file in which each page has contents of its own.
@@ -246,8 +246,7 @@ fn what_may_have_changed_is_loaded_for_a_diff() {
 
     // A chunk that was given back is not loaded, nor are those without changes.
     assert_eq!(lazy.pending(), Bytes::new(2 * CHUNK.get()));
-    let contents = Contents::new(&ram).unwrap();
-    let diff = contents.since(&changes);
+    let diff = Contents::new(&ram).unwrap().since(Some(&changes));
     assert!(diff.present(1).unwrap().contains(3));
     assert!(diff.present(2).unwrap().is_empty());
     let changed =

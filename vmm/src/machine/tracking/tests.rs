@@ -209,9 +209,8 @@ impl Vm {
         self.ram.track_changes();
         let changes = self.ram.take_changes().unwrap();
         let contents = Contents::new(&self.ram).unwrap();
-        let changed = contents.since(&changes);
-        let view: &dyn MemoryView = if base.is_some() { &changed } else { &contents };
-        let view = Tagged { view, tags: &self.tags };
+        let contents = contents.since(Some(&changes).filter(|_| base.is_some()));
+        let view = Tagged { view: &contents, tags: &self.tags };
         if let Some(writes) = fails_after {
             let about = About::of(&view, SnapshotId::random().unwrap(), base);
             // With few changes it does not need as many writes; it fails later then.
