@@ -35,8 +35,8 @@ pub enum RestoreError {
     },
 }
 
-/// SavedRegisters of a vCPU (KVM_GET_ONE_REG), in the order in which KVM lists them. A vCPU has hundreds: their values are
-/// kept together.
+/// The registers of a vCPU (KVM_GET_ONE_REG), in the order in which KVM lists them. It has hundreds: their values are kept
+/// together.
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 pub struct SavedRegisters {
     ids: Vec<u64>,

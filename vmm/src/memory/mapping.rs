@@ -3,7 +3,7 @@
 
 use std::io;
 use std::ops::Range;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -50,12 +50,11 @@ impl Mapping {
         Self::of(MemoryFile::new(attributes.backing, size)?, size, attributes)
     }
 
-    /// The same, of a file that is sealed later ([`into_template`](Self::into_template)).
+    /// The same, of a memfd that is sealed later ([`into_template`](Self::into_template)).
     ///
     /// # Errors
     /// As for [`new`](Self::new).
     pub(super) fn of_template(size: Bytes, attributes: Attributes) -> Result<Self, Error> {
-        let attributes = Attributes { backing: Backing::Memfd, ..attributes };
         Self::of(MemoryFile::of_template(size)?, size, attributes)
     }
 
@@ -68,14 +67,10 @@ impl Mapping {
             return Err(no_room(Errno::NOMEM));
         };
         let reserved = Reserved::new(length, page.max(CHUNK.get() as usize)).map_err(no_room)?;
+        let contents = file.as_ref().map_or(Source::Anonymous, Source::Shared);
         // SAFETY: `start` to `start + length` lies in the addresses just reserved, which no other
         // code knows: replacing that part of them touches no other memory.
-        let mapped = unsafe {
-            {
-                let contents = file.as_ref().map_or(Source::Anonymous, Source::Shared);
-                map_over(reserved.start, length, contents, attributes)
-            }
-        };
+        let mapped = unsafe { map_over(reserved.start, length, contents, attributes) };
         if let Err(errno) = mapped {
             // A failed mmap may have unmapped what was there, and another thread may have mapped there
             // since: these addresses are left as they are, for the few moments that the process has.
@@ -96,7 +91,7 @@ impl Mapping {
     ///
     /// # Errors
     /// What the host answers; EINVAL where there is no such file.
-    pub(super) fn into_template(self) -> io::Result<std::os::fd::OwnedFd> {
+    pub(super) fn into_template(self) -> io::Result<OwnedFd> {
         let Self { reserved, file, .. } = self;
         // With a writable mapping there would be no seal.
         drop(reserved);

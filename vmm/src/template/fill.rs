@@ -8,7 +8,7 @@ use arch::layout::CHUNK;
 use thiserror::Error;
 
 use crate::machine::Destination;
-use crate::memory::{self, Attributes, Backing, GuestRam};
+use crate::memory::{self, Attributes, GuestRam};
 use crate::snapshot::memory_file::GuestPages;
 use crate::snapshot::{self, MemoryReader, load_memory};
 
@@ -36,7 +36,7 @@ pub enum Error {
 /// When the file cannot be read or is damaged, or the host does not have the memory.
 pub(super) fn fill(reader: &MemoryReader, extents: &[Range<u64>]) -> Result<OwnedFd, Error> {
     let about = reader.about();
-    let attributes = Attributes { tags: about.tagged, huge_pages: true, backing: Backing::Memfd };
+    let attributes = Attributes { tags: about.tagged, huge_pages: true, ..Attributes::default() };
     let ram = GuestRam::of_template(about.size, attributes)?;
     {
         let contents = Destination::new(&ram);
