@@ -14,6 +14,7 @@ use testing::broker::Broker;
 use testing::guest::{Finished, Plan};
 use testing::lab::{Lab, program};
 use testing::scratch::Scratch;
+use testing::small_file_system::SmallFileSystem;
 use testing::snapshot::{Flips, beat, flipped, power_off, restore, save, small, text, verified};
 use testing::wait::until;
 use vmm::hypervisor::state::{GicRegister, SavedRegisters};
@@ -358,35 +359,6 @@ fn a_host_with_too_little_memory_or_tag_storage_refuses() {
     });
 }
 
-/// A file system of the host that has little room.
-struct SmallFileSystem(PathBuf);
-
-impl SmallFileSystem {
-    fn mount(at: PathBuf) -> Self {
-        fs::create_dir(&at).unwrap();
-        let mount = ["-t", "tmpfs", "-o", "size=64k", "none"];
-        assert!(Command::new("mount").args(mount).arg(&at).status().unwrap().success());
-        Self(at)
-    }
-
-    fn resize(&self, bytes: u64) {
-        let size = format!("remount,size={bytes}");
-        let mount = Command::new("mount").args(["-o", &size]).arg(&self.0).status();
-        assert!(mount.unwrap().success(), "{bytes}");
-    }
-
-    fn names(&self) -> usize {
-        fs::read_dir(&self.0).unwrap().count()
-    }
-}
-
-impl Drop for SmallFileSystem {
-    fn drop(&mut self) {
-        let unmounted = Command::new("umount").arg(&self.0).status();
-        assert!(unmounted.is_ok_and(|status| status.success()));
-    }
-}
-
 #[test]
 fn a_disk_that_is_full_at_any_tenth_of_a_save_leaves_nothing_and_the_vm_continues() {
     Lab::new().emulated().run(|| {
@@ -394,14 +366,15 @@ fn a_disk_that_is_full_at_any_tenth_of_a_save_leaves_nothing_and_the_vm_continue
         let mut guest = small().start();
         guest.report("ready");
         let whole = save(&guest, &scratch.join("whole"), &[])["bytes"].as_u64().unwrap();
-        let small = SmallFileSystem::mount(scratch.join("small"));
+        let small = SmallFileSystem::mount(scratch.join("small"), 64 << 10);
+        let names = || fs::read_dir(small.path()).unwrap().count();
         for tenth in 0..10 {
             small.resize((whole * tenth / 10).max(16 << 10));
             let mut client = guest.client();
             if tenth % 2 == 0 {
                 client.pause().unwrap();
                 let files = json!({
-                    "snapshot_path": small.0.join("state"), "mem_file_path": small.0.join("memory"),
+                    "snapshot_path": small.path().join("state"), "mem_file_path": small.path().join("memory"),
                 });
                 match client.send("PUT", "/snapshot/create", &files) {
                     Err(Error::Refused { status: 500, message }) => {
@@ -411,20 +384,20 @@ fn a_disk_that_is_full_at_any_tenth_of_a_save_leaves_nothing_and_the_vm_continue
                 }
                 client.resume().unwrap();
             } else {
-                let folder = small.0.join("one");
+                let folder = small.path().join("one");
                 let output = guest.tesseractl(&["snapshot", text(&folder)]).output().unwrap();
                 let said = String::from_utf8_lossy(&output.stderr);
                 assert!(!output.status.success() && said.contains("no room"), "{output:?}");
             }
-            assert_eq!(small.names(), 0, "{tenth}");
+            assert_eq!(names(), 0, "{tenth}");
             beat(&mut guest);
         }
         verified(&mut guest);
         small.resize(whole * 2);
-        save(&guest, &small.0.join("one"), &["--keep-paused"]);
-        assert_eq!(small.names(), 1);
+        save(&guest, &small.path().join("one"), &["--keep-paused"]);
+        assert_eq!(names(), 1);
         guest.stop();
-        let mut guest = restore(&small.0.join("one"), false).start();
+        let mut guest = restore(&small.path().join("one"), false).start();
         verified(&mut guest);
         power_off(guest);
     });

@@ -9,6 +9,7 @@ use rustix::process::Signal;
 use testing::guest::{Guest, Plan};
 use testing::lab::Lab;
 use testing::scratch::Scratch;
+use testing::small_file_system::SmallFileSystem;
 use testing::wait::until;
 use vmm::api::model::DriveUpdate;
 
@@ -86,31 +87,12 @@ fn a_guest_reads_and_writes_its_disks_and_sees_them_grow() {
     });
 }
 
-/// A file system of the host that is full before the disk on it is.
-struct SmallFileSystem(std::path::PathBuf);
-
-impl SmallFileSystem {
-    fn mount(at: std::path::PathBuf) -> Self {
-        fs::create_dir(&at).unwrap();
-        let options = ["-t", "tmpfs", "-o", "size=4M", "none"];
-        assert!(Command::new("mount").args(options).arg(&at).status().unwrap().success());
-        Self(at)
-    }
-}
-
-impl Drop for SmallFileSystem {
-    fn drop(&mut self) {
-        let unmounted = Command::new("umount").arg(&self.0).status();
-        assert!(unmounted.is_ok_and(|status| status.success()));
-    }
-}
-
 #[test]
 fn a_full_or_shrunk_disk_fails_alone() {
     Lab::new().emulated().run(|| {
         let scratch = Scratch::new();
-        let small = SmallFileSystem::mount(scratch.join("small"));
-        let (full, cut) = (small.0.join("full.img"), scratch.join("cut.img"));
+        let small = SmallFileSystem::mount(scratch.join("small"), 4 << 20);
+        let (full, cut) = (small.path().join("full.img"), scratch.join("cut.img"));
         image(&full, 64 * MIB);
         let cut_file = image(&cut, 16 * MIB);
         let guest = Plan::agent(&scratch)

@@ -12,6 +12,7 @@ use testing::client::{Client, serve};
 use testing::dice::Dice;
 use testing::guest::{Guest, Plan};
 use testing::lab::Lab;
+use testing::process::processes;
 use testing::scratch::Scratch;
 use testing::wait::until;
 use vmm::tag_storage::broker::BrokerReport;
@@ -185,16 +186,6 @@ fn free_pages() -> u64 {
 fn files() -> u64 {
     let text = fs::read_to_string("/proc/sys/fs/file-nr").unwrap();
     text.split_ascii_whitespace().next().unwrap().parse().unwrap()
-}
-
-/// The processes of this name.
-fn processes(name: &str) -> Vec<u32> {
-    let entries = fs::read_dir("/proc").unwrap().flatten();
-    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    let is_it = |pid: &u32| {
-        fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm.trim() == name)
-    };
-    pids.filter(is_it).collect()
 }
 
 /// Clients without guests, of which one or the broker is killed first, then all.

@@ -11,6 +11,7 @@ use super::{continues, power_off, restore, save, small, text, verified};
 use crate::broker::Broker;
 use crate::dice::Dice;
 use crate::guest::{Guest, Plan};
+use crate::process::processes;
 use crate::scratch::Scratch;
 use crate::wait::until;
 
@@ -150,16 +151,6 @@ fn round_of_kills(place: &mut Place, base: &Path, ends: bool) -> Option<PathBuf>
     // A VM that is killed when its snapshot is in its place cannot be resumed.
     assert!(new.exists() || !output.status.success(), "{output:?}");
     new.exists().then_some(new)
-}
-
-/// The processes of this name.
-fn processes(name: &str) -> Vec<u32> {
-    let entries = fs::read_dir("/proc").unwrap().flatten();
-    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    let is_it = |pid: &u32| {
-        fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm.trim() == name)
-    };
-    pids.filter(is_it).collect()
 }
 
 fn first_number(path: &str, after: &str) -> u64 {
