@@ -1,7 +1,7 @@
 //! What a VM costs before its guest does anything, and while it does nothing: instructions until the guest's first
 //! and until the end of a guest that powers off at once, and the VMM's own memory.
 
-use std::fmt;
+use std::{array, fmt};
 
 use testing::guest::{Guest, Plan};
 use testing::lab::{Lab, artifact};
@@ -10,6 +10,9 @@ use vmm::metrics::monotonic;
 
 /// How many VMs run at once where memory that they share is counted.
 const VMS: u64 = 8;
+
+/// How many starts are measured.
+const STARTS: usize = 4;
 
 /// A figure beside its aim, and beside the same figure of a peer in the same host.
 struct Figure {
@@ -97,6 +100,17 @@ fn start_and_idle() -> Cost {
     Cost { instructions: first - before, dirty, anonymous }
 }
 
+/// The least of a few starts: where the kernel places a stack decides on one of its pages, and on 2 % of the instructions.
+fn least_of_starts() -> Cost {
+    let all: [Cost; STARTS] = array::from_fn(|_| start_and_idle());
+    let least = |figure: fn(&Cost) -> u64| all.iter().map(figure).min().unwrap_or_default();
+    Cost {
+        instructions: least(|cost| cost.instructions),
+        dirty: least(|cost| cost.dirty),
+        anonymous: least(|cost| cost.anonymous),
+    }
+}
+
 /// From the start of the program to its end.
 fn start_to_exit() -> u64 {
     let before = monotonic();
@@ -110,7 +124,7 @@ fn start_up_and_idle_memory_are_below_the_peers() {
         // The first run of a program in a fresh host reads it from a cold page cache.
         start_and_idle();
 
-        let Cost { instructions, dirty, anonymous } = start_and_idle();
+        let Cost { instructions, dirty, anonymous } = least_of_starts();
         let all = start_to_exit();
 
         let first = Figure::in_millions(
@@ -130,8 +144,8 @@ fn start_up_and_idle_memory_are_below_the_peers() {
         let anonymous = Figure::in_kilobytes(
             "anonymous memory while idle, guest memory left out",
             anonymous,
-            // Three pages more, one of which is the generation ID's.
-            [90.0, 103.0],
+            // One page more.
+            [90.0, 91.0],
             "kvmtool 212",
         );
         // What the other two do not see: how much of the program's file is in use.
@@ -140,7 +154,7 @@ fn start_up_and_idle_memory_are_below_the_peers() {
             dirty,
             // Text is mapped in windows of 64 KiB (fault_around_bytes): one more. 450 are the VMM's code being optimised
             // for speed (docs/benches.md).
-            [1300.0, 1890.0],
+            [1300.0, 1870.0],
             "kvmtool 1150, Firecracker 2770, Cloud Hypervisor 4900",
         );
         // All are printed, whichever does not hold.
@@ -164,8 +178,8 @@ fn eight_vms_share_what_they_can() {
         let figure = Figure::in_kilobytes(
             "proportional memory of one of 8 VMs, guest memory left out",
             proportional / VMS,
-            // One page more, and an eighth of a window of text. 57 are the VMM's code being optimised for speed.
-            [235.0, 332.0],
+            // 57 are the VMM's code being optimised for speed (docs/benches.md).
+            [235.0, 315.0],
             "kvmtool 336",
         );
         assert!(figure.holds(), "the VMM has grown: see the figure above");

@@ -74,6 +74,8 @@ pub enum Request<'a> {
 
 impl<'a> Request<'a> {
     /// What the command line asks for, checked as far as it can be without the host.
+    // Not a part of `run`: its stack is then that of the running VM, too.
+    #[inline(never)]
     fn of(args: &'a RunArgs) -> Result<Self, Error> {
         let flags = args.command_line_only();
         if let Some(request) = args.restore_request().map_err(config::Error::from)? {

@@ -6,8 +6,9 @@ use std::ptr;
 
 use rustix::mm::{Advice, madvise};
 
-/// How much of the stack below the caller stays: what this module's own calls and a signal handler use.
-const KEPT: usize = 16 << 10;
+/// How much of the stack below the caller stays: what this module's own calls use. A signal is handled before the
+/// kernel takes pages away or after it, and finds new ones.
+const KEPT: usize = 2 << 10;
 
 /// How much of it is given back at most. Start-up takes less, and the kernel keeps a larger gap than this free of
 /// other mappings below a stack (`stack_guard_gap` in mm/mmap.c, 256 pages).
