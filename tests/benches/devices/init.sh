@@ -8,6 +8,8 @@ $b mount -t devtmpfs devtmpfs /dev
 $b mkdir -p /tmp /dev/shm
 $b mount -t tmpfs tmpfs /tmp
 $b mount -t tmpfs tmpfs /dev/shm
+# For fio's buffers of sequential transfers.
+echo 4 >/proc/sys/vm/nr_hugepages
 for module in /lib/modules-min/*/*.ko /lib/modules-agent/*/*.ko; do $b insmod "$module"; done
 $b ip link set lo up
 $b ip addr add 198.51.100.2/24 dev eth0
