@@ -17,7 +17,8 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use vmm::api::model::{
     ActionType, Balloon, BalloonStats, BalloonStatsUpdate, BalloonUpdate, DriveUpdate, Fault,
-    Footprint, InstanceActionInfo, InstanceInfo, SnapshotCreate, TagStorage, Version, Vm, VmState,
+    Footprint, InstanceActionInfo, InstanceInfo, SnapshotConfirm, SnapshotCreate, TagStorage,
+    Version, Vm, VmState,
 };
 
 pub use events::{Event, Events};
@@ -235,6 +236,14 @@ impl Client {
     /// See [`Error`].
     pub fn create_snapshot(&mut self, request: &SnapshotCreate) -> Result<(), Error> {
         self.send("PUT", "/snapshot/create", request)
+    }
+
+    /// Has the next diff build on the snapshot that was just made there: `PUT /snapshot/confirm`.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn confirm_snapshot(&mut self, request: &SnapshotConfirm) -> Result<(), Error> {
+        self.send("PUT", "/snapshot/confirm", request)
     }
 
     /// Asks the guest to power off: `PUT /actions`.

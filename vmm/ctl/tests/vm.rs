@@ -12,8 +12,8 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use vmm::api::model::{
     Balloon, BalloonStats, BalloonStatsUpdate, BalloonUpdate, DriveUpdate, DriverState, Footprint,
-    GuestStats, InstanceInfo, NetworkInterfaceUpdate, Reporting, SnapshotCreate, SnapshotLoad,
-    SnapshotType, State, TagStorage,
+    GuestStats, InstanceInfo, NetworkInterfaceUpdate, Reporting, SnapshotConfirm, SnapshotCreate,
+    SnapshotLoad, SnapshotType, State, TagStorage,
 };
 use vmm::api::{ControlError, Controller, Server};
 use vmm::backends::balloon::Change;
@@ -29,6 +29,10 @@ struct FakeVm {
     balloon: Option<Balloon>,
     /// The Unix socket of its vsock device.
     vsock: Option<PathBuf>,
+    /// The last snapshot, if it is not confirmed.
+    provisional: Option<PathBuf>,
+    /// How many were confirmed.
+    confirmed: u32,
 }
 
 /// The balloon of a guest without a driver for it.
@@ -65,10 +69,10 @@ impl Controller for FakeVm {
         config
     }
     fn machine_config(&self) -> Value {
-        json!({ "vcpu_count": 2, "mem_size_mib": 512 })
+        json!({ "vcpu_count": 2, "mem_size_mib": 512, "track_dirty_pages": true })
     }
     fn metrics(&self) -> Value {
-        json!({ "memory": { "resident_bytes": 4096 } })
+        json!({ "memory": { "resident_bytes": 4096 }, "confirmed": self.confirmed })
     }
     fn balloon(&self) -> Result<Balloon, ControlError> {
         self.balloon.clone().ok_or_else(ControlError::no_balloon)
@@ -138,14 +142,34 @@ impl Controller for FakeVm {
             SnapshotType::Full => "whole",
             SnapshotType::Diff => "some",
         };
+        let provisional = request.provisional;
         let files = request.files();
-        for path in [files.state, files.memory] {
+        for path in [&files.state, &files.memory] {
             std::fs::write(path, contents).map_err(|error| ControlError::failed("save", error))?;
         }
+        let work = files.state.parent().unwrap();
+        if work.file_name().unwrap().to_string_lossy().starts_with(".taken.") {
+            // Another process is first.
+            std::fs::create_dir_all(work.with_file_name("taken").join("other")).unwrap();
+        }
+        self.provisional = provisional.then_some(files.state);
         match self.key {
             // It fails when it has written half of it.
             Key::Unheard => Err(ControlError::failed("save", std::io::Error::other("disk full"))),
             _ => Ok(()),
+        }
+    }
+    fn confirm_snapshot(&mut self, request: SnapshotConfirm) -> Result<(), ControlError> {
+        assert!(!request.snapshot_path.exists(), "it is not in its place");
+        match self.provisional.take_if(|last| *last == request.snapshot_path) {
+            Some(last) if last.to_string_lossy().contains(".late.") => {
+                Err(ControlError::refused("it is not the last"))
+            }
+            Some(_) => {
+                self.confirmed += 1;
+                Ok(())
+            }
+            None => Err(ControlError::refused("it is none")),
         }
     }
     fn load_snapshot(&mut self, _: SnapshotLoad) -> Result<(), ControlError> {
@@ -179,6 +203,12 @@ impl Vm {
         Self::in_folder(tempfile::tempdir().unwrap(), key, balloon, None)
     }
 
+    /// How many of its snapshots were confirmed.
+    fn confirmed(&self) -> u64 {
+        let output = self.tesseractl(&["metrics", "--json"]);
+        serde_json::from_slice::<Value>(&output.stdout).unwrap()["confirmed"].as_u64().unwrap()
+    }
+
     fn in_folder(
         directory: TempDir,
         key: Key,
@@ -188,7 +218,8 @@ impl Vm {
         let path = directory.path().join("api");
         let (gone, left): (_, Receiver<()>) = channel();
         let state = State::Running;
-        let vm = FakeVm { state, key, gone, balloon, vsock };
+        let (provisional, confirmed) = (None, 0);
+        let vm = FakeVm { state, key, gone, balloon, vsock, provisional, confirmed };
         let server = Server::bind(&path, vm, EventLog::default()).unwrap();
         let thread = std::thread::spawn(move || {
             let mut manager = EventManager::new().unwrap();
@@ -283,6 +314,31 @@ fn a_snapshot_leaves_the_vm_as_it_was_unless_it_is_to_be_otherwise() {
     let output = vm.tesseractl(&["snapshot", diff.to_str().unwrap(), "--diff"]);
     assert!(output.status.success(), "{output:?}");
     assert_eq!(std::fs::read_to_string(diff.join("memory")).unwrap(), "some");
+    vm.end();
+}
+
+#[test]
+fn a_snapshot_is_confirmed_when_it_is_in_its_place_and_not_before() {
+    let vm = Vm::start(Key::Ignored);
+    let snapshot = |name: &str| {
+        let folder = vm.directory.path().join(name);
+        let output = vm.tesseractl(&["snapshot", folder.to_str().unwrap(), "--diff"]);
+        (output.status.code(), text(&output.stderr).to_owned())
+    };
+
+    assert_eq!(snapshot("one").0, Some(0));
+    assert_eq!(vm.confirmed(), 1);
+    let (code, said) = snapshot("taken");
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("into its place") && said.contains("runs again"), "{said}");
+    assert_eq!(vm.confirmed(), 1);
+    // The snapshot is there, but the VM does not build on it.
+    let (code, said) = snapshot("late");
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("builds on the one before"), "{said}");
+    assert!(vm.directory.path().join("late/state").exists());
+    assert!(text(&vm.tesseractl(&["status"]).stdout).contains("Running"));
+    assert_eq!(vm.confirmed(), 1);
     vm.end();
 }
 

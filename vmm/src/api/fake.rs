@@ -5,8 +5,8 @@ use serde_json::{Value, json};
 
 use super::model::{
     Balloon, BalloonStats, BalloonStatsUpdate, BalloonUpdate, DriveUpdate, DriverState, Footprint,
-    GuestStats, InstanceInfo, NetworkInterfaceUpdate, OnExhausted, Reporting, SnapshotCreate,
-    SnapshotLoad, State, TagStorage, TagStorageChunks, TagStorageMode,
+    GuestStats, InstanceInfo, NetworkInterfaceUpdate, OnExhausted, Reporting, SnapshotConfirm,
+    SnapshotCreate, SnapshotLoad, State, TagStorage, TagStorageChunks, TagStorageMode,
 };
 use super::{ControlError, Controller};
 use crate::backends::balloon::{Change, GuestReport};
@@ -317,6 +317,13 @@ impl Controller for FakeVm {
         self.check()?;
         self.calls.push(Call::CreateSnapshot);
         Ok(())
+    }
+
+    fn confirm_snapshot(&mut self, _: SnapshotConfirm) -> Result<(), ControlError> {
+        match self.state {
+            State::NotStarted => Err(ControlError::before_start()),
+            State::Running | State::Paused => Ok(()),
+        }
     }
 
     fn load_snapshot(&mut self, request: SnapshotLoad) -> Result<(), ControlError> {

@@ -166,6 +166,12 @@ pub trait Controller {
     /// that was not before, and the VM can be resumed.
     fn create_snapshot(&mut self, request: model::SnapshotCreate) -> Result<(), ControlError>;
 
+    /// Has the next diff build on a provisional snapshot, as `PUT /snapshot/confirm` says.
+    ///
+    /// # Errors
+    /// It is not the VM's last snapshot.
+    fn confirm_snapshot(&mut self, request: model::SnapshotConfirm) -> Result<(), ControlError>;
+
     /// Restores the VM of a snapshot in the place of one that has not started, as `PUT /snapshot/load` says.
     ///
     /// # Errors

@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize, Serializer};
 use serde_json::Value;
 
 pub use super::snapshot::{
-    LoadHugePages, MemoryBackend, MemoryBackendType, NetworkOverride, SnapshotCreate, SnapshotLoad,
-    SnapshotType, VsockOverride,
+    LoadHugePages, MemoryBackend, MemoryBackendType, NetworkOverride, SnapshotConfirm,
+    SnapshotCreate, SnapshotLoad, SnapshotType, VsockOverride,
 };
 use super::snapshot::{not_null, object};
 pub use crate::config::{OnExhausted, RateLimiterSection, TagStorageMode};

@@ -101,6 +101,7 @@ pub(crate) const ROUTES: &[Route] = &[
     get("/footprint", |vm| show(vm.footprint()?)),
     get("/tag-storage", |vm| show(vm.tag_storage()?)),
     put("/snapshot/create", |vm, body| done(vm.create_snapshot(parse(body)?))),
+    put("/snapshot/confirm", |vm, body| done(vm.confirm_snapshot(parse(body)?))),
     put("/snapshot/load", |vm, body| done(vm.load_snapshot(parse(body)?))),
     patch("/vm", |vm, body| change_state(vm, parse(body)?)),
     put("/actions", |vm, body| act(vm, parse(body)?)),

@@ -21,13 +21,24 @@ pub struct SnapshotCreate {
     pub snapshot_path: PathBuf,
     /// The file for guest memory.
     pub mem_file_path: PathBuf,
+    /// Whether the next `Diff` builds on it only if it is confirmed. Ours.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub provisional: bool,
+}
+
+/// The body of `PUT /snapshot/confirm`. Ours.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SnapshotConfirm {
+    /// The file for the machine's state, as it was named.
+    pub snapshot_path: PathBuf,
 }
 
 impl SnapshotCreate {
     /// A VM into these files, all of it or what has changed.
     pub fn new(files: SnapshotFiles, snapshot_type: SnapshotType) -> Self {
         let SnapshotFiles { state, memory } = files;
-        Self { snapshot_type, snapshot_path: state, mem_file_path: memory }
+        Self { snapshot_type, snapshot_path: state, mem_file_path: memory, provisional: false }
     }
 
     /// The files to write.
@@ -186,6 +197,10 @@ impl SnapshotLoad {
         let memory = if self.lazy { RestoreMemory::Lazy } else { RestoreMemory::Eager };
         Ok(RestoreRequest { files, memory, resume: self.resume_vm, changes })
     }
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 /// A field that may be left out, but says something if it is there.

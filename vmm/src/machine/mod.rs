@@ -42,8 +42,8 @@ use lazy::LazyMemory;
 pub(crate) use run_state::PauseReason;
 use run_state::{Change, RunState};
 pub use save::{MachineState, SaveError};
-pub use tracking::NoBase;
 use tracking::Tracking;
+pub use tracking::{NoBase, NotProvisional};
 
 // The device tree and the model must mean the same line.
 const _: () = assert!(arch::fdt::POWER_KEY_LINE == ::devices::gpio::POWER_KEY_LINE as u32);
@@ -156,7 +156,7 @@ impl Machine {
             _holder: holder,
             mte: mte == Mte::On,
             guest_page,
-            tracking: spec.track_dirty_pages.then_some(Tracking { base }),
+            tracking: spec.track_dirty_pages.then(|| Tracking::since(base)),
         })
     }
 

@@ -16,8 +16,31 @@ use crate::snapshot::SnapshotId;
 #[derive(Debug)]
 pub(super) struct Tracking {
     /// The snapshot that they are since.
-    pub(super) base: Option<SnapshotId>,
+    base: Option<SnapshotId>,
+    /// What has been saved and is not confirmed. Dropped, its changes are changes again.
+    unconfirmed: Option<Unconfirmed>,
 }
+
+#[derive(Debug)]
+struct Unconfirmed {
+    snapshot: SnapshotId,
+    changes: Changes,
+}
+
+impl Tracking {
+    /// Since this snapshot, or since the first that is made.
+    pub(super) fn since(base: Option<SnapshotId>) -> Self {
+        Self { base, unconfirmed: None }
+    }
+}
+
+/// The snapshot is not the last that was made, or is confirmed already.
+#[derive(Clone, Copy, Debug, Eq, Error, PartialEq)]
+#[error(
+    "it is not the VM's last snapshot, or was not provisional: the next Diff builds on the one that was confirmed \
+     before, and has all changes since"
+)]
+pub struct NotProvisional;
 
 /// Why there is nothing that a diff could build on.
 #[derive(Clone, Copy, Debug, Eq, Error, PartialEq)]
@@ -59,14 +82,14 @@ impl Machine {
         tracking.base.ok_or(NoBase::NeverSaved)
     }
 
-    /// Takes what has changed since the [`base`](Self::base), of a machine that is saved; `None` if it tracks nothing.
+    /// Takes what has changed since the [`base`](Self::base), of a machine that is saved; `None` if it tracks nothing. A
+    /// snapshot that is not confirmed is not confirmed any more: what it has is taken again.
     ///
     /// # Errors
     /// When the hypervisor does not give its log. No change is lost.
-    pub(crate) fn take_changes(&self) -> Result<Option<Changes>, hypervisor::Error> {
-        if self.tracking.is_none() {
-            return Ok(None);
-        }
+    pub(crate) fn take_changes(&mut self) -> Result<Option<Changes>, hypervisor::Error> {
+        let Some(tracking) = &mut self.tracking else { return Ok(None) };
+        tracking.unconfirmed = None;
         // For the first snapshot.
         self.vm.log_writes()?;
         self.ram().track_changes();
@@ -87,11 +110,27 @@ impl Machine {
         Ok(())
     }
 
-    /// The machine has been saved with these changes, and has not run since.
+    /// The machine has been saved with these changes, and has not run since. Until that is [confirmed](Self::confirm),
+    /// diffs build on the snapshot before.
     pub(crate) fn saved_as(&mut self, snapshot: SnapshotId, changes: Option<Changes>) {
         if let (Some(tracking), Some(changes)) = (&mut self.tracking, changes) {
-            tracking.base = Some(snapshot);
-            changes.saved();
+            tracking.unconfirmed = Some(Unconfirmed { snapshot, changes });
+        }
+    }
+
+    /// The next diff builds on the last snapshot, which is this one.
+    ///
+    /// # Errors
+    /// When it is another. Nothing has changed then.
+    pub(crate) fn confirm(&mut self, snapshot: SnapshotId) -> Result<(), NotProvisional> {
+        let Some(tracking) = &mut self.tracking else { return Ok(()) };
+        match tracking.unconfirmed.take_if(|last| last.snapshot == snapshot) {
+            Some(last) => {
+                last.changes.saved();
+                tracking.base = Some(snapshot);
+                Ok(())
+            }
+            None => Err(NotProvisional),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The machine as the control socket sees it.
 
 use std::cell::RefCell;
+use std::path::PathBuf;
 use std::rc::{Rc, Weak};
 
 use serde::Serialize;
@@ -16,7 +17,8 @@ use crate::backends::balloon;
 use crate::config::ConfigChange;
 use crate::error::chain;
 use crate::events::Event;
-use crate::machine::{Machine, PauseReason};
+use crate::machine::{Machine, NotProvisional, PauseReason};
+use crate::snapshot::SnapshotId;
 use crate::spec::{DiskSpec, NetSpec, RateLimiterChange, Spec};
 use crate::vcpu;
 
@@ -29,6 +31,8 @@ pub(super) struct MachineController {
     metrics: Option<MetricsFile>,
     /// As it was started.
     spec: Box<Spec>,
+    /// The last snapshot, and the path of its state file, if it is to be confirmed.
+    provisional: Option<(PathBuf, SnapshotId)>,
 }
 
 impl MachineController {
@@ -41,7 +45,7 @@ impl MachineController {
         spec: Spec,
     ) -> Self {
         let machine = Rc::downgrade(machine);
-        Self { machine, key, shutdown, metrics, spec: Box::new(spec) }
+        Self { machine, key, shutdown, metrics, spec: Box::new(spec), provisional: None }
     }
 }
 
@@ -205,7 +209,7 @@ impl Controller for MachineController {
     }
 
     fn create_snapshot(&mut self, request: model::SnapshotCreate) -> Result<(), ControlError> {
-        let what = request.snapshot_type;
+        let (what, provisional) = (request.snapshot_type, request.provisional);
         let files = request.files();
         let machine = self.machine()?;
         let mut machine = machine.borrow_mut();
@@ -219,10 +223,24 @@ impl Controller for MachineController {
         let spec = snapshots::as_it_is(&machine, &self.spec, machine.has_mte());
         let checked = spec.check_snapshot(&files);
         checked.map_err(|error| ControlError::refused(chain(&error)))?;
-        snapshots::save(&mut machine, &spec, &files, what)?;
+        self.provisional = None;
+        let snapshot = snapshots::save(&mut machine, &spec, &files, what)?;
+        if !provisional {
+            confirm(&mut machine, snapshot)?;
+        }
         let path = files.state.to_string_lossy();
         machine.log().publish(&Event::Saved { path: (&*path).into() });
+        self.provisional = provisional.then_some((files.state, snapshot));
         Ok(())
+    }
+
+    fn confirm_snapshot(&mut self, request: model::SnapshotConfirm) -> Result<(), ControlError> {
+        let machine = self.machine()?;
+        let mut machine = machine.borrow_mut();
+        let last = self.provisional.take_if(|(path, _)| *path == request.snapshot_path);
+        let (_, snapshot) =
+            last.ok_or_else(|| ControlError::refused(NotProvisional.to_string()))?;
+        confirm(&mut machine, snapshot)
     }
 
     fn load_snapshot(&mut self, _: model::SnapshotLoad) -> Result<(), ControlError> {
@@ -259,6 +277,10 @@ fn refresh(config: &mut Value, list: &str, sections: impl Iterator<Item = impl S
     if let Some(list) = config.get_mut(list) {
         *list = serde_json::to_value(sections.collect::<Vec<_>>()).unwrap_or_default();
     }
+}
+
+fn confirm(machine: &mut Machine, snapshot: SnapshotId) -> Result<(), ControlError> {
+    machine.confirm(snapshot).map_err(|error| ControlError::refused(error.to_string()))
 }
 
 /// What becomes of limits.

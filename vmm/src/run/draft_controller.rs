@@ -164,6 +164,10 @@ impl Controller for DraftController<'_> {
         Err(ControlError::before_start())
     }
 
+    fn confirm_snapshot(&mut self, _: model::SnapshotConfirm) -> Result<(), ControlError> {
+        Err(ControlError::before_start())
+    }
+
     fn load_snapshot(&mut self, request: model::SnapshotLoad) -> Result<(), ControlError> {
         let changes = self.config.clone().restore_changes();
         let changes = changes.map_err(|error| ControlError::refused(error.to_string()))?;

@@ -19,7 +19,7 @@ use crate::exit_status::ExitStatus;
 use crate::hypervisor::state::VcpuState;
 use crate::hypervisor::{self, Hypervisor};
 use crate::machine::{self, Board, Contents, Machine, MachineState, NoBase, SavedMemory};
-use crate::snapshot::{self, CpuFeatures, Fault, Kind, Manifest, NewPair, Pair, State};
+use crate::snapshot::{self, CpuFeatures, Fault, Kind, Manifest, NewPair, Pair, SnapshotId, State};
 use crate::spec::{BalloonSpec, ReservationMode, Spec, TagStorageSpec};
 use crate::template::{self, Template};
 use crate::vcpu;
@@ -238,13 +238,14 @@ fn is_on_demand(spec: &Spec) -> bool {
 }
 
 /// Writes a paused machine into files, with all of its memory or with what has changed. It may be resumed whatever
-/// becomes of them, and what is not saved is a change as before.
+/// becomes of them, and what is not saved is a change as before. Returns which snapshot is to be
+/// [confirmed](Machine::confirm).
 pub(super) fn save(
     machine: &mut Machine,
     spec: &Spec,
     to: &SnapshotFiles,
     what: SnapshotType,
-) -> Result<(), SaveError> {
+) -> Result<SnapshotId, SaveError> {
     let base = match what {
         SnapshotType::Full => None,
         SnapshotType::Diff => Some(machine.base()?),
@@ -264,7 +265,7 @@ pub(super) fn save(
     let id = pair.id();
     pair.commit(&State { id, manifest, vcpus, gic, clock, devices })?;
     machine.saved_as(id, changes);
-    Ok(())
+    Ok(id)
 }
 
 fn manifest(state: &MachineState, spec: &Spec, config: serde_json::Value) -> Manifest {

@@ -147,7 +147,8 @@ pub enum Fault {
     },
     /// A diff builds on another snapshot.
     #[error(
-        "it builds on snapshot {wanted}, and not on {found}: name the snapshot that it builds on before it"
+        "it builds on snapshot {wanted}, and not on {found}: name the snapshot that it builds on before it, and leave out \
+         others"
     )]
     WrongBase {
         /// The id of the base that was given.

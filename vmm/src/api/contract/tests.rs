@@ -19,7 +19,7 @@ fn ask(method: &str, path: &str, body: &str) -> (u16, Option<Value>) {
 
 /// Whether a request is for a VM that has not started.
 fn configures(method: &str, path: &str) -> bool {
-    let acts = ["/actions", "/snapshot/create"].contains(&path);
+    let acts = ["/actions", "/snapshot/create", "/snapshot/confirm"].contains(&path);
     method == "PUT" && !acts || (method, path) == ("PATCH", "/machine-config")
 }
 

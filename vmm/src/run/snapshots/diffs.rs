@@ -11,6 +11,7 @@ use crate::config::RestoreChanges;
 use crate::console::{Output, Quiesce};
 use crate::events::EventLog;
 use crate::hypervisor::fake::FakeHypervisor;
+use crate::machine::NotProvisional;
 use crate::machine::testing::{config, kernel, spec};
 use crate::snapshot::testing::FakeMemory;
 use crate::snapshot::{SnapshotId, load_memory, merge};
@@ -53,6 +54,16 @@ impl Saved {
     }
 
     fn save(&mut self, name: &str, what: SnapshotType) -> Result<(), ControlError> {
+        let id = self.save_provisionally(name, what)?;
+        self.machine.confirm(id).unwrap();
+        Ok(())
+    }
+
+    fn save_provisionally(
+        &mut self,
+        name: &str,
+        what: SnapshotType,
+    ) -> Result<SnapshotId, ControlError> {
         let files = self.files(name);
         Ok(save(&mut self.machine, &self.spec, &files, what)?)
     }
@@ -157,6 +168,58 @@ fn what_was_not_saved_is_in_the_next_diff() {
     assert_eq!(vm.kind("diff"), Kind::Diff { base: vm.id("full") });
     vm.merge("full", &["diff"], "merged");
     assert!(vm.is_in("merged"));
+}
+
+#[test]
+fn what_is_not_confirmed_is_in_the_next_diff_and_that_builds_on_what_is() {
+    for (first, second) in [
+        (SnapshotType::Diff, SnapshotType::Diff),
+        (SnapshotType::Diff, SnapshotType::Full),
+        (SnapshotType::Full, SnapshotType::Diff),
+    ] {
+        let mut vm = Saved::new(true);
+        vm.save("full", SnapshotType::Full).unwrap();
+        vm.write(5, 1);
+        let lost = vm.save_provisionally("lost", first).unwrap();
+        vm.write(6, 2);
+        let lost_too = vm.save_provisionally("lost too", second).unwrap();
+        vm.write(300, 3);
+
+        assert_eq!(vm.machine.confirm(lost), Err(NotProvisional));
+        vm.save("diff", SnapshotType::Diff).unwrap();
+
+        assert_eq!(vm.kind("diff"), Kind::Diff { base: vm.id("full") });
+        vm.merge("full", &["diff"], "merged");
+        assert!(vm.is_in("merged"));
+        assert_eq!(vm.machine.confirm(lost_too), Err(NotProvisional));
+        // One that is confirmed late is as good.
+        vm.write(7, 4);
+        let late = vm.save_provisionally("late", SnapshotType::Diff).unwrap();
+        vm.write(8, 5);
+        vm.machine.confirm(late).unwrap();
+        assert_eq!(vm.machine.confirm(late), Err(NotProvisional));
+        vm.save("last", SnapshotType::Diff).unwrap();
+        assert_eq!(vm.kind("last"), Kind::Diff { base: vm.id("late") });
+        vm.merge("full", &["diff", "late", "last"], "merged");
+        assert!(vm.is_in("merged"));
+    }
+}
+
+#[test]
+fn the_first_snapshot_is_no_base_before_it_is_confirmed() {
+    let mut vm = Saved::new(true);
+    let first = vm.save_provisionally("full", SnapshotType::Full).unwrap();
+    assert_eq!(vm.machine.base(), Err(NoBase::NeverSaved));
+    vm.write(5, 1);
+    vm.machine.confirm(first).unwrap();
+
+    vm.save("diff", SnapshotType::Diff).unwrap();
+
+    vm.merge("full", &["diff"], "merged");
+    assert!(vm.is_in("merged"));
+    // Nothing is tracked, and nothing to be confirmed.
+    let mut untracked = Saved::new(false);
+    untracked.save("full", SnapshotType::Full).unwrap();
 }
 
 #[test]

@@ -24,7 +24,7 @@ pub fn clone(args: &CloneCommand, form: Form) -> Result<u8, Failure> {
     let commands = (1..=args.count).map(|number| command(args, number));
     let commands = commands.collect::<Result<Vec<_>, _>>()?;
     if let Some(into) = &args.into {
-        snapshot::save(&SaveArgs::of(&args.source, into, args.timeout))?.check_stopped()?;
+        snapshot::save(&SaveArgs::of(&args.source, into, args.timeout))?.check()?;
     }
     // Until the last of them has its memory.
     let _held = holder::ensure(&program, args)?;

@@ -12,11 +12,12 @@ use arch::units::Bytes;
 use serde_json::json;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
-use vmm::api::model::{SnapshotCreate, SnapshotType, State};
+use vmm::api::model::{SnapshotConfirm, SnapshotCreate, SnapshotType, State};
+use vmm::error::{chain, printable};
 
 use self::place::Place;
 use crate::cli::{SaveArgs, SnapshotArgs, SnapshotCommand};
-use crate::client::{Client, DEFAULT_TIMEOUT};
+use crate::client::{Client, DEFAULT_TIMEOUT, Error};
 use crate::failure::{EXIT_INTERRUPTED, Failure};
 use crate::output::Form;
 use crate::report;
@@ -34,7 +35,7 @@ pub fn snapshot(args: &SnapshotArgs, form: Form) -> Result<(), Failure> {
         None => {
             let saved = save(&args.save)?;
             saved.show(form)?;
-            saved.check_stopped()
+            saved.check()
         }
     }
 }
@@ -48,6 +49,8 @@ pub(crate) struct Saved {
     target: Target,
     /// Whether the user asked to stop when it was too late for that.
     stopped: bool,
+    /// Why the VM's next diff does not build on it, if that is so.
+    unconfirmed: Option<Error>,
 }
 
 /// Saves a VM. It does then what it did before, unless it is to do something else.
@@ -72,7 +75,11 @@ pub(crate) fn save(args: &SaveArgs) -> Result<Saved, Failure> {
     if was_running {
         client.pause()?;
     }
-    let saved = client.create_snapshot(&SnapshotCreate::new(place.files(), what));
+    let files = place.files();
+    let confirmation = SnapshotConfirm { snapshot_path: files.state.clone() };
+    // Until it is in its place, the VM's next diff builds on the one before.
+    let create = SnapshotCreate { provisional: tracks, ..SnapshotCreate::new(files, what) };
+    let saved = client.create_snapshot(&create);
     let paused_for = start.elapsed();
     let stopped = || Failure {
         code: EXIT_INTERRUPTED,
@@ -81,40 +88,46 @@ pub(crate) fn save(args: &SaveArgs) -> Result<Saved, Failure> {
     // In its place before anything else can fail.
     let placed = match saved {
         Err(error) => Err(error.into()),
-        // The VM's next diff builds on a snapshot that it has made.
-        Ok(()) if stop.is_wanted() && !tracks => Err(stopped()),
+        Ok(()) if stop.is_wanted() => Err(stopped()),
         Ok(()) => place.commit(),
     };
     let size = placed.map_err(|failure| not_saved(failure, was_running, &target))?;
+    let confirmed = if tracks { client.confirm_snapshot(&confirmation) } else { Ok(()) };
+    let unconfirmed = confirmed.err();
     let runs = args.resume || (was_running && !args.keep_paused);
     if runs {
         client.resume().map_err(|error| not_resumed(error.into(), folder))?;
     }
     drop(waiting);
     let stopped = stop.is_wanted();
-    Ok(Saved { folder: folder.clone(), size, runs, paused_for, target, stopped })
+    Ok(Saved { folder: folder.clone(), size, runs, paused_for, target, stopped, unconfirmed })
 }
 
 impl Saved {
-    /// Checks that the user did not ask to stop meanwhile.
+    /// Checks that the VM's next diff builds on it, and that the user did not ask to stop when it was in its place.
     ///
     /// # Errors
-    /// When that is so.
-    pub(crate) fn check_stopped(&self) -> Result<(), Failure> {
+    /// When that is not so.
+    pub(crate) fn check(&self) -> Result<(), Failure> {
+        if let Some(error) = &self.unconfirmed {
+            return Err(Failure::refused(format!(
+                "the snapshot is whole, but the next diff of {} builds on the one before, and has all changes since: \
+                 leave this one out of a merge with it, or make a full one if that is not there any more: {}",
+                self.target.name(),
+                printable(&chain(error))
+            )));
+        }
         match self.stopped {
             false => Ok(()),
             true => Err(Failure {
                 code: EXIT_INTERRUPTED,
-                message: format!(
-                    "the snapshot was kept, as the next diff of {} builds on it",
-                    self.target.name()
-                ),
+                message: "the snapshot was in its place already, and was kept".to_owned(),
             }),
         }
     }
 
     fn show(&self, form: Form) -> Result<(), Failure> {
-        let Self { folder, size, runs, paused_for, target, stopped: _ } = self;
+        let Self { folder, size, runs, paused_for, target, .. } = self;
         let state = if *runs { State::Running } else { State::Paused };
         let answer = json!({
             "outcome": "saved",
