@@ -5,6 +5,8 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
 use crate::exit_status::ExitStatus;
 
 const ENDING: [(libc::c_int, ExitStatus); 4] = [
@@ -55,6 +57,13 @@ impl Signals {
         }
         // SAFETY: the descriptor was just made and has no other owner.
         Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
+    }
+
+    /// Whether a signal has come and was not taken.
+    pub(crate) fn wait(&self) -> bool {
+        let mut signals = [PollFd::new(&self.0, PollFlags::IN)];
+        // Without an answer it is asked again.
+        poll(&mut signals, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
     }
 
     /// Which signal has come, as the status that the process ends with.

@@ -88,7 +88,8 @@ pub fn run(args: &TemplateArgs) -> Result<ExitStatus, TemplateError> {
     // First: a second holder ends here, and a clone waits.
     let mut holder = Holder::bind(&path)?;
     let extents = extents(memory.chunks(), MOST_EXTENTS);
-    let template = fill(&memory, &extents)?;
+    let ended = || Ok(signals.take().unwrap_or(ExitStatus::Terminated));
+    let Some(template) = fill(&memory, &extents, &|| signals.wait())? else { return ended() };
     let identity = Identity::of(&memory);
     // Its files may be replaced or go.
     drop(memory);
@@ -101,8 +102,8 @@ pub fn run(args: &TemplateArgs) -> Result<ExitStatus, TemplateError> {
     let _ = supervisor::notify_ready();
     let linger = Duration::from_secs(args.linger.into());
     let end = holder.serve_until(&signals, &identity, &template, linger);
-    Ok(match end.map_err(TemplateError::Events)? {
-        End::Unused => ExitStatus::Success,
-        End::Asked => signals.take().unwrap_or(ExitStatus::Terminated),
-    })
+    match end.map_err(TemplateError::Events)? {
+        End::Unused => Ok(ExitStatus::Success),
+        End::Asked => ended(),
+    }
 }

@@ -1,5 +1,6 @@
 #![allow(clippy::unwrap_used)]
 
+use std::cell::Cell;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -53,6 +54,11 @@ fn extents(reader: &MemoryReader) -> Vec<std::ops::Range<u64>> {
     super::extents::extents(reader.chunks(), MOST_EXTENTS)
 }
 
+/// Its template.
+fn filled(reader: &MemoryReader) -> OwnedFd {
+    fill(reader, &extents(reader), &|| false).unwrap().unwrap()
+}
+
 /// Waits until something is so.
 fn until(mut is_so: impl FnMut() -> bool) {
     let start = std::time::Instant::now();
@@ -74,7 +80,7 @@ impl Running {
     }
 
     fn of(mut holder: Holder, reader: &MemoryReader, linger: Duration) -> Self {
-        let (identity, template) = (Identity::of(reader), fill(reader, &extents(reader)).unwrap());
+        let (identity, template) = (Identity::of(reader), filled(reader));
         let stop = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
         let own = stop.try_clone().unwrap();
         let serve = move || holder.serve_until(own, &identity, &template, linger).unwrap();
@@ -384,5 +390,20 @@ fn a_snapshot_that_cannot_be_read_makes_no_template() {
     let data = rustix::param::page_size() as u64;
     file.write_all_at(&[0xaa; 64], data).unwrap();
 
-    assert!(matches!(fill(&reader, &extents(&reader)), Err(super::fill::Error::Snapshot(_))));
+    let refused = fill(&reader, &extents(&reader), &|| false);
+    assert!(matches!(refused, Err(super::fill::Error::Snapshot(_))));
+}
+
+#[test]
+fn a_template_that_is_not_wanted_any_more_is_filled_by_no_further_chunk() {
+    let (_folder, reader) = snapshot();
+    let extents = extents(&reader);
+    let chunks: u64 = extents.iter().map(|extent| (extent.end - extent.start) / CHUNK.get()).sum();
+
+    for wanted in 0..USED.len() as u64 + chunks {
+        let asked = Cell::new(0);
+        let stop = || asked.replace(asked.get() + 1) == wanted;
+        assert!(fill(&reader, &extents, &stop).unwrap().is_none(), "{wanted}");
+        assert_eq!(asked.get(), wanted + 1);
+    }
 }
