@@ -113,9 +113,18 @@ impl Mapping {
     /// Lays anonymous memory over a part, in the place of what was there.
     ///
     /// # Errors
-    /// What the host answers. Then nothing may be mapped there any more.
+    /// What the host answers, ENOMEM when the process would have too many mappings. The part is as it was then, or reads
+    /// zero.
     pub(super) fn replace(&self, part: &Range<u64>) -> io::Result<()> {
-        self.map_part(part, None)?;
+        if let Err(errno) = self.map_part(part, None) {
+            // A bound on mappings is checked before anything is unmapped. What comes later and fails, of which there is
+            // nothing but an allocation of the kernel's, may leave a hole, and what is mapped into that next would be
+            // the guest's: the process must not live.
+            if self.is_in_core(part.start, part.end.saturating_sub(part.start)).is_err() {
+                std::process::abort();
+            }
+            return Err(errno.into());
+        }
         // Before a page is touched there, so that it merges with its neighbours.
         Ok(self.advise_all(&(part.start as usize..part.end as usize))?)
     }

@@ -5,7 +5,7 @@ use std::io;
 use std::ops::{Deref, Range};
 use std::os::fd::OwnedFd;
 use std::ptr::NonNull;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 
 use arch::layout::{CHUNK, RAM_BASE};
 use arch::mte::granule::Tag;
@@ -25,7 +25,7 @@ use super::mapping::Mapping;
 use super::shared::{Overlay, TemplateParts};
 use super::tags;
 use super::template::TemplateFile;
-use crate::sys::fatal;
+use crate::sys::{fatal, mappings};
 
 /// A word of packed tags in bytes.
 const TAG_WORD: usize = 8;
@@ -95,14 +95,13 @@ impl GuestRam {
     pub(crate) fn share(&self, template: &TemplateFile, parts: &[Range<u64>]) -> Result<(), Error> {
         let shared = self.region().mapping.share(template, parts);
         shared.map_err(|source| Error::Template { parts: parts.len(), source })?;
-        self.region().parts.get_or_init(|| Mutex::new(TemplateParts::new(parts)));
+        self.region().parts.get_or_init(|| TemplateParts::new(parts, mappings::most()));
         Ok(())
     }
 
     /// The parts that are a template's, if any ever were.
-    fn parts(&self) -> Option<MutexGuard<'_, TemplateParts>> {
-        let parts = self.region().parts.get()?;
-        Some(parts.lock().unwrap_or_else(PoisonError::into_inner))
+    fn parts(&self) -> Option<&TemplateParts> {
+        self.region().parts.get()
     }
 
     /// How much of it is a template's, if any ever was: mapped from there, whether it is in memory or copied since.
@@ -273,7 +272,7 @@ impl GuestRam {
             changed.set_addr_range(offset as usize, range.size.get() as usize);
         }
         match self.parts() {
-            Some(mut parts) => parts.discard(&(offset..offset + range.size.get()), self),
+            Some(parts) => parts.discard(&(offset..offset + range.size.get()), self),
             None => region.mapping.discard(offset, range.size.get()).map(|()| range.size),
         }
     }
@@ -364,7 +363,7 @@ pub struct Region {
     /// The pages that have changed, where that is tracked.
     changed: OnceLock<AtomicBitmap>,
     /// Those of a template, if it has any.
-    parts: OnceLock<Mutex<TemplateParts>>,
+    parts: OnceLock<TemplateParts>,
 }
 
 impl Region {

@@ -6,6 +6,7 @@ pub(crate) mod caches;
 pub mod fatal;
 pub(crate) mod file_lock;
 pub(crate) mod huge_pages;
+pub(crate) mod mappings;
 pub(crate) mod nonblocking;
 pub(crate) mod numa;
 pub(crate) mod open_files;

@@ -115,3 +115,36 @@ fn tags_of_memory_that_is_not_there_or_has_none_are_refused() {
     assert!(ram.write_tags(u64::MAX - 4095, &packed).is_err());
     assert!(ram.fill_tags(ram.range().size.get(), 4096, Tag::ZERO).is_err());
 }
+
+#[test]
+fn a_process_that_may_map_no_more_still_gives_back_what_is_a_templates() {
+    let size = 2 * CHUNK.get();
+    let page = rustix::param::page_size() as u64;
+    let template = GuestRam::of_template(Bytes::new(size), Attributes::default()).unwrap();
+    template.write_slice(&vec![7; size as usize], RAM_BASE).unwrap();
+    let file = TemplateFile::new(template.into_template().unwrap(), Bytes::new(size)).unwrap();
+    let ram = GuestRam::new(Bytes::new(size), Attributes::default()).unwrap();
+    ram.share(&file, std::slice::from_ref(&(0..size))).unwrap();
+    let pages: Vec<u64> = (1..40).step_by(2).map(|at| at * page).collect();
+    let mut others = Vec::with_capacity(1 << 16);
+    // Each takes some mappings, so that a few are left.
+    let refused = loop {
+        match GuestRam::new(Bytes::new(size), Attributes::default()) {
+            Ok(other) => others.push(other),
+            Err(error) => break error,
+        }
+    };
+
+    let gone: u64 = pages
+        .iter()
+        .map(|at| MemoryRange::new(GuestAddress(RAM_BASE.0 + at), Bytes::new(page)))
+        .map(|range| ram.discard(range).unwrap().get())
+        .sum();
+
+    drop(others);
+    assert!(gone < pages.len() as u64 * page, "there was no bound: {refused}");
+    let first = |at: u64| ram.read_obj::<u8>(GuestAddress(RAM_BASE.0 + at)).unwrap();
+    for at in (0..40).map(|at| at * page) {
+        assert_eq!(first(at), if pages.contains(&at) { 0 } else { 7 }, "{at:#x}");
+    }
+}
