@@ -44,6 +44,7 @@ mod header;
 mod map;
 mod reader;
 mod set;
+mod still;
 mod table;
 mod view;
 mod writer;

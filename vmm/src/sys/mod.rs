@@ -15,7 +15,6 @@ pub(crate) mod seqpacket;
 pub(crate) mod signals;
 pub(crate) mod small_file;
 pub(crate) mod startup_pages;
-pub(crate) mod still;
 pub(crate) mod supervisor;
 pub(crate) mod tap;
 #[cfg(test)]

@@ -11,9 +11,9 @@ use super::super::error::{Error, Fault, Part};
 use super::super::format;
 use super::super::source::Source;
 use super::header::{HEADER, Header};
+use super::still;
 use super::table::{self, ENTRY, Entry};
 use super::{About, Contents, Map, MemorySink, PageSet, Progress, Tags};
-use crate::sys::still;
 
 /// So many entries of the table are read at once.
 const ENTRIES: usize = 1 << 12;

@@ -12,9 +12,9 @@ use super::super::format;
 use super::header::{HEADER, Header};
 use super::map::packed_page;
 use super::pages_per_chunk;
+use super::still;
 use super::table::Entry;
 use super::{About, Contents, MapWriter, MemoryView, Output, PageSet, Progress, Tags};
-use crate::sys::still;
 
 /// So many bytes of maps are written together. Those of an idle guest are fewer.
 const MAPS: usize = 64 << 10;

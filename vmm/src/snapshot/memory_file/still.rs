@@ -8,7 +8,7 @@ use vm_memory::VolatileSlice;
 use vm_memory::bitmap::BitmapSlice;
 
 /// Whether all of the memory is zero. It stops at the first word that is not.
-pub(crate) fn is_zero<B: BitmapSlice>(memory: &VolatileSlice<'_, B>) -> bool {
+pub(super) fn is_zero<B: BitmapSlice>(memory: &VolatileSlice<'_, B>) -> bool {
     let guard = memory.ptr_guard();
     // SAFETY: the slice is mapped and readable for as long as `memory` is borrowed, and nothing writes to it
     // meanwhile: see the module.
@@ -23,7 +23,7 @@ fn line_is_zero(line: &[u8; 64]) -> bool {
 }
 
 /// Adds the memory to a checksum.
-pub(crate) fn update_crc<B: BitmapSlice>(
+pub(super) fn update_crc<B: BitmapSlice>(
     crc: &mut crc32fast::Hasher,
     memory: &VolatileSlice<'_, B>,
 ) {
