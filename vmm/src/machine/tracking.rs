@@ -17,6 +17,8 @@ use crate::snapshot::SnapshotId;
 pub(super) struct Tracking {
     /// The snapshot that they are since.
     base: Option<SnapshotId>,
+    /// Whether they are recorded already.
+    records: bool,
     /// What has been saved and is not confirmed. Dropped, its changes are changes again.
     unconfirmed: Option<Unconfirmed>,
 }
@@ -30,7 +32,7 @@ struct Unconfirmed {
 impl Tracking {
     /// Since this snapshot, or since the first that is made.
     pub(super) fn since(base: Option<SnapshotId>) -> Self {
-        Self { base, unconfirmed: None }
+        Self { base, records: base.is_some(), unconfirmed: None }
     }
 }
 
@@ -90,11 +92,15 @@ impl Machine {
     pub(crate) fn take_changes(&mut self) -> Result<Option<Changes>, hypervisor::Error> {
         let Some(tracking) = &mut self.tracking else { return Ok(None) };
         tracking.unconfirmed = None;
+        let ram = self.vm.ram();
         // For the first snapshot.
-        self.vm.log_writes()?;
-        self.ram().track_changes();
+        if !tracking.records {
+            self.vm.log_writes()?;
+            ram.track_changes();
+            tracking.records = true;
+        }
         self.vm.collect_writes()?;
-        Ok(self.ram().take_changes())
+        Ok(ram.take_changes())
     }
 
     /// Loads what a snapshot is to have, of memory that is loaded as it is touched: all of it, or what has changed.

@@ -137,6 +137,10 @@ fn diffs_have_what_was_written_since_and_build_on_each_other() {
 
     assert_eq!(vm.kind("one"), Kind::Diff { base: vm.id("full") });
     assert_eq!(vm.kind("two"), Kind::Diff { base: vm.id("one") });
+    // Memory slots are set once.
+    let events = vm.hypervisor.guest.events();
+    let count = |note| events.iter().filter(|event| **event == Event::Note(note)).count();
+    assert_eq!((count("writes logged"), count("log collected")), (1, 3));
     let pages = |name| vm.open(name).memory.file().metadata().unwrap().len();
     assert!(pages("two") < 4 * rustix::param::page_size() as u64);
     vm.merge("full", &["one", "two"], "merged");
