@@ -62,9 +62,6 @@ pub enum SavedMemory {
     Lazy(MemoryReader),
     /// It is a template's, and each page is copied when the guest writes to it.
     Shared(Template),
-    /// In tests of machines.
-    #[cfg(test)]
-    None,
 }
 
 impl SavedMemory {
@@ -76,8 +73,6 @@ impl SavedMemory {
             }
             Self::Lazy(reader) => Ok((Some(LazyMemory::start(ram, reader)?), None)),
             Self::Shared(template) => Ok((None, Some(template.map(ram)?))),
-            #[cfg(test)]
-            Self::None => Ok((None, None)),
         }
     }
 }

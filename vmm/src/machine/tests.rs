@@ -7,6 +7,7 @@ use super::*;
 use crate::config::{ClockMode, MemoryBacking, MteMode, MteSection};
 use crate::exit_status::ExitStatus;
 use crate::hypervisor::fake::FakeHypervisor;
+use crate::snapshot::testing::untouched;
 use crate::vcpu::fake::{Event, inside};
 
 fn computing(vcpus: u32) -> (FakeHypervisor, Machine) {
@@ -280,7 +281,8 @@ fn restored(
 ) -> Result<Machine, Error> {
     let kernel = kernel();
     let spec = spec(config(kernel.path(), vcpus));
-    let board = Board::restored(&spec, hypervisor, state, SavedMemory::None)?;
+    let memory = SavedMemory::Eager(untouched(spec.memory, state.mte));
+    let board = Board::restored(&spec, hypervisor, state, memory)?;
     Machine::new(board, &spec, Output::nowhere(), Quiesce::default(), EventLog::default())
 }
 

@@ -21,7 +21,7 @@ use crate::hypervisor::{self, Hypervisor};
 use crate::machine::{self, Board, Contents, Machine, MachineState, NoBase, SavedMemory};
 use crate::snapshot::{self, CpuFeatures, Fault, Kind, Manifest, NewPair, Pair, SnapshotId, State};
 use crate::spec::{BalloonSpec, ReservationMode, Spec, TagStorageSpec};
-use crate::template::{self, Template};
+use crate::template;
 use crate::vcpu;
 
 /// A snapshot whose state has been read and checked; nothing has been made of it.
@@ -33,11 +33,8 @@ pub struct Saved {
 
 /// A VM that is to be restored.
 pub struct Restore {
-    saved: Saved,
-    /// Whether memory is read when the guest touches it.
-    lazy: bool,
-    /// The template of its memory, if it is a clone.
-    template: Option<Template>,
+    state: State,
+    memory: SavedMemory,
     /// Whether the guest runs then.
     pub(super) resume: bool,
 }
@@ -207,14 +204,16 @@ pub(super) fn prepare(
     if lazy && spec.lock_memory {
         return Err(LoadError::LazyLocked.into());
     }
-    let template = match memory {
+    let Pair { state, memory: reader } = saved.pair;
+    let memory = match memory {
+        RestoreMemory::Eager => SavedMemory::Eager(reader),
+        RestoreMemory::Lazy => SavedMemory::Lazy(reader),
         RestoreMemory::Shared => {
             check_shared(&spec)?;
-            Some(template::connect(&saved.pair.memory).map_err(LoadError::from)?)
+            SavedMemory::Shared(template::connect(&reader).map_err(LoadError::from)?)
         }
-        RestoreMemory::Eager | RestoreMemory::Lazy => None,
     };
-    Ok((spec, Restore { saved, lazy, template, resume }))
+    Ok((spec, Restore { state, memory, resume }))
 }
 
 /// Whether the memory of such a VM can be a template's.
@@ -317,16 +316,10 @@ pub(super) fn board(
     hypervisor: &dyn Hypervisor,
     restore: Restore,
 ) -> Result<Board, machine::Error> {
-    let Pair { state, memory } = restore.saved.pair;
-    let State { id, manifest, vcpus, gic, clock, devices } = state;
+    let State { id, manifest, vcpus, gic, clock, devices } = restore.state;
     let guest_page = manifest.guest_page_size.map_or(Bytes::kib(4), Bytes::new);
     let state = MachineState { vcpus, gic, clock, devices, mte: manifest.mte, guest_page };
-    let memory = match restore.template {
-        Some(template) => SavedMemory::Shared(template),
-        None if restore.lazy => SavedMemory::Lazy(memory),
-        None => SavedMemory::Eager(memory),
-    };
-    let board = Board::restored(spec, hypervisor, state, memory)?;
+    let board = Board::restored(spec, hypervisor, state, restore.memory)?;
     if spec.track_dirty_pages { board.track_since(id) } else { Ok(board) }
 }
 
@@ -416,7 +409,7 @@ mod tests {
         expected.serial = Some(SerialSection::from_flag("stdio"));
         assert_eq!(restored.to_config(), expected);
         assert_eq!(saved_config(&files).unwrap(), saved.to_config());
-        assert_eq!((restore.lazy, restore.resume), (true, true));
+        assert!(matches!(restore.memory, SavedMemory::Lazy(_)) && restore.resume);
     }
 
     #[test]

@@ -13,7 +13,9 @@ use serde_json::json;
 use vm_memory::{Bytes as _, GuestAddress, VolatileSlice};
 
 use super::SnapshotId;
-use super::memory_file::{GuestPages, MemorySink, MemoryView, PageSet, pages_per_chunk};
+use super::memory_file::{
+    About, GuestPages, MemoryReader, MemorySink, MemoryView, PageSet, pages_per_chunk, save_memory,
+};
 use super::state_file::{CpuFeatures, DeviceState, DeviceStates, Kind, Manifest, State};
 use crate::hypervisor::state::{
     ClockState, GicRegister, GicState, SError, SavedRegisters, VcpuState,
@@ -87,6 +89,16 @@ impl FakeMemory {
     pub(crate) fn same(&self, other: &Self) -> bool {
         self.data() == other.data() && self.tags() == other.tags()
     }
+}
+
+/// The memory of a guest that has touched none of it.
+pub(crate) fn untouched(size: Bytes, tagged: bool) -> MemoryReader {
+    let page = Bytes::new(rustix::param::page_size() as u64);
+    let memory = FakeMemory::new(size.get() / CHUNK.get(), page, tagged);
+    let about = About::of(&memory, SnapshotId::random().unwrap(), None);
+    let file = tempfile::NamedTempFile::new().unwrap();
+    save_memory(&memory, &about, file.as_file(), &mut |_| {}).unwrap();
+    MemoryReader::open(file.path()).unwrap()
 }
 
 impl GuestPages for FakeMemory {
