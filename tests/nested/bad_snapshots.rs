@@ -52,7 +52,7 @@ impl Forged {
 
     fn write(&self, folder: &Path) {
         fs::create_dir(folder).unwrap();
-        StateFile::write(&folder.join("state"), &self.state).unwrap();
+        fs::write(folder.join("state"), StateFile::encode(&self.state).unwrap()).unwrap();
         fs::write(folder.join("memory"), &self.memory).unwrap();
     }
 

@@ -57,7 +57,7 @@ use super::id::SnapshotId;
 
 pub use super::output::Output;
 pub(super) use map::{Contents, Map, MapWriter, Tags};
-pub use reader::{ChunkPages, MemoryReader, load_memory};
+pub use reader::{MemoryReader, load_memory};
 pub use set::PageSet;
 pub use view::{GuestPages, MemorySink, MemoryView};
 pub(super) use writer::Writer;

@@ -40,10 +40,6 @@ impl Source {
         &self.path
     }
 
-    pub(super) fn file(&self) -> &File {
-        &self.file
-    }
-
     pub(super) fn length(&self) -> u64 {
         self.length
     }

@@ -59,18 +59,6 @@ pub struct State {
 pub struct StateFile;
 
 impl StateFile {
-    /// Writes a state under this name: all of it or nothing, as [`NewPair`](super::NewPair) does for both files.
-    ///
-    /// # Errors
-    /// When the state makes no sense or the file cannot be written.
-    pub fn write(path: &Path, state: &State) -> Result<(), Error> {
-        let mut file = NewFile::create(path)?;
-        Self::write_to(&file, state)?;
-        file.publish()?;
-        file.keep();
-        Ok(())
-    }
-
     pub(super) fn write_to(file: &NewFile, state: &State) -> Result<(), Error> {
         let bytes = Self::encode(state).map_err(|fault| file.error(fault))?;
         file.file().write(&bytes, 0).map_err(|error| file.error(Fault::write(error)))?;
@@ -87,7 +75,11 @@ impl StateFile {
         decode(&sections).map_err(|fault| source.error(fault))
     }
 
-    fn encode(state: &State) -> Result<Vec<u8>, Fault> {
+    /// The bytes of a state.
+    ///
+    /// # Errors
+    /// When it makes no sense.
+    pub fn encode(state: &State) -> Result<Vec<u8>, Fault> {
         check::state(state).map_err(|(part, reason)| Fault::Unsavable { part, reason })?;
         Sections {
             id: state.id,

@@ -141,8 +141,8 @@ fn diffs_have_what_was_written_since_and_build_on_each_other() {
     let events = vm.hypervisor.guest.events();
     let count = |note| events.iter().filter(|event| **event == Event::Note(note)).count();
     assert_eq!((count("writes logged"), count("log collected")), (1, 3));
-    let pages = |name| vm.open(name).memory.file().metadata().unwrap().len();
-    assert!(pages("two") < 4 * rustix::param::page_size() as u64);
+    let length = vm.files("two").memory.metadata().unwrap().len();
+    assert!(length < 4 * rustix::param::page_size() as u64);
     vm.merge("full", &["one", "two"], "merged");
     assert!(vm.is_in("merged"));
     // A full one begins again.

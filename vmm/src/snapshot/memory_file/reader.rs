@@ -1,6 +1,5 @@
 //! Reads a memory file.
 
-use std::fs::File;
 use std::path::Path;
 
 use arch::layout::CHUNK;
@@ -13,7 +12,7 @@ use super::super::source::Source;
 use super::header::{HEADER, Header};
 use super::still;
 use super::table::{self, ENTRY, Entry};
-use super::{About, Contents, Map, MemorySink, PageSet, Progress, Tags};
+use super::{About, Contents, Map, MemorySink, Progress, Tags};
 
 /// So many entries of the table are read at once.
 const ENTRIES: usize = 1 << 12;
@@ -25,15 +24,6 @@ pub struct MemoryReader {
     about: About,
     entries: Vec<Entry>,
     table_crc: u32,
-}
-
-/// What a memory file has of a chunk.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub struct ChunkPages {
-    /// The pages that have data or tags. All others are holes.
-    pub contents: PageSet,
-    /// Those of them whose data is not zero.
-    pub data: PageSet,
 }
 
 impl MemoryReader {
@@ -81,11 +71,6 @@ impl MemoryReader {
         self.source.path()
     }
 
-    /// The file, as it was opened.
-    pub fn file(&self) -> &File {
-        self.source.file()
-    }
-
     /// What it is of.
     pub fn about(&self) -> &About {
         &self.about
@@ -99,20 +84,6 @@ impl MemoryReader {
     /// The chunks that it has anything of, in order. All others are holes, in a diff unchanged.
     pub fn chunks(&self) -> impl Iterator<Item = u64> {
         self.entries.iter().map(|entry| entry.chunk.into())
-    }
-
-    /// Which pages of a chunk have contents. The map is checked.
-    ///
-    /// # Errors
-    /// When the map is damaged, or the file a diff.
-    pub fn chunk_pages(&self, chunk: u64) -> Result<ChunkPages, Error> {
-        let mut pages = ChunkPages::default();
-        if let Some((_, map)) = self.full_map(chunk)? {
-            map.runs(Contents::Data).for_each(|run| pages.data.insert_range(run));
-            pages.contents = pages.data;
-            map.runs(Contents::Zero).for_each(|run| pages.contents.insert_range(run));
-        }
-        Ok(pages)
     }
 
     /// Checks that this memory can take what is in the file.

@@ -98,9 +98,11 @@ fn only_what_has_contents_is_in_the_file() {
     let reader = file.open();
 
     assert_eq!(reader.chunks().collect::<Vec<_>>(), [1]);
-    let pages = reader.chunk_pages(1).unwrap();
-    assert_eq!((pages.data, pages.contents), (PageSet::of(5..25), PageSet::of(1..25)));
-    assert_eq!(reader.chunk_pages(2).unwrap(), ChunkPages::default());
+    let map = reader.map(reader.entry(1).unwrap()).unwrap();
+    let pages = |contents| map.runs(contents).flatten().collect::<Vec<_>>();
+    assert_eq!(pages(Contents::Data), Vec::from_iter(5..25));
+    assert_eq!(pages(Contents::Zero), Vec::from_iter(1..5));
+    assert_eq!(reader.entry(2), None);
     assert_eq!((file.saved.chunks, file.saved.pages), (1, 20));
     assert_eq!(file.path().metadata().unwrap().len(), file.saved.length);
 }
