@@ -72,7 +72,11 @@ impl Controller for FakeVm {
         json!({ "vcpu_count": 2, "mem_size_mib": 512, "track_dirty_pages": true })
     }
     fn metrics(&self) -> Value {
-        json!({ "memory": { "resident_bytes": 4096 }, "confirmed": self.confirmed })
+        let mut metrics = json!({ "memory": { "resident_bytes": 4096 } });
+        if self.confirmed > 0 {
+            metrics["confirmed"] = self.confirmed.into();
+        }
+        metrics
     }
     fn balloon(&self) -> Result<Balloon, ControlError> {
         self.balloon.clone().ok_or_else(ControlError::no_balloon)
