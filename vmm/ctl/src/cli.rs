@@ -104,18 +104,26 @@ pub enum Command {
 #[derive(Clone, Debug, Args)]
 #[command(after_help = "All other options are those of `tessera run`, to which they are passed.")]
 pub struct RunCommand {
+    /// How it is started.
+    #[command(flatten)]
+    pub start: StartArgs,
+    /// The VM's own.
+    #[command(flatten)]
+    pub vm: RunArgs,
+}
+
+/// How VMs are started.
+#[derive(Clone, Debug, Args)]
+pub struct StartArgs {
     /// The program to start [default: that beside tesseractl, or in PATH]
     #[arg(long, value_name = "PATH")]
     pub tessera: Option<PathBuf>,
     /// Wait until the guest's kernel has started, or until its agent answers
     #[arg(long, value_name = "WHAT", default_value = "started")]
     pub wait: Awaited,
-    /// How many seconds to wait
+    /// How many seconds to wait, for each VM and for the memory that clones share
     #[arg(long, value_name = "S", default_value = "60", value_parser = seconds)]
     pub timeout: Duration,
-    /// The VM's own.
-    #[command(flatten)]
-    pub vm: RunArgs,
 }
 
 /// `clone`.
@@ -136,15 +144,9 @@ pub struct CloneCommand {
     /// The name of the VM; of several, NAME-1, NAME-2 and so on [default: names that are free]
     #[arg(long, value_name = "NAME")]
     pub id: Option<String>,
-    /// The program to start [default: that beside tesseractl, or in PATH]
-    #[arg(long, value_name = "PATH")]
-    pub tessera: Option<PathBuf>,
-    /// Wait until the guest runs, or until its agent answers
-    #[arg(long, value_name = "WHAT", default_value = "started")]
-    pub wait: Awaited,
-    /// How many seconds to wait, for the memory of the snapshot and then for each VM
-    #[arg(long, value_name = "S", default_value = "60", value_parser = seconds)]
-    pub timeout: Duration,
+    /// How they are started.
+    #[command(flatten)]
+    pub start: StartArgs,
     /// How many seconds the memory is held when the last VM has gone
     #[arg(long, value_name = "S", default_value = "60")]
     pub linger: u32,

@@ -3,7 +3,6 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::process::Child;
 use std::time::{Duration, Instant};
@@ -52,7 +51,7 @@ fn start(
     let linger = args.linger.to_string();
     let words: [OsString; 4] = ["template".into(), folder.into(), "--linger".into(), linger.into()];
     let mut child = spawn::spawn(program, &words, log)?;
-    let deadline = Instant::now() + args.timeout;
+    let deadline = Instant::now() + args.start.timeout;
     loop {
         match template::wait_for(memory) {
             Ok(connection) => {
@@ -85,7 +84,7 @@ fn create(path: &Path) -> io::Result<File> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    File::options().create_new(true).append(true).mode(0o600).open(path)
+    spawn::create_log(path)
 }
 
 fn has_ended(child: &mut Child) -> bool {

@@ -19,12 +19,12 @@ use crate::output::Form;
 /// # Errors
 /// When the snapshot cannot be read or held, or a VM cannot be started. Those before it run.
 pub fn clone(args: &CloneCommand, form: Form) -> Result<u8, Failure> {
-    let program = spawn::program(args.tessera.as_deref())?;
+    let program = spawn::program(args.start.tessera.as_deref())?;
     // All of them, before there is one.
     let commands = (1..=args.count).map(|number| command(args, number));
     let commands = commands.collect::<Result<Vec<_>, _>>()?;
     if let Some(into) = &args.into {
-        snapshot::save(&SaveArgs::of(&args.source, into, args.timeout))?.check()?;
+        snapshot::save(&SaveArgs::of(&args.source, into, args.start.timeout))?.check()?;
     }
     // Until the last of them has its memory.
     let _held = holder::ensure(&program, args)?;
@@ -61,14 +61,17 @@ impl CloneCommand {
 
 /// The command line of one VM, as `tesseractl run` has it.
 fn command(args: &CloneCommand, number: u16) -> Result<(RunCommand, Vec<OsString>), Failure> {
-    let wait =
-        args.wait.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned());
+    let wait = args
+        .start
+        .wait
+        .to_possible_value()
+        .map_or_else(String::new, |value| value.get_name().to_owned());
     let mut words: Vec<OsString> = vec!["tesseractl".into(), "run".into()];
     let mut add = |option: &str, value: OsString| words.extend([option.into(), value]);
     add("--restore", args.folder().into());
     add("--wait", wait.into());
-    add("--timeout", args.timeout.as_secs_f64().to_string().into());
-    if let Some(program) = &args.tessera {
+    add("--timeout", args.start.timeout.as_secs_f64().to_string().into());
+    if let Some(program) = &args.start.tessera {
         add("--tessera", program.into());
     }
     match &args.id {

@@ -2,13 +2,13 @@
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
 use rustix::fs::{FlockOperation, Mode, OFlags, flock, open};
 use vmm::registry::{Directory, Error as Registry};
 
+use super::spawn;
 use crate::failure::Failure;
 
 /// What the VM says.
@@ -84,12 +84,9 @@ impl Folder {
         self.path.join(LOG)
     }
 
-    /// A new log, for appending: standard output and standard error share it.
+    /// A new log.
     pub(super) fn create_log(&self) -> Result<File, Failure> {
-        let mut options = File::options();
-        options.create_new(true).append(true).mode(0o600);
-        options
-            .open(self.log())
+        spawn::create_log(&self.log())
             .map_err(|error| Failure::refused(format!("cannot create {:?}: {error}", self.log())))
     }
 

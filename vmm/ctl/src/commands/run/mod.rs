@@ -60,12 +60,12 @@ pub(crate) enum Outcome {
 
 /// Starts the VM of a command line and waits for it.
 pub(crate) fn start(args: &RunCommand, command_line: Vec<OsString>) -> Result<Outcome, Failure> {
-    let program = spawn::program(args.tessera.as_deref())?;
+    let program = spawn::program(args.start.tessera.as_deref())?;
     let folder = Folder::take(args.vm.id.as_deref())?;
     let paths = Paths::of(args, &folder)?;
     let words = words::passed_on(command_line, args, &folder, &paths);
     let child = spawn::spawn(&program, &words, folder.create_log()?)?;
-    let mut start = Start { child, folder, paths, deadline: Instant::now() + args.timeout };
+    let mut start = Start { child, folder, paths, deadline: Instant::now() + args.start.timeout };
     let waiting = Waiting::on(format!("{} is to start", start.folder.name()));
     let end = start.wait(args);
     drop(waiting);
@@ -151,7 +151,7 @@ impl Start {
             }
             self.pause(&reason)?;
         };
-        if args.wait == Awaited::Agent && state != State::NotStarted {
+        if args.start.wait == Awaited::Agent && state != State::NotStarted {
             let vsock =
                 Vsock::at(self.paths.vsock.as_deref().unwrap_or(&self.folder.join("vsock")));
             while let Err(error) = vsock.operate(Operation::Info, PATIENCE) {

@@ -4,6 +4,7 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -22,6 +23,11 @@ pub(crate) fn program(named: Option<&Path>) -> Result<PathBuf, Failure> {
     let beside = own.map(|own| own.with_file_name(NAME)).filter(|path| path.is_file());
     // A name without a slash is looked for in PATH.
     Ok(beside.unwrap_or_else(|| PathBuf::from(NAME)))
+}
+
+/// A new log for it, for appending: standard output and standard error share it.
+pub(crate) fn create_log(path: &Path) -> io::Result<File> {
+    File::options().create_new(true).append(true).mode(0o600).open(path)
 }
 
 /// Starts it in a session of its own: it outlives this program and its terminal, and gets none of its keys. What it
