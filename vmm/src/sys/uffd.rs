@@ -49,7 +49,7 @@ const THREAD: usize = 24;
 /// How many events are taken at once: one for each thread that may wait is more than enough, and more
 /// are taken the next time.
 const EVENTS: usize = 32;
-/// How often a copy may stand still while the process's mappings change. Nothing here changes them so.
+/// How often a call may do nothing, as mappings of the process change or a page migrates. Nothing here changes them so.
 const TRIES: u32 = 100;
 
 /// Why faults cannot be caught.
@@ -284,29 +284,21 @@ impl Uffd {
         let Addresses { start, length } = range.into();
         let size = usize::try_from(length).map_err(|_| io::ErrorKind::InvalidInput)?;
         let zeroes = vec![0u8; size];
-        let (mut done, mut tries) = (0, 0);
-        while done < length {
-            let mut call = CopyCall {
-                to: start + done,
-                from: zeroes.as_ptr() as u64 + done,
-                length: length - done,
-                mode: 0,
-                copied: 0,
-            };
+        by_parts(range, |left| {
+            let Addresses { start: to, length } = left.into();
+            let from = zeroes.as_ptr() as u64 + (to - start);
+            let mut call = CopyCall { to, from, length, mode: 0, copied: 0 };
             // SAFETY: the structure is the one that the call takes. It reads `zeroes` inside its bounds,
             // and writes pages only where there are none: they read zero before and after.
-            let copied = unsafe { ioctl(&self.0, Updater::<COPY, _>::new(&mut call)) };
-            match copied {
-                Ok(()) => done = length,
-                // A part was copied, up to a page that is there.
-                Err(Errno::AGAIN) if call.copied > 0 => done += call.copied as u64,
-                Err(Errno::AGAIN) if tries < TRIES => tries += 1,
-                Err(Errno::EXIST) => done += page,
+            let answer = unsafe { ioctl(&self.0, Updater::<COPY, _>::new(&mut call)) };
+            match part(answer, length, call.copied) {
+                // The next page is there.
+                Err(Errno::EXIST) => Ok(page),
                 // It is not armed: its pages come as they are touched.
-                Err(Errno::NOENT) => break,
-                Err(errno) => return Err(errno.into()),
+                Err(Errno::NOENT) => Ok(length),
+                part => part,
             }
-        }
+        })?;
         self.wake(range)
     }
 
@@ -320,26 +312,14 @@ impl Uffd {
     /// `from` is private anonymous memory that the caller owns, as long as the range, and does not mind to find empty;
     /// and the range may get contents, as memory that a guest has.
     pub(crate) unsafe fn move_in(&self, range: &Range<u64>, from: u64) -> io::Result<()> {
-        let Addresses { start, length } = range.into();
-        let (mut done, mut tries) = (0, 0);
-        while done < length {
-            let mut call = MoveCall {
-                to: start + done,
-                from: from + done,
-                length: length - done,
-                mode: WITH_HOLES,
-                moved: 0,
-            };
+        by_parts(range, |left| {
+            let Addresses { start: to, length } = left.into();
+            let from = from + (to - range.start);
+            let mut call = MoveCall { to, from, length, mode: WITH_HOLES, moved: 0 };
             // SAFETY: the structure is the one that the call takes; the caller has it that both ranges may change.
-            match unsafe { ioctl(&self.0, Updater::<MOVE, _>::new(&mut call)) } {
-                Ok(()) => done = length,
-                Err(Errno::AGAIN) if call.moved > 0 => done += call.moved as u64,
-                // A page of `from` is under migration, or mappings change: it is free again at once.
-                Err(Errno::AGAIN | Errno::BUSY) if tries < TRIES => tries += 1,
-                Err(errno) => return Err(errno.into()),
-            }
-        }
-        Ok(())
+            let answer = unsafe { ioctl(&self.0, Updater::<MOVE, _>::new(&mut call)) };
+            part(answer, length, call.moved)
+        })
     }
 
     /// Has every touch of an armed range without pages fail, as one of broken memory does: SIGBUS in this process, and
@@ -348,21 +328,15 @@ impl Uffd {
     /// # Errors
     /// What the host answers.
     pub(crate) fn poison(&self, range: &Range<u64>) -> io::Result<()> {
-        let Addresses { start, length } = range.into();
-        let (mut done, mut tries) = (0, 0);
-        while done < length {
-            let addresses = Addresses { start: start + done, length: length - done };
+        by_parts(range, |left| {
+            let addresses = Addresses::from(left);
+            let length = addresses.length;
             let mut call = PoisonCall { addresses, mode: 0, updated: 0 };
             // SAFETY: the structure is the one that the call takes. It marks pages that are not there, and changes no
             // contents.
-            match unsafe { ioctl(&self.0, Updater::<POISON, _>::new(&mut call)) } {
-                Ok(()) => done = length,
-                Err(Errno::AGAIN) if call.updated > 0 => done += call.updated as u64,
-                Err(Errno::AGAIN) if tries < TRIES => tries += 1,
-                Err(errno) => return Err(errno.into()),
-            }
-        }
-        Ok(())
+            let answer = unsafe { ioctl(&self.0, Updater::<POISON, _>::new(&mut call)) };
+            part(answer, length, call.updated)
+        })
     }
 
     /// Appends the faults that wait to be read, a number of them at most, in the order in which they came.
@@ -379,6 +353,34 @@ impl Uffd {
         let (messages, _) = bytes[..read].as_chunks::<MESSAGE>();
         faults.extend(messages.iter().filter_map(fault));
         Ok(())
+    }
+}
+
+/// Makes a call, which says how much it has done, for what is left of a range until nothing is.
+///
+/// # Errors
+/// The first that is not over at once: EAGAIN is as mappings change, EBUSY as a page is under migration.
+fn by_parts(
+    range: &Range<u64>,
+    mut call: impl FnMut(&Range<u64>) -> Result<u64, Errno>,
+) -> io::Result<()> {
+    let (mut left, mut tries) = (range.clone(), 0);
+    while !left.is_empty() {
+        match call(&left) {
+            Ok(done) => left.start = left.start.saturating_add(done),
+            Err(Errno::AGAIN | Errno::BUSY) if tries < TRIES => tries += 1,
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    Ok(())
+}
+
+/// How much of `length` a call has done: all of it, or what it says with EAGAIN, which is otherwise an error number.
+fn part(answer: Result<(), Errno>, length: u64, done: i64) -> Result<u64, Errno> {
+    match (answer, u64::try_from(done)) {
+        (Ok(()), _) => Ok(length),
+        (Err(Errno::AGAIN), Ok(done)) if done > 0 => Ok(done),
+        (Err(errno), _) => Err(errno),
     }
 }
 

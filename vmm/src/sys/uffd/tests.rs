@@ -117,3 +117,44 @@ fn each_refusal_of_the_host_has_its_reason() {
     assert!(matches!(refusal(Errno::PERM), Error::Denied(_)));
     assert!(matches!(refusal(Errno::MFILE), Error::Descriptor(_)));
 }
+
+/// What a call on parts is asked for, with these answers, and how it ends.
+fn parts(answers: &[Result<u64, Errno>]) -> (Vec<u64>, io::Result<()>) {
+    let (mut asked, mut answers) = (Vec::new(), answers.iter());
+    let ended = by_parts(&(100..110), |left| {
+        asked.push(left.start);
+        assert_eq!(left.end, 110);
+        *answers.next().unwrap()
+    });
+    (asked, ended)
+}
+
+#[test]
+fn what_is_left_of_a_range_is_asked_for_until_nothing_is() {
+    let (asked, ended) =
+        parts(&[Ok(3), Err(Errno::AGAIN), Ok(6), Err(Errno::BUSY), Err(Errno::AGAIN), Ok(1)]);
+
+    assert_eq!(asked, [100, 103, 103, 109, 109, 109]);
+    ended.unwrap();
+}
+
+#[test]
+fn an_error_or_a_standstill_ends_it() {
+    let (asked, ended) = parts(&[Ok(3), Err(Errno::NOMEM)]);
+    assert_eq!(asked, [100, 103]);
+    assert_eq!(ended.unwrap_err().raw_os_error(), Some(libc::ENOMEM));
+
+    let (asked, ended) = parts(&[Err(Errno::AGAIN); TRIES as usize + 1]);
+    assert_eq!(asked.len(), TRIES as usize + 1);
+    assert_eq!(ended.unwrap_err().raw_os_error(), Some(libc::EAGAIN));
+}
+
+#[test]
+fn a_part_is_what_the_kernel_says_that_it_has_done() {
+    assert_eq!(part(Ok(()), 8, 8), Ok(8));
+    assert_eq!(part(Err(Errno::AGAIN), 8, 4), Ok(4));
+    for nothing in [0, -i64::from(libc::EAGAIN)] {
+        assert_eq!(part(Err(Errno::AGAIN), 8, nothing), Err(Errno::AGAIN));
+    }
+    assert_eq!(part(Err(Errno::EXIST), 8, 4), Err(Errno::EXIST));
+}
