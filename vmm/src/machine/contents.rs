@@ -13,14 +13,14 @@ use crate::snapshot::memory_file::{GuestPages, pages_per_chunk};
 use crate::snapshot::{MemorySink, MemoryView, PageSet};
 
 /// The memory of a guest that does not run, for saving it.
-pub(crate) struct Contents<'a> {
+pub(crate) struct PausedMemory<'a> {
     memory: Destination,
     residency: Residency,
     /// For a diff, what has changed. A page that has changed and is not present has been discarded: it becomes a hole.
     since: Option<&'a Changes>,
 }
 
-impl<'a> Contents<'a> {
+impl<'a> PausedMemory<'a> {
     /// That of this memory.
     ///
     /// # Errors
@@ -91,7 +91,7 @@ impl GuestPages for Destination {
     }
 }
 
-impl GuestPages for Contents<'_> {
+impl GuestPages for PausedMemory<'_> {
     fn size(&self) -> Bytes {
         self.memory.size()
     }
@@ -109,7 +109,7 @@ impl GuestPages for Contents<'_> {
     }
 }
 
-impl MemoryView for Contents<'_> {
+impl MemoryView for PausedMemory<'_> {
     fn present(&self, chunk: u64) -> io::Result<PageSet> {
         let start = chunk.saturating_mul(CHUNK.get());
         let page = self.page_size().get();

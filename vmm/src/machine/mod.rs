@@ -35,13 +35,13 @@ use crate::template::Connection;
 use crate::vcpu::{self, Services, VcpuExit, VcpuSet};
 use board::Origin;
 pub(crate) use board::{Board, Mte, SavedMemory};
-pub(crate) use contents::{Contents, Destination};
+pub(crate) use contents::{Destination, PausedMemory};
 pub use devices::{Attached, DeviceSet, StateError};
 pub use error::Error;
 use lazy::LazyMemory;
 pub(crate) use run_state::PauseReason;
 use run_state::{Change, RunState};
-pub use save::{MachineState, SaveError};
+pub use save::{MachineState, SaveStateError};
 use tracking::Tracking;
 pub use tracking::{NoBase, NotProvisional};
 

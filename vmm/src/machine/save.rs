@@ -45,7 +45,7 @@ pub struct MachineState {
 
 /// Why the state of a machine cannot be saved.
 #[derive(Debug, Error)]
-pub enum SaveError {
+pub enum SaveStateError {
     /// The guest runs.
     #[error("the guest runs: pause the VM first")]
     Running,
@@ -75,9 +75,9 @@ impl Machine {
     /// # Errors
     /// When the guest runs, a device or a vCPU does not come to rest, or the hypervisor does not give a state. The
     /// machine is as before.
-    pub fn save(&self) -> Result<MachineState, SaveError> {
+    pub fn save(&self) -> Result<MachineState, SaveStateError> {
         if !self.is_paused() || self.is_unsettled() {
-            return Err(SaveError::Running);
+            return Err(SaveStateError::Running);
         }
         self.quiesce_devices()?;
         let devices = self.devices.save()?;
@@ -91,7 +91,7 @@ impl Machine {
         Ok(MachineState { vcpus, gic, clock, devices, mte: self.mte, guest_page: self.guest_page })
     }
 
-    fn quiesce_devices(&self) -> Result<(), SaveError> {
+    fn quiesce_devices(&self) -> Result<(), SaveStateError> {
         let deadline = Instant::now() + QUIESCE_PATIENCE;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -99,7 +99,7 @@ impl Machine {
                 return Ok(());
             }
             if left.is_zero() {
-                return Err(SaveError::Busy);
+                return Err(SaveStateError::Busy);
             }
             sleep(QUIESCE_STEP);
         }

@@ -253,7 +253,7 @@ fn a_machine_that_runs_is_not_saved() {
     machine.resume().unwrap();
     hypervisor.guest.wait_until_inside(1);
 
-    assert!(matches!(machine.save(), Err(SaveError::Running)));
+    assert!(matches!(machine.save(), Err(SaveStateError::Running)));
 }
 
 /// A machine of so many vCPUs, saved at this value of the counter.

@@ -7,7 +7,7 @@ use thiserror::Error;
 
 use super::contents::changed;
 use super::lazy::{self, LazyMemory};
-use super::{Board, Error, Machine, SaveError};
+use super::{Board, Error, Machine, SaveStateError};
 use crate::hypervisor;
 use crate::memory::Changes;
 use crate::snapshot::SnapshotId;
@@ -107,7 +107,7 @@ impl Machine {
     ///
     /// # Errors
     /// When the snapshot that it was restored from cannot be read. The VM ends then.
-    pub(crate) fn load_memory(&self, changes: Option<&Changes>) -> Result<(), SaveError> {
+    pub(crate) fn load_memory(&self, changes: Option<&Changes>) -> Result<(), SaveStateError> {
         let Some(lazy) = &self.lazy else { return Ok(()) };
         match changes {
             Some(changes) => load_changed(lazy, changes)?,

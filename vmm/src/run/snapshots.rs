@@ -18,7 +18,7 @@ use crate::error::chain;
 use crate::exit_status::ExitStatus;
 use crate::hypervisor::state::VcpuState;
 use crate::hypervisor::{self, Hypervisor};
-use crate::machine::{self, Board, Contents, Machine, MachineState, NoBase, SavedMemory};
+use crate::machine::{self, Board, Machine, MachineState, NoBase, PausedMemory, SavedMemory};
 use crate::snapshot::{self, CpuFeatures, Fault, Kind, Manifest, NewPair, Pair, SnapshotId, State};
 use crate::spec::{BalloonSpec, ReservationMode, Spec, TagStorageSpec};
 use crate::template;
@@ -44,7 +44,7 @@ pub struct Restore {
 pub(super) enum SaveError {
     /// The machine cannot be saved now.
     #[error(transparent)]
-    Machine(#[from] machine::SaveError),
+    Machine(#[from] machine::SaveStateError),
     /// A file cannot be written.
     #[error(transparent)]
     File(#[from] snapshot::Error),
@@ -136,7 +136,8 @@ impl From<SaveError> for ControlError {
         match &error {
             // What waits for tag storage or for a disk may have it the next time.
             SaveError::Machine(
-                machine::SaveError::Busy | machine::SaveError::Vcpu(vcpu::Error::Inside { .. }),
+                machine::SaveStateError::Busy
+                | machine::SaveStateError::Vcpu(vcpu::Error::Inside { .. }),
             ) => Self::unavailable(ACTION, error),
             SaveError::File(file) if is_of_the_path(&file.fault) => Self::refused(chain(&error)),
             SaveError::NoBase(_) => Self::refused(chain(&error)),
@@ -251,7 +252,7 @@ pub(super) fn save(
     };
     let config = serde_json::to_value(spec.to_config()).map_err(SaveError::Config)?;
     let state = machine.save()?;
-    let contents = Contents::new(machine.ram()).map_err(SaveError::Pages)?;
+    let contents = PausedMemory::new(machine.ram()).map_err(SaveError::Pages)?;
     let mut pair = NewPair::create(&to.state, &to.memory)?;
     // After all that can change memory.
     let changes = machine.take_changes()?;
@@ -355,7 +356,7 @@ mod tests {
             assert!(matches!(answer, ControlError::Refused(_)), "{answer:?}");
             assert!(answer.to_string().contains("/s"), "{answer}");
         }
-        let busy = ControlError::from(SaveError::Machine(machine::SaveError::Busy));
+        let busy = ControlError::from(SaveError::Machine(machine::SaveStateError::Busy));
         assert!(matches!(busy, ControlError::Unavailable { .. }), "{busy:?}");
         let io = io::Error::from;
         for of_the_host in [

@@ -176,13 +176,13 @@ fn what_a_clone_gives_back_reads_zero_and_its_template_stays() {
 /// A clone that is saved has pages that it never touched.
 #[test]
 fn all_pages_of_the_template_are_in_the_memory_of_a_clone() {
-    use crate::machine::Contents;
+    use crate::machine::PausedMemory;
     use crate::snapshot::{MemoryView, SnapshotId, load_memory, save_memory};
 
     let (folder, reader) = snapshot();
     let _holder = held(&folder, &reader);
     let (one, _one) = clone(&folder, &reader);
-    let contents = Contents::new(&one).unwrap();
+    let contents = PausedMemory::new(&one).unwrap();
     let all = (CHUNK.get() / contents.page_size().get()) as usize;
     let present = |chunk| contents.present(chunk).unwrap().len();
     assert_eq!((0..CHUNKS).map(present).collect::<Vec<_>>(), [all, all, 0, all, 0]);

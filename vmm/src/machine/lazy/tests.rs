@@ -8,7 +8,7 @@ use tempfile::TempDir;
 use vm_memory::{Bytes as _, GuestAddress};
 
 use super::*;
-use crate::machine::Contents;
+use crate::machine::PausedMemory;
 use crate::machine::tracking::load_changed;
 use crate::memory::Attributes;
 use crate::snapshot::testing::{FakeMemory, Filling, Page, state};
@@ -246,7 +246,7 @@ fn what_may_have_changed_is_loaded_for_a_diff() {
 
     // A chunk that was given back is not loaded, nor are those without changes.
     assert_eq!(lazy.pending(), Bytes::new(2 * CHUNK.get()));
-    let diff = Contents::new(&ram).unwrap().since(Some(&changes));
+    let diff = PausedMemory::new(&ram).unwrap().since(Some(&changes));
     assert!(diff.present(1).unwrap().contains(3));
     assert!(diff.present(2).unwrap().is_empty());
     let changed =

@@ -12,7 +12,7 @@ use proptest::prelude::*;
 use tempfile::TempDir;
 use vm_memory::{Bytes as _, GuestAddress, VolatileSlice};
 
-use crate::machine::Contents;
+use crate::machine::PausedMemory;
 use crate::memory::{Attributes, GuestRam};
 use crate::snapshot::memory_file::{About, GuestPages, Output};
 use crate::snapshot::testing::state;
@@ -208,7 +208,7 @@ impl Vm {
         let base = self.chain.last().copied().filter(|_| diff);
         self.ram.track_changes();
         let changes = self.ram.take_changes().unwrap();
-        let contents = Contents::new(&self.ram).unwrap();
+        let contents = PausedMemory::new(&self.ram).unwrap();
         let contents = contents.since(Some(&changes).filter(|_| base.is_some()));
         let view = Tagged { view: &contents, tags: &self.tags };
         if let Some(writes) = fails_after {
@@ -235,7 +235,7 @@ impl Vm {
 
     /// Whether what the snapshots become together is a full snapshot of memory as it is.
     fn is_whole(&self) -> bool {
-        let contents = Contents::new(&self.ram).unwrap();
+        let contents = PausedMemory::new(&self.ram).unwrap();
         let view = Tagged { view: &contents, tags: &self.tags };
         let id = *self.chain.last().unwrap();
         let full = self.folder.path().join("full");
