@@ -407,3 +407,46 @@ fn a_template_that_is_not_wanted_any_more_is_filled_by_no_further_chunk() {
         assert_eq!(asked.get(), wanted + 1);
     }
 }
+
+/// What the clone never touched is in neither, but in the snapshot that its template is of.
+#[test]
+fn a_diff_of_a_clone_is_merged_with_the_snapshot_of_its_template() {
+    use arch::range::MemoryRange;
+
+    use crate::machine::PausedMemory;
+    use crate::snapshot::{Kind, Pair, load_memory, merge};
+
+    let (folder, reader) = snapshot();
+    let _holder = held(&folder, &reader);
+    let (one, _one) = clone(&folder, &reader);
+    let (base, page) = (one.range().base, rustix::param::page_size() as u64);
+    let at = |offset| GuestAddress(base.0 + offset);
+    one.track_changes();
+    one.write_obj(9u8, at(page)).unwrap();
+    one.discard(MemoryRange::new(at(CHUNK.get()), CHUNK)).unwrap();
+    one.write_obj(8u8, at(CHUNK.get() + 3 * page)).unwrap();
+    one.write_obj(7u8, at(2 * CHUNK.get())).unwrap();
+
+    let changes = one.take_changes().unwrap();
+    let contents = PausedMemory::new(&one).unwrap().since(Some(&changes));
+    let files =
+        |name: &str| ["state", "memory"].map(|file| folder.path().join(format!("{name}{file}")));
+    let [state_file, memory_file] = files("diff-");
+    let mut pair = NewPair::create(&state_file, &memory_file).unwrap();
+    pair.save_memory(&contents, Some(reader.about().id), &mut |_| {}).unwrap();
+    let mut state = state(pair.id(), &contents);
+    state.manifest.kind = Kind::Diff { base: reader.about().id };
+    pair.commit(&state).unwrap();
+
+    let [whole, diff, into] = [files(""), files("diff-"), files("merged-")];
+    let diff = Pair::open_any(&diff[0], &diff[1]).unwrap();
+    assert_eq!(diff.memory.chunks().collect::<Vec<_>>(), [0, 1, 2]);
+    merge(&Pair::open(&whole[0], &whole[1]).unwrap(), &[diff], &into[0], &into[1], &mut |_| {})
+        .unwrap();
+    let merged = FakeMemory::new(CHUNKS, Bytes::new(page), false);
+    load_memory(&merged, &MemoryReader::open(&into[1]).unwrap(), &mut |_| {}).unwrap();
+    let mut data = vec![0; one.range().size.get() as usize];
+    one.read_slice(&mut data, base).unwrap();
+    assert!(data == merged.data());
+    assert_eq!(firsts(&one), [1, 0, 7, 4, 0]);
+}
