@@ -120,13 +120,19 @@ impl Mapping {
             // A bound on mappings is checked before anything is unmapped. What comes later and fails, of which there is
             // nothing but an allocation of the kernel's, may leave a hole, and what is mapped into that next would be
             // the guest's: the process must not live.
-            if self.is_in_core(part.start, part.end.saturating_sub(part.start)).is_err() {
+            if self.has_hole(part) {
                 std::process::abort();
             }
             return Err(errno.into());
         }
         // Before a page is touched there, so that it merges with its neighbours.
         Ok(self.advise_all(&(part.start as usize..part.end as usize))?)
+    }
+
+    /// Whether nothing is mapped in some of a part (mincore(2), ENOMEM).
+    fn has_hole(&self, part: &Range<u64>) -> bool {
+        let looked = self.is_in_core(part.start, part.end.saturating_sub(part.start));
+        looked.is_err_and(|error| error.raw_os_error() == Some(libc::ENOMEM))
     }
 
     fn map_part(&self, part: &Range<u64>, template: Option<BorrowedFd<'_>>) -> Result<(), Errno> {
