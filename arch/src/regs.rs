@@ -28,6 +28,9 @@ const SVE: u64 = 0x0015 << 16;
 /// KVM_REG_ARM64_SYSREG.
 const SYSREG: u64 = 0x0013 << 16;
 
+/// KVM_REG_ARM_COPROC_MASK: which of these it is.
+const FAMILY: u64 = 0x0fff_0000;
+
 /// The identifier of a 64-bit register.
 ///
 /// Those of the system registers name what a saved vCPU is made of, in reports and in checks of a saved
@@ -105,6 +108,21 @@ impl RegId {
     /// The number for KVM.
     pub const fn get(self) -> u64 {
         self.0
+    }
+
+    /// Whether it is one of those that are known to be zero in every vCPU that has not run: general-purpose and vector
+    /// registers, and those of breakpoints and watchpoints (Linux arch/arm64/kvm/reset.c, `kvm_reset_vcpu`; sys_regs.c,
+    /// `DBG_BCR_BVR_WCR_WVR_EL1`). Others may be zero as well, or have a value that stands for an unknown one.
+    pub const fn is_zero_at_reset(self) -> bool {
+        let (family, index) = (self.0 & FAMILY, self.0 & 0xffff);
+        match family {
+            // In units of 32 bits; those of 128 bits are V0 to V31.
+            CORE => index <= 2 * 30 || self.size() == 16,
+            SVE => self.0 != Self::SVE_VLS.0,
+            // DBGBVR<n>_EL1, DBGBCR<n>_EL1, DBGWVR<n>_EL1 and DBGWCR<n>_EL1: CRm is the number.
+            SYSREG => index & !(0xf << 3 | 0b11) == 2 << 14 | 4,
+            _ => false,
+        }
     }
 
     /// Its size in bytes (KVM_REG_SIZE): 1 to 2^15.

@@ -53,6 +53,35 @@ fn affinity_leaves_the_flags_out() {
 }
 
 #[test]
+fn registers_that_a_reset_leaves_at_zero_are_named_one_by_one() {
+    let of_128_bits = RegId::new(ARM64 | 0x40 << 48 | CORE | (84 + 4 * 31));
+    let vector = RegId::new(ARM64 | 0x80 << 48 | SVE);
+    let debug = |crm, op2| system(2, 0, 0, crm, op2);
+    for zero in [core(0), core(30), of_128_bits, vector, debug(0, 4), debug(15, 7)] {
+        assert!(zero.is_zero_at_reset(), "{zero}");
+    }
+    let (fpsr, firmware) = (ARM64 | 0x20 << 48 | CORE | 212, ARM64 | SIZE_U64 | 0x14 << 16);
+    for other in [
+        RegId::SP_EL0,
+        RegId::PC,
+        RegId::PSTATE,
+        RegId::SPSR_EL1,
+        RegId::SVE_VLS,
+        RegId::SCTLR_EL1,
+        RegId::TIMER_CTL,
+        RegId::new(fpsr),
+        RegId::new(firmware),
+        // MDSCR_EL1, OSLSR_EL1, and the place of one above in other spaces.
+        debug(2, 2),
+        system(2, 0, 1, 1, 4),
+        system(2, 3, 0, 0, 4),
+        system(3, 0, 0, 0, 4),
+    ] {
+        assert!(!other.is_zero_at_reset(), "{other}");
+    }
+}
+
+#[test]
 fn a_syndrome_reads_as_a_sentence() {
     let cases = [
         (0x9600_0045, "0x96000045: data abort, translation fault, write"),
