@@ -89,6 +89,12 @@ pub fn virtio(index: u32) -> Option<(MemoryRange, Spi)> {
     (index < MAX_VIRTIO_DEVICES).then_some((range(base, VIRTIO_DEVICE), spi))
 }
 
+/// The last interrupt of a machine with so many virtio-mmio devices.
+pub fn last_spi(virtio_devices: u32) -> Spi {
+    let index = virtio_devices.min(MAX_VIRTIO_DEVICES).saturating_sub(1);
+    virtio(index).map_or(VIRTIO_FIRST_SPI, |(_, spi)| spi)
+}
+
 const fn range(base: u64, size: Bytes) -> MemoryRange {
     MemoryRange { base: GuestAddress(base), size }
 }

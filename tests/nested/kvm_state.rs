@@ -14,6 +14,9 @@ const CPU_V2: u32 = 2;
 const REDISTRIBUTOR: u32 = 5;
 const CPU_V3: u32 = 6;
 
+/// Those of an interrupt controller, neither the fewest nor the most.
+const INTERRUPTS: u32 = 96;
+
 /// RGSR_EL1, GCR_EL1, TFSR_EL1 and TFSRE0_EL1: the state of a processor's tags.
 const MTE_REGISTERS: [u64; 4] =
     [0x6030_0000_0013_c085, 0x6030_0000_0013_c086, 0x6030_0000_0013_c2b0, 0x6030_0000_0013_c2b1];
@@ -40,7 +43,9 @@ fn make(count: u32, mte: bool, saved: Option<(&VcpuState, &GicState)>) -> Made {
     let attributes = Attributes { tags: mte, ..Attributes::default() };
     let (host, ram) = (hypervisor(), GuestRam::new(size, attributes).unwrap());
     let mut vm = host.create_vm(host.ipa_bits_for(size).unwrap(), ram, mte).unwrap();
-    let cpus = vm.create_vcpus(&CpuRequest { count, pmu: false, saved }).unwrap();
+    // One that is restored has as many as were saved, whatever is asked for.
+    let interrupts = if saved.is_some() { 64 } else { INTERRUPTS };
+    let cpus = vm.create_vcpus(&CpuRequest { count, pmu: false, interrupts, saved }).unwrap();
     Made { cpus, vm }
 }
 
@@ -99,7 +104,7 @@ fn different(state: &GicState, cpus: u64) -> usize {
 fn each_cpu_has_its_own(version: u8) {
     let first = make(4, true, None);
     let mut state = first.vm.save_gic().unwrap();
-    assert_eq!(state.version, version);
+    assert_eq!((state.version, state.interrupts()), (version, INTERRUPTS));
     differ(&mut state);
     assert_eq!(different(&state, 4), 4);
     let second = make(4, true, None);
@@ -138,6 +143,10 @@ fn ids(state: &VcpuState) -> Vec<u64> {
     state.registers.ids().map(RegId::get).collect()
 }
 
+fn is_zero(value: &[u8]) -> bool {
+    value.iter().all(|byte| *byte == 0)
+}
+
 #[test]
 fn a_vcpu_takes_its_state_back_with_vector_lengths_serror_and_power() {
     Lab::new().run(|| {
@@ -145,6 +154,10 @@ fn a_vcpu_takes_its_state_back_with_vector_lengths_serror_and_power() {
         let gic = first.vm.save_gic().unwrap();
         let mut states: Vec<_> = first.cpus.vcpus.iter().map(|vcpu| vcpu.save().unwrap()).collect();
         println!("{} registers", states[0].registers.len());
+        // Those that are not set when they are to be zero are.
+        let known = states[0].registers.iter().filter(|(id, _)| id.is_zero_at_reset());
+        let (known, zero): (Vec<_>, Vec<_>) = known.map(|(id, value)| (id, is_zero(value))).unzip();
+        assert!(known.len() > 64 && zero.iter().all(|zero| *zero), "{known:?} {zero:?}");
         // The second waits for PSCI CPU_ON.
         assert_eq!((states[0].mp_state, states[1].mp_state), (0, 5));
         assert!(MTE_REGISTERS.iter().all(|id| ids(&states[0]).contains(id)));

@@ -280,6 +280,13 @@ impl SerialTarget {
 }
 
 impl Spec {
+    /// How many virtio devices it has, of which each has an interrupt.
+    pub fn virtio_devices(&self) -> u32 {
+        let one = [self.balloon.is_some(), self.rng.is_some(), self.vsock.is_some()];
+        let ones = one.into_iter().filter(|is_there| *is_there).count();
+        u32::try_from(ones + self.disks.len() + self.net.len()).unwrap_or(u32::MAX)
+    }
+
     /// Checks a configuration, and what comes from the command line alone.
     ///
     /// # Errors

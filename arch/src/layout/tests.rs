@@ -58,6 +58,11 @@ fn virtio_devices_have_places_and_interrupts_of_their_own() {
         assert_eq!(spi.number(), VIRTIO_FIRST_SPI.number() + index as u32);
     }
     assert_eq!(places[0].0.base, VIRTIO.base);
+    for (count, (_, spi)) in (1..).zip(&places) {
+        assert_eq!(last_spi(count), *spi);
+    }
+    assert_eq!(last_spi(0), VIRTIO_FIRST_SPI);
+    assert_eq!(Some(last_spi(u32::MAX)), places.last().map(|(_, spi)| *spi));
     assert!(virtio(MAX_VIRTIO_DEVICES).is_none() && virtio(u32::MAX).is_none());
 }
 

@@ -76,7 +76,7 @@ impl Hypervisor for FakeHypervisor {
         }
         self.guest.note(Event::Note(if mte { "VM with MTE" } else { "VM" }));
         let vcpus = self.vcpus.take();
-        Ok(Box::new(FakeVm { ram, guest: self.guest.clone(), vcpus }))
+        Ok(Box::new(FakeVm { ram, guest: self.guest.clone(), vcpus, interrupts: 0 }))
     }
 }
 
@@ -84,11 +84,14 @@ struct FakeVm {
     guest: Guest,
     ram: GuestRam,
     vcpus: Vec<FakeVcpu>,
+    /// Of its interrupt controller.
+    interrupts: u32,
 }
 
 impl Vm for FakeVm {
     fn create_vcpus(&mut self, wanted: &CpuRequest<'_>) -> Result<Vcpus, Error> {
         let count = wanted.count;
+        self.interrupts = wanted.interrupts;
         assert_eq!(self.vcpus.len(), count as usize, "a script for each vCPU");
         self.guest.note(Event::Note("vCPUs"));
         let vcpus = std::mem::take(&mut self.vcpus);
@@ -119,7 +122,8 @@ impl Vm for FakeVm {
         Ok(())
     }
 
-    fn irq(&self, _: Spi) -> Result<Box<dyn IrqLine>, Error> {
+    fn irq(&self, spi: Spi) -> Result<Box<dyn IrqLine>, Error> {
+        assert!(spi.intid() < self.interrupts, "the controller has no {spi}");
         self.guest.note(Event::Note("interrupt"));
         Ok(Box::new(Line))
     }

@@ -121,6 +121,9 @@ pub struct CpuRequest<'a> {
     pub count: u32,
     /// Whether each has performance monitors.
     pub pmu: bool,
+    /// How many interrupts their controller has ([`arch::gic::interrupt_count`]). One that is restored has as many as it
+    /// had.
+    pub interrupts: u32,
     /// The saved state of one of them, and of their interrupt controller, if they are to be restored: they have what
     /// those had. Else they have all that the host offers.
     pub saved: Option<(&'a VcpuState, &'a GicState)>,

@@ -3,6 +3,7 @@
 pub mod bytes;
 
 use std::io;
+use std::ops::Range;
 
 use arch::regs::RegId;
 use serde::{Deserialize, Serialize};
@@ -142,6 +143,21 @@ pub struct GicState {
     pub registers: Vec<GicRegister>,
 }
 
+/// KVM_DEV_ARM_VGIC_GRP_DIST_REGS, and where its GICD_IPRIORITYR are: a byte for each interrupt.
+const DISTRIBUTOR: u32 = 1;
+const PRIORITIES: Range<u64> = 0x400..0x800;
+
+impl GicState {
+    /// How many interrupts the controller has, private ones included. What is read from a file may be no number that
+    /// fits the registers.
+    pub fn interrupts(&self) -> u32 {
+        let of_distributor = self.registers.iter().filter(|one| one.group == DISTRIBUTOR);
+        let priorities = of_distributor.filter(|one| PRIORITIES.contains(&one.attribute));
+        let last = priorities.map(|one| (one.attribute - PRIORITIES.start) as u32).max();
+        last.map_or(0, |last| last + 1).next_multiple_of(32).max(64)
+    }
+}
+
 /// The VM's clock. There is one for all vCPUs.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(deny_unknown_fields)]
@@ -152,4 +168,32 @@ pub struct ClockState {
     pub frequency: u32,
     /// The host's wall clock at the same moment, in nanoseconds since 1970.
     pub realtime_ns: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn gic(registers: &[(u32, u64)]) -> GicState {
+        let register = |&(group, attribute)| GicRegister { group, attribute, value: 0 };
+        GicState { version: 3, registers: registers.iter().map(register).collect() }
+    }
+
+    #[test]
+    fn a_saved_controller_has_as_many_interrupts_as_priorities() {
+        let with_last = |offset| gic(&[(1, 0x0c00), (1, 0x400), (1, offset), (1, 0x6100)]);
+
+        assert_eq!(with_last(0x400 + 96 - 4).interrupts(), 96);
+        assert_eq!(with_last(0x400 + 1024 - 4).interrupts(), 1024);
+    }
+
+    #[test]
+    fn whatever_a_file_says_the_number_is_one_that_a_controller_can_have() {
+        for (group, attribute, expected) in
+            [(1, 0x800, 64), (5, 0x7fc, 64), (1, 0x401, 64), (1, 0x7ff, 1024), (1, u64::MAX, 64)]
+        {
+            assert_eq!(gic(&[(group, attribute)]).interrupts(), expected);
+        }
+        assert_eq!(gic(&[]).interrupts(), 64);
+    }
 }

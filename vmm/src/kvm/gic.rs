@@ -1,7 +1,6 @@
 //! The guest's interrupt controller, emulated by KVM: GICv3 where the host has one, GICv2 elsewhere.
 
-use arch::gic::{Gic, interrupt_count};
-use arch::irq::Spi;
+use arch::gic::Gic;
 use arch::range::MemoryRange;
 use kvm_bindings::{
     KVM_CREATE_DEVICE_TEST, KVM_DEV_ARM_VGIC_CTRL_INIT, KVM_DEV_ARM_VGIC_GRP_ADDR,
@@ -13,9 +12,6 @@ use kvm_bindings::{
 use kvm_ioctls::{DeviceFd, VmFd};
 
 use super::{Error, call};
-
-/// Interrupts in all, for SPIs 0 to 223: far more than there are devices.
-pub(super) const INTERRUPTS: u32 = interrupt_count(Spi::fixed::<223>());
 
 /// The best interrupt controller that this host offers a guest; or the one of this version, if it offers that.
 pub(super) fn probe(vm: &VmFd, cpus: u32, version: Option<u8>) -> Result<Gic, Error> {
@@ -38,10 +34,10 @@ pub(super) fn probe(vm: &VmFd, cpus: u32, version: Option<u8>) -> Result<Gic, Er
     }
 }
 
-/// Creates the interrupt controller; every vCPU must exist already.
+/// Creates the interrupt controller, of so many interrupts; every vCPU must exist already.
 ///
 /// References: Documentation/virt/kvm/devices/arm-vgic-v3.rst, arm-vgic.rst.
-pub(super) fn create(vm: &VmFd, gic: &Gic) -> Result<DeviceFd, Error> {
+pub(super) fn create(vm: &VmFd, gic: &Gic, interrupts: u32) -> Result<DeviceFd, Error> {
     let type_ = match gic {
         Gic::V3 { .. } => kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V3,
         Gic::V2 => kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V2,
@@ -50,7 +46,7 @@ pub(super) fn create(vm: &VmFd, gic: &Gic) -> Result<DeviceFd, Error> {
         .create_device(&mut kvm_create_device { type_, fd: 0, flags: 0 })
         .map_err(call("create the interrupt controller"))?;
     set_addresses(&device, gic)?;
-    set(&device, KVM_DEV_ARM_VGIC_GRP_NR_IRQS, 0, &INTERRUPTS)?;
+    set(&device, KVM_DEV_ARM_VGIC_GRP_NR_IRQS, 0, &interrupts)?;
     set(&device, KVM_DEV_ARM_VGIC_GRP_CTRL, KVM_DEV_ARM_VGIC_CTRL_INIT, &0u64)?;
     Ok(device)
 }

@@ -14,7 +14,7 @@ use kvm_bindings::{
 };
 use kvm_ioctls::DeviceFd;
 
-use super::gic::INTERRUPTS;
+use super::vm::CreatedGic;
 use super::{Error, call};
 use crate::hypervisor::state::{GicRegister, GicState};
 
@@ -68,25 +68,24 @@ impl Entry {
 }
 
 /// The state of an interrupt controller whose vCPUs are out of the guest.
-pub(super) fn save(device: &DeviceFd, gic: &Gic, cpus: &[Mpidr]) -> Result<GicState, Error> {
-    let registers = entries(device, gic, cpus)?.into_iter().map(|entry| {
+pub(super) fn save(gic: &CreatedGic) -> Result<GicState, Error> {
+    let registers = entries(gic)?.into_iter().map(|entry| {
         let Entry { group, attribute, .. } = entry;
-        Ok(GicRegister { group, attribute, value: read(device, group, attribute)? })
+        Ok(GicRegister { group, attribute, value: read(&gic.device, group, attribute)? })
     });
-    Ok(GicState { version: version(gic), registers: registers.collect::<Result<_, Error>>()? })
+    Ok(GicState {
+        version: version(&gic.kind),
+        registers: registers.collect::<Result<_, Error>>()?,
+    })
 }
 
 /// Gives a new interrupt controller a state, after the registers of its vCPUs.
-pub(super) fn restore(
-    device: &DeviceFd,
-    gic: &Gic,
-    cpus: &[Mpidr],
-    state: &GicState,
-) -> Result<(), Error> {
-    if state.version != version(gic) {
-        return Err(Error::SavedGic { saved: state.version, here: version(gic) });
+pub(super) fn restore(gic: &CreatedGic, state: &GicState) -> Result<(), Error> {
+    let (device, here) = (&gic.device, version(&gic.kind));
+    if state.version != here {
+        return Err(Error::SavedGic { saved: state.version, here });
     }
-    let entries = entries(device, gic, cpus)?;
+    let entries = entries(gic)?;
     let named = |(entry, saved): (&Entry, &GicRegister)| {
         (entry.group, entry.attribute) == (saved.group, saved.attribute)
     };
@@ -119,14 +118,16 @@ fn version(gic: &Gic) -> u8 {
 }
 
 /// All registers, in the order in which they are to be written.
-fn entries(device: &DeviceFd, gic: &Gic, cpus: &[Mpidr]) -> Result<Vec<Entry>, Error> {
-    match gic {
-        Gic::V3 { .. } => v3(device, cpus),
-        Gic::V2 => Ok(v2(cpus.len() as u64)),
+fn entries(gic: &CreatedGic) -> Result<Vec<Entry>, Error> {
+    match gic.kind {
+        Gic::V3 { .. } => v3(gic),
+        Gic::V2 => Ok(v2(gic.cpus.len() as u64, gic.interrupts)),
     }
 }
 
-fn v3(device: &DeviceFd, cpus: &[Mpidr]) -> Result<Vec<Entry>, Error> {
+fn v3(gic: &CreatedGic) -> Result<Vec<Entry>, Error> {
+    let CreatedGic { device, interrupts, cpus, .. } = gic;
+    let shared = PRIVATE..*interrupts;
     let mut list = List::default();
     // The revision first: it says what the other registers mean.
     list.always(DISTRIBUTOR, IIDR);
@@ -136,14 +137,14 @@ fn v3(device: &DeviceFd, cpus: &[Mpidr]) -> Result<Vec<Entry>, Error> {
         list.banks(REDISTRIBUTOR, at | SGI_FRAME, 0..PRIVATE);
         list.unless_zero(LEVELS, at);
     }
-    for spi in PRIVATE..INTERRUPTS {
+    for spi in shared.clone() {
         // Two halves: an attribute of the distributor has 32 bits.
         let route = IROUTER + 8 * u64::from(spi);
         list.unless_zero(DISTRIBUTOR, route);
         list.unless_zero(DISTRIBUTOR, route + 4);
     }
-    list.banks(DISTRIBUTOR, 0, PRIVATE..INTERRUPTS);
-    for first in (PRIVATE..INTERRUPTS).step_by(32) {
+    list.banks(DISTRIBUTOR, 0, shared.clone());
+    for first in shared.step_by(32) {
         list.unless_zero(LEVELS, first.into());
     }
     for cpu in cpus {
@@ -190,7 +191,7 @@ fn v3_cpu(cpu: Mpidr) -> u64 {
     (affinity >> 32 << 24 | affinity & 0xff_ffff) << 32
 }
 
-fn v2(cpus: u64) -> Vec<Entry> {
+fn v2(cpus: u64, interrupts: u32) -> Vec<Entry> {
     let mut list = List::default();
     // KVM takes groups only after a write of the revision.
     list.always(DISTRIBUTOR, IIDR);
@@ -202,10 +203,10 @@ fn v2(cpus: u64) -> Vec<Entry> {
             list.unless_zero(DISTRIBUTOR, cpu | (SPENDSGIR + 4 * word));
         }
     }
-    for first in (PRIVATE..INTERRUPTS).step_by(4) {
+    for first in (PRIVATE..interrupts).step_by(4) {
         list.always(DISTRIBUTOR, ITARGETSR + u64::from(first));
     }
-    list.banks(DISTRIBUTOR, 0, PRIVATE..INTERRUPTS);
+    list.banks(DISTRIBUTOR, 0, PRIVATE..interrupts);
     for cpu in (0..cpus).map(|cpu| cpu << 32) {
         for register in [GICC_CTLR, GICC_PMR, GICC_BPR, GICC_ABPR] {
             list.always(CPU_V2, cpu | register);

@@ -33,10 +33,12 @@ const MAX_SLOT: u64 = 4 << 40;
 const FIRST_SHOWN: u32 = 4096;
 
 /// The interrupt controller, and the affinities of its vCPUs by index.
-struct CreatedGic {
-    device: DeviceFd,
-    kind: Gic,
-    cpus: Vec<Mpidr>,
+pub(super) struct CreatedGic {
+    pub(super) device: DeviceFd,
+    pub(super) kind: Gic,
+    /// How many interrupts it has, private ones included.
+    pub(super) interrupts: u32,
+    pub(super) cpus: Vec<Mpidr>,
 }
 
 /// A VM in KVM.
@@ -115,7 +117,8 @@ impl Vm {
 impl hypervisor::Vm for Vm {
     /// KVM wants the vCPUs before the interrupt controller, whose size depends on their number.
     fn create_vcpus(&mut self, wanted: &CpuRequest<'_>) -> Result<Vcpus, Error> {
-        let CpuRequest { count, pmu, saved } = *wanted;
+        let CpuRequest { count, pmu, interrupts, saved } = *wanted;
+        let interrupts = saved.map_or(interrupts, |(_, gic)| gic.interrupts());
         if pmu && !self.features.pmu {
             return Err(Error::NoPmu);
         }
@@ -135,25 +138,25 @@ impl hypervisor::Vm for Vm {
                 KvmVcpu::new(&self.fd, features, lengths, index)
             })
             .collect::<Result<Vec<_>, _>>()?;
-        let device = gic::create(&self.fd, &kind)?;
+        let device = gic::create(&self.fd, &kind, interrupts)?;
         if pmu {
             vcpus.iter().try_for_each(KvmVcpu::start_pmu)?;
         }
         let affinities = vcpus.iter().map(KvmVcpu::mpidr).collect::<Result<Vec<_>, _>>()?;
-        self.gic = Some(CreatedGic { device, kind, cpus: affinities.clone() });
+        self.gic = Some(CreatedGic { device, kind, interrupts, cpus: affinities.clone() });
         let clidr = vcpus.first().and_then(KvmVcpu::clidr);
         let vcpus = vcpus.into_iter().map(|vcpu| Box::new(vcpu) as Box<dyn Vcpu>).collect();
         Ok(Vcpus { vcpus, affinities, clidr, gic: kind })
     }
 
     fn save_gic(&self) -> Result<GicState, Error> {
-        let CreatedGic { device, kind, cpus } = self.gic.as_ref().ok_or(Error::NoGic)?;
-        gic_state::save(device, kind, cpus)
+        let gic = self.gic.as_ref().ok_or(Error::NoGic)?;
+        gic_state::save(gic)
     }
 
     fn restore_gic(&self, state: &GicState) -> Result<(), Error> {
-        let CreatedGic { device, kind, cpus } = self.gic.as_ref().ok_or(Error::NoGic)?;
-        gic_state::restore(device, kind, cpus, state)
+        let gic = self.gic.as_ref().ok_or(Error::NoGic)?;
+        gic_state::restore(gic, state)
     }
 
     fn show(&mut self, at: GuestAddress, page: SharedPage) -> Result<(), Error> {

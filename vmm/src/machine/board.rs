@@ -1,6 +1,7 @@
 //! The machine before its devices: what KVM, memory and kernel are made of.
 
 use arch::caches::CacheTopology;
+use arch::gic::interrupt_count;
 use arch::layout;
 use arch::range::MemoryRange;
 use arch::units::Bytes;
@@ -171,7 +172,9 @@ impl Board {
             vm.ram().lock()?;
         }
         let saved = origin.saved_cpus();
-        let cpus = vm.create_vcpus(&CpuRequest { count: spec.cpus, pmu: spec.pmu, saved })?;
+        let interrupts = interrupt_count(layout::last_spi(spec.virtio_devices()));
+        let request = CpuRequest { count: spec.cpus, pmu: spec.pmu, interrupts, saved };
+        let cpus = vm.create_vcpus(&request)?;
         let caches =
             caches.filter(|caches| cpus.clidr.is_some_and(|clidr| caches.check(clidr).is_ok()));
         Ok(Self { vm, cpus, caches, origin, mte, tags, placement, base: None })
