@@ -22,7 +22,7 @@ pub enum Command {
     Run(Deferred<RunArgs>),
     /// Own the tag storage of this host and share it among its VMs
     Broker(Deferred<BrokerArgs>),
-    /// Hold the memory of a snapshot once for all VMs that `run --restore DIR --shared` makes of it
+    /// Hold the memory of a snapshot, or a kernel, once for all VMs that share it (`run --shared`, `run --boot-image`)
     Template(Deferred<TemplateArgs>),
     /// Run a VM as Firecracker's process would: its options, its API
     Firecracker(Deferred<FirecrackerArgs>),

@@ -50,6 +50,8 @@ pub struct Spec {
     pub command_line: String,
     /// Whether the VMM adds nothing to it.
     pub bare_command_line: bool,
+    /// Whether kernel and initrd are those that a process holds for several VMs.
+    pub boot_image: bool,
     /// Guest memory: a multiple of [`layout::CHUNK`], at least [`layout::MIN_MEMORY`].
     pub memory: Bytes,
     /// Huge pages behind guest memory.
@@ -142,6 +144,23 @@ pub enum Error {
         /// What `memory_backing` or `--memory-backing` says.
         backing: MemoryBacking,
     },
+    /// Only anonymous memory can be mapped over in part.
+    #[error(
+        "only anonymous memory can have parts of a boot image, and this is {0}: leave out --boot-image or \
+         --memory-backing"
+    )]
+    BootImageBacking(MemoryBacking),
+    /// Locked memory is copied at once.
+    #[error(
+        "locked memory is all the VM's own from the start: leave out --boot-image or --lock-memory"
+    )]
+    BootImageLocked,
+    /// Memory that is mapped anew is not watched.
+    #[error(
+        "tag storage cannot be reserved on demand for memory that is shared: leave out --boot-image, or give \
+         --tag-storage strict"
+    )]
+    BootImageOnDemand,
     /// Disks that make no sense.
     #[error(transparent)]
     Disks(#[from] DiskError),
@@ -299,6 +318,7 @@ impl Spec {
     fn without_kernel(config: Config, flags: CommandLineOnly<'_>) -> Result<Self, Error> {
         let boot = config.boot_source.unwrap_or_default();
         let bare_command_line = boot.bare_boot_args.unwrap_or(false);
+        let boot_image = boot.boot_image.unwrap_or(false);
         let machine = config.machine_config.unwrap_or_default();
         let memory = memory(&machine)?;
         let (huge_pages, backing) = backing(&machine)?;
@@ -314,6 +334,7 @@ impl Spec {
             initrd: boot.initrd_path,
             command_line: command_line(boot_args, disks.first(), bare_command_line)?,
             bare_command_line,
+            boot_image,
             memory,
             huge_pages,
             backing,
@@ -346,8 +367,31 @@ impl Spec {
         if spec.cpus == 0 {
             return Err(Error::NoCpus);
         }
+        if boot_image {
+            spec.check_boot_image()?;
+        }
         check_paths(&spec.named_paths(flags))?;
         Ok(spec)
+    }
+
+    /// Whether such memory can have parts of a boot image.
+    fn check_boot_image(&self) -> Result<(), Error> {
+        if self.backing != MemoryBacking::Anonymous {
+            return Err(Error::BootImageBacking(self.backing));
+        }
+        if self.lock_memory {
+            return Err(Error::BootImageLocked);
+        }
+        match self.is_on_demand() {
+            true => Err(Error::BootImageOnDemand),
+            false => Ok(()),
+        }
+    }
+
+    /// Whether tag storage is reserved as memory is touched.
+    pub fn is_on_demand(&self) -> bool {
+        let on_demand = |tags: &TagStorageSpec| matches!(tags.when, ReservationMode::Demand { .. });
+        self.tag_storage.as_ref().is_some_and(on_demand)
     }
 
     /// The kernel; none in a draft that lacks it.
@@ -365,6 +409,7 @@ impl Spec {
             initrd_path: self.initrd.as_deref().map(shown),
             boot_args: Some(self.command_line.clone()),
             bare_boot_args: self.bare_command_line.then_some(true),
+            boot_image: self.boot_image.then_some(true),
         });
         config.machine_config = Some(MachineConfig {
             vcpu_count: Some(self.cpus),

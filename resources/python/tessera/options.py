@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         initrd: File
         cmdline: str
         bare_cmdline: bool
+        boot_image: bool
         memory: str
         memory_backing: str
         lock_memory: bool

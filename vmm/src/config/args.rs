@@ -29,6 +29,10 @@ pub struct RunArgs {
     #[arg(long)]
     pub bare_cmdline: bool,
 
+    /// Share kernel and initrd with other VMs, through the process `tessera template --kernel FILE`
+    #[arg(long)]
+    pub boot_image: bool,
+
     /// Guest memory: a multiple of 2M, at least 64M [default: 512M]
     #[arg(long, value_name = "SIZE")]
     pub memory: Option<Bytes>,

@@ -99,6 +99,9 @@ pub struct BootSource {
     /// Whether the guest gets `boot_args` as they are. A field of Tessera's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bare_boot_args: Option<bool>,
+    /// Whether kernel and initrd are those that a process holds for several VMs. A field of Tessera's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot_image: Option<bool>,
 }
 
 /// The size of the machine.

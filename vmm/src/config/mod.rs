@@ -135,7 +135,8 @@ impl RunArgs {
         let any = self.kernel.is_some()
             || self.initrd.is_some()
             || self.cmdline.is_some()
-            || self.bare_cmdline;
+            || self.bare_cmdline
+            || self.boot_image;
         if any {
             let boot = config.boot_source.get_or_insert_default();
             replace(&mut boot.kernel_image_path, &self.kernel);
@@ -143,6 +144,9 @@ impl RunArgs {
             replace(&mut boot.boot_args, &self.cmdline);
             if self.bare_cmdline {
                 boot.bare_boot_args = Some(true);
+            }
+            if self.boot_image {
+                boot.boot_image = Some(true);
             }
         }
         self.lay_over_machine(config);

@@ -20,7 +20,7 @@ use crate::snapshot::{self, MemoryReader, SnapshotId};
 use crate::spec::{DiskSpec, Spec};
 use crate::sys::caches;
 use crate::tag_storage::{BorrowerLease, TagReservation};
-use crate::template::{Connection, Template};
+use crate::template::{Connection, SharedBootImage, Template};
 
 /// The pages of hugetlbfs: as large as a chunk, whatever the host's own.
 const HUGE_PAGE: Bytes = layout::CHUNK;
@@ -44,7 +44,11 @@ pub struct Board {
 /// What the guest starts from.
 pub(super) enum Origin {
     /// Its kernel.
-    Kernel(Loaded),
+    Kernel {
+        loaded: Loaded,
+        /// With the process that holds its boot image, if it has one.
+        holder: Option<Connection>,
+    },
     /// A state that was saved, with its memory.
     Saved {
         state: Box<MachineState>,
@@ -82,7 +86,7 @@ impl Origin {
     /// The size of the guest's pages.
     pub(super) fn guest_page(&self) -> Bytes {
         match self {
-            Self::Kernel(loaded) => loaded.guest_page,
+            Self::Kernel { loaded, .. } => loaded.guest_page,
             Self::Saved { state, .. } => state.guest_page,
         }
     }
@@ -90,7 +94,7 @@ impl Origin {
     /// The first of the vCPUs that were saved, and their interrupt controller.
     fn saved_cpus(&self) -> Option<(&VcpuState, &GicState)> {
         match self {
-            Self::Kernel(_) => None,
+            Self::Kernel { .. } => None,
             Self::Saved { state, .. } => state.vcpus.first().map(|vcpu| (vcpu, &state.gic)),
         }
     }
@@ -113,14 +117,29 @@ impl Board {
     /// # Errors
     /// When the host cannot give what the description asks for, or a file cannot be loaded.
     pub fn new(spec: &Spec, host: &dyn Hypervisor) -> Result<Self, Error> {
-        Self::make(spec, host, |ram, caches| {
+        let (kernel, initrd) = (&*spec.kernel, spec.initrd.as_deref());
+        let image = match spec.boot_image {
+            true => Some(SharedBootImage::connect(kernel, initrd)?),
+            false => None,
+        };
+        let board = Self::make(spec, host, |ram, caches| {
             let fdt_room = arch::fdt::room(spec.cpus, caches);
-            let loaded = memory::load(ram, &spec.kernel, spec.initrd.as_deref(), fdt_room)?;
+            let (loaded, holder) = match image {
+                None => (memory::load(ram, kernel, initrd, fdt_room)?, None),
+                Some(image) => {
+                    let (loaded, holder) = image.load(ram, kernel, fdt_room)?;
+                    (loaded, Some(holder))
+                }
+            };
             if spec.tag_storage.is_some() {
                 touch(ram, loaded.fdt)?;
             }
-            Ok(Origin::Kernel(loaded))
-        })
+            Ok(Origin::Kernel { loaded, holder })
+        })?;
+        match spec.boot_image && board.is_off_a_node() {
+            true => Err(Error::BootImageOnNode),
+            false => Ok(board),
+        }
     }
 
     /// Makes the VM of a saved state, with its memory. The description is that of the VM that was saved.
@@ -140,12 +159,16 @@ impl Board {
             let (lazy, holder) = memory.restore(ram)?;
             Ok(Origin::Saved { state: Box::new(state), lazy, holder })
         })?;
-        // The rule that keeps memory off a node is that of its mappings, which a clone's memory changes.
-        let on_node = board.tags.as_ref().is_some_and(TagReservation::is_on_node);
-        if shared && (board.placement.is_some() || on_node) {
-            return Err(Error::SharedOnNode);
+        match shared && board.is_off_a_node() {
+            true => Err(Error::SharedOnNode),
+            false => Ok(board),
         }
-        Ok(board)
+    }
+
+    /// Whether its memory is to be kept off a node at times. The rule that does so is that of its mappings, which a
+    /// template's take the place of.
+    fn is_off_a_node(&self) -> bool {
+        self.placement.is_some() || self.tags.as_ref().is_some_and(TagReservation::is_on_node)
     }
 
     fn make(
@@ -184,7 +207,7 @@ impl Board {
     /// kernel's own does not suit it.
     pub fn command_line(&self, spec: &Spec) -> String {
         // A guest that was saved has read its own.
-        let Origin::Kernel(loaded) = &self.origin else { return spec.command_line.clone() };
+        let Origin::Kernel { loaded, .. } = &self.origin else { return spec.command_line.clone() };
         let offered = spec.balloon.is_some_and(|balloon| balloon.reporting) && !spec.lock_memory;
         if !offered || spec.bare_command_line {
             return spec.command_line.clone();

@@ -13,6 +13,7 @@ use crate::hypervisor;
 use crate::memory::{self, LoadError};
 use crate::snapshot;
 use crate::tag_storage::{BorrowerLeaseError, ReservationError};
+use crate::template::BootError;
 use crate::vcpu;
 
 /// Why there is no machine.
@@ -27,6 +28,15 @@ pub enum Error {
     /// Kernel or initrd cannot be loaded.
     #[error(transparent)]
     Load(#[from] LoadError),
+    /// The boot image cannot be had.
+    #[error(transparent)]
+    BootImage(#[from] BootError),
+    /// The memory of a boot image cannot be kept where it must be.
+    #[error(
+        "the broker's tag storage is the memory of a NUMA node, off which the memory of a boot image cannot be kept: \
+         leave out --boot-image, or --broker"
+    )]
+    BootImageOnNode,
     /// The device tree cannot be made.
     #[error("cannot describe the machine to the guest")]
     Fdt(#[from] arch::fdt::Error),
@@ -156,6 +166,7 @@ impl Error {
             Self::BorrowerLease(error) if is_denied(error) => ExitStatus::NoPermission,
             Self::Net { source, .. } if source.is_denied() => ExitStatus::NoPermission,
             Self::Load(error) => error.status(),
+            Self::BootImage(error) => error.status(),
             Self::Disk(error) => error.status(),
             Self::Vsock(error) => error.status(),
             Self::Hypervisor(_)
@@ -174,7 +185,7 @@ impl Error {
             Self::State(_) | Self::SavedVcpus { .. } => ExitStatus::BadImage,
             Self::Lazy(lazy::Error::Snapshot(error)) => error.status(),
             Self::Lazy(_) | Self::CounterFrequency { .. } => ExitStatus::Unavailable,
-            Self::NoSlot | Self::SharedOnNode => ExitStatus::Config,
+            Self::NoSlot | Self::SharedOnNode | Self::BootImageOnNode => ExitStatus::Config,
             Self::Fdt(_) | Self::WriteFdt(_) | Self::Bus(_) => ExitStatus::VmmFault,
         }
     }

@@ -21,7 +21,10 @@ impl Machine {
             metrics["snapshot"] = json!({ "unloaded_bytes": lazy.pending().get() });
         }
         if let Some(template) = self.ram().of_the_template() {
-            metrics["snapshot"] = json!({ "template_bytes": template.get() });
+            match self.is_booted {
+                true => metrics["memory"]["boot_image_bytes"] = template.get().into(),
+                false => metrics["snapshot"] = json!({ "template_bytes": template.get() }),
+            }
         }
         metrics
     }

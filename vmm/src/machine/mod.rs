@@ -69,8 +69,10 @@ pub struct Machine {
     placement: Option<BorrowerLease>,
     /// It ends after vCPUs and devices: what one of them waits for is loaded, and not read as zeroes.
     lazy: Option<LazyMemory>,
-    /// With the process that holds the template of its memory, if it is a clone.
+    /// With the process that holds the template of its memory, if it is a clone, or its boot image.
     _holder: Option<Connection>,
+    /// Whether it was booted, and not restored.
+    is_booted: bool,
     mte: bool,
     guest_page: Bytes,
     tracking: Option<Tracking>,
@@ -95,8 +97,9 @@ impl Machine {
         let gate = QueueGate::default();
         let lazy = match &origin {
             Origin::Saved { lazy, .. } => lazy.as_ref(),
-            Origin::Kernel(_) => None,
+            Origin::Kernel { .. } => None,
         };
+        let is_booted = matches!(origin, Origin::Kernel { .. });
         let reclaimer = || {
             // Memory is not both: tag storage on demand and lazy loading would stop the same touches.
             let hooks = tags.as_ref().map(TagReservation::discard_hooks);
@@ -115,9 +118,9 @@ impl Machine {
         )?;
         let guest_page = origin.guest_page();
         let (counter, lazy, holder) = match origin {
-            Origin::Kernel(loaded) => {
+            Origin::Kernel { loaded, holder } => {
                 boot::prepare(&*vm, spec, &mut cpus, caches.as_ref(), &loaded, &plugged.nodes)?;
-                (None, None, None)
+                (None, None, holder)
             }
             Origin::Saved { state, lazy, holder } => {
                 let counter = save::restore(&*vm, spec.clock, &mut cpus, &devices, *state)?;
@@ -154,6 +157,7 @@ impl Machine {
             placement,
             lazy,
             _holder: holder,
+            is_booted,
             mte: mte == Mte::On,
             guest_page,
             tracking: spec.track_dirty_pages.then(|| Tracking::since(base)),

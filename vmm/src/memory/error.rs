@@ -104,7 +104,7 @@ pub enum Error {
     /// A template cannot be mapped.
     #[error(
         "cannot map the {parts} parts of the template into guest memory: look at ulimit -v and vm.max_map_count, or \
-         restore without --shared"
+         leave out --shared or --boot-image"
     )]
     Template {
         /// How many.

@@ -4,12 +4,14 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use arch::image::Header;
 use arch::layout::{self, Placement};
 use arch::range::MemoryRange;
 use arch::units::Bytes;
 use thiserror::Error;
 use vm_memory::{Bytes as _, GuestAddress, GuestMemoryError};
 
+use super::error::Error as MemoryError;
 use super::kernel::{self, ImageSink, Kernel};
 use super::ram::GuestRam;
 use crate::error::say;
@@ -50,6 +52,21 @@ pub enum Error {
         #[source]
         source: GuestMemoryError,
     },
+    /// A boot image has no memory, or cannot be mapped.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// A kernel that would take more memory than there are addresses.
+    #[error("{} asks for more memory than any host has: the file is damaged or not what it claims", .0.display())]
+    ImageSize(PathBuf),
+    /// A boot image could still change.
+    #[error("the boot image cannot be sealed")]
+    Seal(#[source] io::Error),
+    /// A kernel that does not begin at a page of the host.
+    #[error("{} does not begin at a page of the host, as its header has it: leave out --boot-image", path.display())]
+    OffsetOfText {
+        /// The kernel's file.
+        path: PathBuf,
+    },
 }
 
 impl Error {
@@ -61,7 +78,12 @@ impl Error {
             }
             Self::File(kernel::Error::NotAFile(_)) => ExitStatus::NoInput,
             Self::Copy { .. } => ExitStatus::Io,
-            Self::File(_) | Self::Place { .. } | Self::Longer { .. } => ExitStatus::BadImage,
+            Self::Memory(_) | Self::Seal(_) => ExitStatus::Unavailable,
+            Self::File(_)
+            | Self::Place { .. }
+            | Self::Longer { .. }
+            | Self::ImageSize(_)
+            | Self::OffsetOfText { .. } => ExitStatus::BadImage,
         }
     }
 }
@@ -96,13 +118,13 @@ pub fn load(
     if let Some(doubt) = kernel.doubt() {
         say(&format!("{}: {doubt}", kernel_path.display()));
     }
-    let guest_page = kernel.header().page_size().bytes().unwrap_or(Bytes::kib(4));
+    let guest_page = guest_page(kernel.header());
     let initrd = initrd_path.map(|path| kernel::open(path).map(|file| (file, path))).transpose()?;
     let initrd_length = initrd.as_ref().map(|((_, length), _)| *length);
     let Placement { entry, kernel: room, initrd: initrd_room, fdt } =
         layout::place(kernel.header(), kernel.length()?, initrd_length, fdt, ram.range())
             .map_err(|source| Error::Place { path: kernel_path.to_owned(), source })?;
-    let mut sink = RamSink { ram, path: kernel_path, at: room.base, room };
+    let mut sink = RamSink::new(ram, kernel_path, room);
     kernel.read_into(&mut sink)?;
     if let (Some(((mut file, length), path)), Some(range)) = (initrd, initrd_room) {
         copy(ram, &mut file, length, range.base, path)?;
@@ -110,7 +132,24 @@ pub fn load(
     Ok(Loaded { entry, kernel: room, initrd: initrd_room, fdt, guest_page })
 }
 
-fn copy(
+/// Opens the file of a kernel or an initrd.
+///
+/// # Errors
+/// When it cannot be opened, is no regular file, or is empty.
+pub(crate) fn open(path: &Path) -> Result<File, Error> {
+    Ok(kernel::open(path).map(|(file, _)| file)?)
+}
+
+/// The size of the guest's pages: see [`Loaded`].
+pub(super) fn guest_page(header: &Header) -> Bytes {
+    header.page_size().bytes().unwrap_or(Bytes::kib(4))
+}
+
+/// Copies a file into guest memory.
+///
+/// # Errors
+/// When it is shorter than `length`, or the host has no memory.
+pub(super) fn copy(
     ram: &GuestRam,
     file: &mut File,
     length: Bytes,
@@ -136,14 +175,24 @@ fn copy(
 }
 
 /// The kernel's place in guest memory.
-struct RamSink<'a> {
+pub(super) struct RamSink<'a> {
     ram: &'a GuestRam,
     path: &'a Path,
     at: GuestAddress,
     room: MemoryRange,
 }
 
-impl RamSink<'_> {
+impl<'a> RamSink<'a> {
+    /// A place of this size.
+    pub(super) fn new(ram: &'a GuestRam, path: &'a Path, room: MemoryRange) -> Self {
+        Self { ram, path, at: room.base, room }
+    }
+
+    /// How much of it has been taken.
+    pub(super) fn taken(&self) -> Bytes {
+        Bytes::new(self.at.0 - self.room.base.0)
+    }
+
     fn take_room(&mut self, length: u64) -> Result<GuestAddress, Error> {
         let to = self.at;
         let used = to.0 - self.room.base.0;
@@ -172,4 +221,4 @@ impl ImageSink for RamSink<'_> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -16,7 +16,7 @@ use rustix::mm::{
 
 use super::backing::{Attributes, Backing, MemoryFile};
 use super::error::Error;
-use super::template::TemplateFile;
+use super::template::{TemplateFile, TemplatePart};
 use crate::sys::huge_pages::{free_huge_pages, huge_page_size};
 
 /// `PROT_MTE` of arch/arm64/include/uapi/asm/mman.h; the libc crate has it for glibc only.
@@ -98,14 +98,14 @@ impl Mapping {
         Ok(file.ok_or(Errno::INVAL)?.seal()?)
     }
 
-    /// Maps parts of a template over anonymous memory, each privately and where the template has it. No part of the
-    /// memory has been touched.
+    /// Maps parts of a template over anonymous memory, each privately. No part of the memory has been touched.
     ///
     /// # Errors
     /// What the host answers. Then the memory must not be used.
-    pub(super) fn share(&self, template: &TemplateFile, parts: &[Range<u64>]) -> io::Result<()> {
+    pub(super) fn share(&self, template: &TemplateFile, parts: &[TemplatePart]) -> io::Result<()> {
         for part in parts {
-            self.map_part(part, Some(template.as_fd()))?;
+            let contents = Source::Template { file: template.as_fd(), offset: part.offset };
+            self.map_part(&part.at, contents)?;
         }
         Ok(self.advise_all(&(0..self.length))?)
     }
@@ -116,7 +116,7 @@ impl Mapping {
     /// What the host answers, ENOMEM when the process would have too many mappings. The part is as it was then, or reads
     /// zero.
     pub(super) fn replace(&self, part: &Range<u64>) -> io::Result<()> {
-        if let Err(errno) = self.map_part(part, None) {
+        if let Err(errno) = self.map_part(part, Source::Anonymous) {
             // A bound on mappings is checked before anything is unmapped. What comes later and fails, of which there is
             // nothing but an allocation of the kernel's, may leave a hole, and what is mapped into that next would be
             // the guest's: the process must not live.
@@ -135,17 +135,13 @@ impl Mapping {
         looked.is_err_and(|error| error.raw_os_error() == Some(libc::ENOMEM))
     }
 
-    fn map_part(&self, part: &Range<u64>, template: Option<BorrowedFd<'_>>) -> Result<(), Errno> {
+    fn map_part(&self, part: &Range<u64>, contents: Source<'_>) -> Result<(), Errno> {
         let (start, length) = (part.start as usize, part.end.saturating_sub(part.start) as usize);
         self.check_part(part.start, length as u64)?;
         if self.file.is_some() {
             return Err(Errno::INVAL);
         }
         let at = NonNull::new(self.as_ptr().wrapping_add(start)).ok_or(Errno::INVAL)?;
-        let contents = match template {
-            Some(file) => Source::Template { file, offset: part.start },
-            None => Source::Anonymous,
-        };
         // SAFETY: the part lies in the owned mapping, as just checked. Its contents change under those who use it,
         // which is what they expect of memory shared with a guest; nothing refers to it but by its address.
         unsafe { map_over(at, length, contents, self.attributes) }

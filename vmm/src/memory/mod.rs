@@ -2,6 +2,7 @@
 //! the host, and how much of the host it takes.
 
 mod backing;
+mod boot_image;
 mod changes;
 mod decompress;
 mod error;
@@ -19,13 +20,16 @@ mod tags;
 mod template;
 
 pub use backing::{Attributes, Backing};
+pub(crate) use boot_image::{BootImage, Parts, make_boot_image};
 pub(crate) use changes::Changes;
 pub use error::Error;
 pub use footprint::Footprint;
+pub(crate) use load::open as open_boot_file;
 pub use load::{Error as LoadError, Loaded, load};
 pub use page::SharedPage;
 pub use ram::{GuestRam, Region, Regions};
 pub(crate) use reclaim::{DiscardHooks, NoHooks, Outcome, Reclaimer};
 pub(crate) use residency::Residency;
 pub use shared::MOST_EXTENTS;
+pub(crate) use template::TemplatePart;
 pub use template::{TemplateError, TemplateFile};

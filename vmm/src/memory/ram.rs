@@ -24,7 +24,7 @@ use super::error::Error;
 use super::mapping::Mapping;
 use super::shared::{Overlay, TemplateParts};
 use super::tags;
-use super::template::TemplateFile;
+use super::template::{TemplateFile, TemplatePart};
 use crate::sys::{fatal, mappings};
 
 /// A word of packed tags in bytes.
@@ -87,15 +87,20 @@ impl GuestRam {
         region.mapping.into_template()
     }
 
-    /// Maps parts of a template, by their offsets, in the place of as much of this memory, which is anonymous and was
+    /// Maps parts of a template in the place of as much of this memory, which is anonymous and was
     /// not touched. They are in order and apart from one another. It is done once.
     ///
     /// # Errors
     /// When the host does not map it. Then the memory must not be used.
-    pub(crate) fn share(&self, template: &TemplateFile, parts: &[Range<u64>]) -> Result<(), Error> {
+    pub(crate) fn share(
+        &self,
+        template: &TemplateFile,
+        parts: &[TemplatePart],
+    ) -> Result<(), Error> {
         let shared = self.region().mapping.share(template, parts);
         shared.map_err(|source| Error::Template { parts: parts.len(), source })?;
-        self.region().parts.get_or_init(|| TemplateParts::new(parts, mappings::most()));
+        let extents: Vec<_> = parts.iter().map(|part| part.at.clone()).collect();
+        self.region().parts.get_or_init(|| TemplateParts::new(&extents, mappings::most()));
         Ok(())
     }
 

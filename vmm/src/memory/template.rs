@@ -4,6 +4,7 @@
 //! memfd_create(2); fcntl(2), "File Sealing"
 
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use arch::units::Bytes;
@@ -32,19 +33,31 @@ pub enum TemplateError {
     #[error("it is not sealed: its contents or its length could change")]
     Unsealed,
     /// It is of other memory.
-    #[error("it has {found}, and guest memory {wanted}")]
+    #[error("it has {found}, and is to have {wanted}")]
     Length {
         /// What it has.
         found: Bytes,
         /// What it must have.
         wanted: Bytes,
     },
+    /// It has not what it is said to have.
+    #[error("it does not have the parts that it is said to have")]
+    Parts,
     /// The host does not say what it is.
     #[error("the host does not say what it is")]
     Host(#[source] io::Error),
 }
 
-/// Guest memory in a file that cannot change: byte 0 of the file is byte 0 of guest memory.
+/// A part of a template, and where it is in guest memory.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct TemplatePart {
+    /// By offsets in guest memory: whole pages.
+    pub(crate) at: Range<u64>,
+    /// Where it begins in the file, at a page.
+    pub(crate) offset: u64,
+}
+
+/// Guest memory, or what is loaded into it, in a file that cannot change.
 #[derive(Debug)]
 pub struct TemplateFile(OwnedFd);
 
@@ -52,7 +65,7 @@ impl TemplateFile {
     /// The template in a file that another process has sent.
     ///
     /// # Errors
-    /// When it is not one of so much memory, or this process or another could change it.
+    /// When it is not one of this size, or this process or another could change it.
     pub fn new(file: OwnedFd, size: Bytes) -> Result<Self, TemplateError> {
         let host = |errno: Errno| TemplateError::Host(errno.into());
         let flags = rustix::fs::fcntl_getfl(&file).map_err(host)?;

@@ -20,7 +20,7 @@ use crate::hypervisor::state::VcpuState;
 use crate::hypervisor::{self, Hypervisor};
 use crate::machine::{self, Board, Machine, MachineState, NoBase, PausedMemory, SavedMemory};
 use crate::snapshot::{self, CpuFeatures, Fault, Kind, Manifest, NewPair, Pair, SnapshotId, State};
-use crate::spec::{BalloonSpec, ReservationMode, Spec, TagStorageSpec};
+use crate::spec::{BalloonSpec, Spec};
 use crate::template;
 use crate::vcpu;
 
@@ -173,6 +173,8 @@ pub(super) fn as_it_is(machine: &Machine, spec: &Spec, has_mte: bool) -> Spec {
     Spec {
         disks: machine.disks().cloned().collect(),
         net: machine.network_interfaces().cloned().collect(),
+        // It is all in the snapshot.
+        boot_image: false,
         mte: if has_mte { MteMode::Require } else { MteMode::Off },
         tag_storage: spec.tag_storage.clone().filter(|_| has_mte),
         balloon: spec.balloon.map(|spec| balloon_as_it_is(machine, spec)),
@@ -199,7 +201,7 @@ pub(super) fn prepare(
     let saved = read(&files)?;
     let config = Config::restored(saved.config.clone(), changes).map_err(config::Error::from)?;
     let spec = Spec::new(config, CommandLineOnly { snapshot: Some(&files), ..flags })?;
-    if lazy && is_on_demand(&spec) {
+    if lazy && spec.is_on_demand() {
         return Err(LoadError::LazyOnDemand.into());
     }
     if lazy && spec.lock_memory {
@@ -225,16 +227,10 @@ fn check_shared(spec: &Spec) -> Result<(), LoadError> {
     if spec.lock_memory {
         return Err(LoadError::SharedLocked);
     }
-    match is_on_demand(spec) {
+    match spec.is_on_demand() {
         true => Err(LoadError::SharedOnDemand),
         false => Ok(()),
     }
-}
-
-/// Whether tag storage is reserved as memory is touched.
-fn is_on_demand(spec: &Spec) -> bool {
-    let on_demand = |tags: &TagStorageSpec| matches!(tags.when, ReservationMode::Demand { .. });
-    spec.tag_storage.as_ref().is_some_and(on_demand)
 }
 
 /// Writes a paused machine into files, with all of its memory or with what has changed. It may be resumed whatever

@@ -421,6 +421,26 @@ fn a_reboot_parameter_that_says_nothing_of_panics_leaves_ours_in_place() {
 }
 
 #[test]
+fn a_boot_image_is_for_anonymous_memory_that_is_not_watched() {
+    let with = |args: RunArgs| check(&RunArgs { boot_image: true, ..args });
+    assert!(!check(&minimal()).unwrap().boot_image);
+    let spec = with(minimal()).unwrap();
+    assert!(spec.boot_image);
+    assert_eq!(format!("{:?}", fed_back(&spec)), format!("{spec:?}"));
+
+    let memfd = Some(MemoryBacking::Memfd);
+    let refused = with(RunArgs { memory_backing: memfd, ..minimal() }).unwrap_err();
+    assert_eq!(refused, Error::BootImageBacking(MemoryBacking::Memfd));
+    let refused = with(RunArgs { lock_memory: true, ..minimal() }).unwrap_err();
+    assert_eq!(refused, Error::BootImageLocked);
+    for (mode, broker) in [(Some(TagStorageMode::Demand), None), (None, Some("/broker".into()))] {
+        let refused = with(RunArgs { tag_storage: mode, broker, ..minimal() }).unwrap_err();
+        assert_eq!(refused, Error::BootImageOnDemand);
+    }
+    assert!(with(RunArgs { tag_storage: Some(TagStorageMode::Strict), ..minimal() }).is_ok());
+}
+
+#[test]
 fn a_bare_command_line_is_the_users_own() {
     for user in ["", "quiet", "reboot=k", "-append x"] {
         let boot = BootSource {

@@ -6,20 +6,14 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rustix::io::Errno;
 use thiserror::Error;
 
+use super::answer::{Answer, Fault, PATIENCE, ask};
 use super::extents::extents;
-use super::holder::is_own;
 use super::identity::{Identity, LENGTH};
-use crate::memory::{self, GuestRam, MOST_EXTENTS, TemplateError, TemplateFile};
+use crate::memory::{self, GuestRam, MOST_EXTENTS, TemplateError, TemplateFile, TemplatePart};
 use crate::registry;
 use crate::snapshot::{MemoryReader, SnapshotId};
-use crate::sys::seqpacket;
-
-/// How long a holder is waited for: it answers at once when it has read the snapshot, which takes as long as the disk
-/// needs for that.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Why a VM has no template.
 #[derive(Debug, Error)]
@@ -97,10 +91,10 @@ pub struct Template {
     connection: OwnedFd,
 }
 
-/// The connection of a clone to the holder, which tells that it lives.
+/// The connection of a VM to the holder, which tells that it lives.
 #[derive(Debug)]
 pub struct Connection {
-    _socket: OwnedFd,
+    pub(super) _socket: OwnedFd,
 }
 
 impl Template {
@@ -109,7 +103,9 @@ impl Template {
     /// # Errors
     /// When the host does not map it.
     pub(crate) fn map(self, ram: &GuestRam) -> Result<Connection, memory::Error> {
-        ram.share(&self.file, &self.extents)?;
+        let part = |at: Range<u64>| TemplatePart { offset: at.start, at };
+        let parts: Vec<_> = self.extents.into_iter().map(part).collect();
+        ram.share(&self.file, &parts)?;
         Ok(Connection { _socket: self.connection })
     }
 }
@@ -153,22 +149,15 @@ pub(super) fn connect_at(
     patience: Duration,
 ) -> Result<Template, Error> {
     let at = || path.to_owned();
-    let absent = |errno: Errno| Error::Absent { path: at(), source: errno.into() };
-    let connection = seqpacket::connect(path, patience).map_err(absent)?;
-    if !is_own(&connection) {
-        return Err(Error::Stranger(at()));
-    }
     // One byte more, so that a longer message is one.
     let mut buffer = [0; LENGTH + 1];
-    let received = rustix::io::retry_on_intr(|| {
-        seqpacket::receive_fd(&connection, &mut buffer)
-            .map(|found| found.map(|(message, fd)| (message.len(), fd)))
-    });
-    let (length, fd) = match received {
-        Ok(Some(received)) => received,
-        Ok(None) => return Err(Error::Refused(at())),
-        Err(errno) => return Err(Error::Silent { path: at(), source: errno.into() }),
-    };
+    let answer = ask(path, &mut buffer, patience).map_err(|fault| match fault {
+        Fault::Absent(source) => Error::Absent { path: at(), source },
+        Fault::Stranger => Error::Stranger(at()),
+        Fault::Silent(source) => Error::Silent { path: at(), source },
+        Fault::Refused => Error::Refused(at()),
+    })?;
+    let Answer { length, fd, connection } = answer;
     let found = Identity::decode(buffer.get(..length).unwrap_or_default());
     let (Some(found), Some(fd)) = (found, fd) else { return Err(Error::Malformed(at())) };
     let wanted = Identity::of(reader);

@@ -1,6 +1,6 @@
 //! The socket of a template, and the VMs that have come for it.
 //!
-//! A client gets the identity and the descriptor as soon as it has connected. What it sends, or that it takes nothing,
+//! A client gets the message and the descriptor as soon as it has connected. What it sends, or that it takes nothing,
 //! changes nothing for the others: the holder waits for none of them.
 
 use std::io;
@@ -13,7 +13,6 @@ use rustix::fs::Mode;
 use rustix::io::Errno;
 use rustix::net::SocketType;
 
-use super::identity::Identity;
 use crate::sys::accept::Remedy;
 use crate::sys::unix_socket::{self, Kind, Socket};
 use crate::sys::{open_files, peer, seqpacket};
@@ -73,11 +72,10 @@ impl Holder {
     pub(super) fn serve_until(
         &mut self,
         stop: impl AsFd,
-        identity: &Identity,
+        message: &[u8],
         template: &OwnedFd,
         linger: Duration,
     ) -> io::Result<End> {
-        let message = identity.encode();
         let mut unused_since = Instant::now();
         loop {
             let left = linger.saturating_sub(unused_since.elapsed());
@@ -87,7 +85,7 @@ impl Holder {
                 return Ok(End::Asked);
             }
             if waits {
-                self.accept(&stop, &message, template);
+                self.accept(&stop, message, template);
             }
             if !self.clients.is_empty() {
                 unused_since = Instant::now();

@@ -1,12 +1,14 @@
 //! `tessera template`: from its command line to its end.
 
 use std::io;
-use std::path::PathBuf;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use arch::units::Bytes;
 use thiserror::Error;
 
+use super::boot::{BootError, HeldBootImage};
 use super::client::{self, socket_of};
 use super::extents::extents;
 use super::fill::{self, fill};
@@ -23,9 +25,15 @@ use crate::sys::{supervisor, unix_socket};
 #[derive(Clone, Debug, clap::Args)]
 pub struct TemplateArgs {
     /// The folder of the snapshot
-    #[arg(value_name = "DIR")]
-    pub folder: PathBuf,
-    /// How many seconds to stay when the last clone has gone, and at the start until the first comes
+    #[arg(value_name = "DIR", required_unless_present = "kernel", conflicts_with = "kernel")]
+    pub folder: Option<PathBuf>,
+    /// Hold this kernel instead, as VMs load it, for `run --kernel FILE --boot-image`
+    #[arg(long, value_name = "FILE")]
+    pub kernel: Option<PathBuf>,
+    /// With --kernel, the initial RAM disk that those VMs have
+    #[arg(long, value_name = "FILE", requires = "kernel")]
+    pub initrd: Option<PathBuf>,
+    /// How many seconds to stay when the last VM has gone, and at the start until the first comes
     #[arg(long, value_name = "S", default_value = "60")]
     pub linger: u32,
 }
@@ -33,6 +41,9 @@ pub struct TemplateArgs {
 /// Why there is no template.
 #[derive(Debug, Error)]
 pub enum TemplateError {
+    /// There is nothing to hold.
+    #[error("there is nothing to hold: name the folder of a snapshot, or a kernel (--kernel FILE)")]
+    Nothing,
     /// The snapshot cannot be used.
     #[error(transparent)]
     Snapshot(#[from] snapshot::Error),
@@ -53,6 +64,9 @@ pub enum TemplateError {
     /// It cannot be filled.
     #[error(transparent)]
     Fill(#[from] fill::Error),
+    /// Kernel and initrd cannot be used.
+    #[error(transparent)]
+    Boot(#[from] BootError),
     /// The host gives no signals or events.
     #[error("the holder of the template cannot wait for its clients")]
     Events(#[source] io::Error),
@@ -64,21 +78,53 @@ impl TemplateError {
         match self {
             Self::Snapshot(error) | Self::Fill(fill::Error::Snapshot(error)) => error.status(),
             Self::PageSize { .. } | Self::Fill(_) => ExitStatus::Unavailable,
+            Self::Nothing => ExitStatus::Usage,
             Self::Place(_) => ExitStatus::CannotCreate,
             Self::Socket(error) => error.status(),
+            Self::Boot(error) => error.status(),
             Self::Events(_) => ExitStatus::VmmFault,
         }
     }
 }
 
-/// Holds the template of a snapshot until a signal ends it, or nothing has used it for a while.
+/// What is held.
+struct Held {
+    holder: Holder,
+    message: Vec<u8>,
+    template: OwnedFd,
+    /// What there is to say of it.
+    line: String,
+}
+
+/// Holds the template of a snapshot, or a boot image, until a signal ends it, or nothing has used it for a while.
 ///
 /// # Errors
-/// When the snapshot cannot be read, or there is no memory or no socket for it.
+/// When the files cannot be read, or there is no memory or no socket for it.
 pub fn run(args: &TemplateArgs) -> Result<ExitStatus, TemplateError> {
     tag_checks::disable();
     let signals = Signals::block().map_err(TemplateError::Events)?;
-    let pair = Pair::open(&args.folder.join(STATE), &args.folder.join(MEMORY))?;
+    let held = match (&args.kernel, &args.folder) {
+        (Some(kernel), _) => Some(of_boot_files(kernel, args.initrd.as_deref())?),
+        (None, Some(folder)) => of_snapshot(folder, &signals)?,
+        (None, None) => return Err(TemplateError::Nothing),
+    };
+    let ended = || signals.take().unwrap_or(ExitStatus::Terminated);
+    let Some(Held { mut holder, message, template, line }) = held else { return Ok(ended()) };
+    say(&line);
+    // It is of use without its service manager.
+    let _ = supervisor::notify_ready();
+    let linger = Duration::from_secs(args.linger.into());
+    let end = holder.serve_until(&signals, &message, &template, linger);
+    Ok(match end.map_err(TemplateError::Events)? {
+        End::Unused => ExitStatus::Success,
+        End::Asked => ended(),
+    })
+}
+
+/// The template of a snapshot; `None` if a signal has ended the reading.
+fn of_snapshot(folder: &Path, signals: &Signals) -> Result<Option<Held>, TemplateError> {
+    // Its files may be replaced or go when it is loaded.
+    let pair = Pair::open(&folder.join(STATE), &folder.join(MEMORY))?;
     let memory = pair.memory;
     let (saved, here) = (memory.about().page_size, Bytes::new(rustix::param::page_size() as u64));
     if saved != here {
@@ -86,24 +132,23 @@ pub fn run(args: &TemplateArgs) -> Result<ExitStatus, TemplateError> {
     }
     let path = socket_of(memory.about().id)?;
     // First: a second holder ends here, and a clone waits.
-    let mut holder = Holder::bind(&path)?;
+    let holder = Holder::bind(&path)?;
     let extents = extents(memory.chunks(), MOST_EXTENTS);
-    let ended = || Ok(signals.take().unwrap_or(ExitStatus::Terminated));
-    let Some(template) = fill(&memory, &extents, &|| signals.wait())? else { return ended() };
+    let Some(template) = fill(&memory, &extents, &|| signals.wait())? else { return Ok(None) };
     let identity = Identity::of(&memory);
-    // Its files may be replaced or go.
-    drop(memory);
     let size = Bytes::new(extents.iter().map(|extent| extent.end - extent.start).sum());
-    say(&format!(
-        "holds a template of {:?} at {path:?}: {size} of {} of guest memory",
-        args.folder, identity.size
-    ));
-    // It is of use without its service manager.
-    let _ = supervisor::notify_ready();
-    let linger = Duration::from_secs(args.linger.into());
-    let end = holder.serve_until(&signals, &identity, &template, linger);
-    match end.map_err(TemplateError::Events)? {
-        End::Unused => Ok(ExitStatus::Success),
-        End::Asked => ended(),
-    }
+    let line = format!(
+        "holds a template of {folder:?} at {path:?}: {size} of {} of guest memory",
+        identity.size
+    );
+    Ok(Some(Held { holder, message: identity.encode().to_vec(), template, line }))
+}
+
+fn of_boot_files(kernel: &Path, initrd: Option<&Path>) -> Result<Held, TemplateError> {
+    let image = HeldBootImage::of(kernel, initrd)?;
+    // First, as above.
+    let holder = Holder::bind(&image.socket)?;
+    let (message, template, size) = image.load(kernel, initrd)?;
+    let line = format!("holds a boot image of {kernel:?} at {:?}: {size}", image.socket);
+    Ok(Held { holder, message: message.to_vec(), template, line })
 }

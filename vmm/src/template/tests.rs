@@ -83,7 +83,7 @@ impl Running {
         let (identity, template) = (Identity::of(reader), filled(reader));
         let stop = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
         let own = stop.try_clone().unwrap();
-        let serve = move || holder.serve_until(own, &identity, &template, linger).unwrap();
+        let serve = move || holder.serve_until(own, &identity.encode(), &template, linger).unwrap();
         let thread = std::thread::spawn(serve);
         Self { thread: Some(thread), stop }
     }

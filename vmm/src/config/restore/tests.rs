@@ -124,6 +124,7 @@ fn every_flag_for_the_machine_is_refused_by_its_name() {
         "--initrd initrd",
         "--cmdline quiet",
         "--bare-cmdline",
+        "--boot-image",
         "--memory 256M",
         "--memory-backing memfd",
         "--lock-memory",

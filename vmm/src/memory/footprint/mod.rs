@@ -71,7 +71,7 @@ pub struct Footprint {
     pub resident: Bytes,
     /// How much of that is in huge pages, transparent or of a pool.
     pub huge: Bytes,
-    /// Of a clone, how much of it is the template's: other clones have the same pages.
+    /// Of a clone or a VM with a boot image, how much of it is of that file: other VMs have the same pages.
     pub shared: Option<Bytes>,
     /// How much of it has tags in use, as the host's kernel counts: with KVM, all that a guest with MTE has
     /// touched. Or why that is not known.

@@ -18,7 +18,7 @@ const FDT: Bytes = Bytes::kib(8);
 const MEMORY: Bytes = Bytes::mib(64);
 
 /// An Image of `length` bytes that claims `image_size` bytes of memory.
-fn image(length: usize, image_size: u64) -> Vec<u8> {
+pub(in crate::memory) fn image(length: usize, image_size: u64) -> Vec<u8> {
     let mut image: Vec<u8> = (0..length).map(|at| (at * 7 + at / 256) as u8).collect();
     image[..64].fill(0);
     image[16..24].copy_from_slice(&image_size.to_le_bytes());
@@ -51,7 +51,7 @@ fn zboot(payload: &[u8], compression: &str) -> Vec<u8> {
 }
 
 /// Every form that a kernel's file may have.
-fn forms(image: &[u8]) -> [(&'static str, Vec<u8>); 5] {
+pub(in crate::memory) fn forms(image: &[u8]) -> [(&'static str, Vec<u8>); 5] {
     [
         ("raw", image.to_vec()),
         ("gzip", gzip(image)),

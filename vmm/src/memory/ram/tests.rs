@@ -124,7 +124,8 @@ fn a_process_that_may_map_no_more_still_gives_back_what_is_a_templates() {
     template.write_slice(&vec![7; size as usize], RAM_BASE).unwrap();
     let file = TemplateFile::new(template.into_template().unwrap(), Bytes::new(size)).unwrap();
     let ram = GuestRam::new(Bytes::new(size), Attributes::default()).unwrap();
-    ram.share(&file, std::slice::from_ref(&(0..size))).unwrap();
+    let all = TemplatePart { at: 0..size, offset: 0 };
+    ram.share(&file, std::slice::from_ref(&all)).unwrap();
     let pages: Vec<u64> = (1..40).step_by(2).map(|at| at * page).collect();
     let mut others = Vec::with_capacity(1 << 16);
     // Each takes some mappings, so that a few are left.
