@@ -7,6 +7,7 @@ mod background;
 mod bad_snapshots;
 mod balloon;
 mod boot;
+mod boot_images;
 mod broker;
 mod busy_saves;
 mod clones;

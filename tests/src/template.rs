@@ -1,4 +1,4 @@
-//! The process that holds the template of a snapshot: `tessera template`.
+//! The process that holds the template of a snapshot, or a boot image: `tessera template`.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
@@ -26,12 +26,27 @@ impl Holder {
     /// When it cannot.
     pub fn start(folder: &Path, words: &[&str]) -> Self {
         let place = Scratch::new();
-        let mut command = command(folder, &place);
+        let command = command(folder, &place);
+        Self::of(command, words, "holds a template", place)
+    }
+
+    /// Has a process hold a kernel and an initrd for VMs that boot; it does when this returns.
+    ///
+    /// # Panics
+    /// When it cannot.
+    pub fn of_boot_files(kernel: &Path, initrd: &Path) -> Self {
+        let place = Scratch::new();
+        let mut command = in_place(&place);
+        command.arg("--kernel").arg(kernel).arg("--initrd").arg(initrd);
+        Self::of(command, &[], "holds a boot image", place)
+    }
+
+    fn of(mut command: Command, words: &[&str], says: &str, place: Scratch) -> Self {
         let mut child = command.args(words).stderr(Stdio::piped()).spawn().unwrap();
         let mut messages = BufReader::new(child.stderr.take().unwrap());
         let mut line = String::new();
         messages.read_line(&mut line).unwrap();
-        assert!(line.contains("holds a template"), "{line}");
+        assert!(line.contains(says), "{line}");
         Self { child, messages, place }
     }
 
@@ -50,9 +65,19 @@ impl Holder {
     /// # Panics
     /// When a path is not UTF-8.
     pub fn plan(&self, folder: &Path) -> Plan {
-        Plan::restore(folder)
-            .flag("--shared")
-            .env("TESSERA_RUNTIME_DIR", self.place.path().to_str().unwrap())
+        self.with_place(Plan::restore(folder).flag("--shared"))
+    }
+
+    /// A VM that boots what this process holds.
+    ///
+    /// # Panics
+    /// When a path is not UTF-8.
+    pub fn boots(&self, plan: Plan) -> Plan {
+        self.with_place(plan.flag("--boot-image"))
+    }
+
+    fn with_place(&self, plan: Plan) -> Plan {
+        plan.env("TESSERA_RUNTIME_DIR", self.place.path().to_str().unwrap())
     }
 
     /// What the template has in memory: data and tags, by its checksum.
@@ -112,8 +137,14 @@ impl Drop for Holder {
 }
 
 fn command(folder: &Path, place: &Scratch) -> Command {
+    let mut command = in_place(place);
+    command.arg(folder);
+    command
+}
+
+fn in_place(place: &Scratch) -> Command {
     let mut command = Command::new(program("tessera"));
-    command.arg("template").arg(folder).stdin(Stdio::null());
+    command.arg("template").stdin(Stdio::null());
     command.env("TESSERA_RUNTIME_DIR", place.path());
     command
 }
