@@ -112,6 +112,19 @@ pub trait Reclaim: Send {
     ///
     /// The range is the guest's: parts of it outside guest memory, and parts of pages, are left out.
     fn discard(&mut self, range: GuestRange) -> Discarded;
+
+    /// The size of the huge pages that guest memory may be made of, in bytes: a power of two above that of its pages.
+    /// `None` where [`renew`](Self::renew) is of no use.
+    fn huge_page_size(&self) -> Option<u64> {
+        None
+    }
+
+    /// Has a huge page possible again at each touch of `range`, which consists of whole ones, all given back before,
+    /// in whatever pieces: the host keeps tables for the small pages of a huge page that went in pieces. The guest does
+    /// not use the range before this returns. When it cannot be done, small pages serve as well.
+    fn renew(&mut self, range: GuestRange) {
+        let _ = range;
+    }
 }
 
 /// A source of random bytes.

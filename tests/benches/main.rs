@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod devices;
+mod huge_pages;
 mod lending;
 mod reporting;
 mod snapshots;

@@ -232,6 +232,7 @@ impl Control {
             "discarded_bytes": read(&counters.discarded),
             "failed_bytes": read(&counters.failed),
             "discard_retries_total": self.0.discards.retries.get(),
+            "renewed_chunks_total": self.0.discards.renewed.get(),
             "poison_skipped_bytes": read(&counters.poison_skipped),
             "kept_bytes": read(&counters.kept),
             "outside_bytes": read(&counters.outside),

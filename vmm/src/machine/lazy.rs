@@ -448,6 +448,10 @@ impl DiscardHooks for Discards {
     }
 
     fn after(&mut self, _: MemoryRange, _: Outcome) {}
+
+    fn may_renew(&self) -> bool {
+        false
+    }
 }
 
 #[cfg(test)]

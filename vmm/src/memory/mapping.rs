@@ -18,6 +18,7 @@ use super::backing::{Attributes, Backing, MemoryFile};
 use super::error::Error;
 use super::template::{TemplateFile, TemplatePart};
 use crate::sys::huge_pages::{free_huge_pages, huge_page_size};
+use crate::sys::numa::Rule;
 
 /// `PROT_MTE` of arch/arm64/include/uapi/asm/mman.h; the libc crate has it for glibc only.
 const PROT_MTE: u32 = 0x20;
@@ -133,6 +134,26 @@ impl Mapping {
     fn has_hole(&self, part: &Range<u64>) -> bool {
         let looked = self.is_in_core(part.start, part.end.saturating_sub(part.start));
         looked.is_err_and(|error| error.raw_os_error() == Some(libc::ENOMEM))
+    }
+
+    /// Whether each chunk of it may be one huge page, which can go in pieces.
+    pub(super) fn has_huge_chunks(&self) -> bool {
+        let is_anonymous = self.file.is_none();
+        is_anonymous && self.attributes.huge_pages && huge_page_size() == Some(CHUNK)
+    }
+
+    /// As [`replace`](Self::replace), of a part with one rule for the placement of its pages, which it keeps.
+    ///
+    /// # Errors
+    /// As for [`replace`](Self::replace), and when the rule cannot be kept.
+    pub(super) fn renew(&self, part: &Range<u64>) -> io::Result<()> {
+        let start = self.as_ptr().addr() as u64;
+        let rule = Rule::at(start + part.start)?;
+        self.replace(part)?;
+        match rule {
+            Some(rule) => rule.set(start + part.start..start + part.end),
+            None => Ok(()),
+        }
     }
 
     fn map_part(&self, part: &Range<u64>, contents: Source<'_>) -> Result<(), Errno> {

@@ -282,6 +282,31 @@ impl GuestRam {
         }
     }
 
+    /// The size of the huge pages that it may be made of, where they can go in pieces: those of anonymous memory.
+    pub(crate) fn huge_page_size(&self) -> Option<Bytes> {
+        let is_huge = self.region().mapping.has_huge_chunks();
+        is_huge.then_some(CHUNK)
+    }
+
+    /// Maps chunks anew that the guest does not use and whose pages were given back, so that a huge page can be there
+    /// again: the tables of the small pages go. Those with a template's pages are left out. Returns how much it was.
+    ///
+    /// # Errors
+    /// What the host answers. Some of the chunks may be as they were.
+    pub(crate) fn renew(&self, range: MemoryRange) -> io::Result<Bytes> {
+        let region = self.region();
+        let offset = range.base.0.checked_sub(region.base.0).ok_or(io::ErrorKind::InvalidInput)?;
+        region.mapping.check_part(offset, range.size.get())?;
+        let part = offset..offset + range.size.get();
+        // What is no template's here never becomes one.
+        let is_shared = |parts: &TemplateParts| parts.pieces(&part).iter().any(|(_, is)| *is);
+        if self.parts().is_some_and(is_shared) {
+            return Ok(Bytes::ZERO);
+        }
+        region.mapping.renew(&part)?;
+        Ok(range.size)
+    }
+
     /// A piece of the memory whose writes are no changes: for what loads or saves it.
     ///
     /// # Errors

@@ -37,6 +37,9 @@ pub trait DiscardHooks: Send {
     /// The host has answered. What is reserved for memory that is gone is freed here: the guest is
     /// notified only afterwards. A discard that failed frees nothing.
     fn after(&mut self, range: MemoryRange, outcome: Outcome);
+
+    /// Whether memory may be mapped anew: not where touches of it are watched (userfaultfd), which ends with a mapping.
+    fn may_renew(&self) -> bool;
 }
 
 /// Nothing is reserved; or what is reserved stays so for as long as the VM lives, whatever goes back.
@@ -47,6 +50,10 @@ impl DiscardHooks for NoHooks {
     fn before(&mut self, _: MemoryRange) {}
 
     fn after(&mut self, _: MemoryRange, _: Outcome) {}
+
+    fn may_renew(&self) -> bool {
+        true
+    }
 }
 
 /// What the host answered. The caller counts how much was taken. Readable at any time, by any
@@ -55,6 +62,8 @@ impl DiscardHooks for NoHooks {
 pub struct Counters {
     /// Calls for which the host had no time at first.
     pub retries: Counter,
+    /// Chunks that went in pieces, and can be huge pages again.
+    pub renewed: Counter,
     last_error: AtomicI32,
 }
 
@@ -78,6 +87,12 @@ trait Pages: Send {
 
     /// Gives whole pages of one range back. After that they read zero, tags included. Returns how much has gone.
     fn discard(&self, range: MemoryRange) -> io::Result<Bytes>;
+
+    /// The size of the huge pages that it may be made of, where they can go in pieces.
+    fn huge_page_size(&self) -> Option<Bytes>;
+
+    /// Has a huge page possible again at each touch of a range of whole ones, which reads zero. Returns how much of it.
+    fn renew(&self, range: MemoryRange) -> io::Result<Bytes>;
 }
 
 impl Pages for GuestRam {
@@ -91,6 +106,14 @@ impl Pages for GuestRam {
 
     fn discard(&self, range: MemoryRange) -> io::Result<Bytes> {
         GuestRam::discard(self, range)
+    }
+
+    fn huge_page_size(&self) -> Option<Bytes> {
+        GuestRam::huge_page_size(self)
+    }
+
+    fn renew(&self, range: MemoryRange) -> io::Result<Bytes> {
+        GuestRam::renew(self, range)
     }
 }
 
@@ -167,6 +190,22 @@ impl Reclaim for Reclaimer {
             }
         }
         sum
+    }
+
+    fn huge_page_size(&self) -> Option<u64> {
+        self.memory.huge_page_size().map(Bytes::get)
+    }
+
+    fn renew(&mut self, range: GuestRange) {
+        let Some(huge) = self.memory.huge_page_size().filter(|_| self.hooks.may_renew()) else {
+            return;
+        };
+        for memory in &self.ranges {
+            let Some(pages) = whole_pages(range, *memory, huge) else { continue };
+            // An error leaves small pages.
+            let renewed = self.memory.renew(pages).unwrap_or_default();
+            self.counters.renewed.add(renewed.get() / huge.get());
+        }
     }
 }
 

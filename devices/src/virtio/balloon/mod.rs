@@ -12,11 +12,10 @@
 //! has named them on the deflate queue, without waiting for an answer. So [`Reclaim::discard`] always
 //! returns before the chain is completed.
 //!
-//! Where the host's pages are larger than 4 KiB, one of them can arrive in parts, over several chains,
-//! and be discarded with the last: the earlier parts must still be the balloon's then, so such hosts
-//! offer MUST_TELL_HOST, with which a driver waits for the answer to its deflation (5.5.6.1 and 5.5.6.2).
-//! Linux always accepts it, and always waits. With another driver only what comes in one chain is
-//! discarded.
+//! A page of the host that is larger than 4 KiB can arrive in parts, over several chains, and be discarded with the
+//! last, and so can a huge page that is renewed: the earlier parts must still be the balloon's then. So MUST_TELL_HOST
+//! is offered, with which a driver waits for the answer to its deflation (5.5.6.1 and 5.5.6.2). Linux always accepts
+//! it, and always waits. With another driver only what comes in one chain is discarded, and nothing is renewed.
 //!
 //! # Poison
 //! A driver whose kernel fills free pages, to find stray writes (`page_poison`) or to keep secrets
@@ -132,17 +131,16 @@ pub struct Balloon {
 impl Balloon {
     /// A balloon for guest memory within `ram`, which gives pages back through `reclaim`.
     pub fn new(config: BalloonConfig, reclaim: Box<dyn Reclaim>, ram: GuestRange) -> Self {
-        let mut offered = Features::BALLOON_STATS_VQ.with(Features::BALLOON_PAGE_POISON);
+        let mut offered = Features::BALLOON_STATS_VQ
+            .with(Features::BALLOON_PAGE_POISON)
+            .with(Features::BALLOON_MUST_TELL_HOST);
         if config.deflate_on_oom {
             offered = offered.with(Features::BALLOON_DEFLATE_ON_OOM);
         }
         if config.reporting {
             offered = offered.with(Features::BALLOON_PAGE_REPORTING);
         }
-        if reclaim.page_size() > PAGE {
-            offered = offered.with(Features::BALLOON_MUST_TELL_HOST);
-        }
-        let pages = Pages::new(ram, reclaim.page_size());
+        let pages = Pages::new(ram, reclaim.page_size(), reclaim.huge_page_size());
         let mut balloon = Self {
             offered,
             ram,
@@ -260,6 +258,7 @@ impl Balloon {
             count(&self.counters.outside, change.outside);
             count(&self.counters.inflated, change.changed);
             self.discard(&change.whole);
+            change.huge.iter().for_each(|range| self.reclaim.renew(*range));
             ring.complete(head, 0)?;
         }
         Ok(())

@@ -5,6 +5,8 @@
 //! it is in the balloon, and that is when its last 4 KiB arrive. By then the driver may have taken other
 //! parts back and written to them: unless it has promised to wait for an answer, only a page of the
 //! host that comes in one list can be given back.
+//!
+//! The same promise makes it known when all of a huge page is in the balloon, although its pages went one by one.
 
 use std::ops::Range;
 
@@ -45,6 +47,9 @@ pub(super) struct Change {
     /// Pages of the host that are in the balloon with all of their bytes now and were not before, and
     /// that may be changed: as few ranges as possible, in ascending order.
     pub(super) whole: Vec<GuestRange>,
+    /// Huge pages of the host that are in the balloon with all of their bytes now and were not before, and stay until
+    /// they are deflated: ranges as above.
+    pub(super) huge: Vec<GuestRange>,
 }
 
 /// The pages in the balloon, as they are saved: as runs, or as the map where that may be shorter. So no guest makes them
@@ -90,18 +95,23 @@ pub(super) struct Pages {
     base: u64,
     /// Pages in a page of the host, as a power of two.
     order: u32,
+    /// The same of a huge page, if the host has them.
+    huge_order: Option<u32>,
     map: Vec<u64>,
     count: u64,
 }
 
 impl Pages {
-    /// The empty set, for guest memory at `ram` in pages of the host of `page_size` bytes.
-    pub(super) fn new(ram: GuestRange, page_size: u64) -> Self {
-        let order = page_size.max(PAGE).ilog2() - PAGE_SHIFT;
+    /// The empty set, for guest memory at `ram` in pages of the host of `page_size` bytes, and in huge ones.
+    pub(super) fn new(ram: GuestRange, page_size: u64, huge_page_size: Option<u64>) -> Self {
+        let order = order_of(page_size);
+        let huge_order = huge_page_size.map(order_of).filter(|huge| *huge > order);
         let first = ram.start.0.div_ceil(PAGE);
         // Page numbers have 32 bits: none reaches the memory beyond 16 TiB.
         let last = (ranges::end(ram) >> PAGE_SHIFT).min(1 << u32::BITS).max(first);
-        Self { ram: first..last, base: first >> order << order, order, map: Vec::new(), count: 0 }
+        let aligned = huge_order.unwrap_or(order);
+        let base = first >> aligned << aligned;
+        Self { ram: first..last, base, order, huge_order, map: Vec::new(), count: 0 }
     }
 
     /// Bytes in the set.
@@ -205,6 +215,7 @@ impl Pages {
         let order = self.order;
         let host_page = |pfn: &Pfn| u64::from(pfn.0) >> order;
         let mut change = Change::default();
+        let mut added = Vec::new();
         for pages in pfns.chunk_by(|a, b| host_page(a) == host_page(b)) {
             let before = change.changed;
             for pfn in pages {
@@ -214,15 +225,34 @@ impl Pages {
                     Some(_) => {}
                 }
             }
+            if change.changed > before {
+                added.extend(pages.first());
+            }
             let may_change = held == Held::UntilDeflated || distinct(pages) == 1 << self.order;
             let Some(pfn) = pages.first().filter(|_| may_change && change.changed > before) else {
                 continue;
             };
-            if let Some(bit) = self.bit(*pfn).filter(|bit| self.is_whole(*bit)) {
-                ranges::append(&mut change.whole, self.host_page(bit));
+            if let Some(bit) = self.bit(*pfn).filter(|bit| self.is_whole(*bit, order)) {
+                ranges::append(&mut change.whole, self.unit(bit, order));
             }
         }
+        if held == Held::UntilDeflated {
+            change.huge = self.whole_huge_pages(&added);
+        }
         change
+    }
+
+    /// The huge pages that are in with all of their bytes, of those that a sorted list has pages of.
+    fn whole_huge_pages(&self, pfns: &[Pfn]) -> Vec<GuestRange> {
+        let mut whole = Vec::new();
+        let Some(order) = self.huge_order else { return whole };
+        for pages in pfns.chunk_by(|a, b| a.0 >> order == b.0 >> order) {
+            let first = pages.first().and_then(|pfn| self.bit(*pfn));
+            if let Some(bit) = first.filter(|bit| self.is_whole(*bit, order)) {
+                ranges::append(&mut whole, self.unit(bit, order));
+            }
+        }
+        whole
     }
 
     /// Takes pages out, those that are in.
@@ -269,22 +299,28 @@ impl Pages {
         old
     }
 
-    /// Whether all of the host's page around a bit is in. A page of the host that guest memory has
+    /// Whether all of the host's page of this order around a bit is in. A page of the host that guest memory has
     /// only a part of never is.
-    fn is_whole(&self, bit: u64) -> bool {
-        let first = bit >> self.order << self.order;
-        let words = word(first)..=word(first + (1 << self.order) - 1);
-        let all = match self.order < WORD_SHIFT {
-            true => ((1 << (1_u64 << self.order)) - 1) << (first % u64::from(u64::BITS)),
+    fn is_whole(&self, bit: u64, order: u32) -> bool {
+        let first = bit >> order << order;
+        let words = word(first)..=word(first + (1 << order) - 1);
+        let all = match order < WORD_SHIFT {
+            true => ((1 << (1_u64 << order)) - 1) << (first % u64::from(u64::BITS)),
             false => u64::MAX,
         };
         self.map.get(words).is_some_and(|words| words.iter().all(|word| word & all == all))
     }
 
-    fn host_page(&self, bit: u64) -> GuestRange {
-        let first = self.base + (bit >> self.order << self.order);
-        GuestRange { start: GuestAddress(first << PAGE_SHIFT), length: PAGE << self.order }
+    /// The host's page of this order around a bit.
+    fn unit(&self, bit: u64, order: u32) -> GuestRange {
+        let first = self.base + (bit >> order << order);
+        GuestRange { start: GuestAddress(first << PAGE_SHIFT), length: PAGE << order }
     }
+}
+
+/// Pages of 4 KiB in a page of this size, as a power of two.
+fn order_of(size: u64) -> u32 {
+    size.max(PAGE).ilog2() - PAGE_SHIFT
 }
 
 /// Pages in a sorted list, each once.

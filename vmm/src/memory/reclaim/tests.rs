@@ -1,9 +1,10 @@
 #![allow(clippy::unwrap_used)]
 
 use std::collections::VecDeque;
+use std::fs;
 use std::sync::Mutex;
 
-use arch::layout::RAM_BASE;
+use arch::layout::{CHUNK, RAM_BASE};
 use proptest::prelude::*;
 use vm_memory::Bytes as _;
 
@@ -17,6 +18,7 @@ enum Event {
     Before(MemoryRange),
     Discard(MemoryRange),
     After(MemoryRange, Outcome),
+    Renew(MemoryRange),
 }
 
 /// What happened to memory and reservations, in order.
@@ -40,6 +42,23 @@ impl DiscardHooks for Trace {
 
     fn after(&mut self, range: MemoryRange, outcome: Outcome) {
         self.add(Event::After(range, outcome));
+    }
+
+    fn may_renew(&self) -> bool {
+        true
+    }
+}
+
+/// A hook for memory whose touches are watched.
+struct Watched;
+
+impl DiscardHooks for Watched {
+    fn before(&mut self, _: MemoryRange) {}
+
+    fn after(&mut self, _: MemoryRange, _: Outcome) {}
+
+    fn may_renew(&self) -> bool {
+        false
     }
 }
 
@@ -65,6 +84,15 @@ impl Pages for FakePages {
             None | Some(0) => Ok(range.size),
             Some(errno) => Err(io::Error::from_raw_os_error(errno)),
         }
+    }
+
+    fn huge_page_size(&self) -> Option<Bytes> {
+        Some(Bytes::new(4 * PAGE))
+    }
+
+    fn renew(&self, range: MemoryRange) -> io::Result<Bytes> {
+        self.trace.add(Event::Renew(range));
+        Ok(range.size)
     }
 }
 
@@ -353,6 +381,46 @@ fn small_pages_of_a_huge_page_go_back_one_by_one() {
             assert_eq!(u64::from(byte), 1 - index % 2, "page {index}");
         }
     }
+}
+
+#[test]
+fn only_whole_huge_pages_are_renewed_and_only_where_no_touch_is_watched() {
+    // Huge pages are counted from where each piece begins: 10 to 13, 14 to 17; 30 to 33, 34 to 37.
+    let (mut reclaimer, trace) = reclaimer(&[]);
+    assert_eq!(reclaimer.huge_page_size(), Some(4 * PAGE));
+
+    reclaimer.renew(guest(0, 18 * PAGE));
+    reclaimer.renew(guest(11 * PAGE, 4 * PAGE));
+    reclaimer.renew(guest(33 * PAGE, u64::MAX));
+
+    assert_eq!(trace.take(), [Event::Renew(pages(10, 8)), Event::Renew(pages(34, 4))]);
+    assert_eq!(reclaimer.counters().renewed.get(), 3);
+
+    reclaimer.hooks = Box::new(Watched);
+    reclaimer.renew(guest(0, 40 * PAGE));
+    assert_eq!(trace.take(), []);
+}
+
+#[test]
+fn a_chunk_that_went_in_pieces_is_renewed_as_zeroes_in_the_mapping_that_it_was_in() {
+    let ram = ram(Backing::Anonymous, true).unwrap();
+    let range = MemoryRange::new(GuestAddress(RAM_BASE.0 + CHUNK.get()), CHUNK);
+    let lines_of_ram = || {
+        let of_ram = ram.host_range();
+        let start = |line: &str| u64::from_str_radix(line.split('-').next().unwrap(), 16).unwrap();
+        let maps = fs::read_to_string("/proc/self/maps").unwrap();
+        maps.lines().filter(|line| of_ram.contains(&start(line))).count()
+    };
+    let before = lines_of_ram();
+    ram.write_obj(0xa5_u8, range.base).unwrap();
+    ram.write_obj(0xa5_u8, RAM_BASE).unwrap();
+
+    assert_eq!(ram.renew(range).unwrap(), CHUNK);
+
+    assert_eq!(lines_of_ram(), before);
+    assert_eq!(ram.read_obj::<u8>(range.base).unwrap(), 0);
+    assert_eq!(ram.read_obj::<u8>(RAM_BASE).unwrap(), 0xa5);
+    assert!(ram.renew(MemoryRange::new(RAM_BASE, Bytes::new(u64::MAX - (1 << 40)))).is_err());
 }
 
 #[test]

@@ -26,7 +26,7 @@ fn range(page: u32, length: u64) -> GuestRange {
 
 #[test]
 fn pages_of_4_kib_are_whole_at_once() {
-    let mut pages = Pages::new(RAM, 4 * KIB);
+    let mut pages = Pages::new(RAM, 4 * KIB, None);
 
     let change = insert(&mut pages, [FIRST + 5, FIRST + 3, FIRST + 4, FIRST + 9]);
 
@@ -38,7 +38,7 @@ fn pages_of_4_kib_are_whole_at_once() {
 fn larger_pages_are_whole_with_their_last_part() {
     for size in [16 * KIB, 64 * KIB, 2 * MIB] {
         let parts = u32::try_from(size / PAGE).unwrap();
-        let mut pages = Pages::new(RAM, size);
+        let mut pages = Pages::new(RAM, size, None);
 
         let early = insert(&mut pages, (1..parts).map(|part| FIRST + parts + part));
         let last = insert(&mut pages, [FIRST + parts]);
@@ -50,9 +50,36 @@ fn larger_pages_are_whole_with_their_last_part() {
 }
 
 #[test]
+fn a_huge_page_is_whole_with_its_last_part_and_stays_until_it_is_deflated() {
+    const PARTS: u32 = 512;
+    let list = || (0..PARTS).map(|part| FIRST + PARTS + part);
+    for size in [4 * KIB, 16 * KIB] {
+        let mut pages = Pages::new(RAM, size, Some(2 * MIB));
+
+        let early = insert(&mut pages, list().skip(1));
+        let last = insert(&mut pages, [FIRST + 1, FIRST + PARTS]);
+        let again = insert(&mut pages, list().chain([FIRST]));
+        pages.remove(&pfns([FIRST + PARTS]));
+        let other = insert(&mut pages, [FIRST + 2]);
+
+        assert_eq!([early.huge, again.huge, other.huge], [[], [], []]);
+        assert_eq!(last.huge, [range(FIRST + PARTS, 2 * MIB)]);
+    }
+}
+
+#[test]
+fn a_huge_page_that_the_driver_may_use_again_at_once_is_never_whole() {
+    let mut pages = Pages::new(RAM, 4 * KIB, Some(2 * MIB));
+
+    let change = pages.insert(&mut pfns((0..1024).map(|page| FIRST + page)), Held::UntilAnswered);
+
+    assert_eq!((change.huge, change.changed), (vec![], 4 * MIB));
+}
+
+#[test]
 fn neighbours_make_one_range() {
     for size in [4 * KIB, 16 * KIB, 64 * KIB, 2 * MIB] {
-        let mut pages = Pages::new(RAM, size);
+        let mut pages = Pages::new(RAM, size, None);
 
         let change = insert(&mut pages, (0..4096).rev().map(|page| FIRST + page));
 
@@ -62,7 +89,7 @@ fn neighbours_make_one_range() {
 
 #[test]
 fn a_page_that_is_in_already_changes_nothing() {
-    let mut pages = Pages::new(RAM, 4 * KIB);
+    let mut pages = Pages::new(RAM, 4 * KIB, None);
 
     let twice = insert(&mut pages, [FIRST, FIRST]);
     let again = insert(&mut pages, [FIRST]);
@@ -74,7 +101,7 @@ fn a_page_that_is_in_already_changes_nothing() {
 
 #[test]
 fn a_page_of_the_host_is_whole_again_after_a_part_was_out() {
-    let mut pages = Pages::new(RAM, 16 * KIB);
+    let mut pages = Pages::new(RAM, 16 * KIB, None);
     insert(&mut pages, FIRST..FIRST + 4);
 
     let out = pages.remove(&pfns([FIRST + 2]));
@@ -87,7 +114,7 @@ fn a_page_of_the_host_is_whole_again_after_a_part_was_out() {
 
 #[test]
 fn without_a_promise_only_one_list_makes_a_page_whole() {
-    let mut pages = Pages::new(RAM, 16 * KIB);
+    let mut pages = Pages::new(RAM, 16 * KIB, None);
 
     let halves = [[FIRST, FIRST + 1], [FIRST + 2, FIRST + 3]]
         .map(|half| pages.insert(&mut pfns(half), Held::UntilAnswered).whole);
@@ -104,7 +131,7 @@ fn without_a_promise_only_one_list_makes_a_page_whole() {
 
 #[test]
 fn numbers_outside_guest_memory_are_counted_and_ignored() {
-    let mut pages = Pages::new(RAM, 4 * KIB);
+    let mut pages = Pages::new(RAM, 4 * KIB, None);
     let outside = [0, FIRST - 1, FIRST + 4096, u32::MAX];
 
     let inserted = insert(&mut pages, outside);
@@ -120,7 +147,7 @@ fn numbers_outside_guest_memory_are_counted_and_ignored() {
 fn memory_that_has_only_a_part_of_a_page_of_the_host_never_has_it_whole() {
     let ram = GuestRange { start: GuestAddress(0x8000_1000), length: 4 * MIB };
     for size in [16 * KIB, 64 * KIB, 2 * MIB] {
-        let mut pages = Pages::new(ram, size);
+        let mut pages = Pages::new(ram, size, None);
 
         let change = insert(&mut pages, FIRST - 10..FIRST + 2000);
 
@@ -143,7 +170,7 @@ fn odd_memory_has_no_pages_or_those_it_has() {
     for (start, length, expected) in cases {
         for size in [0, 1, 4 * KIB, 64 * KIB, 1 << 30, 1 << 63, u64::MAX] {
             let ram = GuestRange { start: GuestAddress(start), length };
-            let mut pages = Pages::new(ram, size);
+            let mut pages = Pages::new(ram, size, None);
 
             insert(&mut pages, (0..4).chain(FIRST..FIRST + 4).chain(u32::MAX - 4..=u32::MAX));
 
@@ -158,7 +185,7 @@ fn odd_memory_has_no_pages_or_those_it_has() {
 
 #[test]
 fn clearing_empties_and_gives_the_map_back() {
-    let mut pages = Pages::new(RAM, 16 * KIB);
+    let mut pages = Pages::new(RAM, 16 * KIB, None);
     insert(&mut pages, FIRST..FIRST + 4);
 
     pages.clear();
@@ -186,14 +213,14 @@ fn no_pages_take_more_than_a_bit_for_each_page_of_memory() {
     let ram = GuestRange { length: 4 * GIB, ..RAM };
     let most = ram.length / PAGE / 8 + 16;
     for step in [1, 2, 3, 64, 1000] {
-        let mut pages = Pages::new(ram, 4 * KIB);
+        let mut pages = Pages::new(ram, 4 * KIB, None);
         insert(&mut pages, (FIRST..FIRST + (ram.length / PAGE) as u32).step_by(step));
 
         let saved = pages.save();
 
         let length = postcard::to_allocvec(&saved).unwrap().len() as u64;
         assert!(length <= most, "every {step}: {length} of {most}");
-        let mut other = Pages::new(ram, 4 * KIB);
+        let mut other = Pages::new(ram, 4 * KIB, None);
         other.restore(&saved).unwrap();
         assert_eq!((other.bytes(), other.save()), (pages.bytes(), saved));
     }
@@ -234,7 +261,7 @@ fn steps(count: u32) -> impl Strategy<Value = Vec<Step>> {
 
 fn agrees(steps: Vec<Step>, ram: Range<u32>, parts: u32) -> Result<(), TestCaseError> {
     let memory = range(ram.start, u64::from(ram.end - ram.start) * PAGE);
-    let mut pages = Pages::new(memory, u64::from(parts) * PAGE);
+    let mut pages = Pages::new(memory, u64::from(parts) * PAGE, None);
     let mut model = Model::default();
     for step in steps {
         match step {

@@ -13,19 +13,10 @@ fn it_offers_what_it_was_told_to_and_never_hinting() {
             .0
     };
 
-    assert_eq!(offers(false, false, 4 * KIB), 0b01_0010);
-    assert_eq!(offers(true, false, 4 * KIB), 0b11_0010);
-    assert_eq!(offers(false, true, 4 * KIB), 0b01_0110);
-    assert_eq!(offers(true, true, 4 * KIB), 0b11_0110);
-}
-
-#[test]
-fn a_driver_must_tell_a_host_whose_pages_come_in_parts() {
-    for page_size in [16 * KIB, 64 * KIB, 2 * MIB] {
-        let bench = Bench::idle(EVERYTHING, page_size);
-
-        assert!(bench.balloon.features().contains(Features::BALLOON_MUST_TELL_HOST));
-    }
+    assert_eq!(offers(false, false, 4 * KIB), 0b01_0011);
+    assert_eq!(offers(true, false, 4 * KIB), 0b11_0011);
+    assert_eq!(offers(false, true, 4 * KIB), 0b01_0111);
+    assert_eq!(offers(true, true, 4 * KIB), 0b11_0111);
 }
 
 #[test]

@@ -62,6 +62,10 @@ impl DiscardHooks for DiscardHandler {
             self.shared.free_if_absent(chunk);
         }
     }
+
+    fn may_renew(&self) -> bool {
+        false
+    }
 }
 
 impl Drop for DiscardHandler {

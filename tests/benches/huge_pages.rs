@@ -1,0 +1,84 @@
+//! What a guest's touches cost after its memory went back to the host and came again: whether the host backs it by
+//! huge pages as before. Instructions of the host.
+
+use std::time::Duration;
+
+use serde_json::json;
+use testing::footprint::{Footprint, mib};
+use testing::guest::{Guest, Plan};
+use testing::lab::Lab;
+use testing::wait::until;
+
+/// MiB: of the guest, of what it touches each time, and of the balloon between.
+const MEMORY: &str = "1G";
+const TOUCHED: u64 = 400;
+const BALLOON: u64 = 700;
+const CYCLES: u64 = 10;
+
+/// The least of the memory that is huge then, in percent, and what touches cost at most, of those of fresh memory.
+const HUGE: f64 = 95.0;
+const COST: f64 = 1.05;
+
+const LIMIT: Duration = Duration::from_secs(1500);
+
+/// What a guest's touches cost, in millions of instructions, and how much of its memory is huge then, in percent.
+struct Touches {
+    cost: f64,
+    huge: f64,
+}
+
+/// Has a guest touch memory and free it.
+fn touch(guest: &mut Guest, what: &str) -> Touches {
+    let report = guest.order(&format!("touch {TOUCHED}"), "touched");
+    let cost = report["took_ns"].as_u64().unwrap() as f64 / 1e6;
+    let footprint = Footprint::of(&mut guest.client());
+    let huge = footprint.huge as f64 * 100.0 / footprint.resident as f64;
+    println!(
+        "{what}: {cost:.0} million instructions; {:.0} MiB resident, {:.0} MiB huge ({huge:.1} %)",
+        mib(footprint.resident),
+        mib(footprint.huge)
+    );
+    assert_eq!(guest.order("free", "freed")["wrong"], 0);
+    Touches { cost, huge }
+}
+
+fn inflate(guest: &Guest, target: u64) {
+    let mut client = guest.client();
+    client.send("PATCH", "/balloon", &json!({ "amount_mib": target })).unwrap();
+    until(&format!("a balloon of {target} MiB"), || {
+        let balloon: serde_json::Value = client.get("/balloon").unwrap();
+        (balloon["actual_mib"] == target).then_some(())
+    });
+}
+
+#[test]
+fn memory_that_was_in_a_balloon_costs_as_much_as_before() {
+    Lab::new().counting_instructions().timeout(LIMIT).run(|| {
+        let plan = Plan::workload("memory").append("nokaslr").with("--memory", MEMORY);
+        let mut guest =
+            plan.with("--mte", "require").with("--balloon", "reporting=off,target=0").start();
+        guest.report("ready");
+        let fresh = touch(&mut guest, "fresh memory");
+        touch(&mut guest, "the same again");
+        for cycle in 1..=CYCLES {
+            inflate(&guest, BALLOON);
+            let left = Footprint::of(&mut guest.client());
+            inflate(&guest, 0);
+            println!(
+                "in a balloon of {BALLOON} MiB: {:.0} MiB resident, {:.0} MiB huge",
+                mib(left.resident),
+                mib(left.huge)
+            );
+            let again = touch(&mut guest, &format!("after {cycle} balloons"));
+            assert!(again.huge >= HUGE, "huge pages are lost");
+            assert!(
+                again.cost <= fresh.cost * COST,
+                "touches cost more than those of fresh memory"
+            );
+        }
+        touch(&mut guest, "the same again");
+        let metrics = guest.client().metrics().unwrap();
+        println!("renewed: {}", metrics["balloon"]["renewed_chunks_total"]);
+        guest.stop();
+    });
+}
