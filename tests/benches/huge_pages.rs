@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use serde_json::json;
-use testing::footprint::{Footprint, mib};
+use testing::footprint::{Curve, Footprint, mib};
 use testing::guest::{Guest, Plan};
 use testing::lab::Lab;
 use testing::wait::until;
@@ -79,6 +79,38 @@ fn memory_that_was_in_a_balloon_costs_as_much_as_before() {
         touch(&mut guest, "the same again");
         let metrics = guest.client().metrics().unwrap();
         println!("renewed: {}", metrics["balloon"]["renewed_chunks_total"]);
+        guest.stop();
+    });
+}
+
+/// Has a guest touch memory, free it, and report it.
+fn touch_and_report(guest: &mut Guest, what: &str) {
+    const SMALL: u64 = 120;
+    let report = guest.order(&format!("touch {SMALL}"), "touched");
+    let cost = report["took_ns"].as_u64().unwrap() / 1_000_000;
+    let footprint = Footprint::of(&mut guest.client());
+    println!(
+        "{what}: {cost} million instructions; {:.0} MiB resident, {:.0} MiB huge",
+        mib(footprint.resident),
+        mib(footprint.huge)
+    );
+    assert_eq!(guest.order("free", "freed")["wrong"], 0);
+    Curve::until_still(guest);
+}
+
+/// A guest whose units of reporting are parts of huge pages, for the sake of what goes back.
+#[test]
+fn memory_that_a_small_guest_reports_is_huge_again_when_it_is_whole() {
+    Lab::new().counting_instructions().timeout(LIMIT).run(|| {
+        let plan = Plan::workload("memory").append("nokaslr").with("--memory", "256M");
+        let mut guest = plan.with("--mte", "require").start();
+        guest.report("ready");
+        touch_and_report(&mut guest, "fresh memory");
+        (1..=6).for_each(|times| touch_and_report(&mut guest, &format!("reported {times} times")));
+        let metrics = guest.client().metrics().unwrap();
+        let renewed = metrics["balloon"]["renewed_chunks_total"].as_u64().unwrap();
+        println!("renewed: {renewed} chunks");
+        assert!(renewed > 0, "no chunk that went in pieces is whole again");
         guest.stop();
     });
 }

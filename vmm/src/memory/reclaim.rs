@@ -123,6 +123,34 @@ pub(crate) struct Reclaimer {
     ranges: Vec<MemoryRange>,
     hooks: Box<dyn DiscardHooks>,
     counters: Arc<Counters>,
+    split: HugePages,
+}
+
+/// Huge pages of guest memory, by their numbers from its beginning: a bit for each, up to the last that ever was in.
+#[derive(Default)]
+struct HugePages(Vec<u64>);
+
+impl HugePages {
+    fn insert(&mut self, number: u64) {
+        let word = (number / u64::from(u64::BITS)) as usize;
+        if self.0.len() <= word {
+            self.0.resize(word + 1, 0);
+        }
+        if let Some(word) = self.0.get_mut(word) {
+            *word |= 1 << (number % u64::from(u64::BITS));
+        }
+    }
+
+    /// Takes it out. Whether it was in.
+    fn remove(&mut self, number: u64) -> bool {
+        let Some(word) = self.0.get_mut((number / u64::from(u64::BITS)) as usize) else {
+            return false;
+        };
+        let bit = 1 << (number % u64::from(u64::BITS));
+        let was_in = *word & bit != 0;
+        *word &= !bit;
+        was_in
+    }
 }
 
 impl Reclaimer {
@@ -133,7 +161,7 @@ impl Reclaimer {
 
     fn over(memory: Box<dyn Pages>, hooks: Box<dyn DiscardHooks>) -> Self {
         let ranges = memory.ranges();
-        Self { memory, ranges, hooks, counters: Arc::default() }
+        Self { memory, ranges, hooks, counters: Arc::default(), split: HugePages::default() }
     }
 
     /// Its counters.
@@ -154,6 +182,43 @@ impl Reclaimer {
         }
         self.memory.discard(range)
     }
+
+    /// Remembers huge pages of which a part has gone, with which the host keeps a table for the small ones; and has
+    /// those possible again that have gone whole.
+    fn settle(&mut self, gone: MemoryRange, memory: MemoryRange) {
+        let Some(huge) = self.memory.huge_page_size() else { return };
+        let number = |address: u64| (address - memory.base.0) / huge.get();
+        let whole = whole_pages(guest_range(gone), memory, huge);
+        if let Some(whole) = whole {
+            self.renew_split(whole, memory, huge);
+        }
+        let [first, last] = [gone.base.0, gone.end().0 - 1];
+        for edge in [first, last] {
+            if whole.is_none_or(|whole| !whole.contains(GuestAddress(edge))) {
+                self.split.insert(number(edge));
+            }
+        }
+    }
+
+    /// Renews those of some huge pages that had gone in parts.
+    fn renew_split(&mut self, pages: MemoryRange, memory: MemoryRange, huge: Bytes) {
+        let first = (pages.base.0 - memory.base.0) / huge.get();
+        let count = pages.size.get() / huge.get();
+        let may = self.hooks.may_renew();
+        for number in first..first + count {
+            if !self.split.remove(number) || !may {
+                continue;
+            }
+            let start = GuestAddress(memory.base.0 + number * huge.get());
+            // An error leaves small pages.
+            let renewed = self.memory.renew(MemoryRange::new(start, huge)).unwrap_or_default();
+            self.counters.renewed.add(renewed.get() / huge.get());
+        }
+    }
+}
+
+fn guest_range(range: MemoryRange) -> GuestRange {
+    GuestRange { start: range.base, length: range.size.get() }
 }
 
 impl Reclaim for Reclaimer {
@@ -164,12 +229,14 @@ impl Reclaim for Reclaimer {
     fn discard(&mut self, range: GuestRange) -> Discarded {
         let mut sum = Discarded::default();
         let page = self.memory.page_size();
-        for memory in &self.ranges {
-            let Some(pages) = whole_pages(range, *memory, page) else { continue };
+        for index in 0..self.ranges.len() {
+            let Some(memory) = self.ranges.get(index).copied() else { continue };
+            let Some(pages) = whole_pages(range, memory, page) else { continue };
             let bytes = pages.size.get();
             self.hooks.before(pages);
             match self.discard_checked(pages) {
                 Ok(gone) if gone == pages.size => {
+                    self.settle(pages, memory);
                     self.hooks.after(pages, Outcome::Gone);
                     sum.discarded += bytes;
                 }
@@ -197,14 +264,12 @@ impl Reclaim for Reclaimer {
     }
 
     fn renew(&mut self, range: GuestRange) {
-        let Some(huge) = self.memory.huge_page_size().filter(|_| self.hooks.may_renew()) else {
-            return;
-        };
-        for memory in &self.ranges {
-            let Some(pages) = whole_pages(range, *memory, huge) else { continue };
-            // An error leaves small pages.
-            let renewed = self.memory.renew(pages).unwrap_or_default();
-            self.counters.renewed.add(renewed.get() / huge.get());
+        let Some(huge) = self.memory.huge_page_size() else { return };
+        for index in 0..self.ranges.len() {
+            let Some(memory) = self.ranges.get(index).copied() else { continue };
+            if let Some(pages) = whole_pages(range, memory, huge) {
+                self.renew_split(pages, memory, huge);
+            }
         }
     }
 }

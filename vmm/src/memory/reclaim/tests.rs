@@ -262,6 +262,9 @@ proptest! {
             match (event, open) {
                 (Event::Before(range), None) => open = Some(range),
                 (Event::Discard(range), Some(announced)) => prop_assert_eq!(range, announced),
+                (Event::Renew(range), Some(announced)) => {
+                    prop_assert!(announced.encloses(&range));
+                }
                 (Event::After(range, outcome), Some(announced)) => {
                     prop_assert_eq!(range, announced);
                     match outcome {
@@ -383,22 +386,53 @@ fn small_pages_of_a_huge_page_go_back_one_by_one() {
     }
 }
 
+/// What has been renewed.
+fn renewed(trace: &Trace) -> Vec<MemoryRange> {
+    let renewed = trace.take().into_iter().filter_map(|event| match event {
+        Event::Renew(range) => Some(range),
+        _ => None,
+    });
+    renewed.collect()
+}
+
+// Huge pages have four pages, counted from where each piece of memory begins: 10 to 13, 14 to 17; 30 to 33, 34 to 37.
 #[test]
-fn only_whole_huge_pages_are_renewed_and_only_where_no_touch_is_watched() {
-    // Huge pages are counted from where each piece begins: 10 to 13, 14 to 17; 30 to 33, 34 to 37.
+fn huge_pages_that_went_in_pieces_are_renewed_when_they_are_whole() {
     let (mut reclaimer, trace) = reclaimer(&[]);
     assert_eq!(reclaimer.huge_page_size(), Some(4 * PAGE));
 
-    reclaimer.renew(guest(0, 18 * PAGE));
-    reclaimer.renew(guest(11 * PAGE, 4 * PAGE));
-    reclaimer.renew(guest(33 * PAGE, u64::MAX));
-
-    assert_eq!(trace.take(), [Event::Renew(pages(10, 8)), Event::Renew(pages(34, 4))]);
-    assert_eq!(reclaimer.counters().renewed.get(), 3);
-
-    reclaimer.hooks = Box::new(Watched);
+    // Whole at once: the host has kept nothing.
+    reclaimer.discard(guest(10 * PAGE, 8 * PAGE));
     reclaimer.renew(guest(0, 40 * PAGE));
-    assert_eq!(trace.take(), []);
+    assert_eq!(renewed(&trace), []);
+
+    // In pieces, and whole with the last, of which only the caller knows; or all of it once more.
+    reclaimer.discard(guest(11 * PAGE, 4 * PAGE));
+    reclaimer.renew(guest(10 * PAGE, 4 * PAGE));
+    assert_eq!(renewed(&trace), [pages(10, 4)]);
+    reclaimer.discard(guest(13 * PAGE, 6 * PAGE));
+    assert_eq!(renewed(&trace), [pages(14, 4)]);
+    reclaimer.discard(guest(33 * PAGE, PAGE));
+    reclaimer.discard(guest(30 * PAGE, 8 * PAGE));
+    assert_eq!(renewed(&trace), [pages(30, 4)]);
+
+    assert_eq!(reclaimer.counters().renewed.get(), 3);
+}
+
+#[test]
+fn nothing_is_renewed_where_touches_are_watched_or_the_host_kept_a_page() {
+    let (mut kept, trace) = reclaimer(&[0, 0, 1]);
+    kept.discard(guest(30 * PAGE, PAGE));
+    kept.discard(guest(10 * PAGE, PAGE));
+    kept.discard(guest(10 * PAGE, 4 * PAGE));
+    assert_eq!(renewed(&trace), []);
+
+    let (mut watched, trace) = reclaimer(&[]);
+    watched.hooks = Box::new(Watched);
+    watched.discard(guest(10 * PAGE, PAGE));
+    watched.discard(guest(10 * PAGE, 4 * PAGE));
+    watched.renew(guest(0, 40 * PAGE));
+    assert_eq!(renewed(&trace), []);
 }
 
 #[test]
