@@ -118,7 +118,11 @@ impl hypervisor::Vm for Vm {
     /// KVM wants the vCPUs before the interrupt controller, whose size depends on their number.
     fn create_vcpus(&mut self, wanted: &CpuRequest<'_>) -> Result<Vcpus, Error> {
         let CpuRequest { count, pmu, interrupts, saved } = *wanted;
-        let interrupts = saved.map_or(interrupts, |(_, gic)| gic.interrupts());
+        let has = saved.map(|(_, gic)| gic.interrupts());
+        if has.is_some_and(|has| has < interrupts) {
+            return Err(Error::SavedGicRegisters);
+        }
+        let interrupts = has.unwrap_or(interrupts);
         if pmu && !self.features.pmu {
             return Err(Error::NoPmu);
         }

@@ -15,6 +15,7 @@ mod ram;
 pub(crate) mod reclaim;
 mod residency;
 mod shared;
+mod split;
 pub(crate) mod tag_checks;
 mod tags;
 mod template;

@@ -272,10 +272,8 @@ impl GuestRam {
         let region = self.region();
         let offset = range.base.0.checked_sub(region.base.0).ok_or(io::ErrorKind::InvalidInput)?;
         region.mapping.check_part(offset, range.size.get())?;
-        if let Some(changed) = region.changed.get() {
-            // Also after an error some of it may be gone.
-            changed.set_addr_range(offset as usize, range.size.get() as usize);
-        }
+        // Also after an error some of it may be gone.
+        region.mark_changed(&(offset..offset + range.size.get()));
         match self.parts() {
             Some(parts) => parts.discard(&(offset..offset + range.size.get()), self),
             None => region.mapping.discard(offset, range.size.get()).map(|()| range.size),
@@ -303,6 +301,7 @@ impl GuestRam {
         if self.parts().is_some_and(is_shared) {
             return Ok(Bytes::ZERO);
         }
+        region.mark_changed(&part);
         region.mapping.renew(&part)?;
         Ok(range.size)
     }
@@ -397,6 +396,14 @@ pub struct Region {
 }
 
 impl Region {
+    /// Has a part among what has changed, where that is tracked.
+    fn mark_changed(&self, part: &Range<u64>) {
+        if let Some(changed) = self.changed.get() {
+            let length = part.end.saturating_sub(part.start) as usize;
+            changed.set_addr_range(part.start as usize, length);
+        }
+    }
+
     /// The address of `count` bytes, all of which are in the mapping.
     fn start_of(&self, offset: MemoryRegionAddress, count: usize) -> MemoryResult<*mut u8> {
         let end = offset.0.checked_add(count as u64).filter(|end| *end <= self.len());

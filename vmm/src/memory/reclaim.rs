@@ -10,6 +10,7 @@ use devices::ports::{Discarded, GuestRange, Reclaim};
 use vm_memory::GuestAddress;
 
 use super::ram::GuestRam;
+use super::split::SplitPages;
 use crate::metrics::Counter;
 
 /// How often one discard is tried while the host says "not now" (EINTR, EAGAIN). A signal or two is
@@ -123,34 +124,8 @@ pub(crate) struct Reclaimer {
     ranges: Vec<MemoryRange>,
     hooks: Box<dyn DiscardHooks>,
     counters: Arc<Counters>,
-    split: HugePages,
-}
-
-/// Huge pages of guest memory, by their numbers from its beginning: a bit for each, up to the last that ever was in.
-#[derive(Default)]
-struct HugePages(Vec<u64>);
-
-impl HugePages {
-    fn insert(&mut self, number: u64) {
-        let word = (number / u64::from(u64::BITS)) as usize;
-        if self.0.len() <= word {
-            self.0.resize(word + 1, 0);
-        }
-        if let Some(word) = self.0.get_mut(word) {
-            *word |= 1 << (number % u64::from(u64::BITS));
-        }
-    }
-
-    /// Takes it out. Whether it was in.
-    fn remove(&mut self, number: u64) -> bool {
-        let Some(word) = self.0.get_mut((number / u64::from(u64::BITS)) as usize) else {
-            return false;
-        };
-        let bit = 1 << (number % u64::from(u64::BITS));
-        let was_in = *word & bit != 0;
-        *word &= !bit;
-        was_in
-    }
+    /// Where huge pages can go in pieces, and come again whole.
+    split: Option<SplitPages>,
 }
 
 impl Reclaimer {
@@ -161,7 +136,8 @@ impl Reclaimer {
 
     fn over(memory: Box<dyn Pages>, hooks: Box<dyn DiscardHooks>) -> Self {
         let ranges = memory.ranges();
-        Self { memory, ranges, hooks, counters: Arc::default(), split: HugePages::default() }
+        let huge = memory.huge_page_size().filter(|_| hooks.may_renew());
+        Self { memory, ranges, hooks, counters: Arc::default(), split: huge.map(SplitPages::new) }
     }
 
     /// Its counters.
@@ -186,32 +162,26 @@ impl Reclaimer {
     /// Remembers huge pages of which a part has gone, with which the host keeps a table for the small ones; and has
     /// those possible again that have gone whole.
     fn settle(&mut self, gone: MemoryRange, memory: MemoryRange) {
-        let Some(huge) = self.memory.huge_page_size() else { return };
-        let number = |address: u64| (address - memory.base.0) / huge.get();
+        let Some(huge) = self.split.as_ref().map(SplitPages::size) else { return };
         let whole = whole_pages(guest_range(gone), memory, huge);
         if let Some(whole) = whole {
-            self.renew_split(whole, memory, huge);
+            self.renew_split(whole, memory);
         }
-        let [first, last] = [gone.base.0, gone.end().0 - 1];
-        for edge in [first, last] {
-            if whole.is_none_or(|whole| !whole.contains(GuestAddress(edge))) {
-                self.split.insert(number(edge));
+        let Some(split) = &mut self.split else { return };
+        for edge in [gone.base, GuestAddress(gone.end().0 - 1)] {
+            if whole.is_none_or(|whole| !whole.contains(edge)) {
+                split.insert(edge, memory);
             }
         }
     }
 
-    /// Renews those of some huge pages that had gone in parts.
-    fn renew_split(&mut self, pages: MemoryRange, memory: MemoryRange, huge: Bytes) {
-        let first = (pages.base.0 - memory.base.0) / huge.get();
-        let count = pages.size.get() / huge.get();
-        let may = self.hooks.may_renew();
-        for number in first..first + count {
-            if !self.split.remove(number) || !may {
-                continue;
-            }
-            let start = GuestAddress(memory.base.0 + number * huge.get());
+    /// Renews those of some huge pages that had gone in pieces.
+    fn renew_split(&mut self, pages: MemoryRange, memory: MemoryRange) {
+        let Some(split) = &mut self.split else { return };
+        let huge = split.size();
+        for page in split.take(pages, memory) {
             // An error leaves small pages.
-            let renewed = self.memory.renew(MemoryRange::new(start, huge)).unwrap_or_default();
+            let renewed = self.memory.renew(page).unwrap_or_default();
             self.counters.renewed.add(renewed.get() / huge.get());
         }
     }
@@ -260,15 +230,15 @@ impl Reclaim for Reclaimer {
     }
 
     fn huge_page_size(&self) -> Option<u64> {
-        self.memory.huge_page_size().map(Bytes::get)
+        self.split.as_ref().map(|split| split.size().get())
     }
 
     fn renew(&mut self, range: GuestRange) {
-        let Some(huge) = self.memory.huge_page_size() else { return };
+        let Some(huge) = self.split.as_ref().map(SplitPages::size) else { return };
         for index in 0..self.ranges.len() {
             let Some(memory) = self.ranges.get(index).copied() else { continue };
             if let Some(pages) = whole_pages(range, memory, huge) {
-                self.renew_split(pages, memory, huge);
+                self.renew_split(pages, memory);
             }
         }
     }

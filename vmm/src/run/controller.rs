@@ -223,7 +223,6 @@ impl Controller for MachineController {
         let spec = snapshots::as_it_is(&machine, &self.spec, machine.has_mte());
         let checked = spec.check_snapshot(&files);
         checked.map_err(|error| ControlError::refused(chain(&error)))?;
-        self.provisional = None;
         let snapshot = snapshots::save(&mut machine, &spec, &files, what)?;
         if !provisional {
             confirm(&mut machine, snapshot)?;

@@ -44,6 +44,9 @@ const WORDS: usize = (LENGTH - HEAD) / 8;
 /// changes twice within one has the same time after both.
 const TICK: Duration = Duration::from_millis(20);
 
+/// The same where times have whole seconds: ext3, ext4 with inodes of 128 bytes.
+const COARSE_TICK: Duration = Duration::from_millis(1020);
+
 /// A file as it is.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub(super) struct FileIdentity {
@@ -79,11 +82,13 @@ impl FileIdentity {
         Self { device, inode, length, changed_s, changed_ns }
     }
 
-    /// Whether it could change now and keep its time.
-    fn is_fresh(self) -> bool {
+    /// For how long it could still change and keep its time.
+    fn freshness(self) -> Duration {
         let changed = Duration::new(self.changed_s, u32::try_from(self.changed_ns).unwrap_or(0));
         let since = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
-        since.checked_sub(changed).is_none_or(|age| age < TICK)
+        let tick = if self.changed_ns == 0 { COARSE_TICK } else { TICK };
+        // A time that is yet to come is of another clock.
+        since.checked_sub(changed).map_or(tick, |age| tick.saturating_sub(age))
     }
 }
 
@@ -106,9 +111,8 @@ impl BootFiles {
 
     /// Waits until each further change gives them another time.
     pub(super) fn settle(&self) {
-        if self.kernel.is_fresh() || self.initrd.is_some_and(FileIdentity::is_fresh) {
-            std::thread::sleep(TICK);
-        }
+        let initrd = self.initrd.map_or(Duration::ZERO, FileIdentity::freshness);
+        std::thread::sleep(self.kernel.freshness().max(initrd));
     }
 
     /// Where the holder of their boot image listens.
@@ -226,6 +230,19 @@ mod tests {
             assert_eq!(Message::decode(&bytes[..length]), None);
         }
         assert_eq!(Message::decode(&[&bytes[..], &[0]].concat()), None);
+    }
+
+    #[test]
+    fn a_file_whose_time_has_whole_seconds_is_fresh_for_one() {
+        let now = SystemTime::UNIX_EPOCH.elapsed().unwrap();
+        let fresh = |age: Duration, ns| {
+            let changed = now.checked_sub(age).unwrap().as_secs();
+            FileIdentity::from_words([1, 2, 3, changed, ns]).freshness()
+        };
+
+        assert!(fresh(Duration::ZERO, 0) > Duration::ZERO);
+        assert_eq!(fresh(Duration::from_secs(5), 0), Duration::ZERO);
+        assert_eq!(fresh(Duration::from_secs(2), 1), Duration::ZERO);
     }
 
     #[test]

@@ -86,6 +86,10 @@ const PAGES_A_TURN: usize = LONGEST_LIST / size_of::<u32>();
 /// Reported memory after which a turn is over, in bytes: the host frees each page of it.
 const REPORTED_A_TURN: u64 = 4 << 30;
 
+/// Huge pages that are renewed in a turn of the inflate queue at most: each takes the host as long as some pages that
+/// are given back, and a list can make as many whole as it has pages. The others stay in small pages.
+const RENEWED_A_TURN: u64 = 256;
+
 /// What a queue is for.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub enum Role {
@@ -253,12 +257,13 @@ impl Balloon {
             false => Held::UntilAnswered,
         };
         let mut listed = 0;
+        let mut renewals = RENEWED_A_TURN;
         while let Some((head, mut pfns)) = take_list(ring, &mut listed)? {
             let change = self.pages.insert(&mut pfns, held);
             count(&self.counters.outside, change.outside);
             count(&self.counters.inflated, change.changed);
             self.discard(&change.whole);
-            change.huge.iter().for_each(|range| self.reclaim.renew(*range));
+            change.huge.iter().for_each(|range| self.renew(*range, &mut renewals));
             ring.complete(head, 0)?;
         }
         Ok(())
@@ -338,6 +343,16 @@ impl Balloon {
         count(&self.counters.reported, ranges::total(&free));
         count(&self.counters.outside, outside);
         free
+    }
+
+    /// Renews huge pages, as many as there are left in this turn.
+    fn renew(&mut self, range: GuestRange, left: &mut u64) {
+        let Some(huge) = self.reclaim.huge_page_size() else { return };
+        let count = (range.length / huge).min(*left);
+        *left -= count;
+        if count > 0 {
+            self.reclaim.renew(GuestRange { length: count * huge, ..range });
+        }
     }
 
     fn discard(&mut self, ranges: &[GuestRange]) {

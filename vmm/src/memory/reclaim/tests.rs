@@ -107,12 +107,16 @@ fn guest(start: u64, length: u64) -> GuestRange {
 /// A reclaimer of two pieces of memory, pages 10 to 19 and 30 to 39.
 fn reclaimer(answers: &[i32]) -> (Reclaimer, Trace) {
     let trace = Trace::default();
+    (over(answers, &trace, Box::new(trace.clone())), trace)
+}
+
+fn over(answers: &[i32], trace: &Trace, hooks: Box<dyn DiscardHooks>) -> Reclaimer {
     let memory = FakePages {
         trace: trace.clone(),
         ranges: vec![pages(10, 10), pages(30, 10)],
         answers: Mutex::new(answers.iter().copied().collect()),
     };
-    (Reclaimer::over(Box::new(memory), Box::new(trace.clone())), trace)
+    Reclaimer::over(Box::new(memory), hooks)
 }
 
 /// What is to happen to a range that is discarded in so many tries.
@@ -427,8 +431,8 @@ fn nothing_is_renewed_where_touches_are_watched_or_the_host_kept_a_page() {
     kept.discard(guest(10 * PAGE, 4 * PAGE));
     assert_eq!(renewed(&trace), []);
 
-    let (mut watched, trace) = reclaimer(&[]);
-    watched.hooks = Box::new(Watched);
+    let mut watched = over(&[], &trace, Box::new(Watched));
+    assert_eq!(watched.huge_page_size(), None);
     watched.discard(guest(10 * PAGE, PAGE));
     watched.discard(guest(10 * PAGE, 4 * PAGE));
     watched.renew(guest(0, 40 * PAGE));

@@ -110,11 +110,19 @@ impl Saved {
     /// When that is not so.
     pub(crate) fn check(&self) -> Result<(), Failure> {
         if let Some(error) = &self.unconfirmed {
+            let name = self.target.name();
+            let reason = printable(&chain(error));
+            // Without an answer the VM may have confirmed it all the same.
+            if !matches!(error, Error::Refused { .. }) {
+                return Err(Failure::refused(format!(
+                    "the snapshot is whole, but whether the next diff of {name} builds on it is not known: `tesseractl \
+                     snapshot info` of that diff shows what it builds on: {reason}"
+                )));
+            }
             return Err(Failure::refused(format!(
-                "the snapshot is whole, but the next diff of {} builds on the one before, and has all changes since: \
-                 leave this one out of a merge with it, or make a full one if that is not there any more: {}",
-                self.target.name(),
-                printable(&chain(error))
+                "the snapshot is whole, but the next diff of {name} builds on the one before, and has all changes \
+                 since: leave this one out of a merge with it, or make a full one if that is not there any more: \
+                 {reason}"
             )));
         }
         match self.stopped {
