@@ -34,6 +34,8 @@ pub(super) struct Mapping {
     file: Option<MemoryFile>,
     attributes: Attributes,
     page: usize,
+    /// The size of the host's transparent huge pages, if it has any: looked up once, as parts are mapped anew often.
+    huge_page: Option<Bytes>,
     locked: AtomicBool,
 }
 
@@ -79,7 +81,8 @@ impl Mapping {
             return Err(map_error(size, attributes, errno));
         }
         let locked = AtomicBool::new(false);
-        let mapping = Self { reserved, length, file, attributes, page, locked };
+        let mapping =
+            Self { reserved, length, file, attributes, page, huge_page: huge_page_size(), locked };
         mapping.advise_all(&(0..length)).map_err(|errno| Error::Map {
             size,
             backing: backing.name(),
@@ -139,7 +142,7 @@ impl Mapping {
     /// Whether each chunk of it may be one huge page, which can go in pieces.
     pub(super) fn has_huge_chunks(&self) -> bool {
         let is_anonymous = self.file.is_none();
-        is_anonymous && self.attributes.huge_pages && huge_page_size() == Some(CHUNK)
+        is_anonymous && self.attributes.huge_pages && self.huge_page == Some(CHUNK)
     }
 
     /// As [`replace`](Self::replace), of a part with one rule for the placement of its pages, which it keeps.
@@ -175,7 +178,7 @@ impl Mapping {
             // Its pages have the size that they have.
             _ if hugetlbfs => {}
             false => self.advise_if_possible(part, Advice::LinuxNoHugepage)?,
-            true if huge_page_size().is_none_or(|size| size <= CHUNK) => {
+            true if self.huge_page.is_none_or(|size| size <= CHUNK) => {
                 self.advise_if_possible(part, Advice::LinuxHugepage)?;
             }
             // One touched byte would take 32 MiB (16 KiB pages) or 512 MiB (64 KiB pages), and khugepaged
