@@ -43,7 +43,7 @@ help:
 	  'make shell    the same, with an interactive shell in the guest' \
 	  'make image [PACKAGES="a b"] [SIZE=2G] [REFRESH=1]' \
 	  '              make a Debian image for guests in $(LAB_DIRECTORY)/image, as any user, once; make shell IMAGE=1 boots it' \
-	  'make test     unit tests on this machine, then the nested tests' \
+	  'make test     unit tests on this machine, then the nested tests; LONG=1: the long ones too' \
 	  'make image-tests  tests of the Debian image, which they make where it is missing' \
 	  'make soak     what some nested tests do a few times, hundreds of times: the better part of an hour' \
 	  'make check    lints and unit tests: what a change should pass before it is committed' \
@@ -140,7 +140,7 @@ lab: artifacts
 # The kernels of the tests' hosts come first: a slow download is no slow test.
 test: artifacts nested-tests
 	@for package in $(HOST_KERNELS); do $(LAB) fetch --package $$package >/dev/null; done
-	@tests/lab/test.sh all
+	@tests/lab/test.sh $(if $(LONG),all,nested)
 
 image-tests: image artifacts deb
 	@$(call install-tests,--profile nested --test image)

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Runs tests through cargo-nextest: the unit tests on this machine, and with the argument `all` the nested tests.
+# Runs tests through cargo-nextest: the unit tests on this machine, with the argument `nested` the nested tests too, and
+# with `all` also those that are marked `#[ignore = "long"]`.
 # The last line counts the runs; the exit status is 0 only when they ran to their end without a failure, and no
 # test was skipped that this machine can run.
 set -euo pipefail
@@ -9,6 +10,7 @@ readonly SLOWEST=10
 passed=0
 failed=0
 skipped=0
+long=0 # Tests of the nested run that were left to a long one.
 missing=""
 status=0
 times=() # of the parts
@@ -47,7 +49,7 @@ run() {
     read -r ran ok left <<<"$summary"
     passed=$((passed + ok))
     failed=$((failed + ran - ok))
-    skipped=$((skipped + left))
+    if [[ $name == nested* ]]; then long=$left; else skipped=$((skipped + left)); fi
 }
 
 # python_tests: those of resources/python, added to the counts by the closing lines of unittest, for example
@@ -147,9 +149,11 @@ count_skipped() {
 }
 
 run "unit tests, on this machine" --workspace --exclude tessera-tests
-if [[ ${1-} == all ]]; then
+if [[ -n ${1-} ]]; then
+    ignored=default
+    if [[ $1 == all ]]; then ignored=all; fi
     run "nested tests, in the lab (directly on an arm64 machine with KVM and MTE)" --package tessera-tests --profile nested \
-        --test-threads "$(($(nproc) + 1))"
+        --run-ignored "$ignored" --test-threads "$(($(nproc) + 1))"
 else
     run "unit tests of what integration tests stand on" --package tessera-tests --lib --test house --test packages
 fi
@@ -160,5 +164,6 @@ sort -rn "$folder/tests" | sed -n "1,${SLOWEST}p" | while read -r seconds name; 
 printf '\ntest: the parts, with what cargo built for them:\n'
 printf '%s\n' "${times[@]}"
 count_skipped
+((long == 0)) || printf '\ntest: %d long nested tests were left out: "make test LONG=1" runs them too\n' "$long"
 printf '\n%d passed, %d failed, %d skipped\n' "$passed" "$failed" "$skipped"
 exit "$status"

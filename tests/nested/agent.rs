@@ -65,6 +65,7 @@ fn behind(guest: &Guest) -> u64 {
 }
 
 #[test]
+#[ignore = "long"]
 fn the_clock_follows_the_hosts_after_a_pause() {
     Lab::new().run(|| {
         let scratch = Scratch::new();
@@ -94,6 +95,7 @@ fn the_clock_follows_the_hosts_after_a_pause() {
 }
 
 #[test]
+#[ignore = "long"]
 fn a_resume_sets_the_clock_where_that_is_asked_for() {
     Lab::new().run(|| {
         let scratch = Scratch::new();
@@ -116,6 +118,7 @@ fn a_resume_sets_the_clock_where_that_is_asked_for() {
 }
 
 #[test]
+#[ignore = "long"]
 fn many_commands_much_output_and_a_client_that_is_killed() {
     Lab::new().run(|| {
         let scratch = Scratch::new();

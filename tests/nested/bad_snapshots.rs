@@ -269,6 +269,7 @@ fn is_refused(ended: &Finished, name: &str, code: i32, says: &str) {
 }
 
 #[test]
+#[ignore = "long"]
 fn a_state_that_lies_is_refused_with_its_reason_and_exit_code() {
     Lab::new().run(|| {
         let scratch = Scratch::new();
@@ -307,6 +308,7 @@ fn a_bit_that_is_another_is_found() {
 }
 
 #[test]
+#[ignore = "long"]
 fn a_host_without_mte_refuses_a_guest_that_has_it() {
     Lab::new().append("arm64.nomte").run(|| {
         let scratch = Scratch::new();
@@ -360,6 +362,7 @@ fn a_host_with_too_little_memory_or_tag_storage_refuses() {
 }
 
 #[test]
+#[ignore = "long"]
 fn a_disk_that_is_full_at_any_tenth_of_a_save_leaves_nothing_and_the_vm_continues() {
     Lab::new().emulated().run(|| {
         let scratch = Scratch::new();

@@ -47,6 +47,7 @@ fn settles(guest: &mut Guest, target: u64, what: &str) {
 }
 
 #[test]
+#[ignore = "long"]
 fn a_balloon_goes_up_and_down_twenty_times_under_memory_pressure() {
     // MiB: of the guest, of what presses on it, of targets within and beyond what is left.
     const MEMORY: u64 = 256;

@@ -16,6 +16,7 @@ fn silent() -> Plan {
 }
 
 #[test]
+#[ignore = "long"]
 fn every_vcpu_comes_online_and_runs() {
     Lab::new().run(|| {
         for cpus in [1, 2, 4] {
@@ -70,6 +71,7 @@ fn mte_stops_an_overflow_and_a_use_after_free() {
 }
 
 #[test]
+#[ignore = "long"]
 fn small_and_large_guests_have_all_their_memory() {
     Lab::new().memory("8G").run(|| {
         // The kernel's own share: its image, page structures and reservations.
@@ -128,6 +130,7 @@ fn with_pmu_the_guest_counts_and_a_bare_command_line_is_the_users_alone() {
 }
 
 #[test]
+#[ignore = "long"]
 fn a_host_with_only_a_gicv2_boots_up_to_eight_vcpus_and_one_without_a_pmu_gives_none() {
     let lab = Lab::new().qemu("-machine").qemu("gic-version=2");
     let lab = lab.qemu("-cpu").qemu("max,pauth-impdef=on,pmu=off");

@@ -134,6 +134,7 @@ fn the_second_vm_goes_on_when_the_first_has_given_back() {
 }
 
 #[test]
+#[ignore = "long"]
 fn each_on_exhausted_does_what_it_says_beside_another_vm() {
     Lab::new().as_root().run(|| {
         let broker = Broker::start(&["--capacity", CAPACITY]);
@@ -174,6 +175,7 @@ fn each_on_exhausted_does_what_it_says_beside_another_vm() {
 }
 
 #[test]
+#[ignore = "long"]
 fn a_broker_that_is_stopped_holds_up_no_deadline() {
     Lab::new().as_root().run(|| {
         let broker = Broker::start(&["--capacity", CAPACITY]);
@@ -202,6 +204,7 @@ fn a_broker_that_is_stopped_holds_up_no_deadline() {
 }
 
 #[test]
+#[ignore = "long"]
 fn guests_survive_their_broker_and_the_next_one_takes_them_over() {
     Lab::new().as_root().run(|| {
         let scratch = testing::scratch::Scratch::new();

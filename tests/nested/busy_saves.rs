@@ -91,6 +91,7 @@ fn save_with_disk(guest: &Guest, folder: &Path, disk: &Path) {
 }
 
 #[test]
+#[ignore = "long"]
 fn a_guest_is_saved_while_its_devices_are_at_work() {
     Lab::new().emulated().run(|| {
         let _taps = Taps::load();
@@ -195,6 +196,7 @@ fn reaches(guest: &Guest, target: u64) {
 }
 
 #[test]
+#[ignore = "long"]
 fn a_guest_is_saved_while_its_balloon_moves() {
     Lab::new().run(|| {
         let scratch = Scratch::new();
@@ -221,6 +223,7 @@ fn a_guest_is_saved_while_its_balloon_moves() {
 }
 
 #[test]
+#[ignore = "long"]
 fn a_guest_is_saved_while_it_reports_free_memory() {
     const TOUCH: u64 = 128;
     /// What the guest takes again comes back as new, and can be tagged, checked and given back.

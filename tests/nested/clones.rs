@@ -69,6 +69,7 @@ fn clones_have_all_tags_and_each_goes_its_own_way() {
 }
 
 #[test]
+#[ignore = "long"]
 fn what_a_clone_gives_back_never_shows_the_template_again() {
     Lab::new().run(|| {
         let scratch = Scratch::new();
@@ -95,6 +96,7 @@ fn what_a_clone_gives_back_never_shows_the_template_again() {
 }
 
 #[test]
+#[ignore = "long"]
 fn memory_that_a_clone_frees_is_reported_and_goes_back() {
     const TOUCH: u64 = 200;
     Lab::new().run(|| {
@@ -126,6 +128,7 @@ fn memory_that_a_clone_frees_is_reported_and_goes_back() {
 }
 
 #[test]
+#[ignore = "long"]
 fn a_snapshot_of_a_clone_has_what_the_clone_never_touched() {
     Lab::new().run(|| {
         let scratch = Scratch::new();
@@ -157,6 +160,7 @@ fn a_snapshot_of_a_clone_has_what_the_clone_never_touched() {
 }
 
 #[test]
+#[ignore = "long"]
 fn clones_do_not_need_the_process_that_held_their_template() {
     Lab::new().run(|| {
         let scratch = Scratch::new();

@@ -137,6 +137,7 @@ fn a_client_configures_a_vm_starts_it_and_sees_its_life() {
 }
 
 #[test]
+#[ignore = "long"]
 fn many_pauses_lose_no_tick() {
     Lab::new().run(|| {
         let mut guest = Plan::workload("count,10").with("--cpus", "4").start();
@@ -233,6 +234,7 @@ fn the_client_shows_pauses_resumes_and_stops() {
 }
 
 #[test]
+#[ignore = "long"]
 fn the_configuration_that_is_reported_boots_the_same_vm() {
     Lab::new().run(|| {
         let mut guest = Plan::workload("idle").with("--cpus", "3").with("--memory", "192M").start();

@@ -79,6 +79,7 @@ fn restored(folder: &Path, words: &[&str]) -> Guest {
 }
 
 #[test]
+#[ignore = "long"]
 fn a_guest_is_saved_by_what_it_changes() {
     Lab::new().run(|| {
         let scratch = Scratch::new();
@@ -134,6 +135,7 @@ fn a_guest_is_saved_by_what_it_changes() {
 }
 
 #[test]
+#[ignore = "long"]
 fn a_restored_guest_is_saved_by_what_it_changes() {
     Lab::new().run(|| {
         let scratch = Scratch::new();
@@ -208,6 +210,7 @@ fn what_a_full_disk_keeps_from_being_saved_is_in_the_next_diff() {
 }
 
 #[test]
+#[ignore = "long"]
 fn a_guest_on_pages_of_16_kib_is_saved_by_what_it_changes() {
     Lab::new().kernel_package(crate::reporting::KERNEL_16K).second_node("128M").run(|| {
         let scratch = Scratch::new();

@@ -128,6 +128,7 @@ fn file_system(folder: &Path) {
 }
 
 #[test]
+#[ignore = "long"]
 fn nothing_durable_is_lost_when_a_vm_is_killed_as_it_writes() {
     Lab::new().prepare(file_system).run_with(|prepared| {
         let scratch = Scratch::new();

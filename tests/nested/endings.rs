@@ -21,6 +21,7 @@ pub(crate) fn image(code: &[u32]) -> Vec<u8> {
 }
 
 #[test]
+#[ignore = "long"]
 fn each_ending_of_the_guests_has_its_status() {
     Lab::new().run(|| {
         for (workload, status) in [("poweroff", 0), ("reboot", 10), ("panic", 11)] {

@@ -33,6 +33,7 @@ fn agrees(guest: &Guest, what: &str) -> Footprint {
 }
 
 #[test]
+#[ignore = "long"]
 fn resident_and_tagged_bytes_are_the_kernels() {
     Lab::new().as_root().run(|| {
         for backing in ["anonymous", "memfd"] {

@@ -82,6 +82,7 @@ fn own_memory(pid: u32) -> u64 {
 }
 
 #[test]
+#[ignore = "long"]
 fn a_thousand_silent_clients_hold_up_no_vm_and_no_stop() {
     Lab::new().run(|| {
         let before = getrlimit(Resource::Nofile);
@@ -116,6 +117,7 @@ fn a_thousand_silent_clients_hold_up_no_vm_and_no_stop() {
 }
 
 #[test]
+#[ignore = "long"]
 fn followers_that_do_not_read_hold_up_no_event_and_no_stop() {
     // More than are kept, and than a socket's buffer holds.
     const ROUNDS: usize = 600;
@@ -453,6 +455,7 @@ fn spoil(socket: &Path, calls: &[(&str, &str, Value)]) {
 }
 
 #[test]
+#[ignore = "long"]
 fn calls_in_every_wrong_order_and_bodies_that_are_none_change_nothing() {
     Lab::new().run(|| {
         let scratch = Scratch::new();

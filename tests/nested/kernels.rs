@@ -38,6 +38,7 @@ fn make(folder: &Path) {
 }
 
 #[test]
+#[ignore = "long"]
 fn gzip_and_zboot_kernels_boot() {
     Lab::new().prepare(make).run_with(|folder| {
         // Every other test boots the raw form.

@@ -302,6 +302,7 @@ fn clients_and_brokers_that_are_killed_leave_a_ledger_whole() {
 }
 
 #[test]
+#[ignore = "long"]
 fn clients_borrowers_and_brokers_that_are_killed_leave_a_node_whole() {
     Lab::new().second_node("64M").run(|| {
         serve();
@@ -378,6 +379,7 @@ fn round_of_vms(host: &mut Host) {
 }
 
 #[test]
+#[ignore = "long"]
 fn vms_and_brokers_that_are_killed_leave_a_node_whole() {
     Lab::new().second_node("64M").run(|| {
         let mut host = Host::new(NODE);

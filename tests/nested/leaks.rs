@@ -82,6 +82,7 @@ fn a_vm_that_is_paused_looked_at_and_listened_to_leaks_nothing() {
 }
 
 #[test]
+#[ignore = "long"]
 fn five_boots_in_a_row_leave_no_thread_file_socket_or_page() {
     Lab::new().emulated().run(|| {
         let run = || drop(Plan::workload("smp").with("--cpus", "2").run().expect_power_off());

@@ -116,6 +116,7 @@ fn within(noise: u64, what: &str, found: u64, expected: u64) {
 }
 
 #[test]
+#[ignore = "long"]
 fn evictions_are_exact_and_leave_contents_intact() {
     Lab::new().second_node("128M").run(|| {
         if serve() {
@@ -172,6 +173,7 @@ fn evictions_are_exact_and_leave_contents_intact() {
 }
 
 #[test]
+#[ignore = "long"]
 fn a_node_that_is_full_of_a_borrower_is_taken_from_it_whole() {
     Lab::new().second_node("128M").run(|| {
         if serve() {
@@ -202,6 +204,7 @@ fn a_node_that_is_full_of_a_borrower_is_taken_from_it_whole() {
 }
 
 #[test]
+#[ignore = "long"]
 fn pinned_pages_are_skipped_counted_and_had_once_they_are_let_go() {
     Lab::new().second_node("128M").run(|| {
         if serve() {
@@ -239,6 +242,7 @@ fn pinned_pages_are_skipped_counted_and_had_once_they_are_let_go() {
 }
 
 #[test]
+#[ignore = "long"]
 fn a_borrower_that_is_killed_leaves_the_node_to_the_pool() {
     Lab::new().second_node("128M").run(|| {
         if serve() {

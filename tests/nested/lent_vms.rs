@@ -140,6 +140,7 @@ fn a_direct_disk_of_a_guest_that_may_borrow_goes_through_the_page_cache_and_that
 }
 
 #[test]
+#[ignore = "long"]
 fn a_vm_with_mte_evicts_exactly_what_it_needs_while_both_run() {
     const NEED: u64 = 512 * CHUNK_PAGES;
     Lab::new().second_node("128M").run(|| {
@@ -176,6 +177,7 @@ fn a_vm_with_mte_evicts_exactly_what_it_needs_while_both_run() {
 }
 
 #[test]
+#[ignore = "long"]
 fn a_vm_on_demand_evicts_chunk_by_chunk_and_is_never_in_tag_storage() {
     Lab::new().second_node("128M").run(|| {
         let broker = broker("eager");
@@ -224,6 +226,7 @@ fn each_policy_lends_to_vms_as_it_says_and_never_to_locked_or_tagged_memory() {
 }
 
 #[test]
+#[ignore = "long"]
 fn a_host_with_pages_of_16_kib_reserves_lends_and_evicts() {
     const PAGE: u64 = 16 << 10;
     Lab::new().kernel_package(KERNEL_16K).second_node("128M").run(|| {
@@ -259,6 +262,7 @@ fn a_host_with_pages_of_16_kib_reserves_lends_and_evicts() {
 }
 
 #[test]
+#[ignore = "long"]
 fn pinned_pages_of_a_borrower_are_skipped_counted_and_had_later() {
     const PINNED: u64 = 512;
     Lab::new().second_node("128M").run(|| {

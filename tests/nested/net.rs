@@ -182,6 +182,7 @@ fn a_guest_on_a_tap_exchanges_frames_with_its_host_until_the_tap_is_removed() {
 }
 
 #[test]
+#[ignore = "long"]
 fn frames_reach_memory_whose_tag_storage_is_not_reserved_yet() {
     Lab::new().emulated().run(|| {
         let scratch = Scratch::new();
@@ -191,6 +192,7 @@ fn frames_reach_memory_whose_tag_storage_is_not_reserved_yet() {
 }
 
 #[test]
+#[ignore = "long"]
 fn a_tap_that_is_made_again_under_its_name_carries_frames_again() {
     Lab::new().emulated().run(|| {
         let _taps = Taps::load();

@@ -241,6 +241,7 @@ fn a_zboot_kernel_that_asks_for_all_memory() {
 }
 
 #[test]
+#[ignore = "long"]
 fn an_initrd_over_two_gibibytes_is_loaded() {
     Lab::new().memory("8G").run(|| {
         let scratch = Scratch::new();

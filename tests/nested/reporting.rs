@@ -72,6 +72,7 @@ fn freed_memory_goes_back_to_the_host() {
 }
 
 #[test]
+#[ignore = "long"]
 fn freed_memory_of_a_memfd_and_of_a_small_guest_goes_back() {
     Lab::new().run(|| {
         let memfd = plan(1024).with("--memory-backing", "memfd");
@@ -84,6 +85,7 @@ fn freed_memory_of_a_memfd_and_of_a_small_guest_goes_back() {
 }
 
 #[test]
+#[ignore = "long"]
 fn freed_memory_goes_back_where_the_guest_clears_what_it_frees() {
     Lab::new().run(|| {
         let guest = comes_back("1 GiB, init_on_free=1", plan(1024).append("init_on_free=1"), 384);
@@ -92,6 +94,7 @@ fn freed_memory_goes_back_where_the_guest_clears_what_it_frees() {
 }
 
 #[test]
+#[ignore = "long"]
 fn freed_memory_goes_back_to_a_host_with_pages_of_16_kib() {
     // A host such as those of lent_vms have.
     Lab::new().kernel_package(KERNEL_16K).second_node("128M").run(|| {
@@ -107,6 +110,7 @@ fn free_huge_pages() -> u64 {
 }
 
 #[test]
+#[ignore = "long"]
 fn freed_memory_goes_back_to_a_pool_of_huge_pages() {
     const POOL: u64 = 300;
     const TOUCH: u64 = 300;
@@ -152,6 +156,7 @@ fn freed_memory_goes_back_to_a_pool_of_huge_pages() {
 }
 
 #[test]
+#[ignore = "long"]
 fn without_reporting_freed_memory_stays_until_it_is_switched_on() {
     const TOUCH: u64 = 768;
     Lab::new().run(|| {
@@ -193,6 +198,7 @@ fn without_reporting_freed_memory_stays_until_it_is_switched_on() {
 }
 
 #[test]
+#[ignore = "long"]
 fn memory_that_went_back_comes_back_zero_without_tags_and_takes_new_ones() {
     // MiB: what the guest frees is what it takes first the next time.
     const TAG: u64 = 64;

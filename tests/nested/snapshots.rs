@@ -49,11 +49,13 @@ fn a_guest_continues_in_another_process_with_all_its_tags() {
 }
 
 #[test]
+#[ignore = "long"]
 fn a_guest_is_saved_and_restored_many_times_over() {
     Lab::new().run(|| cycles(small().with("--cpus", "2"), 4));
 }
 
 #[test]
+#[ignore = "long"]
 fn a_guest_is_saved_while_it_boots() {
     Lab::new().run(|| {
         let early = moments_of_a_boot(&small(), 3);
@@ -63,6 +65,7 @@ fn a_guest_is_saved_while_it_boots() {
 }
 
 #[test]
+#[ignore = "long"]
 fn a_guest_finds_each_restore_and_no_pause_and_renews_its_random_numbers() {
     Lab::new().run(|| {
         let scratch = Scratch::new();
@@ -88,11 +91,13 @@ fn a_guest_finds_each_restore_and_no_pause_and_renews_its_random_numbers() {
 }
 
 #[test]
+#[ignore = "long"]
 fn vms_that_are_killed_while_they_are_saved_and_restored_leave_nothing() {
     Lab::new().emulated().run(|| kills(4));
 }
 
 #[test]
+#[ignore = "long"]
 fn a_restored_guest_is_paused_where_that_is_asked_for() {
     Lab::new().run(|| {
         let scratch = Scratch::new();
@@ -244,16 +249,19 @@ fn saved_and_restored(ways: &[bool]) {
 }
 
 #[test]
+#[ignore = "long"]
 fn a_guest_with_vectors_in_use_and_a_processor_off_is_restored() {
     Lab::new().run(|| saved_and_restored(&[false, true]));
 }
 
 #[test]
+#[ignore = "long"]
 fn a_guest_of_a_gicv2_is_restored() {
     Lab::new().qemu("-machine").qemu("gic-version=2").run(|| saved_and_restored(&[false, true]));
 }
 
 #[test]
+#[ignore = "long"]
 fn a_guest_is_restored_on_a_host_with_pages_of_16_kib() {
     Lab::new().kernel_package(KERNEL_16K).second_node("128M").run(|| {
         saved_and_restored(&[false, true]);
@@ -269,6 +277,7 @@ fn sh(guest: &Guest, script: &str) -> String {
 }
 
 #[test]
+#[ignore = "long"]
 fn a_guest_and_its_copy_are_reached_by_their_agents() {
     Lab::new().run(|| {
         let scratch = Scratch::new();
@@ -321,6 +330,7 @@ fn copy(folder: &Path, name: &str, file: &str, change: impl FnOnce(&mut Vec<u8>)
 }
 
 #[test]
+#[ignore = "long"]
 fn a_snapshot_that_cannot_be_restored_is_refused_with_its_reason() {
     Lab::new().run(|| {
         let scratch = Scratch::new();

@@ -115,6 +115,7 @@ fn a_guest_on_demand_holds_what_it_touches_and_gives_it_back() {
 }
 
 #[test]
+#[ignore = "long"]
 fn small_pages_and_a_memfd_are_reserved_for_on_demand_too() {
     Lab::new().as_root().run(|| {
         let mut guest =
@@ -227,6 +228,7 @@ fn a_guest_that_may_wait_goes_on_waiting_and_can_be_paused_and_ended() {
 }
 
 #[test]
+#[ignore = "long"]
 fn a_guest_that_is_paused_says_why() {
     Lab::new().as_root().run(|| {
         for cpus in ["1", "2"] {
@@ -249,6 +251,7 @@ fn a_guest_that_is_paused_says_why() {
 }
 
 #[test]
+#[ignore = "long"]
 fn a_guest_that_is_to_be_killed_ends_with_a_status_of_its_own() {
     Lab::new().as_root().run(|| {
         for deadline in [0, 1] {

@@ -187,7 +187,7 @@ impl Lab {
         let status = command
             .args(["--env", &format!("{ARRIVED}=1")])
             .args(self.options)
-            .args(["--", "--exact", &test, "--nocapture"])
+            .args(["--", "--exact", &test, "--include-ignored", "--nocapture"])
             .stdin(Stdio::null())
             .status()
             .expect("the lab program: `make test` builds it");

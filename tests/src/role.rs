@@ -15,7 +15,7 @@ impl Role {
     /// Starts the program for the test of this name, with a variable that names its role.
     pub(crate) fn start(test: &str, variable: &str, role: &str) -> Self {
         let mut child = Command::new(env::current_exe().unwrap())
-            .args(["--exact", test, "--nocapture"])
+            .args(["--exact", test, "--include-ignored", "--nocapture"])
             .env(variable, role)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
