@@ -18,12 +18,10 @@ use testing::lab::{Lab, artifact, program, programs};
 use testing::scratch::Scratch;
 use testing::wait::until;
 
+use crate::peer::{self, GUEST_PROGRAMS, HOST_PROGRAMS, busy, shell};
+
 /// Three guests boot, and each does nearly everything twice.
 const LIMIT: Duration = Duration::from_secs(1700);
-
-/// Where programs of Debian's are on the host: of the host, and of its guests.
-const HOST_PROGRAMS: &str = "/peers/host";
-const GUEST_PROGRAMS: &str = "/peers/guest";
 
 /// The guest's first program.
 const INIT: &str = include_str!("devices/init.sh");
@@ -114,7 +112,7 @@ impl Vmm {
     /// QEMU's machine for KVM guests ("virt", docs/system/arm/virt.rst) with a disk on a thread of its own (`thread`),
     /// whose file is opened with O_DIRECT, and a tap.
     fn qemu(name: &'static str, initrd: &Path, disk: &Path, thread: &str, vhost: &str) -> Self {
-        let mut command = peer("qemu-system-aarch64");
+        let mut command = peer::program("qemu-system-aarch64");
         let drive =
             format!("if=none,id=disk,format=raw,cache=none,aio=native,file={}", disk.display());
         let tap = format!("tap,id=net,ifname=tap0,script=no,downscript=no,vhost={vhost}");
@@ -150,7 +148,7 @@ impl Vmm {
             .spawn()
             .unwrap();
         until("the tap", || Path::new("/sys/class/net/tap0").exists().then_some(()));
-        host("ip addr add 198.51.100.1/24 dev tap0 && ip link set tap0 up");
+        shell("ip addr add 198.51.100.1/24 dev tap0 && ip link set tap0 up");
         let costs = follow(self.name, BufReader::new(child.stdout.take().unwrap()), server);
         let status = child.wait().unwrap();
         let said = fs::read_to_string("/tmp/errors").unwrap();
@@ -202,27 +200,6 @@ fn units(said: &str) -> Option<f64> {
     }
 }
 
-/// For how long the host's processor has been busy, in ns: instructions.
-fn busy() -> u64 {
-    let timers = fs::read_to_string("/proc/timer_list").unwrap();
-    let number = |line: &str| line.split_whitespace().rev().nth(1).unwrap().parse::<u64>().unwrap();
-    let find = |what: &str| timers.lines().find(|line| line.contains(what)).map(number).unwrap();
-    find("now at ") - find(".idle_sleeptime")
-}
-
-/// A program of Debian's on the host.
-fn peer(name: &str) -> Command {
-    let libraries = format!("{HOST_PROGRAMS}/lib");
-    let mut command = Command::new(format!("{libraries}/ld-linux-aarch64.so.1"));
-    command.args(["--library-path", &libraries]).arg(format!("{HOST_PROGRAMS}/bin/{name}"));
-    command
-}
-
-fn host(command: &str) {
-    let status = Command::new("sh").args(["-ec", command]).status().unwrap();
-    assert!(status.success(), "{command}: {status}");
-}
-
 /// The guest's initramfs: the lab's, with drivers of disk and network, and the programs.
 fn initrd(scratch: &Scratch, rows: &[Row]) -> PathBuf {
     let folder = scratch.join("guest");
@@ -238,7 +215,7 @@ fn initrd(scratch: &Scratch, rows: &[Row]) -> PathBuf {
         .collect();
     fs::write(folder.join("bench/jobs"), jobs).unwrap();
     fs::write(folder.join("bench/init"), INIT).unwrap();
-    host(&format!(
+    shell(&format!(
         "cd {}; chmod +x bench/init; cp {GUEST_PROGRAMS}/bin/* bench; cp {GUEST_PROGRAMS}/lib/* lib; \
          find . | cpio -o -H newc >../programs.cpio; rm -r {0}",
         folder.display()
@@ -265,7 +242,7 @@ fn disk(scratch: &Scratch) -> PathBuf {
 /// Loads drivers of the host that Debian's kernel has as modules.
 fn load(modules: &[&str]) {
     for module in modules {
-        host(&format!(
+        shell(&format!(
             "xzcat $(find /lib/modules/ /artifacts/modules/ -name {module}.ko.xz | head -n 1) >/tmp/module && \
              insmod /tmp/module && rm /tmp/module"
         ));
@@ -278,7 +255,13 @@ struct Server(Child);
 impl Server {
     /// It serves one client.
     fn start() -> Self {
-        Self(peer("iperf3").args(["-s", "--one-off"]).stdout(Stdio::null()).spawn().unwrap())
+        Self(
+            peer::program("iperf3")
+                .args(["-s", "--one-off"])
+                .stdout(Stdio::null())
+                .spawn()
+                .unwrap(),
+        )
     }
 
     /// Starts another one in the place of one that has ended.
@@ -325,7 +308,7 @@ fn disk_and_network_beside_those_of_qemu() {
         ]
         .map(|vmm| (vmm.name, vmm.measure(&mut server)));
 
-        let _ = peer("qemu-system-aarch64").arg("--version").status();
+        let _ = peer::program("qemu-system-aarch64").arg("--version").status();
         for row in &rows {
             let own = each(&own, row);
             let mut line = format!("{:22} {:7} {own:9.0}", row.name, row.unit);

@@ -4,7 +4,9 @@
 
 mod devices;
 mod huge_pages;
+mod inflation;
 mod lending;
+mod peer;
 mod reporting;
 mod snapshots;
 mod stall;
