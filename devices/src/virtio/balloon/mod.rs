@@ -13,7 +13,7 @@
 //! returns before the chain is completed.
 //!
 //! A page of the host that is larger than 4 KiB can arrive in parts, over several chains, and be discarded with the
-//! last, and so can a huge page that is renewed: the earlier parts must still be the balloon's then. So MUST_TELL_HOST
+//! last, and so can a huge page, whose parts wait for each other: they must still be the balloon's then. So MUST_TELL_HOST
 //! is offered, with which a driver waits for the answer to its deflation (5.5.6.1 and 5.5.6.2). Linux always accepts
 //! it, and always waits. With another driver only what comes in one chain is discarded, and nothing is renewed.
 //!
@@ -35,6 +35,7 @@
 
 mod config;
 mod counters;
+mod gathered;
 mod pages;
 mod payload;
 mod ranges;
@@ -53,7 +54,8 @@ use vm_memory::GuestMemory;
 
 use self::config::Space;
 use self::counters::count;
-use self::pages::{Held, PAGE, Pages, Pfn};
+use self::gathered::Gathered;
+use self::pages::{Change, Held, PAGE, Pages, Pfn};
 use super::{Broken, Buffer, Chain, Device, DeviceId, Features, Head, Ring};
 use crate::ports::{GuestRange, Reclaim};
 
@@ -89,6 +91,10 @@ const REPORTED_A_TURN: u64 = 4 << 30;
 /// Huge pages that are renewed in a turn of the inflate queue at most: each takes the host as long as some pages that
 /// are given back, and a list can make as many whole as it has pages. The others stay in small pages.
 const RENEWED_A_TURN: u64 = 256;
+
+/// Pages in a list after which a driver may have more to give at once: Linux sends as many as it has room for
+/// (`VIRTIO_BALLOON_ARRAY_PFNS_MAX`).
+const FULL_LIST: usize = 256;
 
 /// What a queue is for.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
@@ -126,6 +132,10 @@ pub struct Balloon {
     /// What the driver acknowledged, once it is ready.
     acked: Option<Features>,
     pages: Pages,
+    /// Those that are not given back yet.
+    gathered: Gathered,
+    /// A full list came since the driver last said what it has.
+    may_go_on: bool,
     statistics: Option<Statistics>,
     /// The statistics' buffer that waits for a request.
     held: Option<Head>,
@@ -154,6 +164,8 @@ impl Balloon {
             space: Space::default(),
             acked: None,
             pages,
+            gathered: Gathered::default(),
+            may_go_on: false,
             statistics: None,
             held: None,
             requested: false,
@@ -262,7 +274,8 @@ impl Balloon {
             let change = self.pages.insert(&mut pfns, held);
             count(&self.counters.outside, change.outside);
             count(&self.counters.inflated, change.changed);
-            self.discard(&change.whole);
+            self.may_go_on = pfns.len() >= FULL_LIST;
+            self.give(&change, held);
             change.huge.iter().for_each(|range| self.renew(*range, &mut renewals));
             ring.complete(head, 0)?;
         }
@@ -271,6 +284,7 @@ impl Balloon {
 
     fn deflate<M: GuestMemory>(&mut self, ring: &mut Ring<'_, M>) -> Result<(), Broken> {
         let mut listed = 0;
+        self.give_gathered();
         while let Some((head, pfns)) = take_list(ring, &mut listed)? {
             let change = self.pages.remove(&pfns);
             count(&self.counters.outside, change.outside);
@@ -345,6 +359,26 @@ impl Balloon {
         free
     }
 
+    /// Gives back what came with a list: at once, or with the rest of its huge pages.
+    fn give(&mut self, change: &Change, held: Held) {
+        match self.reclaim.huge_page_size() {
+            Some(huge) if held == Held::UntilDeflated => {
+                let due = self.gathered.add(&change.whole, &change.huge, huge);
+                self.discard(&due);
+                if !self.may_go_on || self.pages.bytes() >= self.target() {
+                    self.give_gathered();
+                }
+            }
+            _ => self.discard(&change.whole),
+        }
+    }
+
+    /// Gives back what waits for the rest of its huge page.
+    fn give_gathered(&mut self) {
+        let pages = self.gathered.take();
+        self.discard(&pages);
+    }
+
     /// Renews huge pages, as many as there are left in this turn.
     fn renew(&mut self, range: GuestRange, left: &mut u64) {
         let Some(huge) = self.reclaim.huge_page_size() else { return };
@@ -386,6 +420,10 @@ impl Device for Balloon {
 
     fn write_config(&mut self, offset: u64, data: &[u8]) {
         self.space.write(offset, data);
+        // Linux says what it has after each list, and again each time that it finds no memory to list.
+        if !std::mem::take(&mut self.may_go_on) {
+            self.give_gathered();
+        }
     }
 
     fn activate(&mut self, acked: Features) {
@@ -414,6 +452,8 @@ impl Device for Balloon {
         self.space.actual = 0;
         self.space.poison_val = 0;
         self.pages.clear();
+        self.gathered = Gathered::default();
+        self.may_go_on = false;
         self.counters.inflated.store(0, Ordering::Relaxed);
         self.statistics = None;
         self.held = None;

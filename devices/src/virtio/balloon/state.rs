@@ -12,7 +12,8 @@ use crate::virtio::Head;
 
 /// The state of a balloon.
 ///
-/// The pages in it are discarded already in the memory that is saved with it.
+/// The pages in it are discarded in the memory that is saved with it, but for a few that waited for the rest of their
+/// huge pages, and stay.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct State {
     pub(super) space: Space,

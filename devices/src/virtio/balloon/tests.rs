@@ -1,5 +1,6 @@
 #![allow(clippy::unwrap_used)]
 
+mod gathering;
 mod inflation;
 mod lifecycle;
 mod malformed;
@@ -63,6 +64,7 @@ struct Call {
 /// A host that writes down what it takes back, in whole pages of its own.
 struct Host {
     page_size: u64,
+    huge_page_size: Option<u64>,
     memory: Memory,
     calls: Arc<Mutex<Vec<Call>>>,
     refuses: Arc<AtomicBool>,
@@ -71,6 +73,10 @@ struct Host {
 impl Reclaim for Host {
     fn page_size(&self) -> u64 {
         self.page_size
+    }
+
+    fn huge_page_size(&self) -> Option<u64> {
+        self.huge_page_size
     }
 
     fn discard(&mut self, range: GuestRange) -> Discarded {
@@ -125,11 +131,17 @@ impl Bench {
 
     /// With a driver that is not ready.
     fn idle(config: BalloonConfig, page_size: u64) -> Self {
+        Self::on(config, page_size, None)
+    }
+
+    /// The same, on a host with huge pages.
+    fn on(config: BalloonConfig, page_size: u64, huge_page_size: Option<u64>) -> Self {
         let size = usize::try_from(RAM.length).unwrap();
         let memory: Memory = Arc::new(GuestMemoryMmap::from_ranges(&[(RAM.start, size)]).unwrap());
         let (calls, refuses) = (Arc::default(), Arc::default());
         let host = Host {
             page_size,
+            huge_page_size,
             memory: Arc::clone(&memory),
             calls: Arc::clone(&calls),
             refuses: Arc::clone(&refuses),

@@ -143,7 +143,13 @@ fn memory_beyond_16_tib_does_not_overflow_the_target() {
     let host = || {
         let bench = Bench::new();
         let (calls, refuses) = (Arc::default(), Arc::default());
-        Box::new(Host { page_size: 4 * KIB, memory: bench.memory, calls, refuses })
+        Box::new(Host {
+            page_size: 4 * KIB,
+            huge_page_size: None,
+            memory: bench.memory,
+            calls,
+            refuses,
+        })
     };
     let huge = GuestRange { start: RAM.start, length: u64::MAX };
 

@@ -28,6 +28,7 @@ fn reports_of_much_memory_take_turns() {
     let Bench { memory, calls, refuses, .. } = &bench;
     let host = Host {
         page_size: PAGE,
+        huge_page_size: None,
         memory: Arc::clone(memory),
         calls: Arc::clone(calls),
         refuses: Arc::clone(refuses),

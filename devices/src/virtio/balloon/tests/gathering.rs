@@ -1,0 +1,107 @@
+//! Pages that wait for the rest of their huge page.
+
+use super::*;
+
+const HUGE: u64 = 2 * MIB;
+
+/// Where a driver says what it has.
+const ACTUAL: u64 = 4;
+
+/// A balloon that is to have this much, of a driver that has acknowledged these features.
+fn bench(target: u64, acked: Features) -> Bench {
+    let mut bench = Bench::on(BalloonConfig { target, ..EVERYTHING }, 4 * KIB, Some(HUGE));
+    bench.balloon.activate(acked.with(Features::VERSION_1));
+    bench
+}
+
+fn waiting() -> Bench {
+    bench(6 * MIB, Features::BALLOON_MUST_TELL_HOST)
+}
+
+/// The n-th MiB of guest memory, as Linux lists it.
+fn mib(number: u32) -> std::ops::Range<u32> {
+    FIRST + number * 256..FIRST + (number + 1) * 256
+}
+
+fn say_actual(bench: &mut Bench, mib: u32) {
+    bench.balloon.write_config(ACTUAL, &(mib * 256).to_le_bytes());
+}
+
+#[test]
+fn a_huge_page_is_given_back_in_one_piece() {
+    let mut bench = waiting();
+
+    bench.send_pages(INFLATE, mib(2)).unwrap();
+    say_actual(&mut bench, 1);
+    let first = bench.discarded();
+    bench.send_pages(INFLATE, mib(3)).unwrap();
+
+    assert_eq!((first, bench.discarded()), (vec![], vec![range(RAM.start.0 + 2 * MIB, HUGE)]));
+    assert_eq!(bench.inflated(), 2 * MIB);
+    assert_eq!(bench.counter(|counters| &counters.discarded), 2 * MIB);
+}
+
+#[test]
+fn nothing_waits_behind_a_list_that_is_not_full() {
+    let mut bench = waiting();
+
+    bench.send_pages(INFLATE, mib(0)).unwrap();
+    bench.send_pages(INFLATE, [FIRST + 300]).unwrap();
+
+    assert_eq!(bench.discarded(), [range(RAM.start.0, MIB), page_range(FIRST + 300, 1)]);
+}
+
+#[test]
+fn nothing_waits_once_the_target_is_reached() {
+    let mut bench = bench(3 * MIB, Features::BALLOON_MUST_TELL_HOST);
+
+    (0..3).for_each(|number| bench.send_pages(INFLATE, mib(number)).unwrap());
+
+    assert_eq!(bench.discarded(), [range(RAM.start.0, HUGE), range(RAM.start.0 + HUGE, MIB)]);
+}
+
+#[test]
+fn nothing_waits_when_the_driver_has_found_no_more() {
+    let mut bench = waiting();
+
+    bench.send_pages(INFLATE, mib(0)).unwrap();
+    say_actual(&mut bench, 1);
+    let first = bench.discarded();
+    say_actual(&mut bench, 1);
+
+    assert_eq!((first, bench.discarded()), (vec![], vec![range(RAM.start.0, MIB)]));
+}
+
+#[test]
+fn pages_are_given_back_before_any_is_the_drivers_again() {
+    let mut bench = waiting();
+
+    bench.send_pages(INFLATE, mib(0)).unwrap();
+    bench.send_pages(DEFLATE, [FIRST]).unwrap();
+    let used = bench.calls.lock().unwrap()[0].used[DEFLATE];
+    let discarded = bench.discarded();
+    say_actual(&mut bench, 1);
+
+    assert_eq!((discarded, used), (vec![range(RAM.start.0, MIB)], 0));
+    assert_eq!(bench.discarded(), []);
+}
+
+#[test]
+fn a_reset_gives_nothing_back_that_waited() {
+    let mut bench = waiting();
+
+    bench.send_pages(INFLATE, mib(0)).unwrap();
+    bench.restart(Features::BALLOON_MUST_TELL_HOST.with(Features::VERSION_1));
+    say_actual(&mut bench, 0);
+
+    assert_eq!(bench.discarded(), []);
+}
+
+#[test]
+fn pages_of_a_driver_that_does_not_wait_go_at_once() {
+    let mut bench = bench(6 * MIB, Features::default());
+
+    bench.send_pages(INFLATE, mib(0)).unwrap();
+
+    assert_eq!(bench.discarded(), [range(RAM.start.0, MIB)]);
+}
