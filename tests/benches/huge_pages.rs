@@ -1,7 +1,7 @@
 //! What a guest's touches cost after its memory went back to the host and came again: whether the host backs it by
 //! huge pages as before. Instructions of the host.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 use testing::footprint::{Curve, Footprint, mib};
@@ -83,16 +83,40 @@ fn memory_that_was_in_a_balloon_costs_as_much_as_before() {
     });
 }
 
+/// How long after the guest's last change its memory is huge again.
+const SOON: Duration = Duration::from_secs(10);
+
+/// Waits until what is resident is huge.
+fn until_huge(guest: &Guest) -> Footprint {
+    let start = Instant::now();
+    until("memory to be huge", || {
+        let footprint = Footprint::of(&mut guest.client());
+        let is_huge = footprint.huge as f64 >= footprint.resident as f64 * HUGE / 100.0;
+        let waited = start.elapsed();
+        assert!(
+            waited < SOON,
+            "{:.0} of {:.0} MiB are huge after {waited:?}",
+            mib(footprint.huge),
+            mib(footprint.resident)
+        );
+        is_huge.then_some(footprint)
+    })
+}
+
 /// Has a guest touch memory, free it, and report it.
 fn touch_and_report(guest: &mut Guest, what: &str) {
     const SMALL: u64 = 120;
     let report = guest.order(&format!("touch {SMALL}"), "touched");
     let cost = report["took_ns"].as_u64().unwrap() / 1_000_000;
     let footprint = Footprint::of(&mut guest.client());
+    let start = Instant::now();
+    let later = until_huge(guest);
     println!(
-        "{what}: {cost} million instructions; {:.0} MiB resident, {:.0} MiB huge",
+        "{what}: {cost} million instructions; {:.0} MiB resident, {:.0} MiB huge, {:.0} after {:.1} s",
         mib(footprint.resident),
-        mib(footprint.huge)
+        mib(footprint.huge),
+        mib(later.huge),
+        start.elapsed().as_secs_f64()
     );
     assert_eq!(guest.order("free", "freed")["wrong"], 0);
     Curve::until_still(guest);
@@ -109,7 +133,9 @@ fn memory_that_a_small_guest_reports_is_huge_again_when_it_is_whole() {
         (1..=6).for_each(|times| touch_and_report(&mut guest, &format!("reported {times} times")));
         let metrics = guest.client().metrics().unwrap();
         let renewed = metrics["balloon"]["renewed_chunks_total"].as_u64().unwrap();
-        println!("renewed: {renewed} chunks");
+        let count = |name: &str| metrics["balloon"][name].as_u64().unwrap();
+        let (split, mended) = (count("split_chunks_total"), count("mended_chunks_total"));
+        println!("renewed: {renewed} chunks, split: {split}, mended: {mended}");
         assert!(renewed > 0, "no chunk that went in pieces is whole again");
         guest.stop();
     });

@@ -4,7 +4,7 @@
 mod change;
 mod status;
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::rc::Rc;
@@ -23,7 +23,7 @@ use super::gate::QueueGate;
 use super::queues::Shared;
 use super::reporting::{self, Diagnosis, DriverState, ReportingConfig, Running};
 use crate::error::say;
-use crate::memory::{GuestRam, reclaim};
+use crate::memory::{GuestRam, Mender, reclaim};
 use crate::spec::BalloonSpec;
 use crate::sys::timer::Timer;
 
@@ -58,6 +58,7 @@ struct Inner {
     transport: Shared<Balloon>,
     counters: Arc<balloon::Counters>,
     discards: Arc<reclaim::Counters>,
+    mender: RefCell<Option<Mender>>,
     config: ReportingConfig,
     gate: QueueGate,
     deflate_on_oom: bool,
@@ -75,9 +76,9 @@ struct Inner {
 }
 
 impl Control {
-    /// Controls this balloon, which was made as `spec` says for a guest with this reporting `config`, and counts the
-    /// host's answers in `discards`. While `gate` is
-    /// closed, the guest is asked for nothing.
+    /// Controls this balloon, which was made as `spec` says for a guest with this reporting `config`. The host's answers
+    /// to its discards are counted, and what falls into small pages then is mended. While `gate` is closed, the guest is
+    /// asked for nothing.
     ///
     /// # Errors
     /// When the host gives no timers.
@@ -85,7 +86,7 @@ impl Control {
         spec: BalloonSpec,
         config: ReportingConfig,
         transport: Shared<Balloon>,
-        discards: Arc<reclaim::Counters>,
+        (discards, mender): (Arc<reclaim::Counters>, Option<Mender>),
         gate: QueueGate,
     ) -> io::Result<Self> {
         let counters = lock(&transport).device().counters();
@@ -93,6 +94,7 @@ impl Control {
             transport,
             counters,
             discards,
+            mender: RefCell::new(mender),
             config,
             gate,
             deflate_on_oom: spec.deflate_on_oom,
@@ -233,6 +235,8 @@ impl Control {
             "failed_bytes": read(&counters.failed),
             "discard_retries_total": self.0.discards.retries.get(),
             "renewed_chunks_total": self.0.discards.renewed.get(),
+            "split_chunks_total": self.0.discards.split.get(),
+            "mended_chunks_total": self.0.discards.mended.get(),
             "poison_skipped_bytes": read(&counters.poison_skipped),
             "kept_bytes": read(&counters.kept),
             "outside_bytes": read(&counters.outside),
@@ -289,6 +293,10 @@ impl MutEventSubscriber for Control {
             // Without its event there are no statistics, or there is no explanation.
             let _ = ops.add(Events::new_raw(timer.as_raw_fd(), EventSet::IN));
         }
+        if let Some(mender) = &*self.0.mender.borrow() {
+            // Without its event, small pages serve.
+            let _ = ops.add(Events::new_raw(mender.timer().as_raw_fd(), EventSet::IN));
+        }
     }
 
     fn process(&mut self, events: Events, _: &mut EventOps<'_>) {
@@ -303,6 +311,14 @@ impl MutEventSubscriber for Control {
             self.0.needed.set(Bytes::ZERO);
             self.0.lingers.set(false);
             self.aim();
+        }
+        if let Some(mender) = &mut *self.0.mender.borrow_mut()
+            && fired(mender.timer())
+        {
+            match self.0.gate.enter() {
+                Some(_inside) => mender.turn(),
+                None => mender.postpone(),
+            }
         }
     }
 }

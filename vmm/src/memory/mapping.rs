@@ -1,6 +1,8 @@
 //! The mapping that is guest memory, aligned to chunks so that a 2 MiB huge page can back each chunk.
 #![allow(unsafe_code)]
 
+mod huge;
+
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -19,6 +21,8 @@ use super::error::Error;
 use super::template::{TemplateFile, TemplatePart};
 use crate::sys::huge_pages::{free_huge_pages, huge_page_size};
 use crate::sys::numa::Rule;
+
+pub(super) use huge::PagesInMemory;
 
 /// `PROT_MTE` of arch/arm64/include/uapi/asm/mman.h; the libc crate has it for glibc only.
 const PROT_MTE: u32 = 0x20;
@@ -263,14 +267,20 @@ impl Mapping {
         if !inside {
             return Err(Errno::INVAL.into());
         }
+        Ok(self.in_core(offset, length)?.any(|page| page))
+    }
+
+    /// Of each page of a part of the mapping whether it is in memory.
+    fn in_core(&self, offset: u64, length: u64) -> io::Result<impl Iterator<Item = bool> + use<>> {
         let mut pages = vec![0u8; length.div_ceil(rustix::param::page_size() as u64) as usize];
-        // SAFETY: the part lies in the owned mapping, and there is a byte for each of its pages.
+        // SAFETY: the part lies in the owned mapping, as the caller has checked, and there is a byte for each of its
+        // pages.
         let done = unsafe {
             let start = self.as_ptr().add(offset as usize);
             libc::mincore(start.cast(), length as usize, pages.as_mut_ptr())
         };
         match done {
-            0 => Ok(pages.iter().any(|page| page & 1 != 0)),
+            0 => Ok(pages.into_iter().map(|page| page & 1 != 0)),
             _ => Err(io::Error::last_os_error()),
         }
     }

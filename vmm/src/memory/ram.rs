@@ -21,7 +21,7 @@ use vm_memory::{
 use super::backing::{Attributes, Backing, MemoryFile};
 use super::changes::{self, Changes};
 use super::error::Error;
-use super::mapping::Mapping;
+use super::mapping::{Mapping, PagesInMemory};
 use super::shared::{Overlay, TemplateParts};
 use super::tags;
 use super::template::{TemplateFile, TemplatePart};
@@ -297,13 +297,50 @@ impl GuestRam {
         region.mapping.check_part(offset, range.size.get())?;
         let part = offset..offset + range.size.get();
         // What is no template's here never becomes one.
-        let is_shared = |parts: &TemplateParts| parts.pieces(&part).iter().any(|(_, is)| *is);
-        if self.parts().is_some_and(is_shared) {
+        if self.has_template_in(&part) {
             return Ok(Bytes::ZERO);
         }
         region.mark_changed(&part);
         region.mapping.renew(&part)?;
         Ok(range.size)
+    }
+
+    /// Which pages of a chunk are in memory. `None` where some are a template's.
+    ///
+    /// # Errors
+    /// What the host answers.
+    pub(super) fn pages_in_memory(&self, chunk: MemoryRange) -> io::Result<Option<PagesInMemory>> {
+        let offset = self.offset_of_chunk(chunk)?;
+        if self.has_template_in(&(offset..offset + chunk.size.get())) {
+            return Ok(None);
+        }
+        self.region().mapping.pages_in_memory(offset).map(Some)
+    }
+
+    /// Has the host split the huge page of a chunk, of which the small page of this number is in memory.
+    ///
+    /// # Errors
+    /// What the host answers.
+    pub(super) fn give_up_huge_page(&self, chunk: MemoryRange, page: u16) -> io::Result<()> {
+        self.region().mapping.give_up_huge_page(self.offset_of_chunk(chunk)?, page)
+    }
+
+    /// Makes one huge page of a chunk's small pages. The guest may use it meanwhile.
+    ///
+    /// # Errors
+    /// What the host answers.
+    pub(super) fn collapse(&self, chunk: MemoryRange) -> io::Result<()> {
+        self.region().mapping.collapse(self.offset_of_chunk(chunk)?)
+    }
+
+    fn offset_of_chunk(&self, chunk: MemoryRange) -> io::Result<u64> {
+        let offset = chunk.base.0.checked_sub(self.region().base.0);
+        Ok(offset.ok_or(io::ErrorKind::InvalidInput)?)
+    }
+
+    /// Whether some of a part is a template's.
+    fn has_template_in(&self, part: &Range<u64>) -> bool {
+        self.parts().is_some_and(|parts| parts.pieces(part).iter().any(|(_, is)| *is))
     }
 
     /// A piece of the memory whose writes are no changes: for what loads or saves it.

@@ -9,6 +9,7 @@ use arch::units::Bytes;
 use devices::ports::{Discarded, GuestRange, Reclaim};
 use vm_memory::GuestAddress;
 
+use super::mend::{Mender, Split};
 use super::ram::GuestRam;
 use super::split::SplitPages;
 use crate::metrics::Counter;
@@ -65,6 +66,10 @@ pub struct Counters {
     pub retries: Counter,
     /// Chunks that went in pieces, and can be huge pages again.
     pub renewed: Counter,
+    /// Chunks whose huge page the host was made to split, as most of it had gone.
+    pub split: Counter,
+    /// Chunks that were made huge pages again, as all of their small pages were in use.
+    pub mended: Counter,
     last_error: AtomicI32,
 }
 
@@ -124,8 +129,8 @@ pub(crate) struct Reclaimer {
     ranges: Vec<MemoryRange>,
     hooks: Box<dyn DiscardHooks>,
     counters: Arc<Counters>,
-    /// Where huge pages can go in pieces, and come again whole.
-    split: Option<SplitPages>,
+    /// Where huge pages can go in pieces, and come again whole: those that have.
+    split: Option<Split>,
 }
 
 impl Reclaimer {
@@ -137,7 +142,21 @@ impl Reclaimer {
     fn over(memory: Box<dyn Pages>, hooks: Box<dyn DiscardHooks>) -> Self {
         let ranges = memory.ranges();
         let huge = memory.huge_page_size().filter(|_| hooks.may_renew());
-        Self { memory, ranges, hooks, counters: Arc::default(), split: huge.map(SplitPages::new) }
+        let split = huge
+            .zip(ranges.first())
+            .and_then(|(huge, range)| Split::new(SplitPages::new(*range, huge)));
+        Self { memory, ranges, hooks, counters: Arc::default(), split }
+    }
+
+    /// What mends this memory's huge pages, which this reclaimer gives back, where it has any.
+    pub(crate) fn mender(&self, ram: GuestRam) -> Option<Mender> {
+        let split = self.split.clone()?;
+        Some(Mender::new(ram, split, self.counters()))
+    }
+
+    /// The size of huge pages that can go in pieces.
+    fn huge(&self) -> Option<Bytes> {
+        self.split.as_ref().map(|split| split.lock().size())
     }
 
     /// Its counters.
@@ -161,28 +180,27 @@ impl Reclaimer {
 
     /// Remembers huge pages of which a part has gone, with which the host keeps a table for the small ones; and has
     /// those possible again that have gone whole.
-    fn settle(&mut self, gone: MemoryRange, memory: MemoryRange) {
-        let Some(huge) = self.split.as_ref().map(SplitPages::size) else { return };
-        let whole = whole_pages(guest_range(gone), memory, huge);
+    fn settle(&self, gone: MemoryRange, memory: MemoryRange) {
+        let Some(split) = &self.split else { return };
+        let whole = whole_pages(guest_range(gone), memory, split.lock().size());
         if let Some(whole) = whole {
-            self.renew_split(whole, memory);
+            self.renew_split(whole);
         }
-        let Some(split) = &mut self.split else { return };
         for edge in [gone.base, GuestAddress(gone.end().0 - 1)] {
-            if whole.is_none_or(|whole| !whole.contains(edge)) {
-                split.insert(edge, memory);
+            if whole.is_none_or(|whole| !whole.contains(edge)) && split.lock().insert(edge) {
+                split.wake();
             }
         }
     }
 
     /// Renews those of some huge pages that had gone in pieces.
-    fn renew_split(&mut self, pages: MemoryRange, memory: MemoryRange) {
-        let Some(split) = &mut self.split else { return };
-        let huge = split.size();
-        for page in split.take(pages, memory) {
+    fn renew_split(&self, pages: MemoryRange) {
+        let Some(split) = &self.split else { return };
+        let taken = split.lock().take(pages);
+        for page in taken {
             // An error leaves small pages.
             let renewed = self.memory.renew(page).unwrap_or_default();
-            self.counters.renewed.add(renewed.get() / huge.get());
+            self.counters.renewed.add(renewed.get() / page.size.get());
         }
     }
 }
@@ -230,15 +248,14 @@ impl Reclaim for Reclaimer {
     }
 
     fn huge_page_size(&self) -> Option<u64> {
-        self.split.as_ref().map(|split| split.size().get())
+        self.huge().map(Bytes::get)
     }
 
     fn renew(&mut self, range: GuestRange) {
-        let Some(huge) = self.split.as_ref().map(SplitPages::size) else { return };
-        for index in 0..self.ranges.len() {
-            let Some(memory) = self.ranges.get(index).copied() else { continue };
-            if let Some(pages) = whole_pages(range, memory, huge) {
-                self.renew_split(pages, memory);
+        let Some(huge) = self.huge() else { return };
+        for memory in &self.ranges {
+            if let Some(pages) = whole_pages(range, *memory, huge) {
+                self.renew_split(pages);
             }
         }
     }

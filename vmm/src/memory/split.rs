@@ -1,4 +1,4 @@
-//! Which huge pages of guest memory have gone in pieces, and whether they may be mapped anew.
+//! Which huge pages of guest memory have gone in pieces, and what is known of each.
 //!
 //! The kernel merges a new mapping with its neighbours if nothing touches it before it has their attributes. A guest
 //! that stores to it meanwhile keeps them apart, for good. So mappings are counted now and then, of which a process has
@@ -13,20 +13,34 @@ use crate::sys::mappings;
 /// Mappings are counted each time that so many huge pages were mapped anew. Each adds two at most.
 const COUNTED_EACH: u32 = 1024;
 
-/// Huge pages that went in pieces since they were mapped.
+/// Huge pages that went in pieces since they were mapped, or since they were made of small ones.
 #[derive(Debug)]
 pub(super) struct SplitPages {
+    memory: MemoryRange,
     size: Bytes,
-    /// A bit for each, by its number from the beginning of guest memory, up to the last that ever was among them.
-    bits: Vec<u64>,
+    /// Of each, by its number from the beginning of guest memory, up to the last that ever was among them.
+    pages: Vec<SplitPage>,
+    /// How many are among them.
+    count: u64,
     /// So many may be mapped anew before mappings are counted.
     left: u32,
 }
 
+/// What is known of one.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(super) struct SplitPage {
+    /// It went in pieces.
+    pub(super) is_split: bool,
+    /// The host has been made to give up the huge page.
+    pub(super) is_given_up: bool,
+    /// How many of its small pages were in memory at the last look, if there was one.
+    pub(super) present: Option<u16>,
+}
+
 impl SplitPages {
-    /// None, of huge pages of this size.
-    pub(super) fn new(size: Bytes) -> Self {
-        Self { size, bits: Vec::new(), left: 0 }
+    /// None, of guest memory in huge pages of this size.
+    pub(super) fn new(memory: MemoryRange, size: Bytes) -> Self {
+        Self { memory, size, pages: Vec::new(), count: 0, left: 0 }
     }
 
     /// The size of a huge page.
@@ -34,41 +48,70 @@ impl SplitPages {
         self.size
     }
 
-    /// Adds the one around an address of memory.
-    pub(super) fn insert(&mut self, address: GuestAddress, memory: MemoryRange) {
-        let number = (address.0 - memory.base.0) / self.size.get();
-        let word = (number / u64::from(u64::BITS)) as usize;
-        if self.bits.len() <= word {
-            self.bits.resize(word + 1, 0);
+    /// Whether there are none.
+    pub(super) fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// Adds the one around an address of memory. Whether there were none.
+    pub(super) fn insert(&mut self, address: GuestAddress) -> bool {
+        let number = ((address.0 - self.memory.base.0) / self.size.get()) as usize;
+        if self.pages.len() <= number {
+            self.pages.resize(number + 1, SplitPage::default());
         }
-        if let Some(word) = self.bits.get_mut(word) {
-            *word |= 1 << (number % u64::from(u64::BITS));
+        if let Some(page) = self.pages.get_mut(number)
+            && !page.is_split
+        {
+            *page = SplitPage { is_split: true, ..SplitPage::default() };
+            self.count += 1;
+            return self.count == 1;
         }
+        false
     }
 
     /// Takes out those of a range of whole ones that may be mapped anew.
-    pub(super) fn take(&mut self, range: MemoryRange, memory: MemoryRange) -> Vec<MemoryRange> {
-        let first = (range.base.0 - memory.base.0) / self.size.get();
-        let count = range.size.get() / self.size.get();
+    pub(super) fn take(&mut self, range: MemoryRange) -> Vec<MemoryRange> {
+        let first = ((range.base.0 - self.memory.base.0) / self.size.get()) as usize;
+        let count = (range.size.get() / self.size.get()) as usize;
         let mut taken = Vec::new();
         for number in first..first + count {
-            if self.has(number) && self.may_map() {
+            if self.get(number).is_some() && self.may_map() {
                 self.remove(number);
-                let start = GuestAddress(memory.base.0 + number * self.size.get());
-                taken.push(MemoryRange::new(start, self.size));
+                taken.push(self.range(number));
             }
         }
         taken
     }
 
-    fn has(&self, number: u64) -> bool {
-        let word = self.bits.get((number / u64::from(u64::BITS)) as usize);
-        word.is_some_and(|word| word & 1 << (number % u64::from(u64::BITS)) != 0)
+    /// The first from this number on.
+    pub(super) fn next(&self, from: usize) -> Option<(usize, SplitPage)> {
+        let rest = self.pages.get(from..)?;
+        let number = from + rest.iter().position(|page| page.is_split)?;
+        self.get(number).map(|page| (number, page))
     }
 
-    fn remove(&mut self, number: u64) {
-        if let Some(word) = self.bits.get_mut((number / u64::from(u64::BITS)) as usize) {
-            *word &= !(1 << (number % u64::from(u64::BITS)));
+    /// Where it is.
+    pub(super) fn range(&self, number: usize) -> MemoryRange {
+        let start = GuestAddress(self.memory.base.0 + number as u64 * self.size.get());
+        MemoryRange::new(start, self.size)
+    }
+
+    fn get(&self, number: usize) -> Option<SplitPage> {
+        self.pages.get(number).copied().filter(|page| page.is_split)
+    }
+
+    /// Notes a look at one, if it still is among them.
+    pub(super) fn note(&mut self, number: usize, present: u16, is_given_up: bool) {
+        if let Some(page) = self.pages.get_mut(number).filter(|page| page.is_split) {
+            (page.present, page.is_given_up) = (Some(present), is_given_up);
+        }
+    }
+
+    /// Takes one out, which is a huge page again.
+    pub(super) fn remove(&mut self, number: usize) {
+        if let Some(page) = self.pages.get_mut(number).filter(|page| page.is_split) {
+            *page = SplitPage::default();
+            self.count -= 1;
         }
     }
 

@@ -44,6 +44,13 @@ impl Timer {
         rustix::io::read(&self.0, &mut [0; 8]).is_ok()
     }
 
+    /// Whether it is to go off.
+    #[cfg(test)]
+    pub(crate) fn is_set(&self) -> bool {
+        let left = rustix::time::timerfd_gettime(&self.0).map(|left| left.it_value);
+        left.is_ok_and(|left| (left.tv_sec, left.tv_nsec) != (0, 0))
+    }
+
     fn set(&self, first: Duration, then: Duration) -> io::Result<()> {
         let when = Itimerspec { it_interval: timespec(then)?, it_value: timespec(first)? };
         timerfd_settime(&self.0, TimerfdTimerFlags::empty(), &when)?;

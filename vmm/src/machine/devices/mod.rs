@@ -193,13 +193,18 @@ fn balloon(
     };
     let range = ram.range();
     let range = GuestRange { start: range.base, length: range.size.get() };
-    let discards = reclaimer.counters();
+    let (discards, mender) = (reclaimer.counters(), reclaimer.mender(ram.clone()));
     let device = Balloon::new(config, Box::new(reclaimer), range);
     let transport = builder.plug("balloon", device)?;
     let gate = builder.gate().clone();
-    let control =
-        balloon::Control::new(wanted, reporting_config, Arc::clone(&transport), discards, gate)
-            .map_err(|source| Error::Timers { device: "balloon", source })?;
+    let control = balloon::Control::new(
+        wanted,
+        reporting_config,
+        Arc::clone(&transport),
+        (discards, mender),
+        gate,
+    )
+    .map_err(|source| Error::Timers { device: "balloon", source })?;
     let counted = control.clone();
     builder.attach("balloon", transport, Some(Box::new(move || counted.metrics())));
     Ok(control)

@@ -1,0 +1,206 @@
+//! Huge pages that went in pieces, looked at again: most of one has gone for good, or all of it is in use again.
+//!
+//! Of a huge page of which a part was given back, the host gets nothing until its kernel splits the page, which it does
+//! when it is short of memory. And a huge page that was split stays in small pages when the guest uses all of it again.
+//! A turn, now and then, makes the host split those of which at least half has gone, and makes one huge page of the
+//! small ones where hardly any is missing.
+//!
+//! A page is left alone while the number of its small pages changes between two turns: the guest is at work there. What a
+//! turn does is bounded, as the main thread serves the devices. Once nothing changes any more, turns are rare; once no
+//! page is split, there are none.
+//!
+//! # References
+//! Linux mm/khugepaged.c (`madvise_collapse`), mm/madvise.c (`madvise_cold_or_pageout_pte_range`); madvise(2)
+
+use std::io;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use arch::range::MemoryRange;
+
+use super::mapping::PagesInMemory;
+use super::ram::GuestRam;
+use super::reclaim::Counters;
+use super::split::{SplitPage, SplitPages};
+use crate::sys::small_file;
+use crate::sys::timer::Timer;
+
+/// The time from the first piece of a huge page to the first turn, and between turns while things change.
+const SOON: Duration = Duration::from_secs(2);
+
+/// The time between turns where nothing changes: what the guest does is seen so much later at most.
+const LATE: Duration = Duration::from_secs(6);
+
+/// The time to the next turn where one has not done all there is.
+const AT_ONCE: Duration = Duration::from_millis(50);
+
+/// Huge pages that are looked at in a turn, at most: each takes the kernel some microseconds.
+const LOOKS: usize = 256;
+
+/// Huge pages that are made or split in a turn, at most. Each takes the kernel half a millisecond.
+const WORK: usize = 4;
+
+/// Of how many parts of a huge page one may be missing when it is made of small pages: what is missing is taken from
+/// the host again.
+const MISSING: u16 = 16;
+
+/// Nothing is mended where less than this part of the host's memory is available.
+const SPARE: u64 = 16;
+
+/// Huge pages that went in pieces, shared by who gives memory back and who mends.
+#[derive(Clone, Debug)]
+pub(super) struct Split {
+    pages: Arc<Mutex<SplitPages>>,
+    timer: Arc<Timer>,
+}
+
+impl Split {
+    /// Shares these. `None` when the host gives no timer.
+    pub(super) fn new(pages: SplitPages) -> Option<Self> {
+        Some(Self { pages: Arc::new(Mutex::new(pages)), timer: Arc::new(Timer::new().ok()?) })
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, SplitPages> {
+        self.pages.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has the first turn come, if none is to come.
+    pub(super) fn wake(&self) {
+        // Without turns, small pages serve.
+        let _ = self.timer.once(SOON);
+    }
+}
+
+/// What is to become of a huge page.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Plan {
+    Leave,
+    /// One is made of its small pages.
+    Mend,
+    /// The host splits it.
+    GiveUp,
+}
+
+/// Plans, by how many of the small pages of a huge one are in memory, now and at the last look.
+fn plan(looked: &PagesInMemory, page: SplitPage) -> Plan {
+    let PagesInMemory { present, of, .. } = *looked;
+    match page.present == Some(present) {
+        true if present >= of - of / MISSING => Plan::Mend,
+        true if present > 0 && present <= of / 2 && !page.is_given_up => Plan::GiveUp,
+        _ => Plan::Leave,
+    }
+}
+
+/// Mends huge pages, on the main thread.
+#[derive(Debug)]
+pub struct Mender {
+    ram: GuestRam,
+    split: Split,
+    counters: Arc<Counters>,
+    /// Where the next turn begins.
+    next: usize,
+    /// Something has changed since the last turn that began with the first.
+    has_changed: bool,
+    wait: Duration,
+    /// The kernel knows how (MADV_COLLAPSE, Linux 6.1).
+    can_mend: bool,
+}
+
+impl Mender {
+    pub(super) fn new(ram: GuestRam, split: Split, counters: Arc<Counters>) -> Self {
+        Self { ram, split, counters, next: 0, has_changed: false, wait: SOON, can_mend: true }
+    }
+
+    /// What goes off when a turn is due.
+    pub(crate) fn timer(&self) -> &Timer {
+        &self.split.timer
+    }
+
+    /// Postpones a turn, while the guest is paused.
+    pub(crate) fn postpone(&self) {
+        self.again(self.wait);
+    }
+
+    /// Does what there is to do, and has the next turn come.
+    pub(crate) fn turn(&mut self) {
+        let (mut looks, mut work) = (0, 0);
+        let mut has_room = None;
+        while looks < LOOKS && work < WORK {
+            let found = self.split.lock().next(self.next);
+            let Some((number, page)) = found else { return self.end_round() };
+            self.next = number + 1;
+            looks += 1;
+            let range = self.split.lock().range(number);
+            // One that cannot be looked at, or is a template's in part, stays as it is.
+            let Ok(Some(looked)) = self.ram.pages_in_memory(range) else { continue };
+            self.has_changed |= page.present != Some(looked.present);
+            let mut is_given_up = page.is_given_up;
+            match plan(&looked, page) {
+                Plan::GiveUp => {
+                    work += 1;
+                    is_given_up = true;
+                    self.give_up(range, &looked);
+                }
+                Plan::Mend if self.can_mend && *has_room.get_or_insert_with(host_has_room) => {
+                    work += 1;
+                    self.mend(number, range);
+                }
+                Plan::Leave | Plan::Mend => {}
+            }
+            self.split.lock().note(number, looked.present, is_given_up);
+        }
+        self.again(AT_ONCE);
+    }
+
+    fn give_up(&self, range: MemoryRange, looked: &PagesInMemory) {
+        if self.ram.give_up_huge_page(range, looked.first).is_ok() {
+            self.counters.split.add(1);
+        }
+    }
+
+    fn mend(&mut self, number: usize, range: MemoryRange) {
+        match self.ram.collapse(range) {
+            Ok(()) => {
+                self.split.lock().remove(number);
+                self.counters.mended.add(1);
+            }
+            // Not known to this kernel.
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => self.can_mend = false,
+            // Not now: a page of it is in use, or the host has no huge page.
+            Err(_) => self.has_changed = true,
+        }
+    }
+
+    fn end_round(&mut self) {
+        self.next = 0;
+        self.wait = match std::mem::take(&mut self.has_changed) {
+            true => SOON,
+            false => LATE.min(self.wait * 2),
+        };
+        if !self.split.lock().is_empty() {
+            self.again(self.wait);
+        }
+    }
+
+    fn again(&self, after: Duration) {
+        // Without turns, small pages serve.
+        let _ = self.split.timer.once(after);
+    }
+}
+
+/// Whether the host has memory to spare: for a huge page it may have to move others, and reclaim some.
+fn host_has_room() -> bool {
+    let Some(text) = small_file::text(Path::new("/proc/meminfo")) else { return false };
+    let number = |name: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+        line.split_whitespace().next()?.parse::<u64>().ok()
+    };
+    match (number("MemAvailable:"), number("MemTotal:")) {
+        (Some(available), Some(total)) => available > total / SPARE,
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests;
