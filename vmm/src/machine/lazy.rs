@@ -8,8 +8,9 @@
 //! Linux Documentation/admin-guide/mm/userfaultfd.rst, UFFDIO_MOVE
 #![allow(unsafe_code)]
 
+mod error;
+
 use std::collections::BTreeMap;
-use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -22,86 +23,20 @@ use arch::range::MemoryRange;
 use arch::units::Bytes;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::io::Errno;
-use thiserror::Error;
 
 use super::contents::Destination;
 use crate::error::{chain, say};
-use crate::memory::{self, Backing, DiscardHooks, GuestRam, Outcome};
+use crate::memory::{Backing, DiscardHooks, GuestRam, Outcome};
 use crate::snapshot::memory_file::pages_per_chunk;
-use crate::snapshot::{self, MemoryReader, PageSet};
+use crate::snapshot::{MemoryReader, PageSet};
 use crate::sys::numa::Rule;
 use crate::sys::thread;
 use crate::sys::uffd::{self, Uffd};
 
+pub(super) use error::Error;
+
 /// Enough for reading a file into memory; only what is touched of it is backed by memory.
 const STACK_SIZE: usize = 256 << 10;
-
-/// Why memory cannot be loaded when it is touched.
-#[derive(Debug, Error)]
-pub enum Error {
-    /// Only anonymous memory has pages that move.
-    #[error(
-        "only anonymous memory can be restored lazily, and that of the snapshot is not: leave out --lazy"
-    )]
-    Backing,
-    /// The host's kernel cannot stop touches of it.
-    #[error(
-        "this host's kernel cannot load guest memory as it is touched (userfaultfd with UFFDIO_MOVE, Linux 6.8): leave \
-         out --lazy"
-    )]
-    Kernel(#[source] io::Error),
-    /// This user may not stop touches in the kernel, as those of KVM are.
-    #[error(
-        "this user may not catch KVM's page faults: give it access to /dev/userfaultfd, or set the sysctl \
-         vm.unprivileged_userfaultfd=1, or leave out --lazy"
-    )]
-    Denied(#[source] io::Error),
-    /// There would be too many mappings.
-    #[error(
-        "memory with this many gaps takes too many mappings: raise vm.max_map_count, or leave out --lazy"
-    )]
-    Mappings(#[source] io::Error),
-    /// There is no memory aside from the guest's.
-    #[error(transparent)]
-    Aside(#[from] memory::Error),
-    /// The system gives no descriptor or thread, or does not take pages back.
-    #[error(
-        "the host does not let guest memory be loaded as it is touched: look at ulimit -n and ulimit -u"
-    )]
-    Host(#[source] io::Error),
-    /// The snapshot cannot be read.
-    #[error(transparent)]
-    Snapshot(#[from] snapshot::Error),
-    /// The pages of a chunk cannot be moved.
-    #[error("chunk {chunk} of the snapshot cannot be moved into guest memory")]
-    Move {
-        /// Which chunk.
-        chunk: u64,
-        /// The system's reason.
-        #[source]
-        source: io::Error,
-    },
-    /// Some of it could not be loaded before, for this reason.
-    #[error("guest memory cannot be loaded from the snapshot: {0}")]
-    Failed(String),
-}
-
-impl From<uffd::Error> for Error {
-    fn from(error: uffd::Error) -> Self {
-        match error {
-            uffd::Error::Denied(source) => Self::Denied(source),
-            uffd::Error::Descriptor(source) => Self::Host(source),
-            uffd::Error::Register(source) if source.raw_os_error() == Some(libc::ENOMEM) => {
-                Self::Mappings(source)
-            }
-            uffd::Error::Missing(source)
-            | uffd::Error::Version(source)
-            | uffd::Error::NoMove(source)
-            | uffd::Error::Register(source)
-            | uffd::Error::Read(source) => Self::Kernel(source),
-        }
-    }
-}
 
 /// What is done when a chunk cannot be loaded.
 type OnFailure = Box<dyn Fn(String) + Send + Sync>;
