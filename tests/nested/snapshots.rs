@@ -310,6 +310,65 @@ fn a_guest_and_its_copy_are_reached_by_their_agents() {
     });
 }
 
+/// How often a guest that is restored lazily has waited for a chunk, and how many were read before it touched them.
+fn waits_and_prefetched(guest: &Guest) -> (u64, u64) {
+    let metrics = guest.client().metrics().unwrap();
+    let count = |name| number(&metrics["snapshot"], name);
+    (count("demand_faults_total"), count("prefetched_chunks_total"))
+}
+
+/// Has the agent of a restored guest answer. What connects before the guest knows that its connections have ended may
+/// end with them.
+fn answers(guest: &Guest) {
+    let exec = || guest.tesseractl(&["exec", "--timeout", "60", "--", "true"]).status().unwrap();
+    until("an answer of the agent", || exec().success().then_some(()));
+}
+
+#[test]
+fn what_a_guest_touches_first_is_read_before_at_its_next_restore() {
+    Lab::new().run(|| {
+        let scratch = Scratch::new();
+        let folder = scratch.join("one");
+        let guest = Plan::agent(&scratch).start();
+        guest.is_loaded();
+        sh(&guest, "true");
+        save(&guest, &folder, &["--keep-paused"]);
+        guest.stop();
+        let lazy = || Plan::restore(&folder).flag("--lazy");
+
+        let guest = lazy().flag("--record-working-set").start();
+        guest.is_loaded();
+        answers(&guest);
+        let (without, none) = waits_and_prefetched(&guest);
+        guest.stop();
+        let record = folder.join("memory.working-set");
+        // A header of 32 bytes, a checksum of 4, and 4 for each chunk.
+        let recorded = (fs::metadata(&record).unwrap().len() - 36) / 4;
+        assert!(none == 0 && recorded > 0, "{none} {recorded}");
+
+        let guest = lazy().flag("--paused").start();
+        guest.is_loaded();
+        until("the recorded chunks", || (waits_and_prefetched(&guest).1 == recorded).then_some(()));
+        guest.client().resume().unwrap();
+        answers(&guest);
+        let (with, _) = waits_and_prefetched(&guest);
+        guest.stop();
+        println!("waits before the first answer: {without}, with {recorded} chunks known: {with}");
+        assert!(with < without, "{with} of {without}");
+
+        let mut damaged = fs::read(&record).unwrap();
+        damaged[40] ^= 1;
+        fs::write(&record, damaged).unwrap();
+        let guest = lazy().start();
+        guest.is_loaded();
+        answers(&guest);
+        assert_eq!(waits_and_prefetched(&guest).1, 0);
+        assert!(guest.tesseractl(&["stop"]).status().unwrap().success());
+        let ended = guest.finish().expect_power_off();
+        assert_eq!(ended.messages.matches(text(&record)).count(), 1, "{ended:?}");
+    });
+}
+
 /// What becomes of a VM with this snapshot.
 fn restored(folder: &Path, words: &[(&str, &str)]) -> Finished {
     let plan = Plan::restore(folder);

@@ -93,6 +93,9 @@ pub struct SnapshotLoad {
     /// Whether memory is read when the guest touches it. Ours.
     #[serde(default)]
     pub lazy: bool,
+    /// Whether it is recorded in which order that is. Ours.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub record_working_set: bool,
 }
 
 /// Firecracker's `MemoryBackend`.
@@ -194,7 +197,15 @@ impl SnapshotLoad {
         let vsock = self.vsock_override;
         changes.vsock = vsock.map(|other| VsockChange { path: other.uds_path, cid: None });
         let files = SnapshotFiles { state: self.snapshot_path, memory };
-        let memory = if self.lazy { RestoreMemory::Lazy } else { RestoreMemory::Eager };
+        let memory = match (self.lazy, self.record_working_set) {
+            (true, record) => RestoreMemory::Lazy { record },
+            (false, false) => RestoreMemory::Eager,
+            (false, true) => {
+                return refused(
+                    "record_working_set records what is read lazily: give \"lazy\": true as well",
+                );
+            }
+        };
         Ok(RestoreRequest { files, memory, resume: self.resume_vm, changes })
     }
 }

@@ -145,6 +145,10 @@ pub struct RunArgs {
     #[arg(long, requires = "restore")]
     pub lazy: bool,
 
+    /// With --lazy, record in which order the guest touches its memory: later restores read that in advance
+    #[arg(long, requires = "restore")]
+    pub record_working_set: bool,
+
     /// With --restore, share guest memory with other VMs of the snapshot, through the process `tessera template DIR`
     #[arg(long, requires = "restore")]
     pub shared: bool,

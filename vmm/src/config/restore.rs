@@ -45,7 +45,10 @@ pub enum RestoreMemory {
     #[default]
     Eager,
     /// From the file, as the guest touches it.
-    Lazy,
+    Lazy {
+        /// Whether it is recorded what the guest touches first.
+        record: bool,
+    },
     /// From the template of the snapshot, which another process holds.
     Shared,
 }
@@ -95,6 +98,11 @@ pub enum RestoreError {
         "--shared has no memory to be read later, as a template has all of it: leave out --lazy"
     )]
     LazyShared,
+    /// What is read before is not touched first.
+    #[error(
+        "--record-working-set records what --lazy reads as it is touched: give --lazy as well, or leave it out"
+    )]
+    RecordEager,
     /// A section for the machine, in Firecracker's words.
     #[error("Loading a microVM snapshot not allowed after configuring boot-specific resources.")]
     Configured,
@@ -139,8 +147,9 @@ impl RunArgs {
         Ok(Some(RestoreRequest {
             files: SnapshotFiles::in_folder(folder),
             memory: match (self.lazy, self.shared) {
+                (false, _) if self.record_working_set => return Err(RestoreError::RecordEager),
                 (false, false) => RestoreMemory::Eager,
-                (true, false) => RestoreMemory::Lazy,
+                (true, false) => RestoreMemory::Lazy { record: self.record_working_set },
                 (false, true) => RestoreMemory::Shared,
                 (true, true) => return Err(RestoreError::LazyShared),
             },
@@ -184,6 +193,7 @@ impl RunArgs {
             id: _,
             restore: _,
             lazy: _,
+            record_working_set: _,
             shared: _,
             paused: _,
             leave_sockets: _,

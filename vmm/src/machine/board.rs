@@ -16,7 +16,7 @@ use crate::error::{chain, say};
 use crate::hypervisor::state::{GicState, VcpuState};
 use crate::hypervisor::{self, CpuRequest, Hypervisor, Vcpus, Vm};
 use crate::memory::{self, Attributes, Backing, GuestRam, Loaded};
-use crate::snapshot::{self, MemoryReader, SnapshotId};
+use crate::snapshot::{self, MemoryReader, SnapshotId, WorkingSet};
 use crate::spec::{DiskSpec, Spec};
 use crate::sys::caches;
 use crate::tag_storage::{BorrowerLease, TagReservation};
@@ -63,8 +63,8 @@ pub(super) enum Origin {
 pub enum SavedMemory {
     /// It is loaded before the guest runs.
     Eager(MemoryReader),
-    /// It is loaded as it is touched.
-    Lazy(MemoryReader),
+    /// It is loaded as it is touched, the working set before if that is known.
+    Lazy(MemoryReader, WorkingSet),
     /// It is a template's, and each page is copied when the guest writes to it.
     Shared(Template),
 }
@@ -76,7 +76,9 @@ impl SavedMemory {
                 snapshot::load_memory(&Destination::new(ram), &reader, &mut |_| {})?;
                 Ok((None, None))
             }
-            Self::Lazy(reader) => Ok((Some(LazyMemory::start(ram, reader)?), None)),
+            Self::Lazy(reader, working_set) => {
+                Ok((Some(LazyMemory::start(ram, reader, working_set)?), None))
+            }
             Self::Shared(template) => Ok((None, Some(template.map(ram)?))),
         }
     }

@@ -2,7 +2,8 @@
 //!
 //! A chunk is filled aside, data and tags, and its pages are moved to the guest: no vCPU sees a chunk half loaded. After
 //! that the kernel provides its pages as in any other memory. Chunks of which the snapshot has nothing are not watched
-//! at all.
+//! at all. Chunks that the guest touched first the last time may be loaded before they are touched, as long as no thread
+//! waits for another one.
 //!
 //! # References
 //! Linux Documentation/admin-guide/mm/userfaultfd.rst, UFFDIO_MOVE
@@ -21,14 +22,14 @@ use std::thread::JoinHandle;
 use arch::layout::CHUNK;
 use arch::range::MemoryRange;
 use arch::units::Bytes;
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
 
 use super::contents::Destination;
 use crate::error::{chain, say};
 use crate::memory::{Backing, DiscardHooks, GuestRam, Outcome};
 use crate::snapshot::memory_file::pages_per_chunk;
-use crate::snapshot::{MemoryReader, PageSet};
+use crate::snapshot::{self, MemoryReader, PageSet, Recorder, WorkingSet};
 use crate::sys::numa::Rule;
 use crate::sys::thread;
 use crate::sys::uffd::{self, Uffd};
@@ -37,6 +38,9 @@ pub(super) use error::Error;
 
 /// Enough for reading a file into memory; only what is touched of it is backed by memory.
 const STACK_SIZE: usize = 256 << 10;
+
+/// No time at all.
+const AT_ONCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
 
 /// What is done when a chunk cannot be loaded.
 type OnFailure = Box<dyn Fn(String) + Send + Sync>;
@@ -54,6 +58,10 @@ struct Shared {
     left: AtomicU64,
     /// Whether the file is read at present.
     reading: AtomicBool,
+    /// How often a thread has waited for a chunk.
+    faults: AtomicU64,
+    /// How many chunks were loaded before they were touched.
+    ahead: AtomicU64,
     on_failure: OnceLock<OnFailure>,
 }
 
@@ -63,6 +71,14 @@ struct Source {
     aside: Destination,
     /// Where the pages aside are taken from.
     rule: Option<Rule>,
+}
+
+/// In which order chunks are loaded.
+struct Order {
+    /// Those that are loaded while no thread waits, the next one last.
+    ahead: Vec<u64>,
+    /// Those that were loaded for a thread, if that is recorded.
+    touched: Option<Vec<u64>>,
 }
 
 /// The chunks that are yet to be loaded.
@@ -79,11 +95,16 @@ pub(crate) struct LazyMemory {
 }
 
 impl LazyMemory {
-    /// Loads this memory, which nothing has touched, from a snapshot as it is touched.
+    /// Loads this memory, which nothing has touched, from a snapshot as it is touched, and a working set that is known
+    /// before.
     ///
     /// # Errors
     /// When the host cannot, or the snapshot is of other memory.
-    pub(crate) fn start(ram: &GuestRam, reader: MemoryReader) -> Result<Self, Error> {
+    pub(crate) fn start(
+        ram: &GuestRam,
+        reader: MemoryReader,
+        working_set: WorkingSet,
+    ) -> Result<Self, Error> {
         if ram.backing() != Backing::Anonymous {
             return Err(Error::Backing);
         }
@@ -102,11 +123,13 @@ impl LazyMemory {
             stop,
             left: AtomicU64::new(0),
             reading: AtomicBool::new(false),
+            faults: AtomicU64::new(0),
+            ahead: AtomicU64::new(0),
             on_failure: OnceLock::new(),
         });
         shared.arm()?;
         let own = Arc::clone(&shared);
-        let thread = thread::spawn("loader", STACK_SIZE, move || own.run());
+        let thread = thread::spawn("loader", STACK_SIZE, move || own.run(working_set));
         Ok(Self { shared, thread: Some(thread.map_err(Error::Host)?) })
     }
 
@@ -151,6 +174,16 @@ impl LazyMemory {
     /// How much of guest memory is yet to be loaded, in whole chunks.
     pub(crate) fn pending(&self) -> Bytes {
         Bytes::new(self.shared.left.load(Ordering::Relaxed) * CHUNK.get())
+    }
+
+    /// How often a thread has waited for a chunk.
+    pub(crate) fn faults(&self) -> u64 {
+        self.shared.faults.load(Ordering::Relaxed)
+    }
+
+    /// How many chunks of the working set were loaded before they were touched.
+    pub(crate) fn loaded_ahead(&self) -> u64 {
+        self.shared.ahead.load(Ordering::Relaxed)
     }
 
     /// What keeps memory that the guest gives back from being loaded afterwards.
@@ -205,10 +238,19 @@ impl Shared {
         next.map_or(Ok(()), |range| self.uffd.arm(&range)).map_err(uffd::Error::Register)
     }
 
-    /// Loads what is touched until it is stopped.
-    fn run(&self) {
-        let failure = match catch_unwind(AssertUnwindSafe(|| self.serve())) {
-            Ok(Ok(())) => return,
+    /// Loads what is touched until it is stopped, and writes a record of that if there is to be one.
+    fn run(&self, working_set: WorkingSet) {
+        let (mut order, recorder) = match working_set {
+            WorkingSet::Known(mut ahead) => {
+                ahead.reverse();
+                (Order { ahead, touched: None }, None)
+            }
+            WorkingSet::Recording(recorder) => {
+                (Order { ahead: Vec::new(), touched: Some(Vec::new()) }, Some(recorder))
+            }
+        };
+        let failure = match catch_unwind(AssertUnwindSafe(|| self.serve(&mut order))) {
+            Ok(Ok(())) => return write(recorder, &order),
             Ok(Err(error)) => chain(&error),
             Err(_) => "the thread that loads it panicked; please report this".to_owned(),
         };
@@ -249,37 +291,76 @@ impl Shared {
         }
     }
 
-    fn serve(&self) -> Result<(), Error> {
+    fn serve(&self, order: &mut Order) -> Result<(), Error> {
         let mut faults = Vec::new();
         loop {
+            let patience = if order.ahead.is_empty() { None } else { Some(&AT_ONCE) };
             let mut ready = [
                 PollFd::new(&self.stop, PollFlags::IN),
                 PollFd::from_borrowed_fd(self.uffd.as_fd(), PollFlags::IN),
             ];
-            match poll(&mut ready, None) {
+            match poll(&mut ready, patience) {
                 Err(Errno::INTR) => continue,
                 Err(errno) => return Err(Error::Host(errno.into())),
                 Ok(_) if !ready[0].revents().is_empty() => return Ok(()),
+                // No thread waits.
+                Ok(0) => self.load_next(order),
                 Ok(_) => {}
             }
             self.uffd.read(&mut faults)?;
             for fault in faults.drain(..) {
                 let offset = fault.address.saturating_sub(self.ram.host_address());
+                let chunk = offset / CHUNK.get();
+                self.faults.fetch_add(1, Ordering::Relaxed);
+                if let Some(touched) = &mut order.touched
+                    && self.is_pending(chunk)
+                {
+                    touched.push(chunk);
+                }
                 // An error has been reported; the VM ends.
-                let _ = self.load(offset / CHUNK.get());
+                let _ = self.load(chunk);
             }
         }
     }
 
+    /// Loads the next chunk of the working set. One that cannot be read is left as it is, and so are those after it: the
+    /// guest may never touch them.
+    fn load_next(&self, order: &mut Order) {
+        let Some(chunk) = order.ahead.pop().filter(|chunk| self.is_pending(*chunk)) else { return };
+        match self.load_unless(chunk, || self.is_pending(chunk)) {
+            Ok(()) => {
+                self.ahead.fetch_add(1, Ordering::Relaxed);
+            }
+            Err(error) => {
+                say(&format!(
+                    "memory of the snapshot is not read before it is touched any more: {}",
+                    chain(&error)
+                ));
+                order.ahead.clear();
+            }
+        }
+    }
+
+    fn is_pending(&self, chunk: u64) -> bool {
+        self.lock().pending.contains_key(&chunk)
+    }
+
     /// Loads a chunk, unless it is loaded, and wakes those who wait for it. One that cannot be loaded ends the VM.
     fn load(&self, chunk: u64) -> Result<(), Error> {
+        self.load_unless(chunk, || false)
+    }
+
+    /// As [`load`](Self::load), but the VM does not end where an error can be left.
+    fn load_unless(&self, chunk: u64, is_left: impl FnOnce() -> bool) -> Result<(), Error> {
         let mut source = self.source.lock().unwrap_or_else(PoisonError::into_inner);
-        let loaded = match source.as_mut().filter(|_| self.lock().pending.contains_key(&chunk)) {
+        let loaded = match source.as_mut().filter(|_| self.is_pending(chunk)) {
             Some(source) => self.read(source, chunk),
             None => Ok(()),
         };
         let settled = loaded.and_then(|()| self.settle(&self.addresses(chunk)));
-        if let Err(error) = &settled {
+        if let Err(error) = &settled
+            && !is_left()
+        {
             self.give_up(chunk, error);
         }
         if self.left.load(Ordering::Relaxed) == 0 {
@@ -302,27 +383,40 @@ impl Shared {
         self.reading.store(true, Ordering::Relaxed);
         let read = reader.load_chunk(chunk, aside, 0);
         self.reading.store(false, Ordering::Relaxed);
-        let mut chunks = self.lock();
-        let dropped = chunks.pending.get(&chunk).filter(|_| read.is_ok());
-        // What cannot be used must not be part of the next one: half of a chunk, or one that was all given back while
-        // it was read.
+        self.place(source, chunk, read)
+    }
+
+    /// Moves a chunk that was read to the guest.
+    fn place(
+        &self,
+        source: &mut Source,
+        chunk: u64,
+        read: Result<(), snapshot::Error>,
+    ) -> Result<(), Error> {
+        let aside = &source.aside;
         let all = PageSet::of(0..pages_per_chunk(Bytes::new(page_size())));
-        aside.discard(dropped.unwrap_or(&all)).map_err(Error::Host)?;
-        let is_wanted = dropped.is_some();
-        read?;
-        if is_wanted {
-            // The move wakes those who wait, who may ask how much is left.
-            chunks.pending.remove(&chunk);
-            self.count(&chunks);
-            // SAFETY: the memory aside is this one's own, and anonymous; guest memory may have any contents, and none
-            // is in this chunk yet, as all touches of it are stopped.
-            let moved = unsafe { self.uffd.move_in(&self.addresses(chunk), aside.host_address()) };
-            if let Err(source) = moved {
-                let _ = aside.discard(&all);
-                return Err(Error::Move { chunk, source });
-            }
+        // What is not used must not be part of the next one.
+        let empty = || aside.discard(&all).map_err(Error::Host);
+        let mut chunks = self.lock();
+        let Some(dropped) = chunks.pending.get(&chunk) else {
+            // All of it was given back while it was read, and it does not matter whether it could be read.
+            return empty();
+        };
+        if let Err(error) = read {
+            empty()?;
+            return Err(error.into());
         }
-        Ok(())
+        aside.discard(dropped).map_err(Error::Host)?;
+        // The move wakes those who wait, who may ask how much is left.
+        chunks.pending.remove(&chunk);
+        self.count(&chunks);
+        // SAFETY: the memory aside is this one's own, and anonymous; guest memory may have any contents, and none is in
+        // this chunk yet, as all touches of it are stopped.
+        let moved = unsafe { self.uffd.move_in(&self.addresses(chunk), aside.host_address()) };
+        moved.map_err(|source| {
+            let _ = empty();
+            Error::Move { chunk, source }
+        })
     }
 
     /// Leaves a chunk to the kernel.
@@ -367,6 +461,14 @@ impl Shared {
         {
             *source = None;
         }
+    }
+}
+
+/// Writes a record. It is for another time: this VM has its end whatever becomes of it.
+fn write(recorder: Option<Recorder>, order: &Order) {
+    let touched = order.touched.as_deref().unwrap_or_default();
+    if let Some(Err(error)) = recorder.map(|recorder| recorder.write(touched)) {
+        say(&format!("the working set is not recorded: {}", chain(&error)));
     }
 }
 

@@ -18,7 +18,11 @@ impl Machine {
             metrics["tag_storage"] = tags.metrics();
         }
         if let Some(lazy) = &self.lazy {
-            metrics["snapshot"] = json!({ "unloaded_bytes": lazy.pending().get() });
+            metrics["snapshot"] = json!({
+                "unloaded_bytes": lazy.pending().get(),
+                "demand_faults_total": lazy.faults(),
+                "prefetched_chunks_total": lazy.loaded_ahead(),
+            });
         }
         if let Some(template) = self.ram().of_the_template() {
             match self.is_booted {

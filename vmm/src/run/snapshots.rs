@@ -14,12 +14,15 @@ use crate::config::{
     self, CommandLineOnly, Config, MemoryBacking, MteMode, RestoreMemory, RestoreRequest,
     SnapshotFiles,
 };
-use crate::error::chain;
+use crate::error::{chain, say};
 use crate::exit_status::ExitStatus;
 use crate::hypervisor::state::VcpuState;
 use crate::hypervisor::{self, Hypervisor};
 use crate::machine::{self, Board, Machine, MachineState, NoBase, PausedMemory, SavedMemory};
-use crate::snapshot::{self, CpuFeatures, Fault, Kind, Manifest, NewPair, Pair, SnapshotId, State};
+use crate::snapshot::{
+    self, CpuFeatures, Fault, Kind, Manifest, MemoryReader, NewPair, Pair, SnapshotId, State,
+    WorkingSet,
+};
 use crate::spec::{BalloonSpec, Spec};
 use crate::template;
 use crate::vcpu;
@@ -197,7 +200,7 @@ pub(super) fn prepare(
     flags: CommandLineOnly<'_>,
 ) -> Result<(Spec, Restore), Error> {
     let RestoreRequest { files, memory, resume, changes } = request;
-    let lazy = memory == RestoreMemory::Lazy;
+    let lazy = matches!(memory, RestoreMemory::Lazy { .. });
     let saved = read(&files)?;
     let config = Config::restored(saved.config.clone(), changes).map_err(config::Error::from)?;
     let spec = Spec::new(config, CommandLineOnly { snapshot: Some(&files), ..flags })?;
@@ -210,13 +213,27 @@ pub(super) fn prepare(
     let Pair { state, memory: reader } = saved.pair;
     let memory = match memory {
         RestoreMemory::Eager => SavedMemory::Eager(reader),
-        RestoreMemory::Lazy => SavedMemory::Lazy(reader),
+        RestoreMemory::Lazy { record } => {
+            let working_set = working_set(&reader, record)?;
+            SavedMemory::Lazy(reader, working_set)
+        }
         RestoreMemory::Shared => {
             check_shared(&spec)?;
             SavedMemory::Shared(template::connect(&reader).map_err(LoadError::from)?)
         }
     };
     Ok((spec, Restore { state, memory, resume }))
+}
+
+/// What is known of what the guest touches first, or the means to record it.
+fn working_set(memory: &MemoryReader, record: bool) -> Result<WorkingSet, LoadError> {
+    if record {
+        return Ok(WorkingSet::record(memory)?);
+    }
+    Ok(WorkingSet::read(memory).unwrap_or_else(|error| {
+        say(&format!("no memory is read before the guest touches it: {}", chain(&error)));
+        WorkingSet::Known(Vec::new())
+    }))
 }
 
 /// Whether the memory of such a VM can be a template's.
@@ -386,7 +403,10 @@ mod tests {
         lazy: bool,
         changes: RestoreChanges,
     ) -> Result<(Spec, Restore), Error> {
-        let memory = if lazy { RestoreMemory::Lazy } else { RestoreMemory::Eager };
+        let memory = match lazy {
+            true => RestoreMemory::Lazy { record: false },
+            false => RestoreMemory::Eager,
+        };
         let request = RestoreRequest { files: files.clone(), memory, resume: true, changes };
         prepare(request, CommandLineOnly::default())
     }
@@ -406,7 +426,7 @@ mod tests {
         expected.serial = Some(SerialSection::from_flag("stdio"));
         assert_eq!(restored.to_config(), expected);
         assert_eq!(saved_config(&files).unwrap(), saved.to_config());
-        assert!(matches!(restore.memory, SavedMemory::Lazy(_)) && restore.resume);
+        assert!(matches!(restore.memory, SavedMemory::Lazy(..)) && restore.resume);
     }
 
     #[test]
@@ -442,6 +462,35 @@ mod tests {
         assert_eq!(refused.status(), ExitStatus::Config);
         assert!(prepared(&files, false, with(TagStorageMode::Demand)).is_ok());
         assert!(prepared(&files, true, with(TagStorageMode::Strict)).is_ok());
+    }
+
+    #[test]
+    fn a_working_set_is_read_or_recorded_and_a_bad_one_is_left_out() {
+        let saved = spec(config(Path::new("/boot/Image"), 1));
+        let (_folder, files) = snapshot_of(serde_json::to_value(saved.to_config()).unwrap());
+        let working_set = |record| {
+            let memory = RestoreMemory::Lazy { record };
+            let changes = RestoreChanges::default();
+            let request = RestoreRequest { files: files.clone(), memory, resume: true, changes };
+            match prepare(request, CommandLineOnly::default()).unwrap().1.memory {
+                SavedMemory::Lazy(_, working_set) => working_set,
+                _ => unreachable!(),
+            }
+        };
+        let known = |chunks: &[u64]| match working_set(false) {
+            WorkingSet::Known(found) => assert_eq!(found, chunks),
+            WorkingSet::Recording(_) => panic!("it is not to be recorded"),
+        };
+
+        known(&[]);
+        let WorkingSet::Recording(recorder) = working_set(true) else {
+            panic!("it is to be recorded")
+        };
+        known(&[]);
+        recorder.write(&[1, 0]).unwrap();
+        known(&[1, 0]);
+        std::fs::write(WorkingSet::path(&files.memory), "none").unwrap();
+        known(&[]);
     }
 
     #[test]

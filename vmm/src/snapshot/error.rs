@@ -31,6 +31,7 @@ impl Error {
         match &self.fault {
             Fault::Open(source) => ExitStatus::for_input(source.kind()),
             Fault::Read(_) | Fault::GuestMemory(_) => ExitStatus::Io,
+            Fault::Create(_) | Fault::Write(_) | Fault::NoSpace(_) => ExitStatus::CannotCreate,
             _ => ExitStatus::BadImage,
         }
     }
@@ -145,6 +146,16 @@ pub enum Fault {
         /// That of the state file.
         wanted: SnapshotId,
     },
+    /// A working set is that of another snapshot.
+    #[error(
+        "it was recorded of snapshot {found}, and not of {wanted}: record it again, or remove it"
+    )]
+    OtherSnapshot {
+        /// Of which.
+        found: SnapshotId,
+        /// That which is restored.
+        wanted: SnapshotId,
+    },
     /// A diff builds on another snapshot.
     #[error(
         "it builds on snapshot {wanted}, and not on {found}: name the snapshot that it builds on before it, and leave out \
@@ -196,13 +207,15 @@ pub enum Fault {
     Untagged,
 }
 
-/// One of the two files of a snapshot.
+/// One of the files of a snapshot.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Role {
     /// With the state.
     State,
     /// With the memory.
     Memory,
+    /// With the order of first touches.
+    WorkingSet,
 }
 
 impl fmt::Display for Role {
@@ -210,6 +223,7 @@ impl fmt::Display for Role {
         f.write_str(match self {
             Self::State => "the state file",
             Self::Memory => "the memory file",
+            Self::WorkingSet => "the working set",
         })
     }
 }

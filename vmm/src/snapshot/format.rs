@@ -3,8 +3,11 @@
 use super::error::{Fault, Role, Version};
 
 /// What a file starts with: no text, so that a copy that changes ends of lines is found.
-const MAGICS: [(Role, [u8; 8]); 2] =
-    [(Role::State, *b"\x8fTESST\r\n"), (Role::Memory, *b"\x8fTESME\r\n")];
+const MAGICS: [(Role, [u8; 8]); 3] = [
+    (Role::State, *b"\x8fTESST\r\n"),
+    (Role::Memory, *b"\x8fTESME\r\n"),
+    (Role::WorkingSet, *b"\x8fTESWS\r\n"),
+];
 /// Where the version is, after the magic.
 const VERSION: usize = 8;
 /// Of magic and version.
@@ -13,8 +16,7 @@ pub(super) const START: usize = 12;
 /// The start of a file: its magic and version.
 pub(super) fn start(role: Role, version: Version) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(128);
-    let (_, magic) = MAGICS[usize::from(role == Role::Memory)];
-    bytes.extend(magic);
+    bytes.extend(MAGICS.iter().filter(|(of, _)| *of == role).flat_map(|(_, magic)| magic));
     bytes.extend(version.major.to_le_bytes());
     bytes.extend(version.minor.to_le_bytes());
     bytes

@@ -5,7 +5,9 @@
 //! their tags. Both carry the id of the snapshot, so that a wrong pair is refused. A memory file may be a *diff*,
 //! that holds what changed since another snapshot; [`merge`](merge()) makes a full one of both.
 //!
-//! Each file has a version of its own format and checksums over all that is used of it. Both are read from
+//! A third file may be beside the memory file, its *working set*: which chunks a restored guest touched first.
+//!
+//! Each file has a version of its own format and checksums over all that is used of it. All are read from
 //! descriptors, never mapped: a file that shrinks meanwhile is an error and no signal. Nothing in a file is used
 //! before it is checked against the file's length and against the limits of a VM.
 
@@ -21,6 +23,7 @@ mod source;
 pub mod state_file;
 #[cfg(test)]
 pub(crate) mod testing;
+mod working_set;
 
 pub use error::{Error, Fault};
 pub use id::SnapshotId;
@@ -28,6 +31,7 @@ pub use memory_file::{MemoryReader, MemorySink, MemoryView, PageSet, load_memory
 pub use merge::merge;
 pub use pair::{NewPair, Pair};
 pub use state_file::{CpuFeatures, DeviceState, DeviceStates, Kind, Manifest, State, StateFile};
+pub use working_set::{Recorder, WorkingSet};
 
 /// The name of the state file in a directory that holds one snapshot.
 pub const STATE: &str = "state";

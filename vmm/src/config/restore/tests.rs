@@ -74,9 +74,14 @@ fn a_folder_has_the_files_and_the_guest_runs_at_once_unless_it_is_to_be_paused()
     assert_eq!(plain.files.state, Path::new("/snap/state"));
     assert_eq!(plain.files.memory, Path::new("/snap/memory"));
     assert_eq!((plain.memory, plain.resume), (RestoreMemory::Eager, true));
-    assert_eq!((other.memory, other.resume), (RestoreMemory::Lazy, false));
+    assert_eq!((other.memory, other.resume), (RestoreMemory::Lazy { record: false }, false));
+    let recorded = request("--lazy --record-working-set").unwrap();
+    assert_eq!(recorded.memory, RestoreMemory::Lazy { record: true });
     assert_eq!(request("--shared").unwrap().memory, RestoreMemory::Shared);
     assert_eq!(request("--shared --lazy"), Err(RestoreError::LazyShared));
+    for words in ["--record-working-set", "--shared --record-working-set"] {
+        assert_eq!(request(words), Err(RestoreError::RecordEager));
+    }
     assert_eq!(RunArgs::default().restore_request(), Ok(None));
 }
 

@@ -12,7 +12,7 @@ use crate::machine::PausedMemory;
 use crate::machine::tracking::load_changed;
 use crate::memory::Attributes;
 use crate::snapshot::testing::{FakeMemory, Filling, Page, state};
-use crate::snapshot::{MemoryView, NewPair};
+use crate::snapshot::{self, Fault, MemoryView, NewPair};
 use crate::sys::numa::{self, MemPolicy, NodeSet};
 use crate::testing::{Means, skip};
 
@@ -48,9 +48,19 @@ fn file() -> (TempDir, PathBuf) {
 
 /// Memory that is loaded from this file as it is touched; `None` where the host cannot.
 fn start(path: &Path) -> Option<(GuestRam, LazyMemory)> {
+    start_with(path, |_| WorkingSet::Known(Vec::new()))
+}
+
+/// As [`start`], with the working set of the file or without.
+fn start_with(
+    path: &Path,
+    working_set: impl FnOnce(&MemoryReader) -> WorkingSet,
+) -> Option<(GuestRam, LazyMemory)> {
     let size = Bytes::new(CHUNK.get() * CHUNKS as u64);
     let ram = GuestRam::new(size, Attributes::default()).unwrap();
-    match LazyMemory::start(&ram, MemoryReader::open(path).unwrap()) {
+    let reader = MemoryReader::open(path).unwrap();
+    let working_set = working_set(&reader);
+    match LazyMemory::start(&ram, reader, working_set) {
         Ok(lazy) => Some((ram, lazy)),
         Err(error @ (Error::Denied(_) | Error::Kernel(_))) => {
             skip(Means::Userfaultfd, chain(&error));
@@ -172,6 +182,92 @@ fn a_loader_that_ends_keeps_no_thread_waiting() {
 
 fn read(ram: &GuestRam, page: usize) -> u8 {
     ram.read_obj(address(ram, page)).unwrap()
+}
+
+fn recorded(path: &Path) -> Vec<u64> {
+    match WorkingSet::read(&MemoryReader::open(path).unwrap()).unwrap() {
+        WorkingSet::Known(chunks) => chunks,
+        WorkingSet::Recording(_) => unreachable!(),
+    }
+}
+
+#[test]
+fn the_order_of_first_touches_is_recorded_and_read_ahead_the_next_time() {
+    let (_folder, path) = file();
+    let record = |reader: &MemoryReader| WorkingSet::record(reader).unwrap();
+    let Some((ram, lazy)) = start_with(&path, record) else { return };
+    let first = |chunk: usize| chunk * pages_per_chunk();
+    for page in [first(2) + 5, first(0), first(2), first(3)] {
+        assert_eq!(read(&ram, page), byte(page));
+    }
+    assert_eq!((lazy.faults(), lazy.loaded_ahead()), (3, 0));
+    // That is the first touch of none.
+    lazy.finish().unwrap();
+    drop(lazy);
+    assert_eq!(recorded(&path), [2, 0, 3]);
+
+    let (ram, lazy) = start_with(&path, |reader| WorkingSet::read(reader).unwrap()).unwrap();
+    while lazy.loaded_ahead() < 3 {
+        thread::yield_now();
+    }
+    for page in 0..CHUNKS * pages_per_chunk() {
+        assert_eq!(read(&ram, page), byte(page));
+    }
+    // Of the chunk that is in no record.
+    assert_eq!((lazy.faults(), lazy.loaded_ahead()), (1, 3));
+}
+
+/// Chunks of a working set are loaded in its order, and each that is touched before its turn.
+#[test]
+fn what_is_touched_is_loaded_before_what_is_read_ahead() {
+    let (_folder, path) = file();
+    let Some((ram, lazy)) = start(&path) else { return };
+    let mut order = Order { ahead: vec![3, 1, 9, 2], touched: None };
+    let pending = || lazy.shared.lock().pending.keys().copied().collect::<Vec<_>>();
+
+    lazy.shared.load_next(&mut order);
+    assert_eq!((pending(), &*order.ahead), (vec![0, 1, 3], &[3, 1, 9][..]));
+    // The file has nothing of it.
+    lazy.shared.load_next(&mut order);
+    // It is loaded for a thread before its turn.
+    let page = pages_per_chunk();
+    assert_eq!(read(&ram, page), byte(page));
+    lazy.shared.load_next(&mut order);
+    lazy.shared.load_next(&mut order);
+
+    assert_eq!((pending(), lazy.loaded_ahead(), lazy.faults()), (vec![0], 2, 1));
+}
+
+/// Nothing is lost by a working set of what cannot be read, but that the rest of it is read as it is touched.
+#[test]
+fn what_cannot_be_read_ahead_is_left_until_it_is_touched() {
+    let (_folder, path) = file();
+    let Some((ram, lazy)) = start(&path) else { return };
+    let file = std::fs::File::options().write(true).open(&path).unwrap();
+    file.set_len(CHUNK.get()).unwrap();
+    let mut order = Order { ahead: vec![0, 3], touched: None };
+
+    lazy.shared.load_next(&mut order);
+
+    assert!(order.ahead.is_empty() && lazy.loaded_ahead() == 0);
+    assert_eq!(lazy.pending(), ram.range().size);
+    assert!(lazy.shared.lock().failure.is_none());
+    lazy.finish().unwrap_err();
+}
+
+#[test]
+fn what_is_given_back_while_it_cannot_be_read_ends_no_vm() {
+    let (_folder, path) = file();
+    let Some((ram, lazy)) = start(&path) else { return };
+    let unread = snapshot::Error { file: path, fault: Fault::NotRegular };
+    let mut source = lazy.shared.source.lock().unwrap();
+    give_back(&ram, &mut *lazy.discard_hooks(), 0, pages_per_chunk());
+
+    lazy.shared.place(source.as_mut().unwrap(), 0, Err(unread)).unwrap();
+
+    drop(source);
+    assert_eq!(read(&ram, 0), 0);
+    lazy.finish().unwrap();
 }
 
 #[test]

@@ -12,6 +12,7 @@ use rustix::fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with};
 use rustix::io::Errno;
 use rustix::process::{Pid, test_kill_process};
 use vmm::config::SnapshotFiles;
+use vmm::snapshot::WorkingSet;
 
 use crate::failure::Failure;
 
@@ -141,9 +142,11 @@ fn is_gone(process: Pid) -> bool {
     test_kill_process(process) == Err(Errno::SRCH)
 }
 
-fn own_names() -> [OsString; 2] {
+/// The files of a snapshot, with what VMs that are restored from it may record.
+fn own_names() -> [OsString; 3] {
     let SnapshotFiles { state, memory } = SnapshotFiles::in_folder(Path::new(""));
-    [state.into(), memory.into()]
+    let working_set = WorkingSet::path(&memory);
+    [state.into(), memory.into(), working_set.into()]
 }
 
 #[cfg(test)]
@@ -233,6 +236,8 @@ mod tests {
         let place = Place::prepare(&path, false).unwrap();
         write(&place, "old");
         place.commit().unwrap();
+        // What a restored VM has recorded is part of it.
+        fs::write(path.join("memory.working-set"), "old").unwrap();
 
         let refused = Place::prepare(&path, false).unwrap_err();
         assert!(refused.message.contains("--replace"), "{refused:?}");
@@ -245,6 +250,7 @@ mod tests {
         place.commit().unwrap();
 
         assert_eq!(fs::read_to_string(path.join("memory")).unwrap(), "new");
+        assert_eq!(names(&path), ["memory", "state"]);
         assert_eq!(names(scratch.path()), ["link", "one"]);
     }
 
