@@ -219,6 +219,43 @@ fn memory_is_loaded_as_it_is_touched() {
     });
 }
 
+#[test]
+fn memory_of_a_memfd_is_loaded_as_it_is_touched() {
+    Lab::new().run(|| {
+        let scratch = Scratch::new();
+        let folder = scratch.join("one");
+        let mut guest =
+            plan(16, "128M").with("--memory-backing", "memfd").with("--cpus", "4").start();
+        let ready = guest.report("ready");
+        let before = verified(&mut guest);
+        save(&guest, &folder, &["--keep-paused"]);
+        guest.stop();
+
+        let mut guest = Plan::restore(&folder).flag("--lazy").flag("--paused").start();
+        guest.is_loaded();
+        let all = unloaded(&guest);
+        guest.client().resume().unwrap();
+        beat(&mut guest);
+        let some = unloaded(&guest);
+        assert!(some < all && some > 16 << 20, "{some} of {all}: a beat is little work");
+        balloon(&guest, 32);
+        continues(&ready, &before, &verified(&mut guest));
+        balloon(&guest, 0);
+        continues(&ready, &before, &verified(&mut guest));
+        save(&guest, &scratch.join("two"), &[]);
+        assert_eq!(unloaded(&guest), 0);
+        continues(&ready, &before, &verified(&mut guest));
+        guest.stop();
+
+        let mut guest = Plan::restore(&scratch.join("two")).flag("--lazy").start();
+        continues(&ready, &before, &verified(&mut guest));
+        power_off(guest);
+        let ended = Plan::restore(&damaged_often(&folder)).flag("--lazy").run();
+        assert_eq!(ended.code, Some(15), "{ended:?}");
+        assert!(ended.messages.contains("chunk"), "{ended:?}");
+    });
+}
+
 /// A guest of two processors, of which one is off, with a pattern in its vectors, is saved and continues in another
 /// process.
 fn saved_and_restored(ways: &[bool]) {
@@ -388,6 +425,15 @@ fn copy(folder: &Path, name: &str, file: &str, change: impl FnOnce(&mut Vec<u8>)
     other
 }
 
+/// A copy of a snapshot in which much of memory is damaged, and its table is not.
+fn damaged_often(folder: &Path) -> PathBuf {
+    copy(folder, "flipped-often", "memory", |bytes| {
+        // The table is at the end.
+        let half = bytes.len() / 2;
+        bytes[..half].iter_mut().skip(8192).step_by(4096).for_each(|byte| *byte ^= 1);
+    })
+}
+
 #[test]
 #[ignore = "long"]
 fn a_snapshot_that_cannot_be_restored_is_refused_with_its_reason() {
@@ -432,11 +478,7 @@ fn a_snapshot_that_cannot_be_restored_is_refused_with_its_reason() {
             assert!(ended.messages.contains(flag), "{ended:?}");
         }
         // Memory that is loaded later is damaged later.
-        let flipped = copy(&folder, "flipped-often", "memory", |bytes| {
-            // The table is at the end.
-            let half = bytes.len() / 2;
-            bytes[..half].iter_mut().skip(8192).step_by(4096).for_each(|byte| *byte ^= 1);
-        });
+        let flipped = damaged_often(&folder);
         let ended = Plan::restore(&flipped).flag("--lazy").run();
         assert_eq!(ended.code, Some(15), "{ended:?}");
         assert!(ended.messages.contains("chunk"), "{ended:?}");

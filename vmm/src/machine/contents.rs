@@ -53,11 +53,6 @@ impl Destination {
         Self { ram: ram.clone() }
     }
 
-    /// Where it is in this process.
-    pub(super) fn host_address(&self) -> u64 {
-        self.ram.host_address()
-    }
-
     /// Gives pages back to the host, counted from the start of the memory.
     ///
     /// # Errors

@@ -1,6 +1,7 @@
 //! Guest memory that is loaded from a snapshot when it is touched, a chunk at a time.
 //!
-//! A chunk is filled aside, data and tags, and its pages are moved to the guest: no vCPU sees a chunk half loaded. After
+//! A chunk of anonymous memory is filled aside, data and tags, and its pages are moved to the guest; one of a memfd is
+//! filled by another mapping, as touches by the guest's are stopped: no vCPU sees a chunk half loaded. After
 //! that the kernel provides its pages as in any other memory. Chunks of which the snapshot has nothing are not watched
 //! at all. Chunks that the guest touched first the last time may be loaded before they are touched, as long as no thread
 //! waits for another one.
@@ -9,28 +10,32 @@
 //! Linux Documentation/admin-guide/mm/userfaultfd.rst, UFFDIO_MOVE
 #![allow(unsafe_code)]
 
+mod discards;
 mod error;
+mod staging;
 
 use std::collections::BTreeMap;
+use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 
 use arch::layout::CHUNK;
-use arch::range::MemoryRange;
 use arch::units::Bytes;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
 
+use discards::Discards;
+use staging::Staging;
+
 use super::contents::Destination;
 use crate::error::{chain, say};
-use crate::memory::{Backing, DiscardHooks, GuestRam, Outcome};
+use crate::memory::{Backing, DiscardHooks, GuestRam};
 use crate::snapshot::memory_file::pages_per_chunk;
-use crate::snapshot::{self, MemoryReader, PageSet, Recorder, WorkingSet};
-use crate::sys::numa::Rule;
+use crate::snapshot::{MemoryReader, PageSet, Recorder, WorkingSet};
 use crate::sys::thread;
 use crate::sys::uffd::{self, Uffd};
 
@@ -56,8 +61,6 @@ struct Shared {
     stop: OwnedFd,
     /// How many chunks are yet to be loaded.
     left: AtomicU64,
-    /// Whether the file is read at present.
-    reading: AtomicBool,
     /// How often a thread has waited for a chunk.
     faults: AtomicU64,
     /// How many chunks were loaded before they were touched.
@@ -68,9 +71,7 @@ struct Shared {
 /// The file, and where a chunk of it is put together.
 struct Source {
     reader: MemoryReader,
-    aside: Destination,
-    /// Where the pages aside are taken from.
-    rule: Option<Rule>,
+    staging: Staging,
 }
 
 /// In which order chunks are loaded.
@@ -85,6 +86,8 @@ struct Order {
 struct Chunks {
     /// Each with the pages that the guest has given back since, before it is read or meanwhile.
     pending: BTreeMap<u64, PageSet>,
+    /// The one that is read at present. It stays pending until it is, and so no guest touches it meanwhile.
+    reading: Option<u64>,
     failure: Option<String>,
 }
 
@@ -105,24 +108,20 @@ impl LazyMemory {
         reader: MemoryReader,
         working_set: WorkingSet,
     ) -> Result<Self, Error> {
-        if ram.backing() != Backing::Anonymous {
-            return Err(Error::Backing);
-        }
+        let staging = Staging::new(ram)?;
         reader.check_sink(&Destination::new(ram))?;
-        let aside = Destination::new(&ram.chunk_aside()?);
         let pending: BTreeMap<_, _> =
             reader.chunks().map(|chunk| (chunk, PageSet::EMPTY)).collect();
-        let uffd = Uffd::with_moves()?;
+        let uffd = staging.uffd()?;
         let stop = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(|errno| Error::Host(errno.into()))?;
         let shared = Arc::new(Shared {
             uffd,
             ram: ram.clone(),
-            source: Mutex::new(Some(Source { reader, aside, rule: None })),
-            chunks: Mutex::new(Chunks { pending, failure: None }),
+            source: Mutex::new(Some(Source { reader, staging })),
+            chunks: Mutex::new(Chunks { pending, reading: None, failure: None }),
             stop,
             left: AtomicU64::new(0),
-            reading: AtomicBool::new(false),
             faults: AtomicU64::new(0),
             ahead: AtomicU64::new(0),
             on_failure: OnceLock::new(),
@@ -168,7 +167,7 @@ impl LazyMemory {
 
     /// Whether a chunk is being read, for which a thread may wait.
     pub(crate) fn is_reading(&self) -> bool {
-        self.shared.reading.load(Ordering::Relaxed)
+        self.shared.lock().reading.is_some()
     }
 
     /// How much of guest memory is yet to be loaded, in whole chunks.
@@ -230,12 +229,19 @@ impl Shared {
                 Some(range) if range.end == chunk.start => range.end = chunk.end,
                 _ => {
                     if let Some(range) = next.replace(chunk) {
-                        self.uffd.arm(&range).map_err(uffd::Error::Register)?;
+                        self.watch(&range).map_err(uffd::Error::Register)?;
                     }
                 }
             }
         }
-        next.map_or(Ok(()), |range| self.uffd.arm(&range)).map_err(uffd::Error::Register)
+        next.map_or(Ok(()), |range| self.watch(&range)).map_err(uffd::Error::Register)
+    }
+
+    fn watch(&self, range: &Range<u64>) -> io::Result<()> {
+        match self.ram.backing() {
+            Backing::Memfd => self.uffd.arm_file(range),
+            _ => self.uffd.arm(range),
+        }
     }
 
     /// Loads what is touched until it is stopped, and writes a record of that if there is to be one.
@@ -353,11 +359,8 @@ impl Shared {
     /// As [`load`](Self::load), but the VM does not end where an error can be left.
     fn load_unless(&self, chunk: u64, is_left: impl FnOnce() -> bool) -> Result<(), Error> {
         let mut source = self.source.lock().unwrap_or_else(PoisonError::into_inner);
-        let loaded = match source.as_mut().filter(|_| self.is_pending(chunk)) {
-            Some(source) => self.read(source, chunk),
-            None => Ok(()),
-        };
-        let settled = loaded.and_then(|()| self.settle(&self.addresses(chunk)));
+        let loaded = source.as_mut().map_or(Ok(()), |source| self.read(source, chunk));
+        let settled = loaded.and_then(|()| self.settle(chunk));
         if let Err(error) = &settled
             && !is_left()
         {
@@ -370,49 +373,48 @@ impl Shared {
         settled
     }
 
-    /// Reads a chunk that is pending.
+    /// Reads a chunk, unless it is loaded.
     fn read(&self, source: &mut Source, chunk: u64) -> Result<(), Error> {
-        let Source { reader, aside, rule } = source;
-        let (from, to) = (self.addresses(chunk), aside.host_address());
-        // The pages become those of the guest, which a lender of tag storage has a rule for (mbind(2)).
-        let wanted = Rule::at(from.start).map_err(Error::Host)?;
-        if let Some(new) = wanted.filter(|_| wanted != *rule) {
-            new.set(to..to + CHUNK.get()).map_err(Error::Host)?;
-            *rule = wanted;
+        let Source { reader, staging } = source;
+        {
+            let mut chunks = self.lock();
+            if !chunks.pending.contains_key(&chunk) {
+                return Ok(());
+            }
+            chunks.reading = Some(chunk);
         }
-        self.reading.store(true, Ordering::Relaxed);
-        let read = reader.load_chunk(chunk, aside, 0);
-        self.reading.store(false, Ordering::Relaxed);
-        self.place(source, chunk, read)
+        let ready = staging.turn_to(chunk, &self.addresses(chunk)).map_err(Error::Host);
+        let read = ready.and_then(|()| Ok(reader.load_chunk(chunk, &staging.destination(), 0)?));
+        self.place(staging, chunk, read)
     }
 
-    /// Moves a chunk that was read to the guest.
-    fn place(
-        &self,
-        source: &mut Source,
-        chunk: u64,
-        read: Result<(), snapshot::Error>,
-    ) -> Result<(), Error> {
-        let aside = &source.aside;
-        let all = PageSet::of(0..pages_per_chunk(Bytes::new(page_size())));
-        // What is not used must not be part of the next one.
-        let empty = || aside.discard(&all).map_err(Error::Host);
+    /// Gives the guest a chunk that was read.
+    fn place(&self, staging: &Staging, chunk: u64, read: Result<(), Error>) -> Result<(), Error> {
+        let pages = pages_per_chunk(Bytes::new(page_size()));
         let mut chunks = self.lock();
-        let Some(dropped) = chunks.pending.get(&chunk) else {
-            // All of it was given back while it was read, and it does not matter whether it could be read.
+        chunks.reading = None;
+        // What is not used must not be part of the next one, nor of the guest's memory.
+        let all = PageSet::of(0..pages);
+        let empty = || staging.drop_pages(&all).map_err(Error::Host);
+        let dropped = chunks.pending.get(&chunk).copied().unwrap_or(all);
+        if dropped == all {
+            // It need not be readable.
+            chunks.pending.remove(&chunk);
+            self.count(&chunks);
             return empty();
-        };
+        }
         if let Err(error) = read {
             empty()?;
-            return Err(error.into());
+            return Err(error);
         }
-        aside.discard(dropped).map_err(Error::Host)?;
-        // The move wakes those who wait, who may ask how much is left.
+        staging.drop_pages(&dropped).map_err(Error::Host)?;
+        // A move wakes those who wait, who may ask how much is left.
         chunks.pending.remove(&chunk);
         self.count(&chunks);
+        let Some(from) = staging.to_move() else { return Ok(()) };
         // SAFETY: the memory aside is this one's own, and anonymous; guest memory may have any contents, and none is in
         // this chunk yet, as all touches of it are stopped.
-        let moved = unsafe { self.uffd.move_in(&self.addresses(chunk), aside.host_address()) };
+        let moved = unsafe { self.uffd.move_in(&self.addresses(chunk), from) };
         moved.map_err(|source| {
             let _ = empty();
             Error::Move { chunk, source }
@@ -420,12 +422,20 @@ impl Shared {
     }
 
     /// Leaves a chunk to the kernel.
-    fn settle(&self, range: &Range<u64>) -> Result<(), Error> {
+    fn settle(&self, chunk: u64) -> Result<(), Error> {
+        let range = self.addresses(chunk);
         // With as many mappings as a process can have, one more cannot be made: then it stays watched.
-        self.uffd
-            .disarm(range)
-            .or_else(|_| self.uffd.fill(range, page_size()))
-            .map_err(|source| uffd::Error::Register(source).into())
+        let settled = self.uffd.disarm(&range).or_else(|_| self.provide(chunk, &range));
+        settled.map_err(|source| uffd::Error::Register(source).into())
+    }
+
+    /// Gives a chunk that stays watched all its pages.
+    fn provide(&self, chunk: u64, range: &Range<u64>) -> io::Result<()> {
+        if self.ram.backing() != Backing::Memfd {
+            return self.uffd.fill(range, page_size());
+        }
+        self.ram.allocate(chunk * CHUNK.get(), CHUNK.get())?;
+        self.uffd.map_pages(range, page_size())
     }
 
     /// Leaves all memory to the kernel.
@@ -433,33 +443,6 @@ impl Shared {
         for chunk in self.lock().pending.keys() {
             // Whatever is left watched is woken when the descriptor is closed.
             let _ = self.uffd.disarm(&self.addresses(*chunk));
-        }
-    }
-
-    /// The guest gives memory back that may not be loaded.
-    fn forget(&self, range: MemoryRange) {
-        let base = self.ram.range().base.0;
-        let page = page_size();
-        let (start, end) = (range.base.0.saturating_sub(base), range.end().0.saturating_sub(base));
-        let mut chunks = self.lock();
-        for chunk in start / CHUNK.get()..end.div_ceil(CHUNK.get()) {
-            let Some(dropped) = chunks.pending.get_mut(&chunk) else { continue };
-            let at = chunk * CHUNK.get();
-            let (first, last) = (start.max(at) - at, end.min(at + CHUNK.get()) - at);
-            dropped.insert_range((first / page) as usize..(last / page) as usize);
-            if dropped.len() as u64 == CHUNK.get() / page {
-                chunks.pending.remove(&chunk);
-                self.count(&chunks);
-                // It stays watched if it must; a touch of it is settled then.
-                let _ = self.settle(&self.addresses(chunk));
-            }
-        }
-        drop(chunks);
-        // Else the next load closes the file.
-        if let Ok(mut source) = self.source.try_lock()
-            && self.left.load(Ordering::Relaxed) == 0
-        {
-            *source = None;
         }
     }
 }
@@ -474,21 +457,6 @@ fn write(recorder: Option<Recorder>, order: &Order) {
 
 fn page_size() -> u64 {
     rustix::param::page_size() as u64
-}
-
-/// Keeps what is given back from being loaded.
-struct Discards(Arc<Shared>);
-
-impl DiscardHooks for Discards {
-    fn before(&mut self, range: MemoryRange) {
-        self.0.forget(range);
-    }
-
-    fn after(&mut self, _: MemoryRange, _: Outcome) {}
-
-    fn may_renew(&self) -> bool {
-        false
-    }
 }
 
 #[cfg(test)]

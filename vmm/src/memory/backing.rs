@@ -135,6 +135,23 @@ impl MemoryFile {
         read_only(&self.file)
     }
 
+    /// Another descriptor of the same file.
+    ///
+    /// # Errors
+    /// What the host answers.
+    pub(super) fn try_clone(&self) -> Result<Self, Errno> {
+        let file = rustix::io::fcntl_dupfd_cloexec(&self.file, 0)?;
+        Ok(Self { file, knows_holes: self.knows_holes })
+    }
+
+    /// Gives a range pages of zeros where it has none.
+    ///
+    /// # Errors
+    /// What the host answers.
+    pub(super) fn allocate(&self, offset: u64, length: u64) -> Result<(), Errno> {
+        rustix::fs::fallocate(&self.file, FallocateFlags::empty(), offset, length)
+    }
+
     /// The file, for mapping it.
     pub(super) fn file(&self) -> &OwnedFd {
         &self.file

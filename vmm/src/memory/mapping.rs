@@ -7,7 +7,7 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::{self, NonNull};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use arch::layout::CHUNK;
 use arch::units::Bytes;
@@ -36,6 +36,8 @@ pub(super) struct Mapping {
     reserved: Reserved,
     length: usize,
     file: Option<MemoryFile>,
+    /// Where in the file it begins.
+    first: AtomicU64,
     attributes: Attributes,
     page: usize,
     /// The size of the host's transparent huge pages, if it has any: looked up once, as parts are mapped anew often.
@@ -74,7 +76,8 @@ impl Mapping {
             return Err(no_room(Errno::NOMEM));
         };
         let reserved = Reserved::new(length, page.max(CHUNK.get() as usize)).map_err(no_room)?;
-        let contents = file.as_ref().map_or(Source::Anonymous, Source::Shared);
+        let contents =
+            file.as_ref().map_or(Source::Anonymous, |file| Source::Shared { file, offset: 0 });
         // SAFETY: `start` to `start + length` lies in the addresses just reserved, which no other
         // code knows: replacing that part of them touches no other memory.
         let mapped = unsafe { map_over(reserved.start, length, contents, attributes) };
@@ -85,14 +88,57 @@ impl Mapping {
             return Err(map_error(size, attributes, errno));
         }
         let locked = AtomicBool::new(false);
-        let mapping =
-            Self { reserved, length, file, attributes, page, huge_page: huge_page_size(), locked };
+        let (first, huge_page) = (AtomicU64::new(0), huge_page_size());
+        let mapping = Self { reserved, length, file, first, attributes, page, huge_page, locked };
         mapping.advise_all(&(0..length)).map_err(|errno| Error::Map {
             size,
             backing: backing.name(),
             source: errno.into(),
         })?;
         Ok(mapping)
+    }
+
+    /// Maps the first chunk of its file once more. Others are [shown](Self::show) in its place.
+    ///
+    /// # Errors
+    /// As for [`new`](Self::new).
+    pub(super) fn window(&self) -> Result<Self, Error> {
+        let (size, backing) = (CHUNK, self.attributes.backing.name());
+        let file = self.file.as_ref().map(MemoryFile::try_clone).transpose();
+        let file = file.map_err(|errno| Error::File { size, backing, source: errno.into() })?;
+        Self::of(file, size, self.attributes)
+    }
+
+    /// Has a [window](Self::window) show another part of its file, which has as many bytes from there on. No other thread
+    /// uses it.
+    ///
+    /// # Errors
+    /// What the host answers, and EINVAL of memory without a file.
+    pub(super) fn show(&self, first: u64) -> io::Result<()> {
+        let file = self.file.as_ref().ok_or(Errno::INVAL)?;
+        let contents = Source::Shared { file, offset: first };
+        // SAFETY: the addresses are the mapping's own, and nothing refers to it but by its address.
+        let mapped =
+            unsafe { map_over(self.reserved.start, self.length, contents, self.attributes) };
+        if let Err(errno) = mapped {
+            // As in `replace`.
+            if self.has_hole(&(0..self.length as u64)) {
+                std::process::abort();
+            }
+            return Err(errno.into());
+        }
+        self.first.store(first, Ordering::Relaxed);
+        Ok(self.advise_all(&(0..self.length))?)
+    }
+
+    /// Gives a part pages of zeros where its file has none.
+    ///
+    /// # Errors
+    /// What the host answers, and EINVAL for memory without a file.
+    pub(super) fn allocate(&self, offset: u64, length: u64) -> io::Result<()> {
+        self.check_part(offset, length)?;
+        let file = self.file.as_ref().ok_or(Errno::INVAL)?;
+        Ok(file.allocate(self.first.load(Ordering::Relaxed) + offset, length)?)
     }
 
     /// Unmaps the memory, and seals the file that it is in; returns a descriptor for reading it.
@@ -240,7 +286,7 @@ impl Mapping {
             };
             return Ok(done?);
         };
-        Ok(file.punch(offset, length)?)
+        Ok(file.punch(self.first.load(Ordering::Relaxed) + offset, length)?)
     }
 
     /// Checks that a part is of whole pages of this memory, which is not locked.
@@ -326,7 +372,10 @@ impl Mapping {
 enum Source<'a> {
     Anonymous,
     /// A file, whose contents others see.
-    Shared(&'a MemoryFile),
+    Shared {
+        file: &'a MemoryFile,
+        offset: u64,
+    },
     /// A part of a file, of which each page is copied when it is written to.
     Template {
         file: BorrowedFd<'a>,
@@ -360,9 +409,9 @@ unsafe fn map_over(
         let private = promise | MapFlags::PRIVATE | MapFlags::FIXED;
         match contents {
             Source::Anonymous => mmap_anonymous(start, length, prot, private),
-            Source::Shared(file) => {
+            Source::Shared { file, offset } => {
                 let flags = promise | MapFlags::SHARED | MapFlags::FIXED;
-                mmap(start, length, prot, flags, file.file(), 0)
+                mmap(start, length, prot, flags, file.file(), offset)
             }
             Source::Template { file, offset } => mmap(start, length, prot, private, file, offset),
         }?;

@@ -130,6 +130,30 @@ impl GuestRam {
         Self::aside(CHUNK, Attributes { backing: Backing::Anonymous, ..self.attributes })
     }
 
+    /// A chunk of this memory, which has a file, in another mapping: its first, until it [shows](Self::show_chunk) another.
+    ///
+    /// # Errors
+    /// As for [`new`](Self::new).
+    pub(crate) fn window(&self) -> Result<Self, Error> {
+        Ok(Self::over(self.region().mapping.window()?, self.attributes))
+    }
+
+    /// Has a [window](Self::window) that no other thread uses show a chunk of the memory.
+    ///
+    /// # Errors
+    /// What the host answers.
+    pub(crate) fn show_chunk(&self, chunk: u64) -> io::Result<()> {
+        self.region().mapping.show(chunk * CHUNK.get())
+    }
+
+    /// Gives a part of memory with a file pages of zeros where the file has none.
+    ///
+    /// # Errors
+    /// What the host answers, and EINVAL for a part that is not of this memory, and for memory without a file.
+    pub(crate) fn allocate(&self, offset: u64, length: u64) -> io::Result<()> {
+        self.region().mapping.allocate(offset, length)
+    }
+
     fn region(&self) -> &Region {
         let Regions([region]) = &*self.regions;
         region

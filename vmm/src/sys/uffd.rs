@@ -27,6 +27,7 @@ const REGISTER: Opcode = opcode::read_write::<RegisterCall>(GROUP, 0x00);
 const UNREGISTER: Opcode = opcode::read::<Addresses>(GROUP, 0x01);
 const WAKE: Opcode = opcode::read::<Addresses>(GROUP, 0x02);
 const COPY: Opcode = opcode::read_write::<CopyCall>(GROUP, 0x03);
+const CONTINUE: Opcode = opcode::read_write::<ContinueCall>(GROUP, 0x07);
 const POISON: Opcode = opcode::read_write::<PoisonCall>(GROUP, 0x08);
 const MOVE: Opcode = opcode::read_write::<MoveCall>(GROUP, 0x05);
 const API: Opcode = opcode::read_write::<ApiCall>(GROUP, 0x3f);
@@ -35,6 +36,9 @@ const API: Opcode = opcode::read_write::<ApiCall>(GROUP, 0x3f);
 /// `UFFD_EVENT_PAGEFAULT`.
 const VERSION: u64 = 0xaa;
 const THREAD_ID: u64 = 1 << 8;
+/// `UFFD_FEATURE_MINOR_SHMEM`, since Linux 5.14, and `UFFDIO_REGISTER_MODE_MINOR`.
+const MINOR_FAULTS: u64 = 1 << 10;
+const MINOR: u64 = 1 << 2;
 /// `UFFD_FEATURE_POISON`, since Linux 6.6; `UFFD_FEATURE_MOVE` and `UFFDIO_MOVE_MODE_ALLOW_SRC_HOLES`, since 6.8.
 const POISONS: u64 = 1 << 14;
 const MOVES: u64 = 1 << 16;
@@ -84,6 +88,12 @@ pub enum Error {
         "the host's kernel cannot move pages into guest memory, as Linux 6.8 and newer can: restore without --lazy"
     )]
     NoMove(#[source] io::Error),
+    /// The kernel cannot catch touches of pages that a file has.
+    #[error(
+        "the host's kernel cannot catch touches of memory that is a file, as Linux 6.6 and newer can: restore without \
+         --lazy"
+    )]
+    NoMinorFaults(#[source] io::Error),
     /// An event cannot be read.
     #[error("cannot read page faults from the host; please report this")]
     Read(#[source] io::Error),
@@ -127,6 +137,15 @@ struct CopyCall {
     mode: u64,
     /// How much was copied, or why nothing was, as a negative error number.
     copied: i64,
+}
+
+/// `struct uffdio_continue`.
+#[repr(C)]
+struct ContinueCall {
+    addresses: Addresses,
+    mode: u64,
+    /// How much was mapped, or why nothing was, as a negative error number.
+    mapped: i64,
 }
 
 /// `struct uffdio_poison`.
@@ -221,6 +240,18 @@ impl Uffd {
         })
     }
 
+    /// As [`new`](Self::new), and ranges of memory that is a file can be [armed](Self::arm_file), or
+    /// [poisoned](Self::poison).
+    ///
+    /// # Errors
+    /// As for [`new`](Self::new), and when the kernel is older than Linux 6.6.
+    pub(crate) fn with_minor_faults() -> Result<Self, Error> {
+        Self::with(THREAD_ID | POISONS | MINOR_FAULTS).map_err(|error| match error {
+            Failed::Open(error) => error,
+            Failed::Features(source) => Error::NoMinorFaults(source),
+        })
+    }
+
     fn with(features: u64) -> Result<Self, Failed> {
         let descriptor = open().map_err(Failed::Open)?;
         let mut call = ApiCall { version: VERSION, features, ioctls: 0 };
@@ -237,7 +268,23 @@ impl Uffd {
     /// What the host answers: ENOMEM when the process would have too many mappings (vm.max_map_count).
     /// A part of the range may be armed even so.
     pub(crate) fn arm(&self, range: &Range<u64>) -> io::Result<()> {
-        let mut call = RegisterCall { addresses: range.into(), mode: MISSING, ioctls: 0 };
+        self.register(range, MISSING)
+    }
+
+    /// As [`arm`](Self::arm), for a shared mapping of a memfd: also touches of pages that the file has are caught, until
+    /// these addresses have them.
+    ///
+    /// With missing pages alone a page would be seen as soon as it is in the file, half written; with the other alone a
+    /// page that is not in the file would read zero.
+    ///
+    /// # Errors
+    /// As for [`arm`](Self::arm).
+    pub(crate) fn arm_file(&self, range: &Range<u64>) -> io::Result<()> {
+        self.register(range, MISSING | MINOR)
+    }
+
+    fn register(&self, range: &Range<u64>, mode: u64) -> io::Result<()> {
+        let mut call = RegisterCall { addresses: range.into(), mode, ioctls: 0 };
         // SAFETY: the structure is the one that the call takes. It changes who provides missing pages, and
         // no contents.
         Ok(unsafe { ioctl(&self.0, Updater::<REGISTER, _>::new(&mut call)) }?)
@@ -293,6 +340,29 @@ impl Uffd {
             let answer = unsafe { ioctl(&self.0, Updater::<COPY, _>::new(&mut call)) };
             match part(answer, length, call.copied) {
                 // The next page is there.
+                Err(Errno::EXIST) => Ok(page),
+                // It is not armed: its pages come as they are touched.
+                Err(Errno::NOENT) => Ok(length),
+                part => part,
+            }
+        })?;
+        self.wake(range)
+    }
+
+    /// Gives an [armed file](Self::arm_file)'s range the pages of the file, `page` bytes each, which has all of them. It
+    /// stays armed.
+    ///
+    /// # Errors
+    /// What the host answers: EFAULT when the file lacks a page.
+    pub(crate) fn map_pages(&self, range: &Range<u64>, page: u64) -> io::Result<()> {
+        by_parts(range, |left| {
+            let addresses = Addresses::from(left);
+            let length = addresses.length;
+            let mut call = ContinueCall { addresses, mode: 0, mapped: 0 };
+            // SAFETY: the structure is the one that the call takes. It maps what the file has, and changes no contents.
+            let answer = unsafe { ioctl(&self.0, Updater::<CONTINUE, _>::new(&mut call)) };
+            match part(answer, length, call.mapped) {
+                // The next page is mapped.
                 Err(Errno::EXIST) => Ok(page),
                 // It is not armed: its pages come as they are touched.
                 Err(Errno::NOENT) => Ok(length),

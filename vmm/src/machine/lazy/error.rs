@@ -10,15 +10,15 @@ use crate::{memory, snapshot};
 /// Why memory cannot be loaded when it is touched.
 #[derive(Debug, Error)]
 pub enum Error {
-    /// Only anonymous memory has pages that move.
+    /// A page of hugetlbfs cannot be given to the guest when it is filled.
     #[error(
-        "only anonymous memory can be restored lazily, and that of the snapshot is not: leave out --lazy"
+        "memory of hugetlbfs cannot be restored lazily, and that of the snapshot is such: leave out --lazy"
     )]
     Backing,
     /// The host's kernel cannot stop touches of it.
     #[error(
-        "this host's kernel cannot load guest memory as it is touched (userfaultfd with UFFDIO_MOVE, Linux 6.8): leave \
-         out --lazy"
+        "this host's kernel cannot load guest memory as it is touched (userfaultfd with UFFDIO_MOVE, Linux 6.8, or \
+         UFFDIO_POISON, 6.6, for a VM with --memory-backing memfd): leave out --lazy"
     )]
     Kernel(#[source] io::Error),
     /// This user may not stop touches in the kernel, as those of KVM are.
@@ -68,6 +68,7 @@ impl From<uffd::Error> for Error {
             uffd::Error::Missing(source)
             | uffd::Error::Version(source)
             | uffd::Error::NoMove(source)
+            | uffd::Error::NoMinorFaults(source)
             | uffd::Error::Register(source)
             | uffd::Error::Read(source) => Self::Kernel(source),
         }

@@ -4,16 +4,17 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::thread;
 
+use arch::range::MemoryRange;
 use tempfile::TempDir;
 use vm_memory::{Bytes as _, GuestAddress};
 
 use super::*;
 use crate::machine::PausedMemory;
 use crate::machine::tracking::load_changed;
-use crate::memory::Attributes;
+use crate::memory::{Attributes, Outcome};
 use crate::snapshot::testing::{FakeMemory, Filling, Page, state};
 use crate::snapshot::{self, Fault, MemoryView, NewPair};
-use crate::sys::numa::{self, MemPolicy, NodeSet};
+use crate::sys::numa::{self, MemPolicy, NodeSet, Rule};
 use crate::testing::{Means, skip};
 
 const CHUNKS: usize = 4;
@@ -48,16 +49,24 @@ fn file() -> (TempDir, PathBuf) {
 
 /// Memory that is loaded from this file as it is touched; `None` where the host cannot.
 fn start(path: &Path) -> Option<(GuestRam, LazyMemory)> {
-    start_with(path, |_| WorkingSet::Known(Vec::new()))
+    start_on(path, Backing::Anonymous, |_| WorkingSet::Known(Vec::new()))
 }
 
-/// As [`start`], with the working set of the file or without.
-fn start_with(
+/// As [`start`], one after the other of each kind of memory.
+fn each(path: &Path) -> impl Iterator<Item = (GuestRam, LazyMemory)> {
+    [Backing::Anonymous, Backing::Memfd]
+        .into_iter()
+        .filter_map(move |backing| start_on(path, backing, |_| WorkingSet::Known(Vec::new())))
+}
+
+/// Memory of this kind that is loaded from this file, with the working set of the file or without.
+fn start_on(
     path: &Path,
+    backing: Backing,
     working_set: impl FnOnce(&MemoryReader) -> WorkingSet,
 ) -> Option<(GuestRam, LazyMemory)> {
     let size = Bytes::new(CHUNK.get() * CHUNKS as u64);
-    let ram = GuestRam::new(size, Attributes::default()).unwrap();
+    let ram = GuestRam::new(size, Attributes { backing, ..Attributes::default() }).unwrap();
     let reader = MemoryReader::open(path).unwrap();
     let working_set = working_set(&reader);
     match LazyMemory::start(&ram, reader, working_set) {
@@ -84,23 +93,32 @@ fn order(count: usize, seed: u64) -> impl Iterator<Item = usize> {
 fn give_back(ram: &GuestRam, hooks: &mut dyn DiscardHooks, first: usize, pages: usize) {
     let range = MemoryRange::new(address(ram, first), Bytes::new(pages as u64 * page_size()));
     hooks.before(range);
-    ram.discard(range).unwrap();
+    match ram.discard(range) {
+        // It is filled at this moment, and dropped when that is done.
+        Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
+            assert_eq!(ram.backing(), Backing::Memfd);
+        }
+        done => {
+            done.unwrap();
+        }
+    }
     hooks.after(range, Outcome::Gone);
 }
 
 #[test]
 fn memory_is_that_of_the_file_and_no_longer_watched() {
     let (_folder, path) = file();
-    let Some((ram, lazy)) = start(&path) else { return };
-    assert_eq!(lazy.pending(), ram.range().size);
+    for (ram, lazy) in each(&path) {
+        assert_eq!(lazy.pending(), ram.range().size);
 
-    for page in order(CHUNKS * pages_per_chunk(), 7) {
-        assert_eq!(ram.read_obj::<u8>(address(&ram, page)).unwrap(), byte(page), "page {page}");
+        for page in order(CHUNKS * pages_per_chunk(), 7) {
+            assert_eq!(ram.read_obj::<u8>(address(&ram, page)).unwrap(), byte(page), "page {page}");
+        }
+
+        // A thread is woken before it is written down that its chunk is loaded.
+        lazy.finish().unwrap();
+        assert_eq!(lazy.pending(), Bytes::ZERO);
     }
-
-    // A thread is woken before it is written down that its chunk is loaded.
-    lazy.finish().unwrap();
-    assert_eq!(lazy.pending(), Bytes::ZERO);
 }
 
 /// What is given back stays given back, whoever touches it and loads it at the same time; everything else is that of the
@@ -109,8 +127,9 @@ fn memory_is_that_of_the_file_and_no_longer_watched() {
 fn what_is_given_back_while_it_is_loaded_reads_zero_and_nothing_else_is_lost() {
     let (_folder, path) = file();
     let pages = CHUNKS * pages_per_chunk();
-    for round in 0..ROUNDS {
-        let Some((ram, lazy)) = start(&path) else { return };
+    for (round, (ram, lazy)) in
+        (0..ROUNDS).flat_map(|round| each(&path).map(move |one| (round, one)))
+    {
         let flags = || (0..pages).map(|_| AtomicBool::new(false)).collect::<Vec<_>>();
         let (going, gone) = (flags(), flags());
         let mut hooks = lazy.discard_hooks();
@@ -163,8 +182,9 @@ fn what_is_given_back_while_it_is_loaded_reads_zero_and_nothing_else_is_lost() {
 #[test]
 fn a_loader_that_ends_keeps_no_thread_waiting() {
     let (_folder, path) = file();
-    for round in 0..ROUNDS {
-        let Some((ram, lazy)) = start(&path) else { return };
+    for (round, (ram, lazy)) in
+        (0..ROUNDS).flat_map(|round| each(&path).map(move |one| (round, one)))
+    {
         thread::scope(|scope| {
             for toucher in 0..3 {
                 let ram = &ram;
@@ -194,48 +214,52 @@ fn recorded(path: &Path) -> Vec<u64> {
 #[test]
 fn the_order_of_first_touches_is_recorded_and_read_ahead_the_next_time() {
     let (_folder, path) = file();
-    let record = |reader: &MemoryReader| WorkingSet::record(reader).unwrap();
-    let Some((ram, lazy)) = start_with(&path, record) else { return };
-    let first = |chunk: usize| chunk * pages_per_chunk();
-    for page in [first(2) + 5, first(0), first(2), first(3)] {
-        assert_eq!(read(&ram, page), byte(page));
-    }
-    assert_eq!((lazy.faults(), lazy.loaded_ahead()), (3, 0));
-    // That is the first touch of none.
-    lazy.finish().unwrap();
-    drop(lazy);
-    assert_eq!(recorded(&path), [2, 0, 3]);
+    for backing in [Backing::Anonymous, Backing::Memfd] {
+        let record = |reader: &MemoryReader| WorkingSet::record(reader).unwrap();
+        let Some((ram, lazy)) = start_on(&path, backing, record) else { continue };
+        let first = |chunk: usize| chunk * pages_per_chunk();
+        for page in [first(2) + 5, first(0), first(2), first(3)] {
+            assert_eq!(read(&ram, page), byte(page));
+        }
+        assert_eq!((lazy.faults(), lazy.loaded_ahead()), (3, 0));
+        // That is the first touch of none.
+        lazy.finish().unwrap();
+        drop(lazy);
+        assert_eq!(recorded(&path), [2, 0, 3]);
 
-    let (ram, lazy) = start_with(&path, |reader| WorkingSet::read(reader).unwrap()).unwrap();
-    while lazy.loaded_ahead() < 3 {
-        thread::yield_now();
+        let (ram, lazy) =
+            start_on(&path, backing, |reader| WorkingSet::read(reader).unwrap()).unwrap();
+        while lazy.loaded_ahead() < 3 {
+            thread::yield_now();
+        }
+        for page in 0..CHUNKS * pages_per_chunk() {
+            assert_eq!(read(&ram, page), byte(page));
+        }
+        // Of the chunk that is in no record.
+        assert_eq!((lazy.faults(), lazy.loaded_ahead()), (1, 3));
     }
-    for page in 0..CHUNKS * pages_per_chunk() {
-        assert_eq!(read(&ram, page), byte(page));
-    }
-    // Of the chunk that is in no record.
-    assert_eq!((lazy.faults(), lazy.loaded_ahead()), (1, 3));
 }
 
 /// Chunks of a working set are loaded in its order, and each that is touched before its turn.
 #[test]
 fn what_is_touched_is_loaded_before_what_is_read_ahead() {
     let (_folder, path) = file();
-    let Some((ram, lazy)) = start(&path) else { return };
-    let mut order = Order { ahead: vec![3, 1, 9, 2], touched: None };
-    let pending = || lazy.shared.lock().pending.keys().copied().collect::<Vec<_>>();
+    for (ram, lazy) in each(&path) {
+        let mut order = Order { ahead: vec![3, 1, 9, 2], touched: None };
+        let pending = || lazy.shared.lock().pending.keys().copied().collect::<Vec<_>>();
 
-    lazy.shared.load_next(&mut order);
-    assert_eq!((pending(), &*order.ahead), (vec![0, 1, 3], &[3, 1, 9][..]));
-    // The file has nothing of it.
-    lazy.shared.load_next(&mut order);
-    // It is loaded for a thread before its turn.
-    let page = pages_per_chunk();
-    assert_eq!(read(&ram, page), byte(page));
-    lazy.shared.load_next(&mut order);
-    lazy.shared.load_next(&mut order);
+        lazy.shared.load_next(&mut order);
+        assert_eq!((pending(), &*order.ahead), (vec![0, 1, 3], &[3, 1, 9][..]));
+        // The file has nothing of it.
+        lazy.shared.load_next(&mut order);
+        // It is loaded for a thread before its turn.
+        let page = pages_per_chunk();
+        assert_eq!(read(&ram, page), byte(page));
+        lazy.shared.load_next(&mut order);
+        lazy.shared.load_next(&mut order);
 
-    assert_eq!((pending(), lazy.loaded_ahead(), lazy.faults()), (vec![0], 2, 1));
+        assert_eq!((pending(), lazy.loaded_ahead(), lazy.faults()), (vec![0], 2, 1));
+    }
 }
 
 /// Nothing is lost by a working set of what cannot be read, but that the rest of it is read as it is touched.
@@ -255,52 +279,89 @@ fn what_cannot_be_read_ahead_is_left_until_it_is_touched() {
     lazy.finish().unwrap_err();
 }
 
+/// A chunk that is all given back while it is read is loaded no more, and it does not matter whether it can be read. Until
+/// the read has ended, nothing is in its place that the read could damage.
 #[test]
-fn what_is_given_back_while_it_cannot_be_read_ends_no_vm() {
+fn what_is_all_given_back_while_it_is_read_reads_zero() {
     let (_folder, path) = file();
-    let Some((ram, lazy)) = start(&path) else { return };
-    let unread = snapshot::Error { file: path, fault: Fault::NotRegular };
-    let mut source = lazy.shared.source.lock().unwrap();
-    give_back(&ram, &mut *lazy.discard_hooks(), 0, pages_per_chunk());
+    for readable in [true, false] {
+        for (ram, lazy) in each(&path) {
+            let shared = &lazy.shared;
+            let mut source = shared.source.lock().unwrap();
+            let Source { reader, staging } = source.as_mut().unwrap();
+            shared.lock().reading = Some(0);
+            staging.turn_to(0, &shared.addresses(0)).unwrap();
+            give_back(&ram, &mut *lazy.discard_hooks(), 0, pages_per_chunk());
+            reader.load_chunk(0, &staging.destination(), 0).unwrap();
+            assert!(shared.is_pending(0));
+            let unread = snapshot::Error { file: path.clone(), fault: Fault::NotRegular };
+            let outcome = if readable { Ok(()) } else { Err(unread.into()) };
 
-    lazy.shared.place(source.as_mut().unwrap(), 0, Err(unread)).unwrap();
+            shared.place(staging, 0, outcome).unwrap();
 
-    drop(source);
-    assert_eq!(read(&ram, 0), 0);
-    lazy.finish().unwrap();
+            assert!(!shared.is_pending(0));
+            drop(source);
+            assert_eq!([read(&ram, 0), read(&ram, pages_per_chunk() - 1)], [0, 0]);
+            lazy.finish().unwrap();
+        }
+    }
+}
+
+/// Where a process has as many mappings as it can have, a chunk that is loaded stays watched, and has all its pages.
+#[test]
+fn a_chunk_that_stays_watched_has_all_its_pages() {
+    let (_folder, path) = file();
+    for (ram, lazy) in each(&path) {
+        let shared = &lazy.shared;
+        give_back(&ram, &mut *lazy.discard_hooks(), 3, 2);
+        shared.read(shared.source.lock().unwrap().as_mut().unwrap(), 0).unwrap();
+
+        shared.provide(0, &shared.addresses(0)).unwrap();
+
+        for page in 0..pages_per_chunk() {
+            let right = if (3..5).contains(&page) { 0 } else { byte(page) };
+            assert_eq!(read(&ram, page), right, "page {page}");
+        }
+        assert_eq!(lazy.faults(), 0);
+        // One that is given back then comes as zeros, though its touch is caught again.
+        give_back(&ram, &mut *lazy.discard_hooks(), 7, 1);
+        assert_eq!([read(&ram, 7), read(&ram, 8)], [0, byte(8)]);
+    }
 }
 
 #[test]
 fn what_is_given_back_does_not_wait_for_a_read() {
     let (_folder, path) = file();
-    let Some((ram, lazy)) = start(&path) else { return };
-    let (whole, one) = (pages_per_chunk(), 2 * pages_per_chunk() + 1);
-    // As long as a disk takes.
-    let reading = lazy.shared.source.lock().unwrap();
-    let mut hooks = lazy.discard_hooks();
+    for (ram, lazy) in each(&path) {
+        let (whole, one) = (pages_per_chunk(), 2 * pages_per_chunk() + 1);
+        // As long as a disk takes.
+        let reading = lazy.shared.source.lock().unwrap();
+        let mut hooks = lazy.discard_hooks();
 
-    give_back(&ram, &mut *hooks, whole, pages_per_chunk());
-    give_back(&ram, &mut *hooks, one, 1);
+        give_back(&ram, &mut *hooks, whole, pages_per_chunk());
+        give_back(&ram, &mut *hooks, one, 1);
 
-    drop(reading);
-    lazy.finish().unwrap();
-    assert_eq!([read(&ram, whole), read(&ram, one)], [0, 0]);
-    assert_eq!([read(&ram, 0), read(&ram, one + 1)], [byte(0), byte(one + 1)]);
+        drop(reading);
+        lazy.finish().unwrap();
+        assert_eq!([read(&ram, whole), read(&ram, one)], [0, 0]);
+        assert_eq!([read(&ram, 0), read(&ram, one + 1)], [byte(0), byte(one + 1)]);
+    }
 }
 
 #[test]
 fn a_file_of_which_all_is_loaded_is_closed() {
     let (_folder, path) = file();
-    let Some((_ram, lazy)) = start(&path) else { return };
-    let is_open = || {
-        let mut open = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
-        open.any(|entry| std::fs::read_link(entry.path()).is_ok_and(|file| file == path))
-    };
-    assert!(is_open());
+    for (_ram, lazy) in each(&path) {
+        let is_open = || {
+            let mut open = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
+            open.any(|entry| std::fs::read_link(entry.path()).is_ok_and(|file| file == path))
+        };
+        assert!(is_open());
 
-    lazy.finish().unwrap();
+        lazy.finish().unwrap();
 
-    assert!(!is_open());
+        assert!(!is_open());
+    }
 }
 
 #[test]
@@ -316,7 +377,7 @@ fn pages_are_taken_from_where_those_of_the_guest_are() {
     }
     let aside = || {
         let source = lazy.shared.source.lock().unwrap();
-        Rule::at(source.as_ref().unwrap().aside.host_address()).unwrap()
+        Rule::at(source.as_ref().unwrap().staging.to_move().unwrap()).unwrap()
     };
     let of_guest = |at: u64| Rule::at(chunk(at).start).unwrap();
     assert_ne!(of_guest(1), of_guest(2));
@@ -332,24 +393,25 @@ fn pages_are_taken_from_where_those_of_the_guest_are() {
 #[test]
 fn what_may_have_changed_is_loaded_for_a_diff() {
     let (_folder, path) = file();
-    let Some((ram, lazy)) = start(&path) else { return };
-    ram.track_changes();
-    ram.add_changes(pages_per_chunk() + 3, &[1]);
-    give_back(&ram, &mut *lazy.discard_hooks(), 2 * pages_per_chunk(), pages_per_chunk());
-    let changes = ram.take_changes().unwrap();
+    for (ram, lazy) in each(&path) {
+        ram.track_changes();
+        ram.add_changes(pages_per_chunk() + 3, &[1]);
+        give_back(&ram, &mut *lazy.discard_hooks(), 2 * pages_per_chunk(), pages_per_chunk());
+        let changes = ram.take_changes().unwrap();
 
-    load_changed(&lazy, &changes).unwrap();
+        load_changed(&lazy, &changes).unwrap();
 
-    // A chunk that was given back is not loaded, nor are those without changes.
-    assert_eq!(lazy.pending(), Bytes::new(2 * CHUNK.get()));
-    let diff = PausedMemory::new(&ram).unwrap().since(Some(&changes));
-    assert!(diff.present(1).unwrap().contains(3));
-    assert!(diff.present(2).unwrap().is_empty());
-    let changed =
-        |chunk| PageSet::of(0..pages_per_chunk()).difference(&diff.unchanged(chunk).unwrap());
-    let whole = PageSet::of(0..pages_per_chunk());
-    assert_eq!(
-        [0, 1, 2, 3].map(changed),
-        [PageSet::EMPTY, PageSet::of(3..4), whole, PageSet::EMPTY]
-    );
+        // A chunk that was given back is not loaded, nor are those without changes.
+        assert_eq!(lazy.pending(), Bytes::new(2 * CHUNK.get()));
+        let diff = PausedMemory::new(&ram).unwrap().since(Some(&changes));
+        assert!(diff.present(1).unwrap().contains(3));
+        assert!(diff.present(2).unwrap().is_empty());
+        let changed =
+            |chunk| PageSet::of(0..pages_per_chunk()).difference(&diff.unchanged(chunk).unwrap());
+        let whole = PageSet::of(0..pages_per_chunk());
+        assert_eq!(
+            [0, 1, 2, 3].map(changed),
+            [PageSet::EMPTY, PageSet::of(3..4), whole, PageSet::EMPTY]
+        );
+    }
 }
