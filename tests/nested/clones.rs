@@ -4,7 +4,8 @@ use std::fs;
 use std::path::Path;
 
 use rustix::process::Signal;
-use serde_json::Value;
+use serde_json::{Value, json};
+use tesseractl::client::Error;
 use testing::guest::{Guest, Plan};
 use testing::lab::Lab;
 use testing::memory::mappings;
@@ -31,6 +32,22 @@ fn snapshot(plan: Plan, folder: &Path) -> (Value, Value) {
 /// What a clone still has of the template.
 fn of_the_template(guest: &Guest) -> u64 {
     number(&guest.client().metrics().unwrap()["snapshot"], "template_bytes")
+}
+
+/// A VM that has not started, and would find the holder of a template.
+fn waiting(holder: &Holder) -> Guest {
+    let guest = holder.waits().start();
+    until("the control socket", || guest.socket().exists().then_some(()));
+    guest
+}
+
+/// Makes a clone of it by the interface.
+fn load_shared(guest: &Guest, folder: &Path) -> Result<(), Error> {
+    let [state, memory] = ["state", "memory"].map(|name| folder.join(name));
+    let load = json!({
+        "snapshot_path": state, "mem_file_path": memory, "resume_vm": true, "shared": true
+    });
+    guest.client().send("PUT", "/snapshot/load", &load)
 }
 
 #[test]
@@ -167,7 +184,8 @@ fn clones_do_not_need_the_process_that_held_their_template() {
         let folder = scratch.join("one");
         let (ready, before) = snapshot(small(), &folder);
         let mut holder = Holder::start(&folder, &[]);
-        let mut clones = [(); 2].map(|()| holder.plan(&folder).start());
+        let mut clones = [holder.plan(&folder).start(), waiting(&holder)];
+        load_shared(&clones[1], &folder).unwrap();
         clones.iter().for_each(Guest::is_loaded);
 
         holder.kill();
@@ -180,6 +198,12 @@ fn clones_do_not_need_the_process_that_held_their_template() {
         let refused = holder.plan(&folder).run();
         assert_eq!(refused.code, Some(69), "{refused:?}");
         assert!(refused.messages.contains("tessera template"), "{refused:?}");
+        match load_shared(&waiting(&holder), &folder) {
+            Err(Error::Refused { status: 400, message }) => {
+                assert!(message.contains("tessera template"), "{message}");
+            }
+            other => panic!("{other:?}"),
+        }
         clones.into_iter().for_each(power_off);
     });
 }

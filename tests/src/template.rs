@@ -76,6 +76,14 @@ impl Holder {
         self.with_place(plan.flag("--boot-image"))
     }
 
+    /// A VM that waits to be configured, and finds this process.
+    ///
+    /// # Panics
+    /// When a path is not UTF-8.
+    pub fn waits(&self) -> Plan {
+        self.with_place(Plan::waiting())
+    }
+
     fn with_place(&self, plan: Plan) -> Plan {
         plan.env("TESSERA_RUNTIME_DIR", self.place.path().to_str().unwrap())
     }

@@ -82,17 +82,21 @@ class Vm:
         folder: "File",
         *,
         lazy: bool = False,
+        shared: bool = False,
         paused: bool = False,
         flags: Sequence[str] = (),
         **arguments: Any,
     ) -> "Vm":
         """The VM of a snapshot, which is restored by `start` or a `with` block, and runs unless it is to be `paused`.
 
-        With `lazy` its memory is read when the guest touches it. Other arguments are those of a VM, but for what
-        would change the machine; `vsock=False` where the one that was saved had no vsock device.
+        With `lazy` its memory is read when the guest touches it. With `shared` it is a clone: it shares memory with
+        other VMs of the snapshot through a process that has to run, `tessera template FOLDER`. Other arguments are
+        those of a VM, but for what would change the machine; `vsock=False` where the one that was saved had no vsock
+        device.
         """
         words = [f"--restore={os.fspath(folder)}"]
         words += ["--lazy"] if lazy else []
+        words += ["--shared"] if shared else []
         words += ["--paused"] if paused else []
         vm = cls(flags=[*words, *flags], **arguments)
         vm._restored = "restored" if paused else "started"
@@ -222,14 +226,22 @@ class Vm:
         self._patch("/vm", {"state": "Resumed"})
 
     def snapshot(
-        self, folder: "File", *, keep_paused: bool = False, replace: bool = False, timeout: float = 600.0
+        self,
+        folder: "File",
+        *,
+        diff: bool = False,
+        keep_paused: bool = False,
+        replace: bool = False,
+        timeout: float = 600.0,
     ) -> Json:
         """Saves the VM in a folder, which is made: its size in `bytes` and what else `tesseractl` says.
 
         A VM that runs is paused meanwhile, and runs again then unless it is to be kept paused. A snapshot that the
-        folder has is replaced only with `replace`. Raises `SnapshotError`.
+        folder has is replaced only with `replace`. With `diff` it has only what has changed since the snapshot before,
+        of a VM with `track_dirty_pages=True`. Raises `SnapshotError`.
         """
-        flags = ["--keep-paused"] if keep_paused else []
+        flags = ["--diff"] if diff else []
+        flags += ["--keep-paused"] if keep_paused else []
         flags += ["--replace"] if replace else []
         command = [programs.tesseractl(self._program), "snapshot", "--json", f"--timeout={timeout}", *flags, "--"]
         done = subprocess.run(

@@ -180,7 +180,7 @@ def main():
     for flag in ("--api-sock", "--id", "--kernel", "--initrd", "--cmdline", "--serial", "--memory", "--vsock"):
         parser.add_argument(flag)
     parser.add_argument("--restore")
-    for flag in ("--rng", "--lazy", "--paused"):
+    for flag in ("--rng", "--lazy", "--shared", "--paused"):
         parser.add_argument(flag, action="store_true")
     parser.add_argument("--disk", action="append")
     vm = FakeVm(parser.parse_args())

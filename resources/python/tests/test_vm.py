@@ -185,6 +185,8 @@ class Snapshots(WithPrograms):
             self.assertEqual(saved["words"], ["--json", "--timeout=600.0", "--", vm.client.path, "/snapshots/one"])
             saved = vm.snapshot(Path("two"), keep_paused=True, replace=True, timeout=5)
             self.assertEqual(saved["words"][1:4], ["--timeout=5", "--keep-paused", "--replace"])
+            saved = vm.snapshot("/snapshots/two", diff=True)
+            self.assertEqual(saved["words"][2:4], ["--diff", "--"])
             with self.assertRaises(SnapshotError) as raised:
                 vm.snapshot("/full")
             self.assertIn("the disk is full", str(raised.exception))
@@ -197,6 +199,8 @@ class Snapshots(WithPrograms):
             self.assertEqual(given[-2:], ["--restore=/snapshots/one", "--lazy"])
             self.assertIn("--id=vm2", given)
             self.assertFalse([flag for flag in given if flag.startswith("--vsock")])
+        with Vm.restore("/snapshots/one", shared=True) as vm:
+            self.assertEqual(vm.config()["flags"][-2:], ["--restore=/snapshots/one", "--shared"])
         with Vm.restore(Path("/snapshots/one"), paused=True) as vm:
             self.assertEqual(vm.state, "Paused")
             vm.resume()

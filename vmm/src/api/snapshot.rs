@@ -96,6 +96,9 @@ pub struct SnapshotLoad {
     /// Whether it is recorded in which order that is. Ours.
     #[serde(default, skip_serializing_if = "is_false")]
     pub record_working_set: bool,
+    /// Whether memory is that of the snapshot's template, which another process holds. Ours.
+    #[serde(default)]
+    pub shared: bool,
 }
 
 /// Firecracker's `MemoryBackend`.
@@ -197,15 +200,8 @@ impl SnapshotLoad {
         let vsock = self.vsock_override;
         changes.vsock = vsock.map(|other| VsockChange { path: other.uds_path, cid: None });
         let files = SnapshotFiles { state: self.snapshot_path, memory };
-        let memory = match (self.lazy, self.record_working_set) {
-            (true, record) => RestoreMemory::Lazy { record },
-            (false, false) => RestoreMemory::Eager,
-            (false, true) => {
-                return refused(
-                    "record_working_set records what is read lazily: give \"lazy\": true as well",
-                );
-            }
-        };
+        let memory = RestoreMemory::of(self.lazy, self.shared, self.record_working_set)
+            .map_err(|error| ControlError::refused(error.to_string()))?;
         Ok(RestoreRequest { files, memory, resume: self.resume_vm, changes })
     }
 }

@@ -53,6 +53,22 @@ pub enum RestoreMemory {
     Shared,
 }
 
+impl RestoreMemory {
+    /// As flags, or fields of a request, say it.
+    ///
+    /// # Errors
+    /// When they do not go together.
+    pub fn of(lazy: bool, shared: bool, record: bool) -> Result<Self, RestoreError> {
+        match (lazy, shared) {
+            (false, _) if record => Err(RestoreError::RecordEager),
+            (false, false) => Ok(Self::Eager),
+            (true, false) => Ok(Self::Lazy { record }),
+            (false, true) => Ok(Self::Shared),
+            (true, true) => Err(RestoreError::LazyShared),
+        }
+    }
+}
+
 /// What a restored VM may have otherwise than the one that was saved: what is the host's, and not the guest's.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct RestoreChanges {
@@ -95,12 +111,12 @@ pub enum RestoreError {
     Flag(&'static str),
     /// Memory comes from one place.
     #[error(
-        "--shared has no memory to be read later, as a template has all of it: leave out --lazy"
+        "memory that is shared is not read later, as a template has all of it: leave out lazy, or shared"
     )]
     LazyShared,
     /// What is read before is not touched first.
     #[error(
-        "--record-working-set records what --lazy reads as it is touched: give --lazy as well, or leave it out"
+        "a working set is recorded of memory that is read as it is touched: give lazy as well, or do not record it"
     )]
     RecordEager,
     /// A section for the machine, in Firecracker's words.
@@ -146,13 +162,7 @@ impl RunArgs {
         let Some(folder) = &self.restore else { return Ok(None) };
         Ok(Some(RestoreRequest {
             files: SnapshotFiles::in_folder(folder),
-            memory: match (self.lazy, self.shared) {
-                (false, _) if self.record_working_set => return Err(RestoreError::RecordEager),
-                (false, false) => RestoreMemory::Eager,
-                (true, false) => RestoreMemory::Lazy { record: self.record_working_set },
-                (false, true) => RestoreMemory::Shared,
-                (true, true) => return Err(RestoreError::LazyShared),
-            },
+            memory: RestoreMemory::of(self.lazy, self.shared, self.record_working_set)?,
             resume: !self.paused,
             changes: self.restore_changes()?,
         }))

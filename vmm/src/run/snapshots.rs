@@ -89,16 +89,19 @@ pub enum LoadError {
     LazyLocked,
     /// Only anonymous memory can be replaced page by page.
     #[error(
-        "only anonymous memory can be shared with a template, and that of the snapshot is not: leave out --shared"
+        "only anonymous memory can be shared with a template, and that of the snapshot is not: leave out --shared \
+         (\"shared\" in the API)"
     )]
     SharedBacking,
     /// Locked memory is copied at once.
-    #[error("the VM's memory is locked, which copies all of it at once: leave out --shared")]
+    #[error(
+        "the VM's memory is locked, which copies all of it at once: leave out --shared (\"shared\" in the API)"
+    )]
     SharedLocked,
     /// Memory that is mapped anew is not watched.
     #[error(
-        "tag storage cannot be reserved on demand for memory that is shared with a template: leave out --shared, or \
-         give --tag-storage strict"
+        "tag storage cannot be reserved on demand for memory that is shared with a template: leave out --shared \
+         (\"shared\" in the API), or give --tag-storage strict"
     )]
     SharedOnDemand,
     /// There is no template.

@@ -181,6 +181,7 @@ fn a_snapshot_is_loaded_into_a_vm_that_has_not_started() {
         (backend.to_owned(), State::Paused),
         (format!("{memory}, \"resume_vm\": true, \"lazy\": true"), State::Running),
         (format!("{memory}, \"lazy\": true, \"record_working_set\": true"), State::Paused),
+        (format!("{backend}, \"shared\": true"), State::Paused),
         (
             format!(
                 "{memory}, \"track_dirty_pages\": true, \"enable_diff_snapshots\": false, \"huge_pages\": \
@@ -200,7 +201,8 @@ fn a_snapshot_is_loaded_into_a_vm_that_has_not_started() {
         ("\"resume_vm\": true".to_owned(), "missing field"),
         (backend.replace("File", "Uffd"), "lazy"),
         (format!("{memory}, \"clock_realtime\": true"), "clock_realtime"),
-        (format!("{memory}, \"record_working_set\": true"), "\"lazy\": true"),
+        (format!("{memory}, \"record_working_set\": true"), "give lazy"),
+        (format!("{memory}, \"lazy\": true, \"shared\": true"), "leave out lazy"),
         (format!("{memory}, \"huge_pages\": \"2M\""), "huge_pages"),
         (format!("{memory}, \"network_overrides\": [[\"eth0\", \"tap1\"]]"), "an object"),
     ] {
