@@ -169,7 +169,7 @@ impl Directory {
 
 /// The right to change the directory; dropped, others have it.
 #[derive(Debug)]
-pub(super) struct Lock {
+pub(crate) struct Lock {
     _fd: OwnedFd,
 }
 
@@ -179,6 +179,16 @@ pub(super) struct Lock {
 /// When there is no place for it, it is not this user's alone, or it cannot be made.
 pub fn templates() -> Result<PathBuf, Error> {
     templates_in(&place()?)
+}
+
+/// Locks that directory: between bind(2) and listen(2), the socket of a process that lives is as one of a process that
+/// has gone.
+///
+/// # Errors
+/// As [`templates`], and when another process holds the lock for long.
+pub(crate) fn lock_templates() -> Result<Lock, Error> {
+    let (_, fd, path) = make_in(&place()?, TEMPLATES)?;
+    Directory { path, fd, service: None }.lock()
 }
 
 pub(super) fn templates_in(place: &Path) -> Result<PathBuf, Error> {

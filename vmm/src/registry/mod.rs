@@ -24,6 +24,7 @@ mod service;
 use std::io;
 use std::path::PathBuf;
 
+pub(crate) use directory::lock_templates;
 pub use directory::{Directory, templates};
 pub use entry::{Entry, Publication};
 pub use list::{Listing, Skipped, Vm};

@@ -41,6 +41,10 @@ impl Kind {
     };
 }
 
+/// The most files of a folder that are looked at for sockets without a listener: a call or two each, and the next look
+/// finds more.
+const MOST_STALE: usize = 1024;
+
 /// The longest path the kernel takes: `sun_path` has 108 bytes, one for the final zero (unix(7)).
 const MAX_PATH: usize = 107;
 
@@ -283,6 +287,17 @@ fn remove_stale(path: &Path, socket_type: SocketType) -> Result<(), Error> {
         return Err(Error::InUse(path.to_owned()));
     }
     std::fs::remove_file(path).map_err(failed)
+}
+
+/// Removes the sockets in a folder that have no listener, of this type by rights. What else is there stays, and so does
+/// what cannot be looked at. No process may be about to listen there meanwhile.
+pub(crate) fn remove_stale_in(folder: &Path, socket_type: SocketType) {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    for entry in entries.take(MOST_STALE) {
+        if entry.file_type().is_ok_and(|kind| kind.is_socket()) {
+            let _ = remove_stale(&entry.path(), socket_type);
+        }
+    }
 }
 
 /// Connects without waiting for a place in the backlog. The stream does not block.

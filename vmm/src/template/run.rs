@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use arch::units::Bytes;
+use rustix::net::SocketType;
 use thiserror::Error;
 
 use super::boot::{BootError, HeldBootImage};
@@ -17,6 +18,7 @@ use super::identity::Identity;
 use crate::error::say;
 use crate::exit_status::ExitStatus;
 use crate::memory::{MOST_EXTENTS, tag_checks};
+use crate::registry;
 use crate::snapshot::{self, MEMORY, Pair, STATE};
 use crate::sys::signals::Signals;
 use crate::sys::{supervisor, unix_socket};
@@ -132,7 +134,7 @@ fn of_snapshot(folder: &Path, signals: &Signals) -> Result<Option<Held>, Templat
     }
     let path = socket_of(memory.about().id)?;
     // First: a second holder ends here, and a clone waits.
-    let holder = Holder::bind(&path)?;
+    let holder = listen(&path)?;
     let extents = extents(memory.chunks(), MOST_EXTENTS);
     let Some(template) = fill(&memory, &extents, &|| signals.wait())? else { return Ok(None) };
     let identity = Identity::of(&memory);
@@ -144,10 +146,21 @@ fn of_snapshot(folder: &Path, signals: &Signals) -> Result<Option<Held>, Templat
     Ok(Some(Held { holder, message: identity.encode().to_vec(), template, line }))
 }
 
+/// Listens for clients, and removes the sockets of holders that were killed: each has a name of its own, which no other
+/// may ever take again.
+fn listen(path: &Path) -> Result<Holder, TemplateError> {
+    let _lock = registry::lock_templates().map_err(client::Error::Place)?;
+    let holder = Holder::bind(path)?;
+    if let Some(folder) = path.parent() {
+        unix_socket::remove_stale_in(folder, SocketType::SEQPACKET);
+    }
+    Ok(holder)
+}
+
 fn of_boot_files(kernel: &Path, initrd: Option<&Path>) -> Result<Held, TemplateError> {
     let image = HeldBootImage::of(kernel, initrd)?;
     // First, as above.
-    let holder = Holder::bind(&image.socket)?;
+    let holder = listen(&image.socket)?;
     let (message, template, size) = image.load(kernel, initrd)?;
     let line = format!("holds a boot image of {kernel:?} at {:?}: {size}", image.socket);
     Ok(Held { holder, message: message.to_vec(), template, line })

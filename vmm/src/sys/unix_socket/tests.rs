@@ -127,3 +127,25 @@ fn file_of_a_successor_stays() {
 
     UnixStream::connect(&path).unwrap();
 }
+
+#[test]
+fn of_a_folder_the_sockets_of_dead_processes_alone_are_removed() {
+    let directory = tempdir().unwrap();
+    let at = |name: &str| directory.path().join(name);
+    let kind = Kind { socket_type: SocketType::SEQPACKET, ..Kind::PRIVATE_STREAM };
+    for dead in ["dead", "gone"] {
+        Socket::bind_as(&at(dead), kind).unwrap().leave_file();
+    }
+    let _live = Socket::bind_as(&at("live"), kind).unwrap();
+    // It listens as well, in another way.
+    let _stream = Socket::bind(&at("stream")).unwrap();
+    fs::write(at("file"), "").unwrap();
+    fs::create_dir(at("folder")).unwrap();
+
+    remove_stale_in(directory.path(), SocketType::SEQPACKET);
+
+    let names = fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().file_name());
+    let mut names: Vec<_> = names.collect();
+    names.sort();
+    assert_eq!(names, ["file", "folder", "live", "stream"]);
+}
