@@ -8,11 +8,11 @@ use std::time::Duration;
 use arch::units::Bytes;
 use thiserror::Error;
 
-use super::answer::{Answer, Fault, PATIENCE, ask};
+use super::answer::{Answer, Fault, HolderError, PATIENCE, ask};
 use super::boot_files::{BootFiles, LENGTH, Message};
 use super::client::Connection;
 use crate::exit_status::ExitStatus;
-use crate::memory::{BootImage, GuestRam, LoadError, Loaded, TemplateError, make_boot_image};
+use crate::memory::{BootImage, GuestRam, LoadError, Loaded, make_boot_image};
 use crate::registry;
 
 /// Why a VM has no boot image, or why there is none.
@@ -48,49 +48,20 @@ pub enum BootError {
         #[source]
         source: io::Error,
     },
-    /// The process that listens there is of another user.
+    /// The process that listens there gives none.
     #[error(
-        "the process that listens at {0:?} is of another user: end it, or leave out --boot-image"
+        "the process at {path:?} gives no boot image of these files: end it, or leave out --boot-image"
     )]
-    Stranger(PathBuf),
-    /// It has not answered.
-    #[error(
-        "the process that holds the boot image at {path:?} has not answered within {} s: end it, or leave out \
-         --boot-image",
-        PATIENCE.as_secs()
-    )]
-    Silent {
-        /// Its socket.
-        path: PathBuf,
-        /// The system's reason.
-        #[source]
-        source: io::Error,
-    },
-    /// It has closed the connection.
-    #[error(
-        "the process at {0:?} has not given its boot image: it has ended, as it could not read the files, or has as \
-         many VMs as it can; try again, or leave out --boot-image"
-    )]
-    Refused(PathBuf),
-    /// It has said something else.
-    #[error(
-        "the process at {0:?} does not answer as the holder of a boot image: it may be of another version; end it"
-    )]
-    Malformed(PathBuf),
-    /// It holds something else.
-    #[error("the process at {0:?} holds a boot image of other files: end it")]
-    Other(PathBuf),
-    /// What it has sent could change.
-    #[error(
-        "what the process at {path:?} has sent is no boot image: end it, or leave out --boot-image"
-    )]
-    File {
+    Holder {
         /// Its socket.
         path: PathBuf,
         /// Why.
         #[source]
-        source: TemplateError,
+        source: HolderError,
     },
+    /// It holds something else.
+    #[error("the process at {0:?} holds a boot image of other files: end it")]
+    Other(PathBuf),
 }
 
 impl BootError {
@@ -166,20 +137,19 @@ impl SharedBootImage {
         let at = || path.to_owned();
         // One byte more, so that a longer message is one.
         let mut buffer = [0; LENGTH + 1];
+        let holder = |source| BootError::Holder { path: at(), source };
         let answer = ask(path, &mut buffer, patience).map_err(|fault| match fault {
             Fault::Absent(source) => BootError::Absent { path: at(), source },
-            Fault::Stranger => BootError::Stranger(at()),
-            Fault::Silent(source) => BootError::Silent { path: at(), source },
-            Fault::Refused => BootError::Refused(at()),
+            Fault::Holder(error) => holder(error),
         })?;
         let Answer { length, fd, connection } = answer;
         let found = Message::decode(buffer.get(..length).unwrap_or_default());
-        let (Some(found), Some(fd)) = (found, fd) else { return Err(BootError::Malformed(at())) };
+        let found = found.ok_or_else(|| holder(HolderError::Malformed))?;
         if found.files != *files {
             return Err(BootError::Other(at()));
         }
-        let image = BootImage::new(fd, found.parts)
-            .map_err(|source| BootError::File { path: at(), source })?;
+        let image =
+            BootImage::new(fd, found.parts).map_err(|error| holder(HolderError::File(error)))?;
         Ok(Self { image, connection })
     }
 

@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-use super::answer::{Answer, Fault, PATIENCE, ask};
+use super::answer::{Answer, Fault, HolderError, PATIENCE, ask};
 use super::extents::extents;
 use super::identity::{Identity, LENGTH};
-use crate::memory::{self, GuestRam, MOST_EXTENTS, TemplateError, TemplateFile, TemplatePart};
+use crate::memory::{self, GuestRam, MOST_EXTENTS, TemplateFile, TemplatePart};
 use crate::registry;
 use crate::snapshot::{MemoryReader, SnapshotId};
 
@@ -24,7 +24,7 @@ pub enum Error {
     /// No process holds it.
     #[error(
         "no process holds a template of this snapshot at {path:?}: start one with `tessera template DIR`, or have \
-         `tesseractl clone DIR` do so; or leave out --shared"
+         `tesseractl clone DIR` do so; or leave out --shared (\"shared\" in the API)"
     )]
     Absent {
         /// Where it would be.
@@ -33,32 +33,18 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
-    /// The process that listens there is of another user.
-    #[error("the process that listens at {0:?} is of another user: end it, or leave out --shared")]
-    Stranger(PathBuf),
-    /// It has not answered.
+    /// The process that listens there gives none.
     #[error(
-        "the process that holds the template at {path:?} has not answered within {} s: end it, or leave out --shared",
-        PATIENCE.as_secs()
+        "the process at {path:?} gives no template of this snapshot: end it, or leave out --shared (\"shared\" in the \
+         API)"
     )]
-    Silent {
+    Holder {
         /// Its socket.
         path: PathBuf,
-        /// The system's reason.
+        /// Why.
         #[source]
-        source: io::Error,
+        source: HolderError,
     },
-    /// It has closed the connection.
-    #[error(
-        "the process at {0:?} has not given its template: it has ended, as it could not read the snapshot, or has as \
-         many clones as it can; try again, or leave out --shared"
-    )]
-    Refused(PathBuf),
-    /// It has said something else.
-    #[error(
-        "the process at {0:?} does not answer as the holder of a template: it may be of another version; end it"
-    )]
-    Malformed(PathBuf),
     /// It holds something else.
     #[error(
         "the process at {path:?} holds a template of other memory (snapshot {found}): the files of snapshot {wanted} \
@@ -71,15 +57,6 @@ pub enum Error {
         found: SnapshotId,
         /// The snapshot that is restored.
         wanted: SnapshotId,
-    },
-    /// What it has sent could change.
-    #[error("what the process at {path:?} has sent is no template: end it, or leave out --shared")]
-    File {
-        /// Its socket.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: TemplateError,
     },
 }
 
@@ -151,20 +128,19 @@ pub(super) fn connect_at(
     let at = || path.to_owned();
     // One byte more, so that a longer message is one.
     let mut buffer = [0; LENGTH + 1];
+    let holder = |source| Error::Holder { path: at(), source };
     let answer = ask(path, &mut buffer, patience).map_err(|fault| match fault {
         Fault::Absent(source) => Error::Absent { path: at(), source },
-        Fault::Stranger => Error::Stranger(at()),
-        Fault::Silent(source) => Error::Silent { path: at(), source },
-        Fault::Refused => Error::Refused(at()),
+        Fault::Holder(error) => holder(error),
     })?;
     let Answer { length, fd, connection } = answer;
     let found = Identity::decode(buffer.get(..length).unwrap_or_default());
-    let (Some(found), Some(fd)) = (found, fd) else { return Err(Error::Malformed(at())) };
+    let found = found.ok_or_else(|| holder(HolderError::Malformed))?;
     let wanted = Identity::of(reader);
     if found != wanted {
         return Err(Error::Other { path: at(), found: found.id, wanted: wanted.id });
     }
     let file =
-        TemplateFile::new(fd, wanted.size).map_err(|source| Error::File { path: at(), source })?;
+        TemplateFile::new(fd, wanted.size).map_err(|error| holder(HolderError::File(error)))?;
     Ok(Template { file, extents: extents(reader.chunks(), MOST_EXTENTS), connection })
 }

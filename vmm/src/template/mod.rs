@@ -35,6 +35,7 @@ mod holder;
 mod identity;
 mod run;
 
+pub use answer::HolderError;
 pub use boot::{BootError, SharedBootImage};
 pub(crate) use client::connect;
 pub use client::{Connection, Error, Template, log_of, wait_for};

@@ -15,6 +15,7 @@ use rustix::net::SocketType;
 use tempfile::TempDir;
 use vm_memory::{Bytes as _, GuestAddress};
 
+use super::answer::HolderError;
 use super::client::{Error, Template, connect_at};
 use super::fill::fill;
 use super::holder::{End, Holder};
@@ -252,7 +253,10 @@ fn clients_that_mean_harm_are_let_go_and_hold_up_no_other() {
         (0..3).map(|_| seqpacket::connect(&socket(&folder), LONG).unwrap()).collect();
     let (one, _connection) = clone(&folder, &reader);
     // There is no place for a fifth.
-    assert!(matches!(come(&folder, &reader), Err(Error::Refused(_))));
+    assert!(matches!(
+        come(&folder, &reader),
+        Err(Error::Holder { source: HolderError::Refused, .. })
+    ));
 
     for message in [&b"x"[..], &[0xff; 64], &[7; 60_000]] {
         let talker = silent.first().unwrap();
@@ -355,11 +359,17 @@ fn a_holder_that_lies_is_refused_by_name() {
     let message = identity.encode();
     let lies = |message: &[u8], file: Option<&OwnedFd>| meets(&reader, Hostile { message, file });
 
-    assert!(matches!(lies(&[], None), Error::Refused(_)), "it dies in the middle");
+    assert!(
+        matches!(lies(&[], None), Error::Holder { source: HolderError::Refused, .. }),
+        "it dies in the middle"
+    );
     for malformed in [&message[..63], &[0; 64], &[&message[..], &[0]].concat(), &[9; 4000]] {
-        assert!(matches!(lies(malformed, Some(&good)), Error::Malformed(_)));
+        assert!(matches!(
+            lies(malformed, Some(&good)),
+            Error::Holder { source: HolderError::Malformed, .. }
+        ));
     }
-    assert!(matches!(lies(&message, None), Error::Malformed(_)));
+    assert!(matches!(lies(&message, None), Error::Holder { source: HolderError::Malformed, .. }));
     for other in [
         Identity { table: !identity.table, ..identity },
         Identity { tagged: !identity.tagged, ..identity },
@@ -370,7 +380,7 @@ fn a_holder_that_lies_is_refused_by_name() {
         assert!(matches!(lies(&other.encode(), Some(&good)), Error::Other { .. }));
     }
     let file = |file: OwnedFd| match lies(&message, Some(&file)) {
-        Error::File { source, .. } => source,
+        Error::Holder { source: HolderError::File(error), .. } => error,
         other => panic!("{other:?}"),
     };
     assert!(matches!(file(memfd(size, all, true)), TemplateError::Writable));

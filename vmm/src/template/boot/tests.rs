@@ -9,7 +9,7 @@ use tempfile::TempDir;
 use vm_memory::{Bytes as _, GuestAddress};
 
 use super::*;
-use crate::memory::Attributes;
+use crate::memory::{Attributes, TemplateError};
 use crate::sys::seqpacket;
 use crate::sys::unix_socket::{Kind, Socket};
 use crate::template::holder::Holder;
@@ -151,24 +151,30 @@ fn a_holder_that_lies_is_refused_by_name() {
     let (message, file, _) = files.load().unwrap();
 
     for malformed in [&message[..127], &[0; 128], &[&message[..], &[0]].concat(), &[9; 4000]] {
-        assert!(matches!(meets(&files, malformed, Some(&file)), BootError::Malformed(_)));
+        assert!(matches!(
+            meets(&files, malformed, Some(&file)),
+            BootError::Holder { source: HolderError::Malformed, .. }
+        ));
     }
-    assert!(matches!(meets(&files, &message, None), BootError::Malformed(_)));
+    assert!(matches!(
+        meets(&files, &message, None),
+        BootError::Holder { source: HolderError::Malformed, .. }
+    ));
     let mut parts = message;
     // The kernel's length.
     parts[31] = 0xff;
     assert!(matches!(
         meets(&files, &parts, Some(&file)),
-        BootError::File { source: TemplateError::Parts, .. }
+        BootError::Holder { source: HolderError::File(TemplateError::Parts), .. }
     ));
     let null = std::fs::File::open("/dev/null").unwrap().into();
     assert!(matches!(
         meets(&files, &message, Some(&null)),
-        BootError::File { source: TemplateError::Kind, .. }
+        BootError::Holder { source: HolderError::File(TemplateError::Kind), .. }
     ));
     let writable = std::fs::File::options().read(true).write(true).open(&files.kernel).unwrap();
     assert!(matches!(
         meets(&files, &message, Some(&writable.into())),
-        BootError::File { source: TemplateError::Writable, .. }
+        BootError::Holder { source: HolderError::File(TemplateError::Writable), .. }
     ));
 }

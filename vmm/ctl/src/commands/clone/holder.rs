@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use vmm::config::SnapshotFiles;
 use vmm::error::{chain, printable};
 use vmm::snapshot::{MemoryReader, Pair};
-use vmm::template::{self, Connection, Error};
+use vmm::template::{self, Connection, Error, HolderError};
 
 use crate::cli::CloneCommand;
 use crate::commands::run::spawn;
@@ -33,7 +33,9 @@ pub(super) fn ensure(program: &Path, args: &CloneCommand) -> Result<Connection, 
     match template::wait_for(&pair.memory) {
         Ok(connection) => Ok(connection),
         // There is none, or it is about to end.
-        Err(Error::Absent { .. } | Error::Refused(_)) => start(program, args, &pair.memory),
+        Err(Error::Absent { .. } | Error::Holder { source: HolderError::Refused, .. }) => {
+            start(program, args, &pair.memory)
+        }
         Err(error) => Err(failed(&error)),
     }
 }
@@ -60,7 +62,7 @@ fn start(
                 return Ok(connection);
             }
             // It has ended, or is about to, or has no socket yet.
-            Err(Error::Absent { .. } | Error::Refused(_)) => {}
+            Err(Error::Absent { .. } | Error::Holder { source: HolderError::Refused, .. }) => {}
             Err(error) => return Err(failed(&error)),
         }
         if has_ended(&mut child) {
