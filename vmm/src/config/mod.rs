@@ -39,7 +39,7 @@ pub use network::{NetBackend, NetFlag, NetworkInterfaceSection, ParseNetError};
 pub use output::{LogLevel, LoggerSection, MetricsSection};
 pub use rate_limiter::{RateLimiterSection, TokenBucketSection};
 pub use restore::{
-    RestoreChanges, RestoreError, RestoreMemory, RestoreRequest, SnapshotFiles, VsockChange,
+    RestoreChanges, RestoreChangesError, RestoreMemory, RestoreRequest, SnapshotFiles, VsockChange,
 };
 pub use tag_storage::{
     ExhaustedFlag, OnExhausted, ParseExhaustedError, TagStorageMode, TagStorageSection,
@@ -68,7 +68,7 @@ pub enum Error {
     },
     /// A VM cannot be restored so.
     #[error(transparent)]
-    Restore(#[from] RestoreError),
+    Restore(#[from] RestoreChangesError),
     /// The file is not the JSON that is expected.
     #[error("the configuration file {} cannot be used; see resources/openapi.yaml for the fields", path.display())]
     Parse {

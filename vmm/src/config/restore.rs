@@ -58,13 +58,13 @@ impl RestoreMemory {
     ///
     /// # Errors
     /// When they do not go together.
-    pub fn of(lazy: bool, shared: bool, record: bool) -> Result<Self, RestoreError> {
+    pub fn of(lazy: bool, shared: bool, record: bool) -> Result<Self, RestoreChangesError> {
         match (lazy, shared) {
-            (false, _) if record => Err(RestoreError::RecordEager),
+            (false, _) if record => Err(RestoreChangesError::RecordEager),
             (false, false) => Ok(Self::Eager),
             (true, false) => Ok(Self::Lazy { record }),
             (false, true) => Ok(Self::Shared),
-            (true, true) => Err(RestoreError::LazyShared),
+            (true, true) => Err(RestoreChangesError::LazyShared),
         }
     }
 }
@@ -103,7 +103,7 @@ pub struct VsockChange {
 
 /// Changes with which a snapshot cannot be restored.
 #[derive(Clone, Debug, Eq, Error, PartialEq)]
-pub enum RestoreError {
+pub enum RestoreChangesError {
     /// A flag for the machine.
     #[error(
         "{0} cannot be given with --restore, as the machine is that of the snapshot: leave it out"
@@ -158,7 +158,7 @@ impl RunArgs {
     ///
     /// # Errors
     /// When a flag is given that would change the machine.
-    pub fn restore_request(&self) -> Result<Option<RestoreRequest>, RestoreError> {
+    pub fn restore_request(&self) -> Result<Option<RestoreRequest>, RestoreChangesError> {
         let Some(folder) = &self.restore else { return Ok(None) };
         Ok(Some(RestoreRequest {
             files: SnapshotFiles::in_folder(folder),
@@ -168,7 +168,7 @@ impl RunArgs {
         }))
     }
 
-    fn restore_changes(&self) -> Result<RestoreChanges, RestoreError> {
+    fn restore_changes(&self) -> Result<RestoreChanges, RestoreChangesError> {
         // Each by name, so that a new one is put where it belongs.
         let Self {
             kernel,
@@ -226,7 +226,7 @@ impl RunArgs {
             ("--config", config.is_some()),
         ];
         if let Some((flag, _)) = of_the_machine.into_iter().find(|(_, given)| *given) {
-            return Err(RestoreError::Flag(flag));
+            return Err(RestoreChangesError::Flag(flag));
         }
         let mut flags = Config::default();
         self.lay_over(&mut flags);
@@ -249,7 +249,7 @@ impl Config {
     ///
     /// # Errors
     /// When that is more than what is the host's.
-    pub fn restore_changes(self) -> Result<RestoreChanges, RestoreError> {
+    pub fn restore_changes(self) -> Result<RestoreChanges, RestoreChangesError> {
         let Self { serial, logger, metrics, tag_storage, machine_config, .. } = self.clone();
         let clock = machine_config.and_then(|machine| machine.clock);
         let mut of_the_host = Self::default();
@@ -260,7 +260,7 @@ impl Config {
         of_the_host.metrics = metrics.clone();
         of_the_host.tag_storage = tag_storage.clone();
         if self != of_the_host {
-            return Err(RestoreError::Configured);
+            return Err(RestoreChangesError::Configured);
         }
         let tag_storage = tag_storage.unwrap_or_default();
         Ok(RestoreChanges { serial, logger, metrics, tag_storage, clock, ..Default::default() })
@@ -272,7 +272,7 @@ impl Config {
     ///
     /// # Errors
     /// When a change is of what the snapshot does not have, or of what its guest has seen.
-    pub fn restored(saved: Self, changes: RestoreChanges) -> Result<Self, RestoreError> {
+    pub fn restored(saved: Self, changes: RestoreChanges) -> Result<Self, RestoreChangesError> {
         let mut config = saved;
         (config.serial, config.logger) = (changes.serial, changes.logger);
         config.metrics = changes.metrics;
@@ -285,13 +285,13 @@ impl Config {
             interface.fd.is_some() && !is_changed(&interface.iface_id)
         };
         if let Some(interface) = interfaces.iter().find(was_passed) {
-            return Err(RestoreError::Descriptor(interface.iface_id.clone()));
+            return Err(RestoreChangesError::Descriptor(interface.iface_id.clone()));
         }
         for change in changes.net {
             change_interface(interfaces, change)?;
         }
         if let Some(VsockChange { path, cid }) = changes.vsock {
-            let vsock = config.vsock.as_mut().ok_or(RestoreError::NoVsock)?;
+            let vsock = config.vsock.as_mut().ok_or(RestoreChangesError::NoVsock)?;
             let fits = cid.is_none_or(|cid| cid == vsock.guest_cid);
             fixed("context identifier (cid)", fits, &vsock.guest_cid, &cid.unwrap_or_default())?;
             vsock.uds_path = path;
@@ -311,12 +311,14 @@ fn fixed(
     fits: bool,
     saved: &impl ToString,
     given: &impl ToString,
-) -> Result<(), RestoreError> {
+) -> Result<(), RestoreChangesError> {
     match fits {
         true => Ok(()),
-        false => {
-            Err(RestoreError::Fixed { what, saved: saved.to_string(), given: given.to_string() })
-        }
+        false => Err(RestoreChangesError::Fixed {
+            what,
+            saved: saved.to_string(),
+            given: given.to_string(),
+        }),
     }
 }
 
@@ -326,18 +328,21 @@ fn named<'a, T>(
     kind: &'static str,
     name: impl Fn(&T) -> &String,
     id: &str,
-) -> Result<&'a mut T, RestoreError> {
+) -> Result<&'a mut T, RestoreChangesError> {
     match list.iter().position(|item| name(item) == id) {
         Some(at) => Ok(&mut list[at]),
         None => {
             let names: Vec<_> = list.iter().map(|item| name(item).as_str()).collect();
             let known = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
-            Err(RestoreError::NoSuch { kind, id: id.to_owned(), known })
+            Err(RestoreChangesError::NoSuch { kind, id: id.to_owned(), known })
         }
     }
 }
 
-fn change_disk(disks: &mut [DriveSection], change: DriveSection) -> Result<(), RestoreError> {
+fn change_disk(
+    disks: &mut [DriveSection],
+    change: DriveSection,
+) -> Result<(), RestoreChangesError> {
     let disk = named(disks, "disk", |disk| &disk.drive_id, &change.drive_id)?;
     // The guest has seen it as writable.
     let fits = disk.is_read_only || !change.is_read_only;
@@ -350,7 +355,7 @@ fn change_disk(disks: &mut [DriveSection], change: DriveSection) -> Result<(), R
 fn change_interface(
     interfaces: &mut [NetworkInterfaceSection],
     change: NetworkInterfaceSection,
-) -> Result<(), RestoreError> {
+) -> Result<(), RestoreChangesError> {
     let id = &change.iface_id;
     let interface = named(interfaces, "network interface", |interface| &interface.iface_id, id)?;
     if let Some(mac) = &change.guest_mac {

@@ -4,7 +4,7 @@ use std::io;
 
 use thiserror::Error;
 
-use super::state::RestoreError;
+use super::state::VcpuStateError;
 use crate::memory::Backing;
 
 /// Why KVM cannot give the VM that was asked for.
@@ -81,7 +81,7 @@ pub enum Error {
     },
     /// A vCPU does not take its saved state.
     #[error(transparent)]
-    SavedVcpu(#[from] RestoreError),
+    SavedVcpu(#[from] VcpuStateError),
     /// The interrupt controller is another.
     #[error(
         "the saved guest has a GICv{saved}, and this host offers a GICv{here}: restore on a host with the same"

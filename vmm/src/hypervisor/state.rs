@@ -11,7 +11,7 @@ use thiserror::Error;
 
 /// Why a vCPU does not take a state.
 #[derive(Debug, Error)]
-pub enum RestoreError {
+pub enum VcpuStateError {
     /// It has no such registers, or does not take their values.
     #[error(
         "the saved state of vCPU {vcpu} does not fit this host's CPUs and kernel: KVM does not take the registers \

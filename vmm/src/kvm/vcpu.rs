@@ -19,7 +19,7 @@ use vm_memory::GuestAddress;
 use super::host::CpuFeatures;
 use super::kick::ImmediateExit;
 use super::{Error, vcpu_call, vcpu_state};
-use crate::hypervisor::state::{RestoreError, VcpuState};
+use crate::hypervisor::state::{VcpuState, VcpuStateError};
 use crate::vcpu::{Entry, Exit, Kick, Registers, Unhandled, Vcpu};
 
 /// A vCPU.
@@ -173,7 +173,7 @@ impl Vcpu for KvmVcpu {
         vcpu_state::save(&self.fd)
     }
 
-    fn restore(&mut self, state: &VcpuState) -> Result<(), RestoreError> {
+    fn restore(&mut self, state: &VcpuState) -> Result<(), VcpuStateError> {
         vcpu_state::restore(&self.fd, self.index, state)
     }
 

@@ -11,7 +11,7 @@ use arch::regs::RegId;
 use kvm_bindings::{RegList, kvm_mp_state, kvm_vcpu_events};
 use kvm_ioctls::VcpuFd;
 
-use crate::hypervisor::state::{RestoreError, SError, SavedRegisters, VcpuState};
+use crate::hypervisor::state::{SError, SavedRegisters, VcpuState, VcpuStateError};
 
 /// The most registers that are read, which is what the list of kvm-bindings holds. A vCPU with all that KVM emulates
 /// has 366 in Linux 6.12.
@@ -44,8 +44,8 @@ pub(super) fn save(vcpu: &VcpuFd) -> io::Result<VcpuState> {
 }
 
 /// Gives a vCPU that has not run a state. The first run of any vCPU of the VM makes some registers unchangeable.
-pub(super) fn restore(vcpu: &VcpuFd, index: u32, state: &VcpuState) -> Result<(), RestoreError> {
-    let call = |what| move |source| RestoreError::Call { what, vcpu: index, source };
+pub(super) fn restore(vcpu: &VcpuFd, index: u32, state: &VcpuState) -> Result<(), VcpuStateError> {
+    let call = |what| move |source| VcpuStateError::Call { what, vcpu: index, source };
     let known = list(vcpu).map_err(call("list the registers"))?;
     let mut refused = Vec::new();
     // Both are in the order of the kernel's list, where the host is like the one that saved them.
@@ -70,7 +70,7 @@ pub(super) fn restore(vcpu: &VcpuFd, index: u32, state: &VcpuState) -> Result<()
         }
     }
     if !refused.is_empty() {
-        return Err(RestoreError::Registers { vcpu: index, registers: names(&refused) });
+        return Err(VcpuStateError::Registers { vcpu: index, registers: names(&refused) });
     }
     if let Some(SError { esr }) = state.serror {
         let mut events = kvm_vcpu_events::default();

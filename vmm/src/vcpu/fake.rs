@@ -12,7 +12,7 @@ use arch::regs::RegId;
 use vm_memory::GuestAddress;
 
 use super::{Entry, Exit, Kick, Registers, Vcpu};
-use crate::hypervisor::state::{RestoreError, SavedRegisters, VcpuState};
+use crate::hypervisor::state::{SavedRegisters, VcpuState, VcpuStateError};
 
 /// How long a test waits for something that takes microseconds, before it fails.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -227,13 +227,14 @@ impl Vcpu for FakeVcpu {
         Ok(VcpuState { registers, mp_state: 0, serror: None, sve_lengths: None })
     }
 
-    fn restore(&mut self, state: &VcpuState) -> Result<(), RestoreError> {
+    fn restore(&mut self, state: &VcpuState) -> Result<(), VcpuStateError> {
         self.guest.note(Event::Restored(self.index));
         match state.registers.iter().next() {
             Some((RegId::PC, value)) if *value == [self.index as u8; 8] => Ok(()),
-            _ => {
-                Err(RestoreError::Registers { vcpu: self.index as u32, registers: "pc".to_owned() })
-            }
+            _ => Err(VcpuStateError::Registers {
+                vcpu: self.index as u32,
+                registers: "pc".to_owned(),
+            }),
         }
     }
 

@@ -14,7 +14,7 @@ use std::sync::atomic::AtomicBool;
 use devices::bus::Bus;
 use vm_memory::GuestAddress;
 
-use crate::hypervisor::state::{RestoreError, VcpuState};
+use crate::hypervisor::state::{VcpuState, VcpuStateError};
 use crate::metrics::VcpuCounters;
 
 pub use exit::{Entry, Exit, Unhandled};
@@ -69,7 +69,7 @@ pub trait Vcpu: Send {
     ///
     /// # Errors
     /// When the hypervisor does not take all of it.
-    fn restore(&mut self, state: &VcpuState) -> Result<(), RestoreError>;
+    fn restore(&mut self, state: &VcpuState) -> Result<(), VcpuStateError>;
 
     /// The guest's virtual counter (CNTVCT_EL0), which all vCPUs share.
     ///

@@ -13,7 +13,7 @@ struct Program {
     args: RunArgs,
 }
 
-fn request(words: &str) -> Result<RestoreRequest, RestoreError> {
+fn request(words: &str) -> Result<RestoreRequest, RestoreChangesError> {
     let words = ["tessera", "--restore", "/snap"].into_iter().chain(words.split_whitespace());
     let args = Program::try_parse_from(words).unwrap().args;
     args.restore_request().map(Option::unwrap)
@@ -53,7 +53,7 @@ fn restored(words: &str) -> Config {
     Spec::new(config, CommandLineOnly::default()).unwrap().to_config()
 }
 
-fn refused(words: &str) -> RestoreError {
+fn refused(words: &str) -> RestoreChangesError {
     Config::restored(saved(), request(words).unwrap().changes).unwrap_err()
 }
 
@@ -78,9 +78,9 @@ fn a_folder_has_the_files_and_the_guest_runs_at_once_unless_it_is_to_be_paused()
     let recorded = request("--lazy --record-working-set").unwrap();
     assert_eq!(recorded.memory, RestoreMemory::Lazy { record: true });
     assert_eq!(request("--shared").unwrap().memory, RestoreMemory::Shared);
-    assert_eq!(request("--shared --lazy"), Err(RestoreError::LazyShared));
+    assert_eq!(request("--shared --lazy"), Err(RestoreChangesError::LazyShared));
     for words in ["--record-working-set", "--shared --record-working-set"] {
-        assert_eq!(request(words), Err(RestoreError::RecordEager));
+        assert_eq!(request(words), Err(RestoreChangesError::RecordEager));
     }
     assert_eq!(RunArgs::default().restore_request(), Ok(None));
 }
@@ -166,7 +166,7 @@ fn what_the_snapshot_does_not_have_and_what_its_guest_knows_cannot_change() {
     let mut without = saved();
     (without.vsock, without.drives) = (None, Vec::new());
     let with = |words: &str| Config::restored(without.clone(), request(words).unwrap().changes);
-    assert_eq!(with("--vsock /v").unwrap_err(), RestoreError::NoVsock);
+    assert_eq!(with("--vsock /v").unwrap_err(), RestoreChangesError::NoVsock);
     assert!(with("--disk /x").unwrap_err().to_string().contains("it has none"));
 }
 
@@ -180,7 +180,7 @@ fn a_tap_that_was_passed_is_named_anew() {
     let changes = request("--net fd=9,id=eth0").unwrap().changes;
     let changed = Config::restored(passed, changes).unwrap();
 
-    assert_eq!(kept.unwrap_err(), RestoreError::Descriptor("eth0".into()));
+    assert_eq!(kept.unwrap_err(), RestoreChangesError::Descriptor("eth0".into()));
     assert_eq!(changed.network_interfaces[0].fd, Some(9));
 }
 
@@ -233,7 +233,7 @@ fn a_client_may_have_configured_what_is_the_hosts_and_nothing_else() {
         json!({ "entropy": {} }),
     ] {
         let refused = config(&machine).restore_changes();
-        assert_eq!(refused.unwrap_err(), RestoreError::Configured, "{machine}");
+        assert_eq!(refused.unwrap_err(), RestoreChangesError::Configured, "{machine}");
     }
 }
 
