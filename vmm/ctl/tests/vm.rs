@@ -147,6 +147,12 @@ impl Controller for FakeVm {
             SnapshotType::Diff => "some",
         };
         let provisional = request.provisional;
+        if provisional && request.snapshot_path.to_string_lossy().contains(".older.") {
+            // As the parser of a program that does not have the field.
+            let known = "`snapshot_type`, `snapshot_path`, `mem_file_path`";
+            let said = format!("unknown field `provisional`, expected one of {known}");
+            return Err(ControlError::refused(said));
+        }
         let files = request.files();
         for path in [&files.state, &files.memory] {
             std::fs::write(path, contents).map_err(|error| ControlError::failed("save", error))?;
@@ -342,6 +348,9 @@ fn a_snapshot_is_confirmed_when_it_is_in_its_place_and_not_before() {
     assert!(said.contains("builds on the one before"), "{said}");
     assert!(vm.directory.path().join("late/state").exists());
     assert!(text(&vm.tesseractl(&["status"]).stdout).contains("Running"));
+    let (code, said) = snapshot("older");
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("older version") && said.contains("runs again"), "{said}");
     assert_eq!(vm.confirmed(), 1);
     vm.end();
 }

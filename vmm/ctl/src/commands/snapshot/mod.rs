@@ -87,6 +87,7 @@ pub(crate) fn save(args: &SaveArgs) -> Result<Saved, Failure> {
     };
     // In its place before anything else can fail.
     let placed = match saved {
+        Err(error) if is_of_an_older_vm(&error) => Err(older(&target)),
         Err(error) => Err(error.into()),
         Ok(()) if stop.is_wanted() => Err(stopped()),
         Ok(()) => place.commit(),
@@ -167,6 +168,20 @@ fn refuse_other_users(target: &Target) -> Result<(), Failure> {
         ))),
         _ => Ok(()),
     }
+}
+
+/// Whether a VM that tracks changes does not know the field that keeps its next diff from building on a snapshot that
+/// is lost before it is in its place.
+fn is_of_an_older_vm(error: &Error) -> bool {
+    matches!(error, Error::Refused { status: 400, message } if message.contains("unknown field `provisional`"))
+}
+
+fn older(target: &Target) -> Failure {
+    Failure::refused(format!(
+        "{} is of an older version of tessera, and tracks changes in a way that this tesseractl does not know: save it \
+         with the tesseractl of its version, or with PUT /snapshot/create",
+        target.name()
+    ))
 }
 
 /// The VM was saved, and could not be resumed.
