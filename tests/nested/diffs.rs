@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use testing::guest::{Guest, Plan};
 use testing::lab::{Lab, program};
 use testing::scratch::Scratch;
+use testing::template::Holder;
 use testing::wait::until;
 
 fn plan() -> Plan {
@@ -139,25 +140,33 @@ fn a_guest_is_saved_by_what_it_changes() {
 fn a_restored_guest_is_saved_by_what_it_changes() {
     Lab::new().run(|| {
         let scratch = Scratch::new();
-        let [full, lazy, eager] = ["full", "lazy", "eager"].map(|name| scratch.join(name));
+        let [full, lazy, eager, clone] =
+            ["full", "lazy", "eager", "clone"].map(|name| scratch.join(name));
         let mut guest = plan().start();
         guest.report("ready");
         change(&mut guest);
         save(&guest, &full, &["--keep-paused"]);
         guest.stop();
 
-        for (folder, words) in [(&lazy, &["--lazy"][..]), (&eager, &[])] {
-            let plan = Plan::restore(&full).flag("--track-dirty-pages");
-            let mut guest = words.iter().fold(plan, |plan, word| plan.flag(word)).start();
+        let holder = Holder::start(&full, &[]);
+        for (folder, plan) in [
+            // First, as the holder does not wait for longer than a minute.
+            (&clone, holder.plan(&full)),
+            (&lazy, Plan::restore(&full).flag("--lazy")),
+            (&eager, Plan::restore(&full)),
+        ] {
+            let mut guest = plan.flag("--track-dirty-pages").start();
             guest.report("beat");
             balloon(&guest, 48);
             let bytes = save(&guest, folder, &["--diff"]);
-            if words == ["--lazy"] {
-                // What is not loaded has not changed: it stays so.
-                let metrics = guest.client().metrics().unwrap();
-                assert!(number(&metrics["snapshot"], "unloaded_bytes") > 0, "{metrics}");
-            }
-            println!("{words:?}: {bytes} bytes");
+            let metrics = guest.client().metrics().unwrap();
+            // What is not loaded has not changed, nor has what is the template's: it stays so.
+            let left = ["unloaded_bytes", "template_bytes"]
+                .map(|field| metrics["snapshot"][field].as_u64().unwrap_or(0));
+            assert_eq!(left.map(|left| left > 0), [folder == &lazy, folder == &clone], "{metrics}");
+            println!("{}: {bytes} bytes", folder.display());
+            let all = number(&info(&full), "memory_bytes");
+            assert!(bytes < all / 2, "{bytes} of {all}");
             let second = folder.with_extension("second");
             change(&mut guest);
             balloon(&guest, 16);
@@ -167,7 +176,15 @@ fn a_restored_guest_is_saved_by_what_it_changes() {
 
             let into = folder.with_extension("merged");
             merged(&[&full, folder, &second, &into]);
-            restored(&into, &["--lazy"]).stop();
+            if folder == &clone {
+                // What was merged is held as any template.
+                let holder = Holder::start(&into, &[]);
+                let mut guest = holder.plan(&into).start();
+                verified(&mut guest);
+                guest.stop();
+            } else {
+                restored(&into, &["--lazy"]).stop();
+            }
         }
         // It tracks nothing unless that is asked for.
         let guest = Plan::restore(&full).start();
