@@ -45,7 +45,8 @@ help:
 	  '              make a Debian image for guests in $(LAB_DIRECTORY)/image, as any user, once; make shell IMAGE=1 boots it' \
 	  'make test     unit tests on this machine, then the nested tests; LONG=1: the long ones too' \
 	  'make image-tests  tests of the Debian image, which they make where it is missing' \
-	  'make soak     what some nested tests do a few times, hundreds of times: the better part of an hour' \
+	  'make soak [TIME=10m]  what some nested tests do a few times, hundreds of times: the better part of an hour.' \
+  '              With TIME the rounds of kills alone, for as long' \
 	  'make check    lints and unit tests: what a change should pass before it is committed' \
   'make bench    figures in instructions of the nested host; takes minutes' \
 	  'make lab SCRIPT=file [FILES="a:/path b"] [ICOUNT=1] [NODE1=128M] [MEMORY=4G] [CPUS=2] [IMAGE=1] [APPEND="..."]' \
@@ -146,9 +147,12 @@ image-tests: image artifacts deb
 	@$(call install-tests,--profile nested --test image)
 	@cargo nextest run --package tessera-tests --test image --profile image </dev/null
 
+# With TIME the rounds of kills alone, which can end after each.
+soak: export TESSERA_SOAK_TIME = $(TIME)
 soak: artifacts
 	@$(call install-tests,--profile nested --test soak)
-	@cargo nextest run --package tessera-tests --test soak --profile soak </dev/null
+	@[[ -n $$TESSERA_SOAK_TIME ]] || unset TESSERA_SOAK_TIME; \
+	cargo nextest run --package tessera-tests --test soak --profile soak $(if $(TIME),kills) </dev/null
 
 check: lint
 	@tests/lab/test.sh

@@ -10,8 +10,8 @@ use testing::guest::{Finished, Guest, Plan};
 use testing::lab::{Lab, program};
 use testing::scratch::Scratch;
 use testing::snapshot::{
-    beat, continues, cycles, kills, large, moments_of_a_boot, number, plan, power_off, restore,
-    save, small, text, verified,
+    Rounds, beat, continues, cycles, kills, large, moments_of_a_boot, number, plan, power_off,
+    restore, save, small, text, verified,
 };
 use testing::wait::until;
 use vmm::api::model::State;
@@ -93,7 +93,7 @@ fn a_guest_finds_each_restore_and_no_pause_and_renews_its_random_numbers() {
 #[test]
 #[ignore = "long"]
 fn vms_that_are_killed_while_they_are_saved_and_restored_leave_nothing() {
-    Lab::new().emulated().run(|| kills(4));
+    Lab::new().emulated().run(|| kills(Rounds::Count(3)));
 }
 
 #[test]

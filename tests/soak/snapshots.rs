@@ -1,13 +1,17 @@
 //! Guests that are saved and restored, often.
 
+use std::env;
 use std::path::Path;
 use std::time::Duration;
 
 use testing::guest::Plan;
 use testing::lab::Lab;
-use testing::snapshot::{Flips, cycles, flipped, kills, large, moments_of_a_boot, plan};
+use testing::snapshot::{Flips, Rounds, cycles, flipped, kills, large, moments_of_a_boot, plan};
 
 const LIMIT: Duration = Duration::from_secs(3600);
+
+/// For how long rounds of kills are made, instead of a number of them.
+const TIME: &str = "TESSERA_SOAK_TIME";
 
 /// A kernel with pages of 16 KiB.
 const KERNEL_16K: &str = "linux-image-arm64-16k";
@@ -33,7 +37,12 @@ fn saves_at_twenty_moments_of_a_whole_boot() {
 
 #[test]
 fn a_hundred_rounds_of_kills() {
-    soak(|| kills(100));
+    Lab::new().timeout(LIMIT).emulated().with_variable(TIME).run(|| {
+        kills(match env::var(TIME) {
+            Ok(time) => Rounds::For(humantime::parse_duration(&time).unwrap()),
+            Err(_) => Rounds::Count(100),
+        });
+    });
 }
 
 #[test]

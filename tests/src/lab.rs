@@ -138,6 +138,14 @@ impl Lab {
         self
     }
 
+    /// A variable of this process's environment, if it is set, for the test on its host.
+    pub fn with_variable(self, name: &str) -> Self {
+        match env::var(name) {
+            Ok(value) => self.option("--env", &format!("{name}={value}")),
+            Err(_) => self,
+        }
+    }
+
     /// One more argument for QEMU.
     pub fn qemu(self, argument: &str) -> Self {
         self.option("--qemu", argument)

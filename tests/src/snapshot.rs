@@ -7,6 +7,7 @@ mod boots;
 mod cycles;
 mod flips;
 mod kills;
+mod usage;
 
 use std::path::Path;
 
@@ -15,7 +16,7 @@ use serde_json::Value;
 pub use boots::moments_of_a_boot;
 pub use cycles::cycles;
 pub use flips::{Flips, flipped};
-pub use kills::kills;
+pub use kills::{Rounds, kills};
 
 use crate::guest::{Guest, Plan};
 

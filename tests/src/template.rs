@@ -4,6 +4,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, Stdio};
+use std::rc::Rc;
 
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -16,7 +17,7 @@ pub struct Holder {
     child: Child,
     messages: BufReader<ChildStderr>,
     /// Where runtime files are, the socket among them.
-    place: Scratch,
+    place: Rc<Scratch>,
 }
 
 impl Holder {
@@ -25,7 +26,14 @@ impl Holder {
     /// # Panics
     /// When it cannot.
     pub fn start(folder: &Path, words: &[&str]) -> Self {
-        let place = Scratch::new();
+        Self::start_in(Rc::default(), folder, words)
+    }
+
+    /// As [`start`](Self::start), with this folder for runtime files.
+    ///
+    /// # Panics
+    /// When it cannot.
+    pub fn start_in(place: Rc<Scratch>, folder: &Path, words: &[&str]) -> Self {
         let command = command(folder, &place);
         Self::of(command, words, "holds a template", place)
     }
@@ -35,13 +43,13 @@ impl Holder {
     /// # Panics
     /// When it cannot.
     pub fn of_boot_files(kernel: &Path, initrd: &Path) -> Self {
-        let place = Scratch::new();
+        let place = Rc::default();
         let mut command = in_place(&place);
         command.arg("--kernel").arg(kernel).arg("--initrd").arg(initrd);
         Self::of(command, &[], "holds a boot image", place)
     }
 
-    fn of(mut command: Command, words: &[&str], says: &str, place: Scratch) -> Self {
+    fn of(mut command: Command, words: &[&str], says: &str, place: Rc<Scratch>) -> Self {
         let mut child = command.args(words).stderr(Stdio::piped()).spawn().unwrap();
         let mut messages = BufReader::new(child.stderr.take().unwrap());
         let mut line = String::new();
