@@ -92,10 +92,12 @@ impl Footprint {
         Self {
             guest_bytes: guest.get(),
             resident_bytes: memory.resident.get(),
+            swapped_bytes: memory.swapped.map(Bytes::get),
             huge_bytes: memory.huge.get(),
             template_bytes: memory.shared.map(Bytes::get),
             tagged_bytes: tagged.ok().map(|tagged| tagged.get()),
             tagged_unavailable: tagged.err().map(|error| crate::error::chain(error)),
+            count_us: u64::try_from(memory.took.as_micros()).unwrap_or(u64::MAX),
             inflated_bytes: balloon.inflated.get(),
             reported_bytes: balloon.reported.get(),
             discarded_bytes: balloon.discarded.get(),

@@ -234,10 +234,12 @@ impl Controller for FakeVm {
         Ok(Footprint {
             guest_bytes: MEMORY.get(),
             resident_bytes: 64 << 20,
+            swapped_bytes: Some(1 << 20),
             huge_bytes: 32 << 20,
             template_bytes: None,
             tagged_bytes: None,
             tagged_unavailable: Some("only root may read /proc/kpageflags".to_owned()),
+            count_us: 1500,
             ..Footprint::default()
         })
     }

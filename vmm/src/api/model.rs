@@ -275,7 +275,9 @@ pub struct Footprint {
     pub guest_bytes: u64,
     /// What of it is in the host's memory now (`Rss` of smaps).
     pub resident_bytes: u64,
-    /// What of that is in huge pages.
+    /// What of it is swapped out (`Swap` of smaps); null for a memfd, of which the kernel does not tell.
+    pub swapped_bytes: Option<u64>,
+    /// What of `resident_bytes` is in huge pages.
     pub huge_bytes: u64,
     /// Of a clone, what of `resident_bytes` is the template's, and in memory once for all clones.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -285,6 +287,10 @@ pub struct Footprint {
     /// Why `tagged_bytes` is null.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tagged_unavailable: Option<String>,
+    /// How long the kernel took to count these, on a thread of its own, in microseconds. All that follows is counted as
+    /// it happens.
+    #[serde(default)]
+    pub count_us: u64,
     /// What is in the balloon now.
     pub inflated_bytes: u64,
     /// Reported as free by the guest since the start; the same memory counts each time. So for those below.

@@ -80,7 +80,8 @@ pub fn footprint(footprint: &Footprint) -> String {
         ("Resident", Some(footprint.resident_bytes)),
         ("In huge pages", Some(footprint.huge_bytes)),
     ];
-    let shares = shares.into_iter().chain(template).chain([
+    let swapped = footprint.swapped_bytes.map(|bytes| ("Swapped out", Some(bytes)));
+    let shares = shares.into_iter().chain(template).chain(swapped).chain([
         ("Tagged", footprint.tagged_bytes),
         ("In the balloon", Some(footprint.inflated_bytes)),
     ]);
@@ -112,7 +113,9 @@ pub fn footprint(footprint: &Footprint) -> String {
         Row::of(name, bytes, note)
     }));
     let mut lines = lines(&rows);
-    lines.insert(heading, "Since the start:".to_owned());
+    let took =
+        format!("Counted in {}.{:03} ms.", footprint.count_us / 1000, footprint.count_us % 1000);
+    lines.splice(heading..heading, [took, "Since the start:".to_owned()]);
     lines.join("\n") + "\n"
 }
 

@@ -10,6 +10,7 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
 
 use arch::units::Bytes;
 use thiserror::Error;
@@ -69,13 +70,17 @@ pub enum Error {
 pub struct Footprint {
     /// In memory: what the kernel counts for the mapping, pages of zeroes left out.
     pub resident: Bytes,
-    /// How much of that is in huge pages, transparent or of a pool.
+    /// Swapped out: of the host's memory only what its swap takes. Not known of a memfd from Linux 6.7.
+    pub swapped: Option<Bytes>,
+    /// How much of what is resident is in huge pages, transparent or of a pool.
     pub huge: Bytes,
     /// Of a clone or a VM with a boot image, how much of it is of that file: other VMs have the same pages.
     pub shared: Option<Bytes>,
     /// How much of it has tags in use, as the host's kernel counts: with KVM, all that a guest with MTE has
     /// touched. Or why that is not known.
     pub tagged: Result<Bytes, Error>,
+    /// How long the kernel has taken to count.
+    pub took: Duration,
 }
 
 #[cfg(test)]
@@ -92,6 +97,7 @@ impl Footprint {
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 struct Resident {
     resident: Bytes,
+    swapped: Bytes,
     huge: Bytes,
     /// How much of it is of files: a page that was copied is none.
     of_files: Bytes,
@@ -100,9 +106,10 @@ struct Resident {
 /// What counts resident pages.
 #[derive(Debug)]
 enum Source {
-    /// PAGEMAP_SCAN. The size of transparent huge pages, where memory is anonymous and may have them.
-    Scan { huge_page: Option<u64> },
-    /// /proc/self/smaps.
+    /// PAGEMAP_SCAN. The size of transparent huge pages, where memory is anonymous and may have them; and whether it
+    /// shows what is swapped out.
+    Scan { huge_page: Option<u64>, shows_swap: bool },
+    /// /proc/self/smaps, which shows swap of each kind.
     Smaps(io::Result<File>),
 }
 
@@ -128,10 +135,10 @@ impl Probe {
         let can_scan = |file: &File| file.scan(&first, &mut [PageRegion::default()]).is_ok();
         let source = match &pagemap {
             Ok(file) if can_scan(file) => {
-                let huge_page = huge_page_size().map(Bytes::get);
-                Source::Scan {
-                    huge_page: huge_page.filter(|_| ram.backing() == Backing::Anonymous),
-                }
+                let is_anonymous = ram.backing() == Backing::Anonymous;
+                let huge_page = huge_page_size().map(Bytes::get).filter(|_| is_anonymous);
+                // Of a memfd's page that is swapped out, page tables say nothing.
+                Source::Scan { huge_page, shows_swap: is_anonymous }
             }
             // ENOTTY before Linux 6.7.
             _ => Source::Smaps(File::open("/proc/self/smaps")),
@@ -146,8 +153,9 @@ impl Probe {
     /// # Errors
     /// When the kernel does not tell what is resident, or `stop` is set.
     fn measure(&self, stop: &AtomicBool) -> Result<Footprint, Error> {
-        let Resident { resident, huge, of_files } = match &self.source {
-            Source::Scan { huge_page } => {
+        let start = Instant::now();
+        let Resident { resident, swapped, huge, of_files } = match &self.source {
+            Source::Scan { huge_page, .. } => {
                 let pagemap = opened(&self.pagemap).map_err(Error::Pagemap)?;
                 scan::resident(pagemap, &self.addresses, *huge_page, self.page, stop)
             }
@@ -157,7 +165,10 @@ impl Probe {
             }
         }?;
         let shared = self.has_template.then_some(of_files);
-        Ok(Footprint { resident, huge, shared, tagged: self.tagged(stop) })
+        let shows_swap = !matches!(self.source, Source::Scan { shows_swap: false, .. });
+        let swapped = shows_swap.then_some(swapped);
+        let tagged = self.tagged(stop);
+        Ok(Footprint { resident, swapped, huge, shared, tagged, took: start.elapsed() })
     }
 
     fn tagged(&self, stop: &AtomicBool) -> Result<Bytes, Error> {

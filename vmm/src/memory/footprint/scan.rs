@@ -26,6 +26,7 @@ const REGIONS: usize = 512;
 /// Categories of pages.
 const FILE: u64 = 1 << 2;
 const PRESENT: u64 = 1 << 3;
+const SWAPPED: u64 = 1 << 4;
 const ZERO_PAGE: u64 = 1 << 5;
 const HUGE: u64 = 1 << 6;
 
@@ -73,7 +74,7 @@ pub(super) struct Walked {
 
 /// Something that knows which pages are present.
 pub(super) trait ScanPages {
-    /// Finds the pages of a range that are present, pages of zeroes left out.
+    /// Finds the pages of a range that are present or swapped out, pages of zeroes left out.
     fn scan(&self, range: &Range<u64>, regions: &mut [PageRegion]) -> io::Result<Walked>;
 }
 
@@ -86,8 +87,9 @@ impl ScanPages for File {
             regions: regions.as_mut_ptr() as u64,
             regions_length: regions.len() as u64,
             category_inverted: ZERO_PAGE,
-            category_mask: PRESENT | ZERO_PAGE,
-            return_mask: FILE | PRESENT | HUGE,
+            category_mask: ZERO_PAGE,
+            category_anyof_mask: PRESENT | SWAPPED,
+            return_mask: FILE | PRESENT | SWAPPED | HUGE,
             ..Call::default()
         };
         // SAFETY: the kernel writes no more regions than there are, into memory that is borrowed for this
@@ -119,7 +121,7 @@ unsafe impl Ioctl for Call {
     }
 }
 
-/// Adds up the pages of these addresses that are present. `huge_page` is the size of transparent huge pages
+/// Adds up the pages of these addresses that are present or swapped out. `huge_page` is the size of transparent huge pages
 /// where anonymous memory has them.
 ///
 /// # Errors
@@ -132,7 +134,7 @@ pub(super) fn resident(
     stop: &AtomicBool,
 ) -> Result<Resident, Error> {
     let mut regions = vec![PageRegion::default(); REGIONS];
-    let (mut resident, mut huge, mut of_files) = (0, 0, 0);
+    let (mut resident, mut swapped, mut huge, mut of_files) = (0, 0, 0, 0);
     let mut at = addresses.start;
     while at < addresses.end {
         if stop.load(Ordering::Relaxed) {
@@ -145,6 +147,10 @@ pub(super) fn resident(
         }
         for region in &regions[..found] {
             let mut bytes = region.end.saturating_sub(region.start);
+            if region.categories & SWAPPED != 0 {
+                swapped += bytes;
+                continue;
+            }
             if region.categories & HUGE != 0 {
                 if let Some(size) = huge_page {
                     let zeroes = zero_pages(pagemap, region, size, page).map_err(Error::Pagemap)?;
@@ -159,8 +165,8 @@ pub(super) fn resident(
         }
         at = end;
     }
-    let [resident, huge, of_files] = [resident, huge, of_files].map(Bytes::new);
-    Ok(Resident { resident, huge, of_files })
+    let [resident, swapped, huge, of_files] = [resident, swapped, huge, of_files].map(Bytes::new);
+    Ok(Resident { resident, swapped, huge, of_files })
 }
 
 /// How much of a region of huge anonymous pages is the huge page of zeroes. Before Linux 6.18 the scan takes

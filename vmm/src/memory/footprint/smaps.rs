@@ -58,7 +58,7 @@ impl<F: ReadAt> Read for FromStart<'_, F> {
 /// Adds up the mappings that make up these addresses; `None` if the list shows part of them twice, or not
 /// at all.
 fn read_once(smaps: impl BufRead, addresses: &Range<u64>) -> io::Result<Option<Resident>> {
-    let (mut resident, mut huge, mut of_files) = (0, 0, 0u64);
+    let (mut resident, mut swapped, mut huge, mut of_files) = (0, 0, 0, 0u64);
     let mut shown = addresses.start;
     let mut ours = false;
     for line in smaps.split(b'\n') {
@@ -87,6 +87,7 @@ fn read_once(smaps: impl BufRead, addresses: &Range<u64>) -> io::Result<Option<R
                 resident += bytes;
                 of_files += bytes;
             }
+            "Swap" => swapped += bytes(),
             "Anonymous" => of_files = of_files.saturating_sub(bytes()),
             "AnonHugePages" | "ShmemPmdMapped" => huge += bytes(),
             // Pages of hugetlbfs are in no other figure.
@@ -98,8 +99,8 @@ fn read_once(smaps: impl BufRead, addresses: &Range<u64>) -> io::Result<Option<R
             _ => {}
         }
     }
-    let [resident, huge, of_files] = [resident, huge, of_files].map(Bytes::new);
-    let resident = Resident { resident, huge, of_files };
+    let [resident, swapped, huge, of_files] = [resident, swapped, huge, of_files].map(Bytes::new);
+    let resident = Resident { resident, swapped, huge, of_files };
     Ok((shown == addresses.end).then_some(resident))
 }
 

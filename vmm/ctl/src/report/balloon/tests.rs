@@ -89,6 +89,8 @@ fn a_footprint_has_sizes_exact_bytes_and_shares() {
         guest_bytes: 1 << 30,
         resident_bytes: 256 << 20,
         huge_bytes: 1,
+        swapped_bytes: Some(64 << 20),
+        count_us: 12_034,
         tagged_unavailable: Some("only root may read /proc/kpageflags".to_owned()),
         reported_bytes: 3 << 30,
         failed_bytes: 1,
@@ -100,8 +102,10 @@ fn a_footprint_has_sizes_exact_bytes_and_shares() {
         "Guest memory           1 GiB  1,073,741,824 B  [####################] 100 %",
         "Resident             256 MiB    268,435,456 B  [#####---------------]  25 %",
         "In huge pages            1 B              1 B  [#-------------------]   0 %",
+        "Swapped out           64 MiB     67,108,864 B  [#-------------------]   6 %",
         "Tagged                     -                   only root may read /proc/kpageflags",
         "In the balloon           0 B              0 B  [--------------------]   0 %",
+        "Counted in 12.034 ms.",
         "Since the start:",
         "Reported               3 GiB  3,221,225,472 B",
         "Given back               0 B              0 B",
@@ -123,7 +127,7 @@ proptest! {
     ) {
         let figures =
             Footprint { guest_bytes, resident_bytes, tagged_bytes, ..Footprint::default() };
-        prop_assert_eq!(footprint(&figures).lines().count(), 11);
+        prop_assert_eq!(footprint(&figures).lines().count(), 12);
         let stats = BalloonStats { target_pages: pages, ..BalloonStats::default() };
         prop_assert!(!statistics(&stats).is_empty());
     }

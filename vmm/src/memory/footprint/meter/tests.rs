@@ -11,7 +11,8 @@ const DEADLINE: Duration = Duration::from_secs(30);
 
 fn footprint(bytes: u64) -> Footprint {
     let (resident, huge) = (Bytes::new(bytes), Bytes::ZERO);
-    Footprint { resident, huge, shared: None, tagged: Err(Error::NoTags) }
+    let (swapped, took) = (None, Duration::ZERO);
+    Footprint { resident, swapped, huge, shared: None, tagged: Err(Error::NoTags), took }
 }
 
 /// A meter whose counts end when the test says so.

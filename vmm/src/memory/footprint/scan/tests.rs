@@ -86,7 +86,21 @@ fn pages_of_files_are_told_apart() {
 
     let [resident, huge, of_files] =
         [7 * PAGE + HUGE_PAGE, HUGE_PAGE, 3 * PAGE + HUGE_PAGE].map(Bytes::new);
-    assert_eq!(found, Resident { resident, huge, of_files });
+    assert_eq!(found, Resident { resident, huge, of_files, ..Resident::default() });
+}
+
+#[test]
+fn what_is_swapped_out_is_not_resident() {
+    let pages = Pages::new(&[
+        (0, 3 * PAGE, SWAPPED),
+        (3 * PAGE, 7 * PAGE, PRESENT),
+        (HUGE_PAGE, 2 * HUGE_PAGE, SWAPPED | HUGE),
+    ]);
+
+    let found = pages.resident(0..2 * HUGE_PAGE);
+
+    let [resident, swapped] = [4 * PAGE, 3 * PAGE + HUGE_PAGE].map(Bytes::new);
+    assert_eq!(found, Resident { resident, swapped, ..Resident::default() });
 }
 
 #[test]

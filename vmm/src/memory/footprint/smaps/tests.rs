@@ -29,6 +29,8 @@ Size:               4096 kB
 Rss:                3072 kB
 AnonHugePages:         0 kB
 ShmemPmdMapped:     2048 kB
+Swap:                 12 kB
+SwapPss:               6 kB
 Shared_Hugetlb:     1024 kB
 Private_Hugetlb:     512 kB
 VmFlags: rd wr sh mr mw me ms nr dd 
@@ -52,9 +54,13 @@ fn the_mappings_of_guest_memory_are_added_up() {
     let first = once(SMAPS.as_bytes(), 0x7f00_0000_0000..0x7f00_0080_0000);
 
     let of_files = Bytes::ZERO;
-    assert_eq!(first, Resident { resident: kib(6144), huge: kib(4096), of_files });
+    assert_eq!(
+        first,
+        Resident { resident: kib(6144), huge: kib(4096), of_files, ..Resident::default() }
+    );
     let (resident, of_files) = (kib(6144 + 3072 + 1024 + 512), kib(3072));
-    assert_eq!(both, Resident { resident, huge: kib(4096 + 2048 + 1024 + 512), of_files });
+    let (swapped, huge) = (kib(12), kib(4096 + 2048 + 1024 + 512));
+    assert_eq!(both, Resident { resident, swapped, huge, of_files });
 }
 
 /// What smaps shows in one pass after another, each torn in its own way: the second mapping merged
