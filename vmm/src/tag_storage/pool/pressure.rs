@@ -74,6 +74,11 @@ impl Pool {
         self.lock().can_give(lease) > 0
     }
 
+    /// For how many chunks a lease can reserve before they are used, and leave plenty for all others.
+    pub(crate) fn headroom(&self, lease: LeaseId) -> u32 {
+        if self.has_waiters() { 0 } else { self.lock().headroom(lease) }
+    }
+
     pub(super) fn count_waiters(&self, state: &Guard<'_>) {
         self.waiting_leases.store(state.waiters.len(), Ordering::Relaxed);
     }

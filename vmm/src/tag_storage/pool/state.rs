@@ -15,6 +15,9 @@ use super::units::{LeaseId, SlotIndex, tags_of};
 use super::waiters::Waiters;
 use crate::tag_storage::supply::{SupplyName, TakeError};
 
+/// Which part of what is available a lease may have before it uses it.
+const SPARE_PART: u32 = 8;
+
 #[derive(Debug)]
 pub(crate) struct State {
     supply: SupplyName,
@@ -64,6 +67,18 @@ impl State {
     /// Slots that are neither held nor promised.
     fn available(&self) -> u32 {
         self.slots.len().saturating_sub(self.held).saturating_sub(self.set_aside)
+    }
+
+    /// A part of what is available, within a lease's maximum. Nothing while others' memory is in some of the pool.
+    pub(crate) fn headroom(&mut self, id: LeaseId) -> u32 {
+        let lent = [BlockState::Lent, BlockState::Evicting, BlockState::Pinned];
+        if lent.iter().any(|state| self.blocks.total(*state) > 0) {
+            return 0;
+        }
+        let part = self.available() / SPARE_PART;
+        let index = self.leases.find(id);
+        let lease = index.and_then(|index| self.leases.get_mut(index));
+        lease.map_or(0, |lease| part.min(lease.max.saturating_sub(lease.held)))
     }
 
     /// Changes a lease, and what is set aside with it.

@@ -66,6 +66,12 @@ pub trait PoolClient: Send + Sync {
     /// Frees the tag storage of those of these chunks that have some.
     fn free(&self, chunks: &[ChunkIndex]);
 
+    /// For how many chunks more tag storage can be reserved before they are touched: only where the pool has plenty, and
+    /// no other memory is in it. A request for so many may be refused all the same.
+    fn headroom(&self) -> u64 {
+        0
+    }
+
     /// What there is to say about it now. It must return soon: the thread that asks serves all devices.
     fn report(&self) -> PoolClientReport;
 }
@@ -134,6 +140,10 @@ impl PoolClient for Embedded {
         }
     }
 
+    fn headroom(&self) -> u64 {
+        self.pool.headroom(self.lease).into()
+    }
+
     fn report(&self) -> PoolClientReport {
         let pool = self.pool.snapshot();
         let own = pool.leases.iter().find(|lease| lease.id == self.lease);
@@ -174,6 +184,10 @@ impl PoolClient for Client {
 
     fn free(&self, chunks: &[ChunkIndex]) {
         Self::free(self, chunks);
+    }
+
+    fn headroom(&self) -> u64 {
+        Self::headroom(self).into()
     }
 
     fn report(&self) -> PoolClientReport {

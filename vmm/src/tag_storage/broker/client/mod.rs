@@ -19,7 +19,8 @@ use rustix::event::{EventfdFlags, epoll, eventfd};
 use rustix::io::Errno;
 
 use super::protocol::wire::{Notice, Role, Terms};
-use crate::tag_storage::pool::{LeaseTerms, SlotIndex};
+use crate::tag_storage::pool::{LeaseTerms, SlotIndex, tags_of};
+use crate::tag_storage::supply::lend_policy::LendPolicy;
 
 mod connection;
 mod error;
@@ -36,6 +37,9 @@ pub(crate) use slot_map::SlotMap;
 
 /// Notices read in one turn of the event loop: a broker sends a few a second.
 const NOTICES_A_TURN: usize = 16;
+
+/// Which part of the pool a VM may reserve for before it uses it.
+const SPARE_PART: u32 = 64;
 
 /// Events kept for a VM that does not read them. Each says more than those before it.
 const KEPT_EVENTS: usize = 16;
@@ -108,6 +112,8 @@ struct State {
     adopting: bool,
     /// The event loop watches the socket for room.
     awaits_room: bool,
+    /// Other VMs lack what this one could give back.
+    is_asked: bool,
     queued: VecDeque<BrokerEvent>,
     last_error: LastError,
     /// The thread that looks for a broker lives.
@@ -130,6 +136,7 @@ impl State {
             request: None,
             adopting: false,
             awaits_room: false,
+            is_asked: false,
             queued: VecDeque::new(),
             last_error: LastError::default(),
             reconnecting: false,
@@ -149,6 +156,7 @@ impl State {
     fn lose(&mut self) {
         self.freed.clear();
         self.request = None;
+        self.is_asked = false;
         self.slots.lose();
     }
 }
@@ -205,6 +213,19 @@ impl Client {
         }
     }
 
+    /// For how many chunks it may reserve before they are used: a small part of the pool, as only the broker knows how
+    /// much is left. None where others' memory may be in it, or others lack what this VM has.
+    pub(crate) fn headroom(&self) -> u32 {
+        let state = self.0.state();
+        let lends = state.terms.lend != LendPolicy::Never;
+        if state.connection.is_none() || state.is_asked || lends || state.slots.owed() > 0 {
+            return 0;
+        }
+        let part = chunks_in(state.terms.capacity) / SPARE_PART;
+        let max = chunks_in(self.0.wanted.max);
+        part.min(max.saturating_sub(state.slots.held()))
+    }
+
     /// Handles what there is for the thread that watches this client's descriptor, without waiting. What is
     /// left makes it readable again.
     pub fn handle_events(&self, mut handle: impl FnMut(BrokerEvent)) {
@@ -219,10 +240,14 @@ impl Client {
             let Some(connection) = &connection else { break };
             match connection.notice() {
                 Ok(Some(Notice::RequestReclaim { chunks })) => {
+                    self.0.state().is_asked = true;
                     handle(BrokerEvent::RequestReclaim { chunks })
                 }
                 Ok(Some(Notice::Retry)) => handle(BrokerEvent::Retry),
-                Ok(Some(Notice::StopReclaim)) => handle(BrokerEvent::StopReclaim),
+                Ok(Some(Notice::StopReclaim)) => {
+                    self.0.state().is_asked = false;
+                    handle(BrokerEvent::StopReclaim)
+                }
                 Ok(None) => break,
                 Err(()) => {
                     self.0.detach(connection);
@@ -343,6 +368,11 @@ impl Shared {
 fn watch(epoll: &OwnedFd, fd: &OwnedFd, events: epoll::EventFlags) -> Result<(), Errno> {
     let data = epoll::EventData::new_u64(fd.as_raw_fd() as u64);
     epoll::add(epoll, fd, data, events)
+}
+
+/// How many chunks' tags this has room for.
+fn chunks_in(tag_storage: Bytes) -> u32 {
+    u32::try_from(tag_storage.get() / tags_of(1u32).get()).unwrap_or(u32::MAX)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -102,6 +102,30 @@ fn who_has_is_asked_to_give_and_who_lacks_is_told() {
 }
 
 #[test]
+fn a_client_has_headroom_unless_it_is_asked_to_give() {
+    let (_directory, path) = place();
+    let broker = Broker::start(&path, 256);
+    let (rich, poor) = (connect(&path, "rich"), connect(&path, "poor"));
+    let wanted = LeaseTerms { max: Bytes::kib(3 * 64), ..terms("small") };
+    let small = Vm::of(Client::connect(&path, wanted).unwrap());
+    small.reserve(2).unwrap();
+    let mut slots = rich.reserve(254).unwrap();
+    assert_eq!([&rich, &small].map(|vm| vm.headroom()), [4, 1]);
+
+    poor.reserve(2).unwrap_err();
+    wait_for_event(&rich, |heard| matches!(heard, BrokerEvent::RequestReclaim { .. }));
+    assert_eq!(rich.headroom(), 0);
+
+    slots.drain(..4).for_each(|slot| rich.free(slot));
+    until("the slots", || poor.reserve(2).is_ok());
+    wait_for_event(&rich, |heard| heard == BrokerEvent::StopReclaim);
+    assert_eq!(rich.headroom(), 4);
+    drop(broker);
+    wait_for_event(&rich, |heard| heard == BrokerEvent::Detached);
+    assert_eq!(rich.headroom(), 0);
+}
+
+#[test]
 fn nobody_gives_for_a_request_that_does_not_wait() {
     let (_directory, path) = place();
     let broker = Broker::start(&path, 128);

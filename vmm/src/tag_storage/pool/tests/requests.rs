@@ -288,3 +288,33 @@ fn a_request_that_runs_out_of_time_is_not_for_want_of_tag_storage() {
         assert!(error.is_lack() && !text.contains("exhausted"), "{text}");
     }
 }
+
+#[test]
+fn headroom_is_a_part_of_what_is_free_within_the_maximum() {
+    let bench = Bench::small(64, true);
+    let lease = bench.lease();
+    let small = bench.pool.open_lease(terms(0, 3)).unwrap();
+    let gone = bench.pool.open_lease(terms(0, 3)).unwrap();
+    bench.pool.close_lease(gone).unwrap();
+    assert_eq!([lease, small, gone].map(|lease| bench.pool.headroom(lease)), [8, 3, 0]);
+
+    bench.pool.reserve_many(lease, 30).unwrap();
+    bench.pool.reserve_many(small, 2).unwrap();
+    assert_eq!([lease, small].map(|lease| bench.pool.headroom(lease)), [4, 1]);
+
+    bench.pool.reserve_many(lease, 28).unwrap();
+    assert_eq!([lease, small].map(|lease| bench.pool.headroom(lease)), [0, 0]);
+}
+
+#[test]
+fn a_pool_that_lends_or_in_which_a_lease_waits_has_no_headroom() {
+    let bench = Bench::small(64, true);
+    let lease = bench.lease();
+    bench.pool.wait_for(lease, 1, std::time::Instant::now());
+    assert_eq!(bench.pool.headroom(lease), 0);
+
+    let bench = Bench::small(64, true);
+    let lease = bench.lease();
+    bench.pool.lend(1);
+    assert_eq!(bench.pool.headroom(lease), 0);
+}
