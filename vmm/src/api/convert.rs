@@ -117,7 +117,7 @@ impl From<ReservationStatus> for TagStorage {
                 (Some(on_exhausted), Some(deadline_s))
             }
         };
-        let absent = |populated| status.chunks.saturating_sub(populated);
+        let reserved = status.populated.map(|populated| populated + status.ahead.unwrap_or(0));
         Self {
             mode: status.mode.mode(),
             supply: Some(status.supply.to_string()),
@@ -129,7 +129,8 @@ impl From<ReservationStatus> for TagStorage {
             chunks: TagStorageChunks {
                 total: status.chunks,
                 populated: status.populated,
-                absent: status.populated.map(absent),
+                ahead: status.ahead,
+                absent: reserved.map(|reserved| status.chunks.saturating_sub(reserved)),
                 waiting: status.waiting,
             },
             on_exhausted,

@@ -249,8 +249,13 @@ impl Controller for FakeVm {
         if !self.tags {
             return Ok(TagStorage::off());
         }
-        let chunks =
-            TagStorageChunks { total: 256, populated: Some(40), absent: Some(216), waiting: 1 };
+        let chunks = TagStorageChunks {
+            total: 256,
+            populated: Some(40),
+            ahead: Some(4),
+            absent: Some(212),
+            waiting: 1,
+        };
         Ok(TagStorage {
             borrows: None,
             mode: TagStorageMode::Demand,

@@ -416,6 +416,9 @@ pub struct TagStorageChunks {
     /// With memory and tag storage. Absent unless it is reserved on demand.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub populated: Option<u64>,
+    /// With tag storage, and not touched yet: reserved together with one next to them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ahead: Option<u64>,
     /// With neither.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub absent: Option<u64>,

@@ -54,7 +54,10 @@ impl BrokerEvents {
         let machine = self.machine.borrow();
         let retry = || machine.tag_storage().into_iter().for_each(|tags| tags.retry());
         match event {
-            BrokerEvent::RequestReclaim { chunks } => machine.request_reclaim(chunks.into()),
+            BrokerEvent::RequestReclaim { chunks } => {
+                machine.tag_storage().into_iter().for_each(|tags| tags.yield_ahead());
+                machine.request_reclaim(chunks.into());
+            }
             BrokerEvent::Retry => retry(),
             BrokerEvent::StopReclaim => machine.cancel_reclaim(),
             BrokerEvent::Detached => {

@@ -33,6 +33,9 @@ pub fn tag_storage(state: &TagStorage) -> String {
     ];
     if let (Some(populated), Some(absent)) = (state.chunks.populated, state.chunks.absent) {
         rows.push(("Populated", memory(populated)));
+        if let Some(ahead) = state.chunks.ahead {
+            rows.push(("Ahead", memory(ahead)));
+        }
         rows.push(("Absent", memory(absent)));
     }
     if let (Some(action), Some(deadline)) = (state.on_exhausted, state.deadline_s) {
@@ -72,7 +75,8 @@ mod tests {
             chunks: TagStorageChunks {
                 total: 256,
                 populated: Some(40),
-                absent: Some(216),
+                ahead: Some(4),
+                absent: Some(212),
                 waiting: 1,
             },
             on_exhausted: Some(OnExhausted::Pause),
@@ -90,6 +94,7 @@ mod tests {
             "Pool            128 MiB (ledger)",
             "Reserved        2.5 MiB (ledger)",
             "Populated       40 chunks, 80 MiB",
+            "Ahead           4 chunks, 8 MiB",
             "When exhausted  pause after 5 s",
             "Waiting         1",
             "touches_total    41",

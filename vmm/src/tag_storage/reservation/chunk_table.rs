@@ -12,7 +12,16 @@
 //!                                   |       begin_discard
 //!                                   +---> Populated
 //!                                end_discard(failed)
+//!
+//!               end_ahead          settle, touch
+//!   Populating -----------> Ahead ---------------> Populated, Populating
+//!                             |
+//!                             +-------> Discarding
+//!                           begin_discard
 //! ```
+//!
+//! Ahead is a chunk that was reserved for before a touch, and can be touched at any time without an event: whether it
+//! was, the host's page tables say.
 //!
 //! Populating belongs to the thread that serves faults, Discarding to the one that gives memory back:
 //! neither touches a chunk that is in the other's hands.
@@ -28,6 +37,8 @@ pub(crate) enum State {
     Populating,
     /// It may have memory in every page.
     Populated,
+    /// Its slot is reserved, no touch is caught, and it had no memory when that was last looked at.
+    Ahead,
     /// Its memory is going back; its slot is still reserved.
     Discarding,
 }
@@ -63,6 +74,8 @@ pub(crate) enum Discard {
 pub(crate) struct ChunkTable {
     entries: Vec<u8>,
     held: u64,
+    /// Those that are Ahead. They are few, as the caller bounds them.
+    ahead: Vec<ChunkIndex>,
 }
 
 const ABSENT: u8 = 0;
@@ -71,11 +84,13 @@ const POPULATED: u8 = 2;
 const DISCARDING: u8 = 3;
 /// Discarding, and touched meanwhile.
 const WANTED: u8 = 4;
+const AHEAD: u8 = 5;
 
 impl ChunkTable {
     /// A table of so many chunks, all absent.
     pub(crate) fn new(chunks: u64) -> Self {
-        Self { entries: vec![ABSENT; usize::try_from(chunks).unwrap_or(0)], held: 0 }
+        let entries = vec![ABSENT; usize::try_from(chunks).unwrap_or(0)];
+        Self { entries, held: 0, ahead: Vec::new() }
     }
 
     /// How many chunks there are.
@@ -88,6 +103,11 @@ impl ChunkTable {
         self.held
     }
 
+    /// The chunks that are Ahead, those of the earliest requests first.
+    pub(crate) fn ahead(&self) -> &[ChunkIndex] {
+        &self.ahead
+    }
+
     /// The state of a chunk, if there is such a chunk.
     pub(crate) fn state(&self, chunk: ChunkIndex) -> Option<State> {
         let entry = *self.entries.get(usize::try_from(chunk.0).ok()?)?;
@@ -95,6 +115,7 @@ impl ChunkTable {
             POPULATING => State::Populating,
             POPULATED => State::Populated,
             DISCARDING | WANTED => State::Discarding,
+            AHEAD => State::Ahead,
             _ => State::Absent,
         })
     }
@@ -106,6 +127,11 @@ impl ChunkTable {
             ABSENT => Touched::Absent,
             POPULATED => {
                 *at = POPULATING;
+                Touched::Populated
+            }
+            AHEAD => {
+                *at = POPULATING;
+                self.forget(chunk);
                 Touched::Populated
             }
             DISCARDING => {
@@ -136,12 +162,37 @@ impl ChunkTable {
         }
     }
 
+    /// The chunk can be touched from now on, and gets its memory then.
+    pub(crate) fn end_ahead(&mut self, chunk: ChunkIndex) {
+        if let Some(at) = self.entry(chunk)
+            && *at == POPULATING
+        {
+            *at = AHEAD;
+            self.ahead.push(chunk);
+        }
+    }
+
+    /// A chunk that was Ahead has memory.
+    pub(crate) fn settle(&mut self, chunk: ChunkIndex) {
+        if let Some(at) = self.entry(chunk)
+            && *at == AHEAD
+        {
+            *at = POPULATED;
+            self.forget(chunk);
+        }
+    }
+
     /// The memory of a chunk is to go back.
     pub(crate) fn begin_discard(&mut self, chunk: ChunkIndex) -> Discard {
         let Some(at) = self.entry(chunk) else { return Discard::Nothing };
         match *at {
             POPULATED => {
                 *at = DISCARDING;
+                Discard::Begun
+            }
+            AHEAD => {
+                *at = DISCARDING;
+                self.forget(chunk);
                 Discard::Begun
             }
             POPULATING => Discard::Populating,
@@ -161,6 +212,10 @@ impl ChunkTable {
         *at = if gone { ABSENT } else { POPULATED };
         self.held -= u64::from(gone);
         now == WANTED
+    }
+
+    fn forget(&mut self, chunk: ChunkIndex) {
+        self.ahead.retain(|ahead| *ahead != chunk);
     }
 
     fn entry(&mut self, chunk: ChunkIndex) -> Option<&mut u8> {

@@ -128,7 +128,7 @@ impl TagReservation {
         let Kind::Demand(demand) = &self.kind else { return Ok(()) };
         demand.finish_loading().map_err(|source| Error::Refused {
             vm: self.vm.clone(),
-            wanted: tags_of(demand.populated().saturating_add(1)),
+            wanted: tags_of(demand.reserved().saturating_add(1)),
             memory: self.memory,
             when: "at least, to be loaded",
             source,
@@ -171,6 +171,21 @@ impl TagReservation {
         }
     }
 
+    /// For how many chunks that are not touched there is tag storage on demand.
+    pub fn ahead(&self) -> u64 {
+        match &self.kind {
+            Kind::Strict(_) => 0,
+            Kind::Demand(demand) => demand.ahead(),
+        }
+    }
+
+    /// Others may lack tag storage: see [`Demand::yield_ahead`].
+    pub fn yield_ahead(&self) {
+        if let Kind::Demand(demand) = &self.kind {
+            demand.yield_ahead();
+        }
+    }
+
     /// Whether this thread waits for tag storage, and cannot leave the guest or a system call before it has
     /// some.
     pub fn is_waiting(&self, thread: Pid) -> bool {
@@ -207,9 +222,13 @@ impl TagReservation {
     /// What is reserved at this moment.
     pub fn status(&self) -> Status {
         let report = self.hold.report();
-        let (chunks, populated) = match &self.kind {
-            Kind::Strict(strict) => (strict.chunks(), None),
-            Kind::Demand(demand) => (demand.chunks(), Some(demand.populated())),
+        let (chunks, populated, ahead) = match &self.kind {
+            Kind::Strict(strict) => (strict.chunks(), None, None),
+            Kind::Demand(demand) => {
+                let ahead = demand.ahead();
+                let populated = demand.reserved().saturating_sub(ahead);
+                (demand.chunks(), Some(populated), Some(ahead))
+            }
         };
         Status {
             mode: self.spec.when,
@@ -220,6 +239,7 @@ impl TagReservation {
             max: Some(self.spec.max).filter(|max| *max < Bytes::MAX),
             chunks,
             populated,
+            ahead,
             waiting: self.waiting(),
             exhaustion: self.notices.look(),
             counters: self.counters(report.counters),
@@ -234,6 +254,7 @@ impl TagReservation {
             "capacity_bytes": report.capacity.get(),
             "supply": report.supply.to_string(),
             "waiting_chunks": self.waiting(),
+            "ahead_chunks": self.ahead(),
             "events": self.counters(report.counters),
         })
     }
@@ -246,6 +267,9 @@ impl TagReservation {
                 json!({
                     "touches_total": demand.touches.get(),
                     "populated_total": demand.populated.get(),
+                    "ahead_total": demand.ahead.get(),
+                    "taken_back_total": demand.taken_back.get(),
+                    "requests_total": demand.requests.get(),
                     "freed_total": demand.freed.get(),
                     "exhausted_total": demand.exhausted.get(),
                     "expired_total": demand.expired.get(),

@@ -26,6 +26,8 @@ pub struct Status {
     pub chunks: u64,
     /// How many chunks have memory and tag storage; `None` where all have it from the start.
     pub populated: Option<u64>,
+    /// How many have tag storage and are not touched yet, where it is reserved on demand.
+    pub ahead: Option<u64>,
     /// How many chunks are touched and wait for tag storage.
     pub waiting: u64,
     /// What they wait for.

@@ -22,11 +22,14 @@ struct Books {
     /// The size of each request.
     requests: Vec<usize>,
     wrong: u64,
+    headroom: u64,
+    granted: u64,
 }
 
 impl FakeHold {
     pub(crate) fn new(capacity: u64) -> Arc<Self> {
-        let books = Books { capacity, live: BTreeSet::new(), requests: Vec::new(), wrong: 0 };
+        let (live, requests) = (BTreeSet::new(), Vec::new());
+        let books = Books { capacity, live, requests, wrong: 0, headroom: 0, granted: 0 };
         Arc::new(Self(Mutex::new(books)))
     }
 
@@ -38,6 +41,12 @@ impl FakeHold {
         self.books().live.len() as u64
     }
 
+    /// Whether there is tag storage for a chunk, and how many requests have been granted so far.
+    pub(crate) fn look(&self, chunk: ChunkIndex) -> (bool, u64) {
+        let books = self.books();
+        (books.live.contains(&chunk), books.granted)
+    }
+
     /// How many chunks each request was for.
     pub(crate) fn requests(&self) -> Vec<usize> {
         self.books().requests.clone()
@@ -46,6 +55,11 @@ impl FakeHold {
     /// Chunks that were freed without tag storage, or reserved for twice.
     pub(crate) fn wrong(&self) -> u64 {
         self.books().wrong
+    }
+
+    /// So many chunks may be reserved for before they are touched.
+    pub(crate) fn allow_ahead(&self, chunks: u64) {
+        self.books().headroom = chunks;
     }
 
     pub(crate) fn grow(&self, chunks: u64) {
@@ -63,6 +77,7 @@ impl PoolClient for FakeHold {
             let (set_aside, supply) = (Bytes::ZERO, SupplyName::Ledger);
             return Err(ReserveError::Exhausted { wanted, free, set_aside, supply }.into());
         }
+        books.granted += 1;
         for chunk in chunks {
             let new = books.live.insert(*chunk);
             books.wrong += u64::from(!new);
@@ -76,6 +91,10 @@ impl PoolClient for FakeHold {
             let known = books.live.remove(chunk);
             books.wrong += u64::from(!known);
         }
+    }
+
+    fn headroom(&self) -> u64 {
+        self.books().headroom
     }
 
     fn report(&self) -> PoolClientReport {

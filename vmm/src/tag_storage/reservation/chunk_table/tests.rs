@@ -70,6 +70,29 @@ fn a_chunk_that_is_served_again_is_not_discarded_meanwhile() {
 }
 
 #[test]
+fn a_chunk_that_is_ahead_has_a_slot_and_is_touched_or_freed() {
+    for touched in [true, false] {
+        let mut table = ChunkTable::new(2);
+        assert!(table.begin_populate(CHUNK_0));
+        table.end_ahead(CHUNK_0);
+        assert_eq!((table.state(CHUNK_0), table.held()), (Some(State::Ahead), 1));
+        assert_eq!(table.ahead(), [CHUNK_0]);
+
+        match touched {
+            true => table.settle(CHUNK_0),
+            false => {
+                assert_eq!(table.begin_discard(CHUNK_0), Discard::Begun);
+                assert!(!table.end_discard(CHUNK_0, true));
+            }
+        }
+
+        let expected = if touched { State::Populated } else { State::Absent };
+        assert_eq!((table.state(CHUNK_0), table.held()), (Some(expected), u64::from(touched)));
+        assert!(table.ahead().is_empty());
+    }
+}
+
+#[test]
 fn a_chunk_outside_is_nothing() {
     let mut table = populated();
     for chunk in [ChunkIndex(2), ChunkIndex(u64::MAX)] {
@@ -88,6 +111,8 @@ enum Step {
     Touch,
     BeginPopulate,
     EndPopulate,
+    EndAhead,
+    Settle,
     BeginDiscard,
     EndDiscard(bool),
 }
@@ -97,6 +122,8 @@ fn steps() -> impl Strategy<Value = Vec<(u64, Step)>> {
         Just(Step::Touch),
         Just(Step::BeginPopulate),
         Just(Step::EndPopulate),
+        Just(Step::EndAhead),
+        Just(Step::Settle),
         Just(Step::BeginDiscard),
         any::<bool>().prop_map(Step::EndDiscard),
     ];
@@ -105,11 +132,13 @@ fn steps() -> impl Strategy<Value = Vec<(u64, Step)>> {
 
 /// What a chunk's state must be after a step.
 fn follows(before: State, step: Step) -> State {
-    use State::{Absent, Discarding, Populated, Populating};
+    use State::{Absent, Ahead, Discarding, Populated, Populating};
     match (before, step) {
-        (Absent, Step::BeginPopulate) | (Populated, Step::Touch) => Populating,
+        (Absent, Step::BeginPopulate) | (Populated | Ahead, Step::Touch) => Populating,
         (Populating, Step::EndPopulate) | (Discarding, Step::EndDiscard(false)) => Populated,
-        (Populated, Step::BeginDiscard) => Discarding,
+        (Populating, Step::EndAhead) => Ahead,
+        (Ahead, Step::Settle) => Populated,
+        (Populated | Ahead, Step::BeginDiscard) => Discarding,
         (Discarding, Step::EndDiscard(true)) => Absent,
         (state, _) => state,
     }
@@ -131,6 +160,8 @@ proptest! {
                     prop_assert_eq!(taken, absent);
                 }
                 Step::EndPopulate => table.end_populate(at),
+                Step::EndAhead => table.end_ahead(at),
+                Step::Settle => table.settle(at),
                 Step::BeginDiscard => drop(table.begin_discard(at)),
                 Step::EndDiscard(gone) => drop(table.end_discard(at, gone)),
             }
@@ -142,6 +173,10 @@ proptest! {
             }
             let held = model.iter().filter(|state| **state != State::Absent).count();
             prop_assert_eq!(table.held(), held as u64);
+            let mut ahead: Vec<usize> = table.ahead().iter().map(|at| at.0 as usize).collect();
+            ahead.sort_unstable();
+            let all = model.iter().enumerate().filter(|(_, state)| **state == State::Ahead);
+            prop_assert_eq!(ahead, all.map(|(index, _)| index).collect::<Vec<_>>());
         }
     }
 }

@@ -102,28 +102,27 @@ impl Shared {
         run.iter().filter(|chunk| table.end_discard(**chunk, gone)).count() > 0
     }
 
-    /// Frees a populated chunk that turns out to have no page left.
-    fn free_if_absent(&self, chunk: ChunkIndex) {
-        if !self.is_absent(chunk) {
-            return;
+    /// Frees a chunk with a slot that turns out to have no page. Returns whether it has.
+    pub(super) fn free_if_absent(&self, chunk: ChunkIndex) -> bool {
+        if !self.is_absent(chunk) || !self.begin_discard(chunk) {
+            return false;
         }
-        if !self.begin_discard(chunk) {
-            return;
-        }
-        match self.arm(&one(chunk)) && self.is_absent(chunk) {
+        let is_absent = self.arm(&one(chunk)) && self.is_absent(chunk);
+        match is_absent {
             true => self.free(&[chunk]),
             false => self.keep(&[chunk]),
         }
+        is_absent
     }
 }
 
 /// Chunks that follow one another, together.
-fn runs(begun: &[ChunkIndex]) -> impl Iterator<Item = &[ChunkIndex]> {
+pub(super) fn runs(begun: &[ChunkIndex]) -> impl Iterator<Item = &[ChunkIndex]> {
     begun.chunk_by(|one, next| one.0.checked_add(1) == Some(next.0))
 }
 
 /// From the first chunk of a run to its last.
-fn span(run: &[ChunkIndex]) -> Range<ChunkIndex> {
+pub(super) fn span(run: &[ChunkIndex]) -> Range<ChunkIndex> {
     match (run.first(), run.last()) {
         (Some(first), Some(last)) => *first..one(*last).end,
         _ => ChunkIndex(0)..ChunkIndex(0),

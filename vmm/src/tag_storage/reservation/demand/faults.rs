@@ -1,6 +1,7 @@
 //! The thread that resolves faults on chunks without memory.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -10,11 +11,13 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::Pid;
 
+use super::ahead::{Ahead, AheadLimits};
+use super::window::Window;
 use super::{Error, Exhaustion, Shared};
 use crate::sys::uffd::Fault;
-use crate::tag_storage::chunk::ChunkIndex;
+use crate::tag_storage::chunk::{ChunkIndex, each, one};
 use crate::tag_storage::reservation::PoolClientError;
-use crate::tag_storage::reservation::chunk_table::Touched;
+use crate::tag_storage::reservation::chunk_table::{State, Touched};
 
 /// How often a pool that had nothing is asked again without a notice: tag storage may come free without one,
 /// and ten requests a second are no load.
@@ -34,18 +37,23 @@ pub(super) struct Limits {
     /// How long the listener may leave an expired deadline unread while it waits for a chunk itself. More
     /// than the ten seconds in which it pauses vCPUs.
     pub listen: Duration,
+    /// Chunks that are reserved for before they are touched.
+    pub ahead: AheadLimits,
 }
 
 impl Limits {
-    pub(super) fn new(deadline: Duration) -> Self {
-        Self { deadline, answer: Duration::from_millis(500), listen: Duration::from_secs(15) }
+    pub(super) fn new(deadline: Duration, ahead: AheadLimits) -> Self {
+        let (answer, listen) = (Duration::from_millis(500), Duration::from_secs(15));
+        Self { deadline, answer, listen, ahead }
     }
 }
 
-/// A chunk that is touched and has no slot, and since when.
+/// A chunk that is touched and has no slot.
 struct PendingFault {
     chunk: ChunkIndex,
     since: Instant,
+    /// What to reserve for with it.
+    run: Range<ChunkIndex>,
 }
 
 /// Why faults wait.
@@ -78,12 +86,16 @@ pub(super) struct Faults {
     found: Vec<Fault>,
     /// How many of the first are being asked for, and since when.
     asked: usize,
+    /// All that is being asked for, in the order of their numbers.
+    asked_for: Vec<ChunkIndex>,
     asked_at: Instant,
     /// How many to ask for at once.
     batch: usize,
     lack: Option<Lack>,
     /// When an expired deadline was last reported.
     expired: Option<Instant>,
+    window: Window,
+    ahead: Ahead,
 }
 
 impl Faults {
@@ -101,10 +113,13 @@ impl Faults {
             pending: VecDeque::new(),
             found: Vec::new(),
             asked: 0,
+            asked_for: Vec::new(),
             asked_at: Instant::now(),
             batch: MOST_AT_ONCE,
             lack: None,
             expired: None,
+            window: Window::default(),
+            ahead: Ahead::new(limits.ahead),
         }
     }
 
@@ -121,6 +136,10 @@ impl Faults {
             }
             self.reserve()?;
             self.check_deadline()?;
+            if self.shared.yields.swap(false, Ordering::SeqCst) {
+                self.yield_ahead();
+            }
+            self.ahead.look(&self.shared);
         }
         Ok(())
     }
@@ -132,8 +151,12 @@ impl Faults {
             let left = left.map(|at| at.saturating_duration_since(Instant::now()));
             // An expired deadline is acted on with the answer or when that is overdue.
             let left = left.filter(|left| !left.is_zero());
-            let pause = left.map_or(RETRY, |left| left.min(RETRY));
-            Timespec { tv_sec: pause.as_secs() as i64, tv_nsec: pause.subsec_nanos().into() }
+            left.map_or(RETRY, |left| left.min(RETRY))
+        });
+        let timeout = timeout.into_iter().chain(self.ahead.until_look()).min();
+        let timeout = timeout.map(|pause| Timespec {
+            tv_sec: pause.as_secs() as i64,
+            tv_nsec: pause.subsec_nanos().into(),
         });
         let awaited = if self.asked > 0 { self.shared.pool.awaited() } else { None };
         let signal = PollFd::new(&self.shared.eventfd, PollFlags::IN);
@@ -169,8 +192,7 @@ impl Faults {
         match touched {
             Touched::Absent => {
                 if self.pending.iter().all(|pending| pending.chunk != chunk) {
-                    self.pending.push_back(PendingFault { chunk, since: Instant::now() });
-                    self.count_pending();
+                    self.pend(chunk);
                 }
                 Ok(())
             }
@@ -178,6 +200,17 @@ impl Faults {
             Touched::Populated => self.shared.resolve(chunk, false),
             Touched::Busy | Touched::Outside => Ok(()),
         }
+    }
+
+    /// A chunk needs a slot, unless it is one that is being asked for already.
+    fn pend(&mut self, chunk: ChunkIndex) {
+        let room = self.ahead.room(&self.shared);
+        let run = {
+            let table = self.shared.table();
+            self.window.touch(chunk, room.saturating_add(1), |chunk| table.state(chunk))
+        };
+        self.pending.push_back(PendingFault { chunk, since: Instant::now(), run });
+        self.count_pending();
     }
 
     /// Reserves for pending faults, for as long as there is tag storage.
@@ -194,13 +227,16 @@ impl Faults {
                 }
                 Some(Ok(())) => self.reserved()?,
                 Some(Err(why)) => {
-                    let several = std::mem::take(&mut self.asked) > 1;
+                    self.asked = 0;
                     self.batch = 1;
-                    // The pool may have less than that.
-                    if !several || matches!(why, PoolClientError::Broker(_)) {
-                        self.lacks(why);
-                        return Ok(());
+                    let several = self.asked_for.len() > 1;
+                    let is_short = matches!(why, PoolClientError::Pool(_));
+                    // The pool may have less than that, or as much as is ahead.
+                    if is_short && (self.yield_ahead() > 0 || several) {
+                        continue;
                     }
+                    self.lacks(why);
+                    return Ok(());
                 }
             }
         }
@@ -213,21 +249,57 @@ impl Faults {
 
     /// Asks for several chunks at once; for one after a refusal, and for more and more again after that.
     fn ask(&mut self) -> Option<Result<(), PoolClientError>> {
-        let chunks = self.pending.iter().take(self.batch).map(|pending| pending.chunk);
-        let chunks: Vec<ChunkIndex> = chunks.collect();
-        (self.asked, self.asked_at) = (chunks.len(), Instant::now());
-        self.shared.pool.request(&chunks)
+        let mut chunks = std::mem::take(&mut self.asked_for);
+        chunks.clear();
+        let asked = self.pending.iter().take(self.batch);
+        self.asked = asked.len();
+        {
+            let table = self.shared.table();
+            let is_absent = |chunk: &ChunkIndex| table.state(*chunk) == Some(State::Absent);
+            chunks.extend(asked.flat_map(|pending| each(&pending.run).filter(is_absent)));
+        }
+        // Those touched are Absent, but for what a discard is at: it changes them to that alone.
+        chunks.extend(self.pending.iter().take(self.asked).map(|pending| pending.chunk));
+        chunks.sort_unstable();
+        chunks.dedup();
+        self.asked_for = chunks;
+        self.asked_at = Instant::now();
+        self.shared.counters.requests.add(1);
+        self.shared.pool.request(&self.asked_for)
     }
 
     fn reserved(&mut self) -> Result<(), Error> {
         self.batch = self.batch.saturating_mul(2).min(MOST_AT_ONCE);
-        for _ in 0..std::mem::take(&mut self.asked) {
-            let Some(PendingFault { chunk, .. }) = self.pending.pop_front() else { break };
-            self.shared.threads.remove(chunk);
-            self.shared.provide(chunk)?;
+        let had = std::mem::take(&mut self.asked_for);
+        let touched: Vec<ChunkIndex> = self
+            .pending
+            .drain(..std::mem::take(&mut self.asked))
+            .map(|fault| fault.chunk)
+            .collect();
+        touched.iter().for_each(|chunk| self.shared.threads.remove(*chunk));
+        if had.len() > touched.len() {
+            self.ahead.opened();
         }
+        self.shared.provide(&had, &touched)?;
+        // One that was touched while it was being asked for ahead has its slot now, and its waiters are woken.
+        self.pending.retain(|fault| {
+            let waits = had.binary_search(&fault.chunk).is_err();
+            if !waits {
+                self.shared.threads.remove(fault.chunk);
+            }
+            waits
+        });
         self.count_pending();
         Ok(())
+    }
+
+    /// The pool is short: nothing more is reserved for before it is touched, and what was is freed.
+    fn yield_ahead(&mut self) -> u64 {
+        self.window.clear();
+        for fault in &mut self.pending {
+            fault.run = one(fault.chunk);
+        }
+        self.ahead.yield_all(&self.shared)
     }
 
     fn lacks(&mut self, why: PoolClientError) {

@@ -8,7 +8,10 @@
 //! - a chunk is armed again before its memory is discarded, and its slot freed after: a guest that
 //!   touches it in between is stopped, and comes upon a chunk without a slot, or with its own.
 //!
-//! This costs one event a chunk, and the chunk may be one huge page: pages provided one by one through
+//! A chunk with a slot need not be armed: while a guest walks through its memory the chunks that it comes to next are
+//! reserved for with the one that it touches.
+//!
+//! This costs one event a chunk at most, and the chunk may be one huge page: pages provided one by one through
 //! userfaultfd would cost ten times as much, and be small.
 
 use std::io;
@@ -34,13 +37,17 @@ use crate::memory::{Backing, GuestRam, Residency};
 use crate::metrics::Counter;
 use crate::sys::thread;
 use crate::sys::uffd;
-use crate::tag_storage::chunk::{ChunkIndex, one};
+use crate::tag_storage::chunk::ChunkIndex;
 
+mod ahead;
 mod chunk_faults;
 mod discard;
 mod faults;
+mod provide;
 mod waiting;
+mod window;
 
+use ahead::AheadLimits;
 use chunk_faults::ChunkFaults;
 pub use discard::DiscardHandler;
 use faults::{Faults, Limits};
@@ -142,6 +149,12 @@ pub struct FaultCounters {
     pub touches: Counter,
     /// Times that a chunk got its slot.
     pub populated: Counter,
+    /// Of those, times that it got it before it was touched.
+    pub ahead: Counter,
+    /// Times that such a chunk had not been touched when it was looked at, and lost its slot.
+    pub taken_back: Counter,
+    /// Requests to the pool.
+    pub requests: Counter,
     /// Times that a chunk's slot was freed.
     pub freed: Counter,
     /// Times that touches began to wait, as no tag storage was to be had.
@@ -172,7 +185,8 @@ impl Demand {
         deadline: Duration,
         listener: Arc<dyn Exhaustion>,
     ) -> Result<Self, Error> {
-        Self::with_limits(ram, pool, Limits::new(deadline), listener)
+        let limits = Limits::new(deadline, AheadLimits::of(&ram));
+        Self::with_limits(ram, pool, limits, listener)
     }
 
     fn with_limits(
@@ -220,9 +234,19 @@ impl Demand {
         self.shared.signal();
     }
 
+    /// Others may lack tag storage: that of chunks which are not touched is freed.
+    pub fn yield_ahead(&self) {
+        self.shared.yield_ahead();
+    }
+
     /// How many chunks have a slot.
-    pub fn populated(&self) -> u64 {
+    pub fn reserved(&self) -> u64 {
         self.shared.table().held()
+    }
+
+    /// How many of them have not been touched.
+    pub fn ahead(&self) -> u64 {
+        self.shared.count_ahead()
     }
 
     /// How many chunks there are.
@@ -282,6 +306,8 @@ struct Shared {
     /// The threads that touch one of these.
     threads: WaitingThreads,
     closed: AtomicBool,
+    /// The fault thread is to free what is ahead.
+    yields: AtomicBool,
     loading: Mutex<Loading>,
     counters: Arc<FaultCounters>,
 }
@@ -329,6 +355,7 @@ impl Shared {
             waiting: AtomicU64::new(0),
             threads: WaitingThreads::default(),
             closed: AtomicBool::new(false),
+            yields: AtomicBool::new(false),
             loading: Mutex::new(Loading::Now),
             counters: Arc::default(),
         })
@@ -387,34 +414,6 @@ impl Shared {
         // Under the lock, so that no thread that has just checked goes to sleep.
         let _table = self.table();
         self.settled.notify_all();
-    }
-
-    /// Gives an absent chunk, which has its slot, its memory.
-    fn provide(&self, chunk: ChunkIndex) -> Result<(), Error> {
-        if !self.table().begin_populate(chunk) {
-            self.pool.free(&[chunk]);
-            return Ok(());
-        }
-        self.counters.populated.add(1);
-        self.resolve(chunk, true)
-    }
-
-    /// Resolves the faults of a chunk that is Populating, with its memory if it is `fresh`.
-    fn resolve(&self, chunk: ChunkIndex, fresh: bool) -> Result<(), Error> {
-        let done = match self.faults.disarm(&one(chunk)) {
-            Ok(()) => {
-                // Without it the pages come as they are touched.
-                let _ = if fresh { self.faults.populate(chunk) } else { Ok(()) };
-                Ok(())
-            }
-            Err(_) => {
-                self.counters.filled.add(1);
-                self.faults.fill(chunk)
-            }
-        };
-        self.table().end_populate(chunk);
-        self.settled.notify_all();
-        done.map_err(|source| Error::Provide { chunk, source })
     }
 
     /// Arms chunks, unless all is closed. `false`: they are not armed, or those that are stop no thread for

@@ -12,6 +12,7 @@ use vm_memory::{Bytes as _, GuestAddress};
 use super::*;
 use crate::memory::{Footprint, Reclaimer};
 use crate::sys::huge_pages::huge_page_size;
+use crate::tag_storage::chunk::one;
 use crate::tag_storage::pool::{LeaseTerms, Pool};
 use crate::tag_storage::reservation::Embedded;
 use crate::tag_storage::reservation::testing::{
@@ -20,12 +21,16 @@ use crate::tag_storage::reservation::testing::{
 use crate::tag_storage::supply::Ledger;
 use crate::testing::{Means, skip};
 
+mod ahead;
 mod broker;
 mod exhaustion;
 mod stress;
 
 const PAGE: u64 = 4096;
 const BACKINGS: [Backing; 2] = [Backing::Anonymous, Backing::Memfd];
+
+/// Chunks are reserved for when they are touched, and not before.
+const NONE_AHEAD: AheadLimits = AheadLimits { most: 0, calm: Duration::MAX, idle: Duration::MAX };
 
 /// What was told.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -100,9 +105,17 @@ impl Guest {
     }
 
     fn with(ram: GuestRam, capacity: u64, deadline: Duration) -> Self {
+        Self::ahead(ram, capacity, deadline, NONE_AHEAD)
+    }
+
+    /// One for which chunks may be reserved before they are touched.
+    fn ahead(ram: GuestRam, capacity: u64, deadline: Duration, ahead: AheadLimits) -> Self {
         let hold = FakeHold::new(capacity);
+        hold.allow_ahead(ahead.most);
         let listener = Arc::new(Listener::default());
-        let demand = Demand::start(ram.clone(), hold.clone(), deadline, listener.clone()).unwrap();
+        let limits = Limits::new(deadline, ahead);
+        let demand =
+            Demand::with_limits(ram.clone(), hold.clone(), limits, listener.clone()).unwrap();
         demand.finish_loading().unwrap();
         Self { ram, hold, demand, listener }
     }
@@ -111,10 +124,10 @@ impl Guest {
         Reclaimer::new(self.ram.clone(), Box::new(self.demand.releaser()))
     }
 
-    /// Live slots, after seeing that they are those of the populated chunks.
+    /// Live slots, after seeing that they are those of the chunks that have one.
     fn live(&self) -> u64 {
         let live = self.hold.live();
-        assert_eq!((self.demand.populated(), self.hold.wrong()), (live, 0));
+        assert_eq!((self.demand.reserved(), self.hold.wrong()), (live, 0));
         live
     }
 

@@ -31,7 +31,7 @@ impl Exhaustion for Deaf {
 }
 
 fn limits(deadline: Duration, listen: Duration) -> Limits {
-    Limits { deadline, answer: Duration::ZERO, listen }
+    Limits { deadline, answer: Duration::ZERO, listen, ahead: NONE_AHEAD }
 }
 
 #[test]
@@ -62,7 +62,7 @@ fn a_broker_that_does_not_answer_holds_up_no_deadline_and_no_other_fault() {
     });
 
     listener.wait_for(Told::Relieved);
-    assert_eq!((demand.populated(), demand.counters().expired.get()), (2, 1));
+    assert_eq!((demand.reserved(), demand.counters().expired.get()), (2, 1));
 }
 
 #[test]
