@@ -291,7 +291,7 @@ impl Shared {
 
     fn poison(&self, chunk: u64) {
         let range = self.addresses(chunk);
-        if self.uffd.poison(&range).is_err() {
+        if self.uffd.poison(&range, page_size()).is_err() {
             // The VM ends; it must not wait for this chunk until then.
             let _ = self.uffd.disarm(&range);
         }

@@ -392,12 +392,12 @@ impl Uffd {
         })
     }
 
-    /// Has every touch of an armed range without pages fail, as one of broken memory does: SIGBUS in this process, and
-    /// EFAULT or EHWPOISON from KVM_RUN. Those who wait for the range are woken.
+    /// Has every touch of an armed range fail where it has no page, of `page` bytes each, as one of broken memory does:
+    /// SIGBUS in this process, and EFAULT or EHWPOISON from KVM_RUN. Those who wait for the range are woken.
     ///
     /// # Errors
     /// What the host answers.
-    pub(crate) fn poison(&self, range: &Range<u64>) -> io::Result<()> {
+    pub(crate) fn poison(&self, range: &Range<u64>, page: u64) -> io::Result<()> {
         by_parts(range, |left| {
             let addresses = Addresses::from(left);
             let length = addresses.length;
@@ -405,8 +405,13 @@ impl Uffd {
             // SAFETY: the structure is the one that the call takes. It marks pages that are not there, and changes no
             // contents.
             let answer = unsafe { ioctl(&self.0, Updater::<POISON, _>::new(&mut call)) };
-            part(answer, length, call.updated)
-        })
+            match part(answer, length, call.updated) {
+                // The next page is there.
+                Err(Errno::EXIST) => Ok(page),
+                part => part,
+            }
+        })?;
+        self.wake(range)
     }
 
     /// Appends the faults that wait to be read, a number of them at most, in the order in which they came.

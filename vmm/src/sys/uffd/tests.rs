@@ -1,5 +1,6 @@
 #![allow(clippy::unwrap_used)]
 
+use std::os::fd::AsRawFd;
 use std::thread;
 
 use rustix::event::{PollFd, PollFlags, poll};
@@ -8,6 +9,7 @@ use rustix::process::Uid;
 
 use super::*;
 use crate::tag_storage::reservation::testing::may_catch_faults;
+use crate::testing::{Means, skip};
 
 const SIZE: usize = 1 << 16;
 
@@ -60,6 +62,43 @@ fn a_fault_names_its_address_and_the_thread_that_waits() {
     let (thread, value) = waiting.join().unwrap();
     assert_eq!(faults, [Fault { address: touched, thread: Some(thread) }]);
     assert_eq!(value, 0);
+}
+
+/// What a system call answers that reads a byte of this process.
+fn read_by_the_kernel(address: u64) -> io::Result<()> {
+    let (_read, write) = std::io::pipe().unwrap();
+    let byte = std::ptr::with_exposed_provenance::<libc::c_void>(address as usize);
+    // SAFETY: the kernel checks the address, and answers EFAULT where it cannot be read.
+    match unsafe { libc::write(write.as_raw_fd(), byte, 1) } {
+        1 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+#[test]
+fn what_is_poisoned_cannot_be_read_and_pages_that_are_there_stay() {
+    if !may_catch_faults() {
+        return;
+    }
+    let memory = Memory::new();
+    let range = memory.range();
+    let page = rustix::param::page_size() as u64;
+    let uffd = match Uffd::with_moves() {
+        Ok(uffd) => uffd,
+        // A kernel before Linux 6.8.
+        Err(error) => return skip(Means::Userfaultfd, crate::error::chain(&error)),
+    };
+    uffd.arm(&range).unwrap();
+    let there = range.start + page..range.start + 2 * page;
+    uffd.fill(&there, page).unwrap();
+
+    uffd.poison(&range, page).unwrap();
+
+    read_by_the_kernel(there.start).unwrap();
+    for address in [range.start, there.end, range.end - page] {
+        let refused = read_by_the_kernel(address).unwrap_err();
+        assert_eq!(refused.raw_os_error(), Some(libc::EFAULT));
+    }
 }
 
 #[test]
