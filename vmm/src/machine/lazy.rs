@@ -29,12 +29,11 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
 
 use discards::Discards;
-use staging::Staging;
+use staging::{Staging, whole_chunk};
 
 use super::contents::Destination;
 use crate::error::{chain, say};
 use crate::memory::{Backing, DiscardHooks, GuestRam};
-use crate::snapshot::memory_file::pages_per_chunk;
 use crate::snapshot::{MemoryReader, PageSet, Recorder, WorkingSet};
 use crate::sys::thread;
 use crate::sys::uffd::{self, Uffd};
@@ -384,17 +383,16 @@ impl Shared {
             chunks.reading = Some(chunk);
         }
         let ready = staging.turn_to(chunk, &self.addresses(chunk)).map_err(Error::Host);
-        let read = ready.and_then(|()| Ok(reader.load_chunk(chunk, &staging.destination(), 0)?));
+        let read = ready.and_then(|()| staging.load(reader, chunk));
         self.place(staging, chunk, read)
     }
 
     /// Gives the guest a chunk that was read.
     fn place(&self, staging: &Staging, chunk: u64, read: Result<(), Error>) -> Result<(), Error> {
-        let pages = pages_per_chunk(Bytes::new(page_size()));
         let mut chunks = self.lock();
         chunks.reading = None;
         // What is not used must not be part of the next one, nor of the guest's memory.
-        let all = PageSet::of(0..pages);
+        let all = whole_chunk();
         let empty = || staging.drop_pages(&all).map_err(Error::Host);
         let dropped = chunks.pending.get(&chunk).copied().unwrap_or(all);
         if dropped == all {

@@ -5,12 +5,15 @@ use std::ops::Range;
 
 use arch::layout::CHUNK;
 use arch::mte::granule::Tag;
+use arch::units::Bytes;
 use rustix::io::Errno;
+use vm_memory::VolatileSlice;
 
 use super::super::contents::Destination;
 use super::Error;
 use crate::memory::{Backing, GuestRam};
-use crate::snapshot::{MemorySink, PageSet};
+use crate::snapshot::memory_file::{GuestPages, pages_per_chunk};
+use crate::snapshot::{MemoryReader, MemorySink, PageSet};
 use crate::sys::numa::Rule;
 use crate::sys::uffd::{self, Uffd};
 
@@ -26,7 +29,10 @@ enum Kind {
     Aside { rule: Option<Rule> },
     /// It is the guest's own, by another mapping of its file. The guest sees nothing of it as long as the chunk is
     /// watched for missing pages and for pages that only the file has.
-    Window,
+    Window {
+        /// What data is read into, and checked: a page of the file may be given back at any time.
+        data: Destination,
+    },
 }
 
 impl Staging {
@@ -34,7 +40,9 @@ impl Staging {
     pub(super) fn new(ram: &GuestRam) -> Result<Self, Error> {
         let (memory, kind) = match ram.backing() {
             Backing::Anonymous => (ram.chunk_aside()?, Kind::Aside { rule: None }),
-            Backing::Memfd => (ram.window()?, Kind::Window),
+            Backing::Memfd => {
+                (ram.window()?, Kind::Window { data: Destination::new(&ram.chunk_aside()?) })
+            }
             Backing::Hugetlbfs { .. } => return Err(Error::Backing),
         };
         Ok(Self { memory, kind })
@@ -44,7 +52,7 @@ impl Staging {
     pub(super) fn uffd(&self) -> Result<Uffd, uffd::Error> {
         match self.kind {
             Kind::Aside { .. } => Uffd::with_moves(),
-            Kind::Window => Uffd::with_minor_faults(),
+            Kind::Window { .. } => Uffd::with_minor_faults(),
         }
     }
 
@@ -62,12 +70,27 @@ impl Staging {
                 Ok(())
             }
             // Its file has the rule of the guest's mapping.
-            Kind::Window => self.memory.show_chunk(chunk),
+            Kind::Window { .. } => self.memory.show_chunk(chunk),
         }
     }
 
-    /// What the chunk is read into, from offset 0 on.
-    pub(super) fn destination(&self) -> Destination {
+    /// Reads the chunk that it was made ready for. After an error there may be half of it.
+    pub(super) fn load(&self, reader: &MemoryReader, chunk: u64) -> Result<(), Error> {
+        let own = self.destination();
+        let Kind::Window { data } = &self.kind else {
+            return Ok(reader.load_chunk(chunk, &own, 0)?);
+        };
+        let read = reader.load_chunk(chunk, &Split { data, tags: &own }, 0);
+        let copied = match read {
+            Ok(()) => copy_data(data, &own).map_err(Error::Host),
+            Err(error) => Err(error.into()),
+        };
+        // What is not in the next chunk must read zero there.
+        data.discard(&whole_chunk()).map_err(Error::Host)?;
+        copied
+    }
+
+    fn destination(&self) -> Destination {
         Destination::new(&self.memory)
     }
 
@@ -75,7 +98,7 @@ impl Staging {
     pub(super) fn to_move(&self) -> Option<u64> {
         match self.kind {
             Kind::Aside { .. } => Some(self.memory.host_address()),
-            Kind::Window => None,
+            Kind::Window { .. } => None,
         }
     }
 
@@ -98,4 +121,56 @@ impl Staging {
             done => done,
         }
     }
+}
+
+/// Memory whose data goes elsewhere first.
+struct Split<'a> {
+    data: &'a Destination,
+    tags: &'a Destination,
+}
+
+impl GuestPages for Split<'_> {
+    fn size(&self) -> Bytes {
+        self.data.size()
+    }
+
+    fn page_size(&self) -> Bytes {
+        self.data.page_size()
+    }
+
+    fn has_tags(&self) -> bool {
+        self.tags.has_tags()
+    }
+
+    fn pages(&self, offset: u64, length: usize) -> io::Result<VolatileSlice<'_>> {
+        self.data.pages(offset, length)
+    }
+}
+
+impl MemorySink for Split<'_> {
+    fn write_tags(&self, offset: u64, packed: &[u8]) -> io::Result<()> {
+        self.tags.write_tags(offset, packed)
+    }
+
+    fn fill_tags(&self, offset: u64, length: u64, tag: Tag) -> io::Result<()> {
+        self.tags.fill_tags(offset, length, tag)
+    }
+}
+
+/// Copies the data of a chunk to where all reads zero. Pages of zeros are left as they are.
+fn copy_data(from: &Destination, to: &Destination) -> io::Result<()> {
+    let page = rustix::param::page_size();
+    let (mut data, zeros) = (vec![0; page], vec![0; page]);
+    for at in (0..CHUNK.get()).step_by(page) {
+        from.pages(at, page)?.copy_to(&mut data);
+        if data != zeros {
+            to.pages(at, page)?.copy_from(&data);
+        }
+    }
+    Ok(())
+}
+
+/// All pages of a chunk.
+pub(super) fn whole_chunk() -> PageSet {
+    PageSet::of(0..pages_per_chunk(Bytes::new(rustix::param::page_size() as u64)))
 }

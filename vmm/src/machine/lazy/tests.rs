@@ -27,7 +27,7 @@ fn byte(page: usize) -> u8 {
 }
 
 fn pages_per_chunk() -> usize {
-    super::pages_per_chunk(Bytes::new(page_size()))
+    whole_chunk().len()
 }
 
 /// A memory file in which each page has contents of its own.
@@ -292,7 +292,7 @@ fn what_is_all_given_back_while_it_is_read_reads_zero() {
             shared.lock().reading = Some(0);
             staging.turn_to(0, &shared.addresses(0)).unwrap();
             give_back(&ram, &mut *lazy.discard_hooks(), 0, pages_per_chunk());
-            reader.load_chunk(0, &staging.destination(), 0).unwrap();
+            staging.load(reader, 0).unwrap();
             assert!(shared.is_pending(0));
             let unread = snapshot::Error { file: path.clone(), fault: Fault::NotRegular };
             let outcome = if readable { Ok(()) } else { Err(unread.into()) };
