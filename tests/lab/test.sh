@@ -97,6 +97,12 @@ can() {
     huge-pages)
         [[ -e $huge/enabled && $(<$huge/enabled) != *'[never]'* && $(<$huge/hpage_pmd_size) == 2097152 ]]
         ;;
+    collapse)
+        # MADV_COLLAPSE came with Linux 6.1.
+        local major minor
+        IFS=. read -r major minor _ <<<"$(uname -r)"
+        ((major > 6 || (major == 6 && ${minor%%[^0-9]*} >= 1)))
+        ;;
     page-moves)
         # A kernel without nodes moves nothing, and a container's filter may forbid it.
         [[ -d /sys/devices/system/node ]] && grep -q $'^Seccomp:\t0' /proc/self/status

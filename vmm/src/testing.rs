@@ -14,6 +14,8 @@ pub(crate) enum Means {
     Userfaultfd,
     /// Huge pages of the size of a chunk.
     HugePages,
+    /// Huge pages made of small ones (MADV_COLLAPSE).
+    Collapse,
     /// Pages of another process moved.
     PageMoves,
     /// Files that are read and written past the page cache, where temporary files are.
@@ -32,6 +34,7 @@ impl Means {
         match self {
             Self::Userfaultfd => "userfaultfd",
             Self::HugePages => "huge-pages",
+            Self::Collapse => "collapse",
             Self::PageMoves => "page-moves",
             Self::DirectIo => "direct-io",
             Self::Taps => "taps",

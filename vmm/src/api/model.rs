@@ -275,7 +275,8 @@ pub struct Footprint {
     pub guest_bytes: u64,
     /// What of it is in the host's memory now (`Rss` of smaps).
     pub resident_bytes: u64,
-    /// What of it is swapped out (`Swap` of smaps); null for a memfd, of which the kernel does not tell.
+    /// What of it is swapped out, or at the moment on its way to another place in memory; null for a memfd, of which the
+    /// kernel does not tell.
     pub swapped_bytes: Option<u64>,
     /// What of `resident_bytes` is in huge pages.
     pub huge_bytes: u64,

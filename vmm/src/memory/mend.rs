@@ -12,12 +12,9 @@
 //! # References
 //! Linux mm/khugepaged.c (`madvise_collapse`), mm/madvise.c (`madvise_cold_or_pageout_pte_range`); madvise(2)
 
-use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
-
-use arch::range::MemoryRange;
+use std::time::{Duration, Instant};
 
 use super::mapping::PagesInMemory;
 use super::ram::GuestRam;
@@ -38,8 +35,12 @@ const AT_ONCE: Duration = Duration::from_millis(50);
 /// Huge pages that are looked at in a turn, at most: each takes the kernel some microseconds.
 const LOOKS: usize = 256;
 
-/// Huge pages that are made or split in a turn, at most. Each takes the kernel half a millisecond.
-const WORK: usize = 4;
+/// How long a turn may take before it ends with the huge page that it is at: making or splitting one takes the kernel
+/// about half a millisecond.
+const TURN: Duration = Duration::from_millis(2);
+
+/// The looks between two tries to make a huge page double with each failure, up to this power of two.
+const LONGEST_REST: u8 = 8;
 
 /// Of how many parts of a huge page one may be missing when it is made of small pages: what is missing is taken from
 /// the host again.
@@ -103,13 +104,15 @@ pub struct Mender {
     /// Something has changed since the last turn that began with the first.
     has_changed: bool,
     wait: Duration,
-    /// The kernel knows how (MADV_COLLAPSE, Linux 6.1).
     can_mend: bool,
+    has_room: fn() -> bool,
 }
 
 impl Mender {
     pub(super) fn new(ram: GuestRam, split: Split, counters: Arc<Counters>) -> Self {
-        Self { ram, split, counters, next: 0, has_changed: false, wait: SOON, can_mend: true }
+        let can_mend = ram.can_collapse();
+        let has_room = host_has_room;
+        Self { ram, split, counters, next: 0, has_changed: false, wait: SOON, can_mend, has_room }
     }
 
     /// What goes off when a turn is due.
@@ -124,51 +127,56 @@ impl Mender {
 
     /// Does what there is to do, and has the next turn come.
     pub(crate) fn turn(&mut self) {
-        let (mut looks, mut work) = (0, 0);
-        let mut has_room = None;
-        while looks < LOOKS && work < WORK {
+        let start = Instant::now();
+        let mut looks = 0;
+        while looks < LOOKS && start.elapsed() < TURN {
             let found = self.split.lock().next(self.next);
             let Some((number, page)) = found else { return self.end_round() };
             self.next = number + 1;
             looks += 1;
-            let range = self.split.lock().range(number);
-            // One that cannot be looked at, or is a template's in part, stays as it is.
-            let Ok(Some(looked)) = self.ram.pages_in_memory(range) else { continue };
-            self.has_changed |= page.present != Some(looked.present);
-            let mut is_given_up = page.is_given_up;
-            match plan(&looked, page) {
-                Plan::GiveUp => {
-                    work += 1;
-                    is_given_up = true;
-                    self.give_up(range, &looked);
-                }
-                Plan::Mend if self.can_mend && *has_room.get_or_insert_with(host_has_room) => {
-                    work += 1;
-                    self.mend(number, range);
-                }
-                Plan::Leave | Plan::Mend => {}
-            }
-            self.split.lock().note(number, looked.present, is_given_up);
+            self.look(number, page);
         }
         self.again(AT_ONCE);
     }
 
-    fn give_up(&self, range: MemoryRange, looked: &PagesInMemory) {
-        if self.ram.give_up_huge_page(range, looked.first).is_ok() {
-            self.counters.split.add(1);
+    /// Looks at one, and does what there is to do.
+    fn look(&mut self, number: usize, mut page: SplitPage) {
+        let range = self.split.lock().range(number);
+        // One that cannot be looked at, or is a template's in part, stays as it is.
+        let Ok(Some(looked)) = self.ram.pages_in_memory(range) else { return };
+        self.has_changed |= page.present != Some(looked.present);
+        let plan = plan(&looked, page);
+        page.present = Some(looked.present);
+        match plan {
+            Plan::Leave => {}
+            Plan::GiveUp => {
+                page.is_given_up = true;
+                if self.ram.give_up_huge_page(range).is_ok() {
+                    self.counters.split.add(1);
+                }
+            }
+            Plan::Mend if page.rest > 0 => page.rest -= 1,
+            Plan::Mend if self.can_mend && (self.has_room)() => return self.mend(number, page),
+            Plan::Mend => {}
         }
+        self.split.lock().note(number, page);
     }
 
-    fn mend(&mut self, number: usize, range: MemoryRange) {
+    /// Makes one of its small pages. It is taken out before, so that what goes of it meanwhile is noted.
+    fn mend(&self, number: usize, mut page: SplitPage) {
+        let range = {
+            let mut split = self.split.lock();
+            split.remove(number);
+            split.range(number)
+        };
         match self.ram.collapse(range) {
-            Ok(()) => {
-                self.split.lock().remove(number);
-                self.counters.mended.add(1);
+            Ok(()) => self.counters.mended.add(1),
+            // A small page is in use, or the host has no huge page: it may be so for long.
+            Err(_) => {
+                page.rest = 1 << page.failures;
+                page.failures = LONGEST_REST.min(page.failures + 1);
+                self.split.lock().put_back(number, page);
             }
-            // Not known to this kernel.
-            Err(error) if error.kind() == io::ErrorKind::InvalidInput => self.can_mend = false,
-            // Not now: a page of it is in use, or the host has no huge page.
-            Err(_) => self.has_changed = true,
         }
     }
 

@@ -341,12 +341,17 @@ impl GuestRam {
         self.region().mapping.pages_in_memory(offset).map(Some)
     }
 
-    /// Has the host split the huge page of a chunk, of which the small page of this number is in memory.
+    /// Has the host split the huge page of a chunk of which small pages have gone.
     ///
     /// # Errors
     /// What the host answers.
-    pub(super) fn give_up_huge_page(&self, chunk: MemoryRange, page: u16) -> io::Result<()> {
-        self.region().mapping.give_up_huge_page(self.offset_of_chunk(chunk)?, page)
+    pub(super) fn give_up_huge_page(&self, chunk: MemoryRange) -> io::Result<()> {
+        self.region().mapping.give_up_huge_page(self.offset_of_chunk(chunk)?)
+    }
+
+    /// Whether the host can make huge pages of small ones.
+    pub(super) fn can_collapse(&self) -> bool {
+        self.region().mapping.can_collapse()
     }
 
     /// Makes one huge page of a chunk's small pages. The guest may use it meanwhile.

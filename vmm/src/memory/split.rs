@@ -35,6 +35,10 @@ pub(super) struct SplitPage {
     pub(super) is_given_up: bool,
     /// How many of its small pages were in memory at the last look, if there was one.
     pub(super) present: Option<u16>,
+    /// How often in a row it could not be made of small pages.
+    pub(super) failures: u8,
+    /// Looks at which that is not tried.
+    pub(super) rest: u16,
 }
 
 impl SplitPages {
@@ -100,18 +104,26 @@ impl SplitPages {
         self.pages.get(number).copied().filter(|page| page.is_split)
     }
 
-    /// Notes a look at one, if it still is among them.
-    pub(super) fn note(&mut self, number: usize, present: u16, is_given_up: bool) {
+    /// Notes what is known of one, if it still is among them.
+    pub(super) fn note(&mut self, number: usize, known: SplitPage) {
         if let Some(page) = self.pages.get_mut(number).filter(|page| page.is_split) {
-            (page.present, page.is_given_up) = (Some(present), is_given_up);
+            *page = known;
         }
     }
 
-    /// Takes one out, which is a huge page again.
+    /// Takes one out.
     pub(super) fn remove(&mut self, number: usize) {
         if let Some(page) = self.pages.get_mut(number).filter(|page| page.is_split) {
             *page = SplitPage::default();
             self.count -= 1;
+        }
+    }
+
+    /// Puts one back that was taken out, unless it has gone in pieces since.
+    pub(super) fn put_back(&mut self, number: usize, known: SplitPage) {
+        if let Some(page) = self.pages.get_mut(number).filter(|page| !page.is_split) {
+            *page = known;
+            self.count += 1;
         }
     }
 

@@ -70,7 +70,7 @@ pub enum Error {
 pub struct Footprint {
     /// In memory: what the kernel counts for the mapping, pages of zeroes left out.
     pub resident: Bytes,
-    /// Swapped out: of the host's memory only what its swap takes. Not known of a memfd from Linux 6.7.
+    /// Swapped out, or by PAGEMAP_SCAN on its way to another place in memory. Not known of a memfd from Linux 6.7.
     pub swapped: Option<Bytes>,
     /// How much of what is resident is in huge pages, transparent or of a pool.
     pub huge: Bytes,

@@ -19,8 +19,6 @@ pub(in super::super) struct PagesInMemory {
     pub(in super::super) present: u16,
     /// Of how many.
     pub(in super::super) of: u16,
-    /// The first of them.
-    pub(in super::super) first: u16,
 }
 
 impl Mapping {
@@ -30,41 +28,44 @@ impl Mapping {
     /// What the host answers, and EINVAL for what is no chunk of this memory or is locked.
     pub(in super::super) fn pages_in_memory(&self, offset: u64) -> io::Result<PagesInMemory> {
         self.check_chunk(offset)?;
-        let mut pages = PagesInMemory { present: 0, of: 0, first: 0 };
+        let mut pages = PagesInMemory { present: 0, of: 0 };
         for is_present in self.in_core(offset, CHUNK.get())? {
-            if is_present && pages.present == 0 {
-                pages.first = pages.of;
-            }
             pages.present += u16::from(is_present);
             pages.of += 1;
         }
         Ok(pages)
     }
 
-    /// Has the host split the huge page of a chunk of which small pages have gone, so that it has those. One of them
-    /// that is in memory is named: advice on a part of a huge page splits it.
+    /// Has the host split the huge page of a chunk of which small pages have gone, so that it has those: advice on a huge
+    /// page that is not mapped whole splits it. What is left is reclaimed before other memory, until it is used again.
     ///
     /// # Errors
     /// What the host answers, and EINVAL for what is no chunk of this memory or is locked.
-    pub(in super::super) fn give_up_huge_page(&self, offset: u64, page: u16) -> io::Result<()> {
+    pub(in super::super) fn give_up_huge_page(&self, offset: u64) -> io::Result<()> {
         self.check_chunk(offset)?;
-        let start = offset as usize + usize::from(page) * self.page;
+        let start = offset as usize;
         // Its contents stay.
-        Ok(self.advise(&(start..start + self.page), Advice::LinuxCold)?)
+        Ok(self.advise(&(start..start + CHUNK.get() as usize), Advice::LinuxCold)?)
+    }
+
+    /// Whether the kernel can make a huge page of small ones when it is asked to (Linux 6.1).
+    pub(in super::super) fn can_collapse(&self) -> bool {
+        self.advise_collapse(0, 0).is_ok()
     }
 
     /// Makes one huge page of a chunk's small pages, those that are missing as zeroes. The guest may use it meanwhile.
     ///
     /// # Errors
-    /// EINVAL where the kernel does not know how, or for what is no chunk of this memory or is locked; EAGAIN, EBUSY and
-    /// ENOMEM where it cannot now.
+    /// What the host answers: most often not now. EINVAL for what is no chunk of this memory or is locked.
     pub(in super::super) fn collapse(&self, offset: u64) -> io::Result<()> {
         self.check_chunk(offset)?;
-        // SAFETY: the chunk lies in the owned mapping, as just checked. Its contents stay, tags included.
-        let done = unsafe {
-            let start = self.as_ptr().add(offset as usize);
-            libc::madvise(start.cast(), CHUNK.get() as usize, MADV_COLLAPSE)
-        };
+        self.advise_collapse(offset as usize, CHUNK.get() as usize)
+    }
+
+    fn advise_collapse(&self, start: usize, length: usize) -> io::Result<()> {
+        // SAFETY: the part is empty or a chunk of the owned mapping, as the callers have checked. Its contents stay, tags
+        // included.
+        let done = unsafe { libc::madvise(self.as_ptr().add(start).cast(), length, MADV_COLLAPSE) };
         match done {
             0 => Ok(()),
             _ => Err(io::Error::last_os_error()),
