@@ -61,6 +61,17 @@ fn nothing_waits_once_the_target_is_reached() {
 }
 
 #[test]
+fn nothing_waits_once_no_more_is_asked_for() {
+    let mut bench = waiting();
+
+    bench.send_pages(INFLATE, mib(0)).unwrap();
+    let first = bench.discarded();
+    bench.balloon.set_target(MIB);
+
+    assert_eq!((first, bench.discarded()), (vec![], vec![range(RAM.start.0, MIB)]));
+}
+
+#[test]
 fn nothing_waits_when_the_driver_has_found_no_more() {
     let mut bench = waiting();
 
