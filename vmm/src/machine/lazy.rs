@@ -382,23 +382,36 @@ impl Shared {
             }
             chunks.reading = Some(chunk);
         }
-        let ready = staging.turn_to(chunk, &self.addresses(chunk)).map_err(Error::Host);
-        let read = ready.and_then(|()| staging.load(reader, chunk));
+        if let Err(error) = staging.turn_to(chunk, &self.addresses(chunk)) {
+            // Nothing was read, and a window may still show another chunk, which is the guest's: nothing is dropped.
+            let is_wanted = self.end_read(&mut self.lock(), chunk) != whole_chunk();
+            return if is_wanted { Err(Error::Host(error)) } else { Ok(()) };
+        }
+        let read = staging.load(reader, chunk);
         self.place(staging, chunk, read)
     }
 
-    /// Gives the guest a chunk that was read.
+    /// Ends the reading of a chunk, and returns its pages that have been given back. One of which all have been need not
+    /// be readable, and is pending no more.
+    fn end_read(&self, chunks: &mut Chunks, chunk: u64) -> PageSet {
+        chunks.reading = None;
+        let all = whole_chunk();
+        let dropped = chunks.pending.get(&chunk).copied().unwrap_or(all);
+        if dropped == all {
+            chunks.pending.remove(&chunk);
+            self.count(chunks);
+        }
+        dropped
+    }
+
+    /// Gives the guest a chunk that was read, for which the staging was made ready.
     fn place(&self, staging: &Staging, chunk: u64, read: Result<(), Error>) -> Result<(), Error> {
         let mut chunks = self.lock();
-        chunks.reading = None;
         // What is not used must not be part of the next one, nor of the guest's memory.
         let all = whole_chunk();
         let empty = || staging.drop_pages(&all).map_err(Error::Host);
-        let dropped = chunks.pending.get(&chunk).copied().unwrap_or(all);
+        let dropped = self.end_read(&mut chunks, chunk);
         if dropped == all {
-            // It need not be readable.
-            chunks.pending.remove(&chunk);
-            self.count(&chunks);
             return empty();
         }
         if let Err(error) = read {

@@ -56,7 +56,8 @@ impl Staging {
         }
     }
 
-    /// Makes ready for a chunk, which is at `guest` in this process.
+    /// Makes ready for a chunk, which is at `guest` in this process. After an error it may still be the guest's memory that
+    /// is shown here.
     pub(super) fn turn_to(&mut self, chunk: u64, guest: &Range<u64>) -> io::Result<()> {
         match &mut self.kind {
             Kind::Aside { rule } => {

@@ -265,18 +265,51 @@ fn what_is_touched_is_loaded_before_what_is_read_ahead() {
 /// Nothing is lost by a working set of what cannot be read, but that the rest of it is read as it is touched.
 #[test]
 fn what_cannot_be_read_ahead_is_left_until_it_is_touched() {
+    for backing in [Backing::Anonymous, Backing::Memfd] {
+        let (_folder, path) = file();
+        let none = |_: &MemoryReader| WorkingSet::Known(Vec::new());
+        let Some((ram, lazy)) = start_on(&path, backing, none) else { continue };
+        let file = std::fs::File::options().write(true).open(&path).unwrap();
+        file.set_len(CHUNK.get()).unwrap();
+        let mut order = Order { ahead: vec![0, 3], touched: None };
+
+        lazy.shared.load_next(&mut order);
+
+        assert!(order.ahead.is_empty() && lazy.loaded_ahead() == 0);
+        assert_eq!(lazy.pending(), ram.range().size);
+        assert!(lazy.shared.lock().failure.is_none());
+        lazy.finish().unwrap_err();
+    }
+}
+
+/// A chunk that the window does not come to show is left as it is, and so is the one that the window still shows, which
+/// is the guest's.
+#[test]
+fn a_window_that_cannot_be_turned_costs_the_guest_nothing() {
     let (_folder, path) = file();
-    let Some((ram, lazy)) = start(&path) else { return };
-    let file = std::fs::File::options().write(true).open(&path).unwrap();
-    file.set_len(CHUNK.get()).unwrap();
-    let mut order = Order { ahead: vec![0, 3], touched: None };
+    let none = |_: &MemoryReader| WorkingSet::Known(Vec::new());
+    let Some((ram, lazy)) = start_on(&path, Backing::Memfd, none) else { return };
+    let shared = &lazy.shared;
+    // Its place is behind what a file can have: EOVERFLOW (file_mmap_ok in mm/mmap.c).
+    let beyond = (1 << 63) / CHUNK.get();
+    let has_all = |chunk: usize| {
+        let first = chunk * pages_per_chunk();
+        (first..first + pages_per_chunk()).all(|page| read(&ram, page) == byte(page))
+    };
+    shared.load(1).unwrap();
+    shared.lock().pending.insert(beyond, PageSet::EMPTY);
 
-    lazy.shared.load_next(&mut order);
+    shared.load_next(&mut Order { ahead: vec![beyond], touched: None });
 
-    assert!(order.ahead.is_empty() && lazy.loaded_ahead() == 0);
-    assert_eq!(lazy.pending(), ram.range().size);
-    assert!(lazy.shared.lock().failure.is_none());
-    lazy.finish().unwrap_err();
+    assert!(has_all(1) && shared.is_pending(beyond));
+    assert_eq!((lazy.loaded_ahead(), lazy.is_reading()), (0, false));
+    assert!(shared.lock().failure.is_none());
+    // All of it is given back meanwhile.
+    shared.lock().pending.insert(beyond, whole_chunk());
+    shared.read(shared.source.lock().unwrap().as_mut().unwrap(), beyond).unwrap();
+    assert!(!shared.is_pending(beyond) && !lazy.is_reading());
+    lazy.finish().unwrap();
+    assert!((0..CHUNKS).all(has_all));
 }
 
 /// A chunk that is all given back while it is read is loaded no more, and it does not matter whether it can be read. Until
