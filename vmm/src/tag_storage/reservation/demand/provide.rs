@@ -28,13 +28,21 @@ impl Shared {
 
     /// Disarms chunks in a row that are Populating.
     fn open(&self, run: &[ChunkIndex], touched: &[ChunkIndex]) -> Result<(), Error> {
-        // Where it fails, the fault thread resolves the faults of those that are armed.
-        let is_open = run.len() > 1 && self.faults.disarm(&span(run)).is_ok();
         let (touched, ahead): (Vec<ChunkIndex>, Vec<ChunkIndex>) =
             run.iter().partition(|chunk| touched.contains(chunk));
+        let alone = run.len() == 1 && ahead.is_empty();
+        // Where it fails, the fault thread resolves the faults of those that are armed.
+        let is_open = !alone && self.faults.disarm(&span(run)).is_ok();
         {
             let mut table = self.table();
             ahead.iter().for_each(|chunk| table.end_ahead(*chunk));
+        }
+        if !is_open {
+            for run in runs(&ahead) {
+                // Faults that were read before find nothing to do for them: these come again. Waking cannot fail for
+                // chunks that there are.
+                let _ = self.faults.wake(&span(run));
+            }
         }
         self.counters.ahead.add(ahead.len() as u64);
         for chunk in touched {

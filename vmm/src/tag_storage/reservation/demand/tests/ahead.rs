@@ -176,6 +176,31 @@ fn what_is_ahead_goes_with_a_discard() {
     }
 }
 
+#[test]
+fn a_touch_of_what_is_about_to_be_ahead_waits_for_nothing_else() {
+    if !may_catch_faults() {
+        return;
+    }
+    for backing in BACKINGS {
+        let guest = guest(backing, 0);
+        thread::scope(|scope| {
+            let touch = scope.spawn(|| write(&guest, 9));
+            until("the touch", || guest.demand.waiting() == 1);
+
+            // With no neighbour that is touched.
+            guest.demand.shared.provide(&[ChunkIndex(9)], &[]).unwrap();
+
+            let start = Instant::now();
+            while !touch.is_finished() && start.elapsed() < Duration::from_secs(20) {
+                thread::yield_now();
+            }
+            let is_served = touch.is_finished();
+            guest.demand.shared.close();
+            assert!(is_served, "{backing}: the touch waits for good");
+        });
+    }
+}
+
 /// A guest that walks and jumps, memory that goes back, what is ahead taken back all the time, and an observer: a chunk
 /// with a page has a slot at every look.
 #[test]
