@@ -16,8 +16,8 @@
 //!               end_ahead          settle, touch
 //!   Populating -----------> Ahead ---------------> Populated, Populating
 //!                             |
-//!                             +-------> Discarding
-//!                           begin_discard
+//!                             +-------> Discarding -----------> Ahead
+//!                           begin_discard      end_discard(failed)
 //! ```
 //!
 //! Ahead is a chunk that was reserved for before a touch, and can be touched at any time without an event: whether it
@@ -74,7 +74,8 @@ pub(crate) enum Discard {
 pub(crate) struct ChunkTable {
     entries: Vec<u8>,
     held: u64,
-    /// Those that are Ahead. They are few, as the caller bounds them.
+    /// Those that are Ahead, and those that are Discarding and still Ahead if that fails. They are few, as the caller
+    /// bounds them.
     ahead: Vec<ChunkIndex>,
 }
 
@@ -103,7 +104,8 @@ impl ChunkTable {
         self.held
     }
 
-    /// The chunks that are Ahead, those of the earliest requests first.
+    /// The chunks that are Ahead or are so again if their memory does not go back, those of the earliest requests
+    /// first.
     pub(crate) fn ahead(&self) -> &[ChunkIndex] {
         &self.ahead
     }
@@ -186,13 +188,8 @@ impl ChunkTable {
     pub(crate) fn begin_discard(&mut self, chunk: ChunkIndex) -> Discard {
         let Some(at) = self.entry(chunk) else { return Discard::Nothing };
         match *at {
-            POPULATED => {
+            POPULATED | AHEAD => {
                 *at = DISCARDING;
-                Discard::Begun
-            }
-            AHEAD => {
-                *at = DISCARDING;
-                self.forget(chunk);
                 Discard::Begun
             }
             POPULATING => Discard::Populating,
@@ -201,16 +198,24 @@ impl ChunkTable {
     }
 
     /// The memory of a chunk that was Discarding is gone, and the chunk absent; or it is not, and the
-    /// chunk populated as before. Returns whether it was touched meanwhile.
+    /// chunk populated or ahead as before. Returns whether it was touched meanwhile.
     #[must_use]
     pub(crate) fn end_discard(&mut self, chunk: ChunkIndex, gone: bool) -> bool {
+        let was_ahead = self.ahead.contains(&chunk);
         let Some(at) = self.entry(chunk) else { return false };
         let now = *at;
         if now != DISCARDING && now != WANTED {
             return false;
         }
-        *at = if gone { ABSENT } else { POPULATED };
-        self.held -= u64::from(gone);
+        *at = match (gone, was_ahead) {
+            (true, _) => ABSENT,
+            (false, true) => AHEAD,
+            (false, false) => POPULATED,
+        };
+        if gone {
+            self.held -= 1;
+            self.forget(chunk);
+        }
         now == WANTED
     }
 

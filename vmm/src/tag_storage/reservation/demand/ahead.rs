@@ -101,8 +101,8 @@ impl Ahead {
 }
 
 impl Shared {
-    /// Has those that are ahead and have been touched be populated. For the fault thread: no other makes chunks be ahead,
-    /// so that one that is found touched is either still ahead or none of them.
+    /// Has those that are ahead and have been touched be populated. For the fault thread: no other reserves for chunks, so
+    /// that one that is found touched has the same slot still, or none.
     fn settle_ahead(&self) {
         let ahead = self.table().ahead().to_vec();
         for chunk in ahead.into_iter().filter(|chunk| !self.is_untouched(*chunk)) {
@@ -110,14 +110,15 @@ impl Shared {
         }
     }
 
-    /// Frees those of these chunks that are ahead and have no page: the others are populated. Returns how many are free.
+    /// Frees those of these chunks that are ahead and have no page: those with one are populated, and those that cannot
+    /// be armed stay ahead. Returns how many are free.
     fn take_back(&self, chunks: &[ChunkIndex]) -> u64 {
         let before = self.counters.taken_back.get();
         for chunk in chunks {
-            if self.is_untouched(*chunk) && self.free_if_absent(*chunk) {
-                self.counters.taken_back.add(1);
-            } else {
+            if !self.is_untouched(*chunk) {
                 self.table().settle(*chunk);
+            } else if self.free_if_absent(*chunk) {
+                self.counters.taken_back.add(1);
             }
         }
         self.counters.taken_back.get() - before

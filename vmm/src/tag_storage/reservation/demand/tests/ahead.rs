@@ -155,6 +155,25 @@ fn a_pool_with_less_than_a_step_serves_the_touch() {
 }
 
 #[test]
+fn what_is_ahead_and_not_discarded_is_still_taken_back() {
+    if !may_catch_faults() {
+        return;
+    }
+    use crate::memory::DiscardHooks as _;
+    let guest = guest(Backing::Anonymous, 64);
+    (0..4).for_each(|chunk| touch(&guest, chunk));
+    let mut releaser = guest.demand.releaser();
+    let chunks = MemoryRange::new(at(4, 0), Bytes::new(3 * CHUNK.get()));
+    releaser.before(chunks);
+    drop(releaser);
+    assert_eq!((guest.live(), guest.demand.ahead()), (7, 3));
+
+    guest.demand.yield_ahead();
+
+    until("the rest", || guest.demand.counters().taken_back.get() == 3);
+}
+
+#[test]
 fn what_is_ahead_goes_with_a_discard() {
     if !may_catch_faults() {
         return;
