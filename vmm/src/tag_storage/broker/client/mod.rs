@@ -13,6 +13,7 @@ use std::collections::VecDeque;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use arch::units::Bytes;
 use rustix::event::{EventfdFlags, epoll, eventfd};
@@ -40,6 +41,10 @@ const NOTICES_A_TURN: usize = 16;
 
 /// Which part of the pool a VM may reserve for before it uses it.
 const SPARE_PART: u32 = 64;
+
+/// How long others count as lacking what this VM has after it was asked: the notice that they do no more may be lost,
+/// and a balloon gives for as long. A broker asks again as long as something is lacking.
+const ASKED_FOR: Duration = Duration::from_secs(30);
 
 /// Events kept for a VM that does not read them. Each says more than those before it.
 const KEPT_EVENTS: usize = 16;
@@ -112,8 +117,8 @@ struct State {
     adopting: bool,
     /// The event loop watches the socket for room.
     awaits_room: bool,
-    /// Other VMs lack what this one could give back.
-    is_asked: bool,
+    /// When this VM was last asked for what others lack, unless that is over.
+    asked_at: Option<Instant>,
     queued: VecDeque<BrokerEvent>,
     last_error: LastError,
     /// The thread that looks for a broker lives.
@@ -136,7 +141,7 @@ impl State {
             request: None,
             adopting: false,
             awaits_room: false,
-            is_asked: false,
+            asked_at: None,
             queued: VecDeque::new(),
             last_error: LastError::default(),
             reconnecting: false,
@@ -152,11 +157,16 @@ impl State {
         self.connection.as_ref().is_some_and(|present| Arc::ptr_eq(present, connection))
     }
 
+    /// Whether others lack what this VM could give back.
+    fn is_asked(&self, now: Instant) -> bool {
+        self.asked_at.is_some_and(|at| now.saturating_duration_since(at) < ASKED_FOR)
+    }
+
     /// All that the broker has reserved for this VM is lost with the connection.
     fn lose(&mut self) {
         self.freed.clear();
         self.request = None;
-        self.is_asked = false;
+        self.asked_at = None;
         self.slots.lose();
     }
 }
@@ -218,7 +228,8 @@ impl Client {
     pub(crate) fn headroom(&self) -> u32 {
         let state = self.0.state();
         let lends = state.terms.lend != LendPolicy::Never;
-        if state.connection.is_none() || state.is_asked || lends || state.slots.owed() > 0 {
+        let is_asked = state.is_asked(Instant::now());
+        if state.connection.is_none() || is_asked || lends || state.slots.owed() > 0 {
             return 0;
         }
         let part = chunks_in(state.terms.capacity) / SPARE_PART;
@@ -240,12 +251,12 @@ impl Client {
             let Some(connection) = &connection else { break };
             match connection.notice() {
                 Ok(Some(Notice::RequestReclaim { chunks })) => {
-                    self.0.state().is_asked = true;
+                    self.0.state().asked_at = Some(Instant::now());
                     handle(BrokerEvent::RequestReclaim { chunks })
                 }
                 Ok(Some(Notice::Retry)) => handle(BrokerEvent::Retry),
                 Ok(Some(Notice::StopReclaim)) => {
-                    self.0.state().is_asked = false;
+                    self.0.state().asked_at = None;
                     handle(BrokerEvent::StopReclaim)
                 }
                 Ok(None) => break,
@@ -377,4 +388,23 @@ fn chunks_in(tag_storage: Bytes) -> u32 {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tag_storage::supply::SupplyName;
+
+    #[test]
+    fn a_client_is_asked_no_longer_than_a_balloon_gives() {
+        let (supply, lend) = (SupplyName::Ledger, LendPolicy::Never);
+        let mut state = State::new(Terms { supply, lend, capacity: Bytes::gib(1) });
+        let now = Instant::now();
+        assert!(!state.is_asked(now));
+
+        state.asked_at = Some(now);
+
+        assert!(state.is_asked(now) && state.is_asked(now + Duration::from_secs(29)));
+        assert!(!state.is_asked(now + Duration::from_secs(30)));
+    }
 }

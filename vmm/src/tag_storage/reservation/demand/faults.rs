@@ -89,6 +89,8 @@ pub(super) struct Faults {
     /// All that is being asked for, in the order of their numbers.
     asked_for: Vec<ChunkIndex>,
     asked_at: Instant,
+    /// What was ahead had to be freed since then.
+    yielded: bool,
     /// How many to ask for at once.
     batch: usize,
     lack: Option<Lack>,
@@ -115,6 +117,7 @@ impl Faults {
             asked: 0,
             asked_for: Vec::new(),
             asked_at: Instant::now(),
+            yielded: false,
             batch: MOST_AT_ONCE,
             lack: None,
             expired: None,
@@ -264,19 +267,23 @@ impl Faults {
         chunks.dedup();
         self.asked_for = chunks;
         self.asked_at = Instant::now();
+        self.yielded = false;
         self.shared.counters.requests.add(1);
         self.shared.pool.request(&self.asked_for)
     }
 
     fn reserved(&mut self) -> Result<(), Error> {
         self.batch = self.batch.saturating_mul(2).min(MOST_AT_ONCE);
-        let had = std::mem::take(&mut self.asked_for);
+        let mut had = std::mem::take(&mut self.asked_for);
         let touched: Vec<ChunkIndex> = self
             .pending
             .drain(..std::mem::take(&mut self.asked))
             .map(|fault| fault.chunk)
             .collect();
         touched.iter().for_each(|chunk| self.shared.threads.remove(*chunk));
+        if std::mem::take(&mut self.yielded) {
+            self.free_untouched(&mut had, &touched);
+        }
         if had.len() > touched.len() {
             self.ahead.opened();
         }
@@ -293,9 +300,22 @@ impl Faults {
         Ok(())
     }
 
+    /// Frees what was given for chunks that are not touched, before any has a page.
+    fn free_untouched(&self, had: &mut Vec<ChunkIndex>, touched: &[ChunkIndex]) {
+        let is_pending = |chunk| self.pending.iter().any(|fault| fault.chunk == chunk);
+        let (kept, spare): (Vec<ChunkIndex>, Vec<ChunkIndex>) = std::mem::take(had)
+            .into_iter()
+            .partition(|chunk| touched.contains(chunk) || is_pending(*chunk));
+        if !spare.is_empty() {
+            self.shared.pool.free(&spare);
+        }
+        *had = kept;
+    }
+
     /// The pool is short: nothing more is reserved for before it is touched, and what was is freed.
     fn yield_ahead(&mut self) -> u64 {
         self.window.clear();
+        self.yielded = self.asked > 0;
         for fault in &mut self.pending {
             fault.run = one(fault.chunk);
         }

@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::*;
+use crate::tag_storage::broker::testing::Scripted;
 
 /// What is ahead stays so for as long as a test lasts.
 const LIMITS: AheadLimits =
@@ -171,6 +172,31 @@ fn what_is_ahead_and_not_discarded_is_still_taken_back() {
     guest.demand.yield_ahead();
 
     until("the rest", || guest.demand.counters().taken_back.get() == 3);
+}
+
+#[test]
+fn what_others_lack_while_it_is_asked_for_is_freed_with_the_answer() {
+    if !may_catch_faults() {
+        return;
+    }
+    let (client, side) = Scripted::new().client();
+    let (ram, listener) = (ram(16), Arc::new(Listener::default()));
+    let limits = Limits { answer: Duration::MAX, ..Limits::new(Duration::MAX, LIMITS) };
+    let demand = Demand::with_limits(ram.clone(), Arc::new(client), limits, listener).unwrap();
+    demand.finish_loading().unwrap();
+
+    thread::scope(|scope| {
+        scope.spawn(|| (0..2).for_each(|chunk| ram.write_obj(1u8, at(chunk, 0)).unwrap()));
+        assert_eq!(side.serve(0), 1);
+        until("the second touch", || demand.counters().requests.get() == 2);
+
+        demand.yield_ahead();
+        until("its order", || !demand.shared.yields.load(Ordering::SeqCst));
+
+        assert_eq!(side.serve(1), 2, "one of them is ahead");
+    });
+
+    assert_eq!((demand.reserved(), demand.ahead()), (2, 0));
 }
 
 #[test]
