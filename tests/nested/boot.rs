@@ -76,7 +76,10 @@ fn small_and_large_guests_have_all_their_memory() {
     Lab::new().memory("8G").run(|| {
         // The kernel's own share: its image, page structures and reservations.
         for (size, at_least_kib) in [("64M", 16 << 10), ("130M", 80 << 10), ("3584M", 3400 << 10)] {
-            let (_, info) = cpuinfo(Plan::workload("cpuinfo").with("--memory", size));
+            // A report has nearly all free memory of a small guest for as long as the host takes (docs/limits.md), which
+            // is long on a busy one.
+            let plan = Plan::workload("cpuinfo").with("--memory", size);
+            let (_, info) = cpuinfo(plan.with("--balloon", "reporting=off"));
 
             let memory = info["memory_kib"].as_u64().unwrap();
             assert!(memory >= at_least_kib, "{size}: {memory} KiB");

@@ -245,7 +245,7 @@ fn what_cannot_be_shared_is_refused_by_name() {
 
         assert_eq!((backing.code, lazy.code), (Some(78), Some(78)), "{backing:?} {lazy:?}");
         assert!(backing.messages.contains("anonymous"), "{backing:?}");
-        assert!(lazy.messages.contains("--lazy"), "{lazy:?}");
+        assert!(lazy.messages.contains("leave out lazy"), "{lazy:?}");
         let second = holder.command(&folder).output().unwrap();
         assert_eq!(second.status.code(), Some(73), "{second:?}");
     });
