@@ -16,6 +16,9 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use arch::range::MemoryRange;
+use arch::units::Bytes;
+
 use super::mapping::PagesInMemory;
 use super::ram::GuestRam;
 use super::reclaim::Counters;
@@ -52,6 +55,7 @@ const SPARE: u64 = 16;
 /// Huge pages that went in pieces, shared by who gives memory back and who mends.
 #[derive(Clone, Debug)]
 pub(super) struct Split {
+    size: Bytes,
     pages: Arc<Mutex<SplitPages>>,
     timer: Arc<Timer>,
 }
@@ -59,7 +63,14 @@ pub(super) struct Split {
 impl Split {
     /// Shares these. `None` when the host gives no timer.
     pub(super) fn new(pages: SplitPages) -> Option<Self> {
-        Some(Self { pages: Arc::new(Mutex::new(pages)), timer: Arc::new(Timer::new().ok()?) })
+        let size = pages.size();
+        let timer = Arc::new(Timer::new().ok()?);
+        Some(Self { size, pages: Arc::new(Mutex::new(pages)), timer })
+    }
+
+    /// The size of a huge page.
+    pub(super) fn size(&self) -> Bytes {
+        self.size
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, SplitPages> {
@@ -131,17 +142,16 @@ impl Mender {
         let mut looks = 0;
         while looks < LOOKS && start.elapsed() < TURN {
             let found = self.split.lock().next(self.next);
-            let Some((number, page)) = found else { return self.end_round() };
+            let Some((number, range, page)) = found else { return self.end_round() };
             self.next = number + 1;
             looks += 1;
-            self.look(number, page);
+            self.look(number, range, page);
         }
         self.again(AT_ONCE);
     }
 
     /// Looks at one, and does what there is to do.
-    fn look(&mut self, number: usize, mut page: SplitPage) {
-        let range = self.split.lock().range(number);
+    fn look(&mut self, number: usize, range: MemoryRange, mut page: SplitPage) {
         // One that cannot be looked at, or is a template's in part, stays as it is.
         let Ok(Some(looked)) = self.ram.pages_in_memory(range) else { return };
         self.has_changed |= page.present != Some(looked.present);
@@ -156,19 +166,17 @@ impl Mender {
                 }
             }
             Plan::Mend if page.rest > 0 => page.rest -= 1,
-            Plan::Mend if self.can_mend && (self.has_room)() => return self.mend(number, page),
+            Plan::Mend if self.can_mend && (self.has_room)() => {
+                return self.mend(number, range, page);
+            }
             Plan::Mend => {}
         }
         self.split.lock().note(number, page);
     }
 
     /// Makes one of its small pages. It is taken out before, so that what goes of it meanwhile is noted.
-    fn mend(&self, number: usize, mut page: SplitPage) {
-        let range = {
-            let mut split = self.split.lock();
-            split.remove(number);
-            split.range(number)
-        };
+    fn mend(&self, number: usize, range: MemoryRange, mut page: SplitPage) {
+        self.split.lock().remove(number);
         match self.ram.collapse(range) {
             Ok(()) => self.counters.mended.add(1),
             // A small page is in use, or the host has no huge page: it may be so for long.

@@ -156,7 +156,7 @@ impl Reclaimer {
 
     /// The size of huge pages that can go in pieces.
     fn huge(&self) -> Option<Bytes> {
-        self.split.as_ref().map(|split| split.lock().size())
+        self.split.as_ref().map(Split::size)
     }
 
     /// Its counters.
@@ -182,7 +182,7 @@ impl Reclaimer {
     /// those possible again that have gone whole.
     fn settle(&self, gone: MemoryRange, memory: MemoryRange) {
         let Some(split) = &self.split else { return };
-        let whole = whole_pages(guest_range(gone), memory, split.lock().size());
+        let whole = whole_pages(guest_range(gone), memory, split.size());
         if let Some(whole) = whole {
             self.renew_split(whole);
         }

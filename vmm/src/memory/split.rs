@@ -87,15 +87,14 @@ impl SplitPages {
         taken
     }
 
-    /// The first from this number on.
-    pub(super) fn next(&self, from: usize) -> Option<(usize, SplitPage)> {
+    /// The first from this number on: its number, where it is, and what is known of it.
+    pub(super) fn next(&self, from: usize) -> Option<(usize, MemoryRange, SplitPage)> {
         let rest = self.pages.get(from..)?;
         let number = from + rest.iter().position(|page| page.is_split)?;
-        self.get(number).map(|page| (number, page))
+        self.get(number).map(|page| (number, self.range(number), page))
     }
 
-    /// Where it is.
-    pub(super) fn range(&self, number: usize) -> MemoryRange {
+    fn range(&self, number: usize) -> MemoryRange {
         let start = GuestAddress(self.memory.base.0 + number as u64 * self.size.get());
         MemoryRange::new(start, self.size)
     }

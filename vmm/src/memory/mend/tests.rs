@@ -187,16 +187,16 @@ fn what_cannot_be_mended_is_tried_less_and_less_often() {
         return skip(Means::HugePages, "huge pages are off, or have another size");
     };
     bench.discard(PAGES, 1);
-    let (number, page) = bench.mender.split.lock().next(0).unwrap();
+    let (number, _, page) = bench.mender.split.lock().next(0).unwrap();
     // No chunk of this memory.
     bench.mender.split.lock().insert(GuestAddress(RAM_BASE.0 + 5 * CHUNK.get()));
 
     let mut rests = Vec::new();
     let mut failed = page;
     for _ in 0..10 {
-        bench.mender.mend(5, failed);
-        let found = bench.mender.split.lock().next(2);
-        failed = found.unwrap().1;
+        let (number, range, _) = bench.mender.split.lock().next(2).unwrap();
+        bench.mender.mend(number, range, failed);
+        failed = bench.mender.split.lock().next(2).unwrap().2;
         rests.push(failed.rest);
     }
 
