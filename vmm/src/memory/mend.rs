@@ -23,8 +23,8 @@ use super::mapping::PagesInMemory;
 use super::ram::GuestRam;
 use super::reclaim::Counters;
 use super::split::{SplitPage, SplitPages};
-use crate::sys::small_file;
 use crate::sys::timer::Timer;
+use crate::sys::{meminfo, small_file};
 
 /// The time from the first piece of a huge page to the first turn, and between turns while things change.
 const SOON: Duration = Duration::from_secs(2);
@@ -208,12 +208,8 @@ impl Mender {
 /// Whether the host has memory to spare: for a huge page it may have to move others, and reclaim some.
 fn host_has_room() -> bool {
     let Some(text) = small_file::text(Path::new("/proc/meminfo")) else { return false };
-    let number = |name: &str| {
-        let line = text.lines().find_map(|line| line.strip_prefix(name))?;
-        line.split_whitespace().next()?.parse::<u64>().ok()
-    };
-    match (number("MemAvailable:"), number("MemTotal:")) {
-        (Some(available), Some(total)) => available > total / SPARE,
+    match (meminfo::field(&text, "MemAvailable"), meminfo::field(&text, "MemTotal")) {
+        (Some(available), Some(total)) => available.get() > total.get() / SPARE,
         _ => false,
     }
 }

@@ -7,6 +7,7 @@ pub mod fatal;
 pub(crate) mod file_lock;
 pub(crate) mod huge_pages;
 pub(crate) mod mappings;
+pub(crate) mod meminfo;
 pub(crate) mod nonblocking;
 pub(crate) mod numa;
 pub(crate) mod open_files;

@@ -12,6 +12,8 @@ use arch::mte::granule::MEMORY_PER_TAG_STORAGE;
 use arch::units::Bytes;
 use thiserror::Error;
 
+use crate::sys::meminfo;
+
 /// The longest property that is read: those that matter have some bytes.
 const MAX_PROPERTY: u64 = 4 << 10;
 
@@ -191,11 +193,7 @@ impl Places {
 fn memory_total(path: &Path) -> Result<Bytes, Error> {
     let text =
         fs::read_to_string(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
-    let total = text.lines().find_map(|line| {
-        let kib = line.strip_prefix("MemTotal:")?.trim().strip_suffix("kB")?;
-        kib.trim().parse().ok()
-    });
-    total.map(Bytes::kib).ok_or_else(|| Error::Meminfo(path.to_owned()))
+    meminfo::field(&text, "MemTotal").ok_or_else(|| Error::Meminfo(path.to_owned()))
 }
 
 /// A node of the device tree.
