@@ -227,20 +227,25 @@ fn a_touch_of_what_is_about_to_be_ahead_waits_for_nothing_else() {
         return;
     }
     for backing in BACKINGS {
-        let guest = guest(backing, 0);
+        // A pool that refuses would have the fault thread take back what it does not know to be touched.
+        let (client, _silent) = Scripted::new().client();
+        let (ram, listener) = (ram_of(32, backing, false), Arc::new(Listener::default()));
+        let limits = Limits { answer: Duration::MAX, ..Limits::new(Duration::MAX, LIMITS) };
+        let demand = Demand::with_limits(ram.clone(), Arc::new(client), limits, listener).unwrap();
+        demand.finish_loading().unwrap();
         thread::scope(|scope| {
-            let touch = scope.spawn(|| write(&guest, 9));
-            until("the touch", || guest.demand.waiting() == 1);
+            let touch = scope.spawn(|| ram.write_obj(1u8, at(9, 7)).unwrap());
+            until("the touch", || demand.counters().requests.get() == 1);
 
             // With no neighbour that is touched.
-            guest.demand.shared.provide(&[ChunkIndex(9)], &[]).unwrap();
+            demand.shared.provide(&[ChunkIndex(9)], &[]).unwrap();
 
             let start = Instant::now();
             while !touch.is_finished() && start.elapsed() < Duration::from_secs(20) {
                 thread::yield_now();
             }
             let is_served = touch.is_finished();
-            guest.demand.shared.close();
+            demand.shared.close();
             assert!(is_served, "{backing}: the touch waits for good");
         });
     }
