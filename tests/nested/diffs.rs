@@ -197,6 +197,7 @@ fn a_restored_guest_is_saved_by_what_it_changes() {
 }
 
 #[test]
+#[ignore = "long"]
 fn what_a_full_disk_keeps_from_being_saved_is_in_the_next_diff() {
     Lab::new().run(|| {
         let scratch = Scratch::new();

@@ -199,6 +199,7 @@ fn a_vm_on_demand_evicts_chunk_by_chunk_and_is_never_in_tag_storage() {
 }
 
 #[test]
+#[ignore = "long"]
 fn each_policy_lends_to_vms_as_it_says_and_never_to_locked_or_tagged_memory() {
     Lab::new().second_node("128M").run(|| {
         for lend in ["never", "last-resort", "balanced", "eager"] {

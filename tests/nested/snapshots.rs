@@ -220,6 +220,7 @@ fn memory_is_loaded_as_it_is_touched() {
 }
 
 #[test]
+#[ignore = "long"]
 fn memory_of_a_memfd_is_loaded_as_it_is_touched() {
     Lab::new().run(|| {
         let scratch = Scratch::new();
