@@ -197,6 +197,15 @@ impl<'a, M: GuestMemory> Ring<'a, M> {
         self.budget = self.budget.saturating_add(chains);
     }
 
+    /// The driver's count of the chains that it has made available, modulo 2^16 (2.7.6).
+    ///
+    /// # Errors
+    /// When the available ring cannot be read.
+    pub fn available_index(&self) -> Result<u16, Broken> {
+        let index = self.queue.avail_idx(self.memory, Ordering::Acquire);
+        index.map(|index| index.0).map_err(|_| Broken::Available)
+    }
+
     /// How many chains the queue holds at most.
     pub fn size(&self) -> u16 {
         self.queue.size()

@@ -43,11 +43,34 @@ const QUEUE_SIZES: [u16; 3] = [256, 256, 16];
 /// All connections are gone (5.10.6.7, VIRTIO_VSOCK_EVENT_TRANSPORT_RESET).
 const TRANSPORT_RESET: u32 = 0;
 
+/// How long the driver is waited for that has the event, and does not give its buffer back: a guest is slow where the
+/// host is, but its sockets must not wait for a driver that never does.
+const RESET_TIMEOUT: Duration = Duration::from_secs(2);
+/// How often it is looked whether it has: its notification may not come, as it has other buffers there.
+const RESET_LOOK: Duration = Duration::from_millis(5);
+
+/// What the driver knows of connections that are gone.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Reset {
+    /// All there is to know.
+    Known,
+    /// It has not got the event.
+    Due,
+    /// It has the event. Until it gives buffers back, it may end whatever connections it has, new ones, too.
+    Told {
+        /// Its count of available buffers when it was told.
+        available: u16,
+        /// When it is looked at again.
+        look: Duration,
+        /// When it is waited for no more.
+        until: Duration,
+    },
+}
+
 /// A socket device.
 pub struct Vsock<P> {
     muxer: Muxer<P>,
-    /// The driver does not know yet that its connections are gone.
-    reset_due: bool,
+    reset: Reset,
     /// The driver has packets that wait for room for answers.
     stalled: bool,
 }
@@ -55,7 +78,7 @@ pub struct Vsock<P> {
 impl<P: Peers> Vsock<P> {
     /// A device of the guest with this context identifier.
     pub fn new(cid: u32, peers: P) -> Self {
-        Self { muxer: Muxer::new(cid, peers), reset_due: false, stalled: false }
+        Self { muxer: Muxer::new(cid, peers), reset: Reset::Known, stalled: false }
     }
 
     /// The device's counters.
@@ -85,7 +108,16 @@ impl<P: Peers> Vsock<P> {
 
     /// When [`expire`](Self::expire) is to be called, at the latest.
     pub fn next_deadline(&self) -> Option<Duration> {
-        self.muxer.next_deadline()
+        let look = match self.reset {
+            Reset::Told { look, .. } => Some(look),
+            Reset::Known | Reset::Due => None,
+        };
+        self.muxer.next_deadline().into_iter().chain(look).min()
+    }
+
+    /// Whether the event queue is to be served, although its driver may not notify.
+    pub fn awaits_driver(&self) -> bool {
+        matches!(self.reset, Reset::Told { .. })
     }
 
     /// Gives up what has waited for too long.
@@ -95,7 +127,7 @@ impl<P: Peers> Vsock<P> {
 
     /// Whether there are packets for the guest: the rx queue is to be served, although its driver may not notify.
     pub fn has_packets(&self) -> bool {
-        !self.reset_due && self.muxer.has_packets()
+        self.reset == Reset::Known && self.muxer.has_packets()
     }
 
     /// Whether the tx queue is to be served although its driver does not notify, once: there is room for answers
@@ -147,18 +179,29 @@ impl<P: Peers> Vsock<P> {
 
     /// event (5.10.6.7): that all connections are gone.
     fn announce<M: GuestMemory>(&mut self, ring: &mut Ring<'_, M>) -> Result<(), Broken> {
-        if !self.reset_due {
-            return Ok(());
+        let now = self.muxer.peers().now();
+        match self.reset {
+            Reset::Known => {}
+            Reset::Due => {
+                let Some(chain) = ring.take()? else { return Ok(()) };
+                let head = chain.head();
+                let (_, mut buffer): (_, Stream) = chain.into_streams()?;
+                let event = TRANSPORT_RESET.to_le_bytes();
+                if !buffer.write(ring.memory(), &event)? {
+                    return Err(Broken::Form("a buffer has no room for an event (5.10.6.7)"));
+                }
+                let available = ring.available_index()?;
+                ring.complete(head, event.len() as u32)?;
+                let (look, until) = (now + RESET_LOOK, now + RESET_TIMEOUT);
+                self.reset = Reset::Told { available, look, until };
+            }
+            Reset::Told { available, until, .. } => {
+                let heard = ring.available_index()? != available || now >= until;
+                let look = now + RESET_LOOK;
+                self.reset =
+                    if heard { Reset::Known } else { Reset::Told { available, look, until } };
+            }
         }
-        let Some(chain) = ring.take()? else { return Ok(()) };
-        let head = chain.head();
-        let (_, mut buffer): (_, Stream) = chain.into_streams()?;
-        let event = TRANSPORT_RESET.to_le_bytes();
-        if !buffer.write(ring.memory(), &event)? {
-            return Err(Broken::Form("a buffer has no room for an event (5.10.6.7)"));
-        }
-        ring.complete(head, event.len() as u32)?;
-        self.reset_due = false;
         Ok(())
     }
 }
@@ -200,7 +243,7 @@ impl<P: Peers> Device for Vsock<P> {
 
     /// Connections end. Those that the driver does not know of wait for the next driver.
     fn reset(&mut self) {
-        (self.reset_due, self.stalled) = (false, false);
+        (self.reset, self.stalled) = (Reset::Known, false);
         self.muxer.reset();
     }
 }
@@ -209,7 +252,7 @@ impl<P: fmt::Debug> fmt::Debug for Vsock<P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Vsock")
             .field("muxer", &self.muxer)
-            .field("reset_due", &self.reset_due)
+            .field("reset", &self.reset)
             .field("stalled", &self.stalled)
             .finish()
     }

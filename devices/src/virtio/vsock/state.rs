@@ -2,8 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Vsock;
 use super::peers::Peers;
+use super::{Reset, Vsock};
 use crate::state::{RestoreError, Stateful, check};
 
 /// The state of a socket device.
@@ -24,7 +24,7 @@ impl<P: Peers> Stateful for Vsock<P> {
     fn restore(&mut self, state: State) -> Result<(), RestoreError> {
         let valid = self.muxer.set_next_port(state.next_port);
         check(valid, "the next port", "is none of those for connections of the host")?;
-        self.reset_due = true;
+        self.reset = Reset::Due;
         Ok(())
     }
 }

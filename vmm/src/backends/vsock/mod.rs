@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use devices::virtio::mmio::Served;
-use devices::virtio::vsock::{Peers, RX, TX, Vsock};
+use devices::virtio::vsock::{EVENT, Peers, RX, TX, Vsock};
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 
 use super::queues::{QUEUES_END, QueueEvents, Shared};
@@ -97,6 +97,10 @@ impl VsockEvents {
                 Cause::Timer => {
                     transport.device_mut().expire();
                     transport.device_mut().peers_mut().expire();
+                    if transport.device().awaits_driver() && transport.serve(EVENT) == Served::More
+                    {
+                        transport.notify(EVENT);
+                    }
                 }
             }
             if transport.device().has_packets() && transport.serve(RX) == Served::More {

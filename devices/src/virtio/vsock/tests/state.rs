@@ -16,17 +16,29 @@ fn restored(guest: Guest) -> Guest {
     Guest { bench, host, ..guest }
 }
 
-#[test]
-fn a_restored_guest_learns_that_its_connections_are_gone_before_it_gets_packets() {
-    let mut guest = restored(Guest::connected());
+/// The driver takes the event, ends its connections, and gives the buffer back.
+fn hear(guest: &mut Guest) {
+    for _ in 0..2 {
+        guest.bench.rings(EVENT).offer(&[Descriptor::writable(EVENTS, 8)]);
+        guest.bench.kick(EVENT as u32);
+    }
+}
+
+/// A process of the host wants a connection.
+fn connect(guest: &mut Guest) {
     let peer = guest.host.new_peer();
     guest.bench.transport.device_mut().connect(peer, 1024);
     guest.serve();
+}
+
+#[test]
+fn a_restored_guest_learns_that_its_connections_are_gone_before_it_gets_packets() {
+    let mut guest = restored(Guest::connected());
+    connect(&mut guest);
     assert!(guest.receive().is_empty());
     assert!(!guest.bench.transport.device().has_packets());
 
-    guest.bench.rings(EVENT).offer(&[Descriptor::writable(EVENTS, 8)]);
-    guest.bench.kick(EVENT as u32);
+    hear(&mut guest);
     guest.serve();
 
     assert_eq!(guest.bench.rings(EVENT).used(), [(0, 4)]);
@@ -38,11 +50,49 @@ fn a_restored_guest_learns_that_its_connections_are_gone_before_it_gets_packets(
     assert!(guest.bench.rings(EVENT).used().is_empty());
 }
 
+/// Linux ends every connection that it has when it handles the event, those that came after the restore as well.
+#[test]
+fn a_new_connection_waits_until_the_driver_has_ended_the_old_ones() {
+    let mut guest = restored(Guest::connected());
+    for _ in 0..8 {
+        guest.bench.rings(EVENT).offer(&[Descriptor::writable(EVENTS, 8)]);
+    }
+    guest.bench.kick(EVENT as u32);
+    connect(&mut guest);
+    assert!(guest.bench.transport.device().awaits_driver());
+    assert_eq!(guest.bench.transport.device().next_deadline(), Some(RESET_LOOK));
+
+    guest.host.pass(RESET_LOOK);
+    guest.bench.transport.serve(EVENT);
+    guest.serve();
+    assert!(guest.receive().is_empty());
+    assert_eq!(guest.bench.transport.device().next_deadline(), Some(2 * RESET_LOOK));
+
+    guest.bench.rings(EVENT).offer(&[Descriptor::writable(EVENTS, 8)]);
+    guest.bench.transport.serve(EVENT);
+    guest.serve();
+    assert!(!guest.bench.transport.device().awaits_driver());
+    assert_eq!(operations(&guest.receive()), [Operation::Request]);
+}
+
+#[test]
+fn a_driver_that_never_gives_the_event_back_gets_packets_all_the_same() {
+    let mut guest = restored(Guest::connected());
+    guest.bench.rings(EVENT).offer(&[Descriptor::writable(EVENTS, 8)]);
+    guest.bench.kick(EVENT as u32);
+    connect(&mut guest);
+
+    guest.host.pass(RESET_TIMEOUT);
+    guest.bench.transport.serve(EVENT);
+    guest.serve();
+
+    assert_eq!(operations(&guest.receive()), [Operation::Request]);
+}
+
 #[test]
 fn a_packet_of_a_connection_before_the_restore_is_refused() {
     let mut guest = restored(Guest::connected());
-    guest.bench.rings(EVENT).offer(&[Descriptor::writable(EVENTS, 4)]);
-    guest.bench.kick(EVENT as u32);
+    hear(&mut guest);
 
     guest.send(packet(Operation::Data), b"old");
 
@@ -55,7 +105,7 @@ fn a_packet_that_was_not_taken_before_the_snapshot_is_taken_after_it() {
     let mut guest = Guest::started();
     guest.queue(packet(Operation::Request), b"", &[]);
     let mut guest = restored(guest);
-    guest.bench.rings(EVENT).offer(&[Descriptor::writable(EVENTS, 4)]);
+    hear(&mut guest);
     guest.bench.answer();
     guest.serve();
 
@@ -72,8 +122,7 @@ fn ports_of_the_host_go_on_where_they_were() {
         guest.bench.transport.device_mut().connect(peer, 1024);
     }
     let mut guest = restored(guest);
-    guest.bench.rings(EVENT).offer(&[Descriptor::writable(EVENTS, 4)]);
-    guest.bench.kick(EVENT as u32);
+    hear(&mut guest);
     let peer = guest.host.new_peer();
     guest.bench.transport.device_mut().connect(peer, 1024);
     guest.serve();
