@@ -39,9 +39,9 @@ impl Source {
         Self { file: file.to_owned(), module, text: product_code(text) }
     }
 
-    /// Whether it is compiled for tests only.
+    /// Whether it is compiled for tests and for fuzzing only.
     pub(crate) fn is_for_tests(&self) -> bool {
-        let names = ["tests", "testing", "fake", "contract"];
+        let names = ["tests", "testing", "fake", "contract", "fuzz"];
         self.module.iter().any(|part| names.contains(&part.as_str()))
     }
 }

@@ -12,6 +12,8 @@ pub mod doctor;
 pub mod error;
 pub mod events;
 pub mod exit_status;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod hypervisor;
 #[cfg(target_arch = "aarch64")]
 pub mod kvm;

@@ -28,8 +28,11 @@ mod snapshot;
 
 #[cfg(test)]
 pub(crate) mod contract;
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
+#[cfg_attr(fuzzing, allow(dead_code, reason = "a target needs a part of it"))]
 pub(crate) mod fake;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 
 pub use http::MAX_BODY;
 pub use server::Server;

@@ -40,6 +40,8 @@
 //! and not yet written. A hole has neither, and is written as such: holes of the file have no meaning, since a file
 //! system or a copy makes and fills them as it likes.
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod header;
 mod map;
 mod reader;

@@ -21,9 +21,9 @@ mod output;
 mod pair;
 mod source;
 pub mod state_file;
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 pub(crate) mod testing;
-mod working_set;
+pub(crate) mod working_set;
 
 pub use error::{Error, Fault};
 pub use id::SnapshotId;

@@ -18,6 +18,8 @@
 
 mod check;
 mod device;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod manifest;
 mod sections;
 

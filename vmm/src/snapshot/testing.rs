@@ -8,14 +8,15 @@ use arch::layout::{CHUNK, RAM_BASE};
 use arch::mte::granule::Tag;
 use arch::regs::RegId;
 use arch::units::Bytes;
+#[cfg(test)]
 use proptest::prelude::*;
 use serde_json::json;
 use vm_memory::{Bytes as _, GuestAddress, VolatileSlice};
 
 use super::SnapshotId;
-use super::memory_file::{
-    About, GuestPages, MemoryReader, MemorySink, MemoryView, PageSet, pages_per_chunk, save_memory,
-};
+#[cfg(test)]
+use super::memory_file::{About, MemoryReader, pages_per_chunk, save_memory};
+use super::memory_file::{GuestPages, MemorySink, MemoryView, PageSet};
 use super::state_file::{CpuFeatures, DeviceState, DeviceStates, Kind, Manifest, State};
 use crate::hypervisor::state::{
     ClockState, GicRegister, GicState, SError, SavedRegisters, VcpuState,
@@ -92,6 +93,7 @@ impl FakeMemory {
 }
 
 /// The memory of a guest that has touched none of it.
+#[cfg(test)]
 pub(crate) fn untouched(size: Bytes, tagged: bool) -> MemoryReader {
     let page = Bytes::new(rustix::param::page_size() as u64);
     let memory = FakeMemory::new(size.get() / CHUNK.get(), page, tagged);
@@ -215,6 +217,7 @@ impl Page {
     }
 }
 
+#[cfg(test)]
 fn filling() -> impl Strategy<Value = Filling> {
     prop_oneof![
         2 => Just(Filling::Zero),
@@ -226,6 +229,7 @@ fn filling() -> impl Strategy<Value = Filling> {
     ]
 }
 
+#[cfg(test)]
 pub(crate) fn page() -> impl Strategy<Value = Page> {
     prop_oneof![
         2 => Just(Page::Absent),
@@ -234,6 +238,7 @@ pub(crate) fn page() -> impl Strategy<Value = Page> {
 }
 
 /// All pages of a chunk, in pieces that are the same.
+#[cfg(test)]
 pub(crate) fn chunk(pages: usize) -> impl Strategy<Value = Vec<Page>> {
     let pieces = prop::collection::vec((page(), 1usize..=pages.min(40)), 0..12);
     pieces.prop_map(move |pieces| {
@@ -243,6 +248,7 @@ pub(crate) fn chunk(pages: usize) -> impl Strategy<Value = Vec<Page>> {
 }
 
 /// The pages of a small guest's memory, and their size.
+#[cfg(test)]
 pub(crate) fn memory() -> impl Strategy<Value = (Vec<Vec<Page>>, Bytes)> {
     let sizes = prop_oneof![Just(Bytes::kib(4)), Just(Bytes::kib(16)), Just(Bytes::kib(64)),];
     sizes.prop_flat_map(|size| {

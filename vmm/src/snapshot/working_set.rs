@@ -17,6 +17,9 @@ use super::new_file::NewFile;
 use super::output::Output;
 use super::source::Source;
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
+
 /// What is behind the memory file's name in its own.
 const SUFFIX: &str = ".working-set";
 const VERSION: Version = Version { major: 1, minor: 0 };

@@ -10,6 +10,8 @@
 
 mod events;
 mod frames;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod peer;
 mod port;
 mod stream;

@@ -53,6 +53,9 @@ const HEADER: usize = 32;
 const ENTRY: usize = 24;
 /// Behind it.
 const CRC: usize = 4;
+/// Where the sections begin.
+#[cfg(any(test, fuzzing))]
+pub(super) const TABLE_END: usize = HEADER + ENTRY * KINDS.len() + CRC;
 
 /// The sections of a file.
 #[derive(Debug)]

@@ -21,7 +21,7 @@
 
 pub(crate) mod client;
 pub(crate) mod protocol;
-mod server;
+pub(crate) mod server;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]

@@ -202,7 +202,7 @@ impl BlockTable {
     }
 
     /// State and references of a block, if there is one.
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(crate) fn get(&self, block: BlockIndex) -> Option<(BlockState, u32)> {
         let entry = *self.entries.get(usize::try_from(block.0).ok()?)?;
         Some((BlockState::of(entry), entry & REFERENCES))

@@ -281,5 +281,7 @@ impl Pool {
     }
 }
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;

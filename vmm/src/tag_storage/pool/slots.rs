@@ -362,5 +362,7 @@ fn candidate(slot: SlotIndex, blocks: &BlockTable) -> Candidate {
     Candidate { slot, span, outlook: blocks.outlook(&span) }
 }
 
+#[cfg(any(test, fuzzing))]
+mod examine;
 #[cfg(test)]
 mod tests;

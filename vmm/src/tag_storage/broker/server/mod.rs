@@ -1,6 +1,8 @@
 //! The broker's side of the protocol.
 
 mod borrowers;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod grace;
 mod listen;
 mod pressure;

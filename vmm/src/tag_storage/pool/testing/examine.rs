@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 use arch::layout::CHUNK;
 use arch::mte::geometry::{BlockIndex, Geometry};
 
-use super::*;
+use super::fake::Fake;
+use crate::tag_storage::pool::counters::Counters;
 use crate::tag_storage::pool::slots::Place;
-use crate::tag_storage::pool::units::LeaseId;
+use crate::tag_storage::pool::{BlockState, LeaseId, Pool, SlotIndex};
 
 /// A pool's books, for comparing: blocks with state and references, holders of slots, leases.
 #[derive(Clone, Debug, PartialEq)]
@@ -37,16 +38,20 @@ pub(crate) fn books(pool: &Pool) -> Books {
 fn references(geometry: &Geometry, slots: impl Iterator<Item = SlotIndex>) -> Vec<(u64, u64)> {
     let pages = CHUNK.get() / geometry.page().get();
     let block_pages = u64::from(geometry.block_pages());
-    let mut count = BTreeMap::new();
+    let mut count = Vec::new();
     for slot in slots {
         let first = u64::from(slot.0) * pages;
         for page in first..first + pages {
             let tag_page = page / 32;
             let first_of_block = tag_page - tag_page % block_pages;
-            *count.entry(first_of_block / block_pages).or_insert(0) += 1;
+            let block = (first_of_block / block_pages) as usize;
+            if count.len() <= block {
+                count.resize(block + 1, 0);
+            }
+            count[block] += 1;
         }
     }
-    count.into_iter().collect()
+    (0..).zip(count).filter(|(_, pages)| *pages > 0).collect()
 }
 
 /// Checks everything about a pool at rest.
