@@ -7,13 +7,13 @@ SHELL := /bin/bash
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
 
-TARGET := $(or $(CARGO_TARGET_DIR),target)
-LAB := $(TARGET)/debug/lab
+BUILD := $(or $(CARGO_TARGET_DIR),target)
+LAB := $(BUILD)/debug/lab
 LAB_DIRECTORY := $(or $(TESSERA_LAB),target/lab)
 
 # ---- set-up: checked before every goal that builds, written down once ----
 
-BUILDING := run shell lab test check bench lint setup programs docs-generated install install-guest deb nested-tests nested-benches artifacts peers image image-tests soak
+BUILDING := run shell lab test check bench lint setup programs docs-generated install install-guest deb nested-tests nested-benches artifacts peers image image-tests soak fuzz
 SETUP_GOALS := $(filter $(BUILDING),$(MAKECMDGOALS))
 ifneq ($(SETUP_GOALS),)
 SETUP_GOALS += $(if $(IMAGE),image) $(if $(filter image-tests,$(MAKECMDGOALS)),image test) $(if $(filter soak,$(MAKECMDGOALS)),bench)
@@ -35,7 +35,7 @@ endif
 $(LAB_DIRECTORY)/setup.mk: FORCE
 	@tests/lab/setup.sh $(SETUP_GOALS)
 
-.PHONY: FORCE help setup run shell lab test check bench lint clean programs docs-generated install install-guest deb nested-tests nested-benches artifacts peers image image-tests soak
+.PHONY: FORCE help setup run shell lab test check bench lint clean programs docs-generated install install-guest deb nested-tests nested-benches artifacts peers image image-tests soak fuzz
 
 help:
 	@printf '%s\n' \
@@ -47,6 +47,8 @@ help:
 	  'make image-tests  tests of the Debian image, which they make where it is missing' \
 	  'make soak [TIME=10m]  what some nested tests do a few times, hundreds of times: the better part of an hour.' \
   '              With TIME the rounds of kills alone, for as long' \
+	  'make fuzz [TIME=60] [RUNS=n] [TARGET=name] [JOBS=n] [ASAN=1] [INPUT=file] [MINIMISE=1]' \
+	  '              fuzz every target, or one, for TIME seconds each: docs/fuzzing.md' \
 	  'make check    lints and unit tests: what a change should pass before it is committed' \
   'make bench    figures in instructions of the nested host; takes minutes' \
 	  'make lab SCRIPT=file [FILES="a:/path b"] [ICOUNT=1] [NODE1=128M] [MEMORY=4G] [CPUS=2] [IMAGE=1] [APPEND="..."]' \
@@ -67,7 +69,7 @@ setup:
 # A file that did not change keeps its time.
 install-changed = cmp -s "$(1)" "$(2)" || install "$(1)" "$(2)"
 
-RELEASE := $(TARGET)/$(ARM64_TARGET)/release
+RELEASE := $(BUILD)/$(ARM64_TARGET)/release
 
 # Client and agent in builds of their own: cargo gives a shared dependency the features that all of one build ask for.
 programs: $(LAB_DIRECTORY)/setup.mk
@@ -154,6 +156,14 @@ soak: artifacts
 	@[[ -n $$TESSERA_SOAK_TIME ]] || unset TESSERA_SOAK_TIME; \
 	cargo nextest run --package tessera-tests --test soak --profile soak $(if $(TIME),kills) </dev/null
 
+# The program of libFuzzer's, and what starts it for one target after the other.
+fuzz:
+	@cargo build --quiet --package tessera-fuzz --bin tessera-fuzz
+	@engine=$$(ASAN=$(ASAN) tests/fuzz/build.sh); \
+	$(BUILD)/debug/tessera-fuzz --program "$$engine" --folder $(BUILD)/fuzz/work \
+	  --time $(or $(TIME),60) --jobs $(or $(JOBS),1) $(if $(RUNS),--runs $(RUNS)) $(if $(INPUT),--input "$(INPUT)") \
+	  $(if $(MINIMISE),--minimise) $(TARGET)
+
 check: lint
 	@tests/lab/test.sh
 
@@ -173,4 +183,4 @@ lint:
 
 clean:
 	@rm -rf $(LAB_DIRECTORY)
-	@if command -v cargo >/dev/null; then cargo clean; else rm -rf $(TARGET); fi
+	@if command -v cargo >/dev/null; then cargo clean; else rm -rf $(BUILD); fi

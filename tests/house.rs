@@ -13,13 +13,14 @@ use std::process::Command;
 use serde_json::Value;
 
 /// Which of the workspace's packages each may depend on, and which crates it must not know.
-const ALLOWED: [(&str, &[&str], &[&str]); 8] = [
+const ALLOWED: [(&str, &[&str], &[&str]); 9] = [
     ("tessera-arch", &[], &["kvm-", "vmm-sys-util", "libc", "rustix", "event-manager"]),
     ("tessera-devices", &[], &["kvm-", "vmm-sys-util", "libc", "rustix", "event-manager"]),
     ("tessera", &["tessera-arch", "tessera-devices"], &["tokio", "hyper", "mio"]),
     ("tessera-agent", &[], &["kvm-", "tokio", "mio", "clap"]),
     ("tesseractl", &["tessera", "tessera-agent", "tessera-arch"], &[]),
     ("tessera-tests", &["tessera", "tessera-agent", "tesseractl", "tessera-arch"], &[]),
+    ("tessera-fuzz", &["tessera", "tessera-agent", "tessera-arch", "tessera-devices"], &[]),
     ("tessera-lab", &[], &[]),
     ("tessera-guest", &[], &["kvm-"]),
 ];

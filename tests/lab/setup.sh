@@ -2,7 +2,7 @@
 # Sets a machine up for this project, or says what is missing. Usage: setup.sh [GOAL]...
 #
 # GOALs are the Makefile's: `test`, `check` and `bench` also need cargo-nextest, `lint` and `check` clippy and rustfmt,
-# `image` what installs Debian into a file; `test` and `check` want passt, and do without. What is there is used; what is
+# `fuzz` a C++ compiler, `image` what installs Debian into a file; `test` and `check` want passt, and do without. What is there is used; what is
 # missing is installed: packages by apt-get on Debian 12 and 13 (as root or through sudo), Rust by rustup into the user's
 # home, cargo-nextest from its crate into the project's cache. Nothing is done twice.
 # The decisions go to target/lab/setup.mk (TESSERA_LAB names another folder), which the Makefile includes.
@@ -160,6 +160,9 @@ need_base() {
     fi
     has_rust || find_rustup || have curl || have wget || need curl "download Rust"
 }
+
+# libFuzzer is C++.
+compiles_cxx() { have c++ && printf '#include <vector>\nint main() { return 0; }\n' | c++ -x c++ -o /dev/null - 2>/dev/null; }
 
 need_mke2fs() {
     have mke2fs || [[ -x /usr/sbin/mke2fs ]] || need e2fsprogs "make file systems for guests"
@@ -368,6 +371,7 @@ write_settings() {
 [[ $machine == x86_64 || $machine == aarch64 ]] || die "this project is built on x86_64 or arm64, not on $machine."
 need_base
 ! wants image || need_image
+! wants fuzz || compiles_cxx || need g++ "compile libFuzzer"
 ! wants test || wants image || need_mke2fs
 install_packages
 ! { wants test || wants check; } || try_passt
