@@ -52,7 +52,7 @@ const MOST_KEPT: u32 = 512;
 const HANGS: u32 = 20;
 /// An execution that takes so many MiB is a finding.
 const MOST_MEMORY: u32 = 2048;
-/// The status that libFuzzer ends with upon a leak, a crash or a hang is not 0; this is a target's that is fine.
+/// How often a target says how far it is.
 const PROGRESS: Duration = Duration::from_secs(10);
 
 pub(crate) fn main() -> ExitCode {
@@ -94,9 +94,10 @@ fn run(options: &Options) -> io::Result<bool> {
 fn targets(options: &Options) -> io::Result<Vec<String>> {
     let seeds = options.folder.join("seeds");
     fs::create_dir_all(&seeds)?;
-    let written = Command::new(&options.program).env("TESSERA_FUZZ_SEEDS", &seeds).status()?;
-    if !written.success() {
-        return Err(io::Error::other("the program does not write its seeds"));
+    let written = Command::new(&options.program).env("TESSERA_FUZZ_SEEDS", &seeds).output()?;
+    if !written.status.success() {
+        let said = String::from_utf8_lossy(&written.stderr).into_owned();
+        return Err(io::Error::other(format!("the program does not write its seeds: {said}")));
     }
     let mut known: Vec<String> = fs::read_dir(&seeds)?
         .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
@@ -206,7 +207,8 @@ fn message(options: &Options, target: &str, finding: &str) -> io::Result<String>
     let output = command(options, target).arg(finding).output()?;
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     let of_panic = text.lines().skip_while(|line| !line.contains("panicked at")).take(4);
-    let lines: Vec<&str> = of_panic.take_while(|line| !line.starts_with("==")).collect();
+    let lines: Vec<&str> =
+        of_panic.take_while(|line| !line.starts_with("==") && !line.starts_with("stack")).collect();
     Ok(if lines.is_empty() {
         "it hangs, or takes too much memory".to_owned()
     } else {
