@@ -13,10 +13,10 @@ LAB_DIRECTORY := $(or $(TESSERA_LAB),target/lab)
 
 # ---- set-up: checked before every goal that builds, written down once ----
 
-BUILDING := run shell lab test check bench lint setup programs docs-generated install install-guest deb nested-tests nested-benches artifacts peers image image-tests soak fuzz
+BUILDING := run shell lab test check bench lint setup programs docs-generated install install-guest deb nested-tests nested-benches artifacts peers image image-tests soak fuzz release-programs reproducible audit sbom
 SETUP_GOALS := $(filter $(BUILDING),$(MAKECMDGOALS))
 ifneq ($(SETUP_GOALS),)
-SETUP_GOALS += $(if $(IMAGE),image) $(if $(filter image-tests,$(MAKECMDGOALS)),image test) $(if $(filter soak,$(MAKECMDGOALS)),bench)
+SETUP_GOALS += $(if $(IMAGE),image) $(if $(filter image-tests,$(MAKECMDGOALS)),image test deb) $(if $(filter sbom,$(MAKECMDGOALS)),deb) $(if $(filter soak,$(MAKECMDGOALS)),bench)
 endif
 ifneq ($(filter lab,$(MAKECMDGOALS)),)
 ifeq ($(wildcard $(SCRIPT)),)
@@ -35,7 +35,7 @@ endif
 $(LAB_DIRECTORY)/setup.mk: FORCE
 	@tests/lab/setup.sh $(SETUP_GOALS)
 
-.PHONY: FORCE help setup run shell lab test check bench lint clean programs docs-generated install install-guest deb nested-tests nested-benches artifacts peers image image-tests soak fuzz
+.PHONY: FORCE help setup run shell lab test check bench lint clean programs docs-generated install install-guest deb nested-tests nested-benches artifacts peers image image-tests soak fuzz release-programs reproducible audit sbom
 
 help:
 	@printf '%s\n' \
@@ -55,6 +55,8 @@ help:
 	  '              run a script in the nested host; succeeds if the script does' \
 	  'make lint     formatting and lints, as continuous integration wants them' \
 	  'make docs-generated  manual pages and completions of shells, in $(LAB_DIRECTORY)/share' \
+	  'make reproducible  build the programs twice, in two places, and compare them byte by byte' \
+	  'make audit [OFFLINE=1]  licences, sources and advisories of all dependencies, by cargo-deny; OFFLINE: no advisories' \
 	  'make deb      Debian packages for arm64, in $(LAB_DIRECTORY)/debs' \
 	  'make install [PREFIX=/usr/local] [DESTDIR=/]' \
 	  '              install what a host needs; make install-guest: the agent' \
@@ -71,12 +73,19 @@ install-changed = cmp -s "$(1)" "$(2)" || install "$(1)" "$(2)"
 
 RELEASE := $(BUILD)/$(ARM64_TARGET)/release
 
+# Messages of panics name files of dependencies by their paths, which are the same on no two machines.
+REGISTRY := $(or $(CARGO_HOME),$(HOME)/.cargo)/registry/src
+RELEASE_BUILD = cargo build --release --target $(ARM64_TARGET) --bins \
+  --config 'target.$(ARM64_TARGET).rustflags=["--remap-path-prefix=$(REGISTRY)=/registry"]'
+
 # Client and agent in builds of their own: cargo gives a shared dependency the features that all of one build ask for.
-programs: $(LAB_DIRECTORY)/setup.mk
+release-programs: $(LAB_DIRECTORY)/setup.mk
+	@$(RELEASE_BUILD) --package tessera --package tessera-guest
+	@$(RELEASE_BUILD) --package tesseractl
+	@$(RELEASE_BUILD) --package tessera-agent
+
+programs: release-programs
 	@cargo build --package tessera-lab
-	@cargo build --release --target $(ARM64_TARGET) --package tessera --package tessera-guest --bins
-	@cargo build --release --target $(ARM64_TARGET) --package tesseractl --bins
-	@cargo build --release --target $(ARM64_TARGET) --package tessera-agent --bins
 	@mkdir -p $(LAB_DIRECTORY)/bin
 	@for name in tessera tesseractl tessera-agent guest-init; do $(call install-changed,$(RELEASE)/$$name,$(LAB_DIRECTORY)/bin/$$name); done
 
@@ -94,7 +103,15 @@ install: programs docs-generated
 install-guest: programs docs-generated
 	@$(call install-files,guest)
 
-deb: programs docs-generated
+# What the programs are made of.
+sbom: docs-generated
+	@PATH=$(TOOLS):$$PATH resources/debian/sbom.sh $(ARM64_TARGET) $(LAB_DIRECTORY)/share/sbom
+
+# Advisories come from https://github.com/rustsec/advisory-db.
+audit: $(LAB_DIRECTORY)/setup.mk
+	@OFFLINE=$(OFFLINE) PATH=$(TOOLS):$$PATH resources/audit.sh
+
+deb: programs docs-generated sbom
 	@resources/debian/build.sh $(LAB_DIRECTORY)/bin $(LAB_DIRECTORY)/share $(LAB_DIRECTORY)/debs
 
 artifacts: programs
@@ -114,6 +131,9 @@ nested-tests: programs
 # As users have it: some benches call the VMM's own code.
 nested-benches: programs
 	@$(call install-tests,--release --bench benches)
+
+reproducible: $(LAB_DIRECTORY)/setup.mk
+	@tests/reproducible.sh $(LAB_DIRECTORY)/reproducible $(ARM64_TARGET)
 
 image: programs
 	@$(LAB) image $(PACKAGES:%=--package %) $(if $(SIZE),--size $(SIZE)) $(if $(REFRESH),--refresh)

@@ -41,6 +41,10 @@ fn products(folder: &Path, machine: u8) {
     for page in ["tessera", "tessera-run", "tessera-broker", "tesseractl", "tesseractl-list"] {
         fs::write(manuals.join(format!("{page}.1")), ".TH\n").unwrap();
     }
+    fs::create_dir_all(folder.join("share/sbom")).unwrap();
+    for name in PROGRAMS {
+        fs::write(folder.join(format!("share/sbom/{name}.cdx.json")), "{}\n").unwrap();
+    }
     let completions = folder.join("share/bash-completion/completions");
     fs::create_dir_all(&completions).unwrap();
     fs::write(completions.join("tesseractl"), "complete\n").unwrap();
@@ -115,6 +119,8 @@ fn packages_have_what_they_are_to_have_where_it_belongs() {
         "/usr/share/man/man1/tesseractl-list.1.gz",
         "/usr/share/bash-completion/completions/tesseractl",
         "/usr/share/doc/tessera/copyright",
+        "/usr/share/doc/tessera/sbom/tessera.cdx.json",
+        "/usr/share/doc/tessera/sbom/tesseractl.cdx.json",
         "/usr/share/doc/tessera/changelog.gz",
         "/usr/share/doc/tessera/install.md",
         "/usr/share/tessera/demo.json",

@@ -3,8 +3,8 @@
 #
 #   build.sh PROGRAMS SHARE OUTPUT
 #
-# PROGRAMS is the folder of the static arm64 programs, SHARE that of the generated manual pages and completions, which
-# may be missing. DEBFULLNAME and DEBEMAIL name the maintainer (else the last commit's committer), SOURCE_DATE_EPOCH the
+# PROGRAMS is the folder of the static arm64 programs, SHARE that of the generated manual pages and completions, and of
+# what the programs are made of (sbom.sh), all of which may be missing. DEBFULLNAME and DEBEMAIL name the maintainer (else the last commit's committer), SOURCE_DATE_EPOCH the
 # time of all files; DEB_VERSION replaces the version of the workspace.
 set -euo pipefail
 
@@ -78,6 +78,10 @@ build() {
         install -D -m 644 "$resources/tessera-broker.default" "$tree/etc/default/tessera-broker"
     fi
     install -D -m 644 "$debian/$package/lintian-overrides" "$tree/usr/share/lintian/overrides/$package"
+    for program; do
+        [[ ! -e $share/sbom/$program.cdx.json ]] ||
+            install -D -m 644 "$share/sbom/$program.cdx.json" "$tree/usr/share/doc/$package/sbom/$program.cdx.json"
+    done
     documents "$package" "$tree"
     control "$package" "$tree"
     find "$tree" -newermt "@$SOURCE_DATE_EPOCH" -exec touch --no-dereference --date="@$SOURCE_DATE_EPOCH" {} +

@@ -2,7 +2,7 @@
 # Sets a machine up for this project, or says what is missing. Usage: setup.sh [GOAL]...
 #
 # GOALs are the Makefile's: `test`, `check` and `bench` also need cargo-nextest, `lint` and `check` clippy and rustfmt,
-# `fuzz` a C++ compiler, `image` what installs Debian into a file; `test` and `check` want passt, and do without. What is there is used; what is
+# `fuzz` a C++ compiler, `audit` and `deb` tools of cargo's, `image` what installs Debian into a file; `test` and `check` want passt, and do without. What is there is used; what is
 # missing is installed: packages by apt-get on Debian 12 and 13 (as root or through sudo), Rust by rustup into the user's
 # home, cargo-nextest from its crate into the project's cache. Nothing is done twice.
 # The decisions go to target/lab/setup.mk (TESSERA_LAB names another folder), which the Makefile includes.
@@ -10,6 +10,8 @@ set -euo pipefail
 
 readonly RUST_VERSION=1.95.0 # what is installed where no Rust, or an older one, is found
 readonly QEMU_MINIMUM=9.1    # a second serial line in a machine with EL2 and MTE
+readonly CYCLONEDX_VERSION=0.5.9
+readonly DENY_VERSION=0.20.2
 readonly RUST_HOST=https://static.rust-lang.org
 readonly DEBIAN_KEYRING=/usr/share/keyrings/debian-archive-keyring.gpg
 
@@ -346,6 +348,19 @@ install_nextest() {
     has_nextest
 }
 
+# ---------------------------------------------------------------- other tools of cargo's
+
+# install_tool NAME VERSION WHAT: into the cache, in this version, once.
+install_tool() {
+    [[ $("$CACHE/tools/bin/$1" "${1#cargo-}" --version 2>/dev/null) != *" $2"* ]] || return 0
+    say "building $1 $2, $3; this takes some minutes, once"
+    PATH=$rust_bin:$PATH CARGO_TARGET_DIR=$CACHE/$1-build \
+        CARGO_PROFILE_DEV_DEBUG=false CARGO_PROFILE_DEV_STRIP=true CARGO_PROFILE_DEV_INCREMENTAL=false \
+        "$rust_bin/cargo" install --debug --locked --root "$CACHE/tools" --version "$2" "$1" >&2 ||
+        die "$1 could not be built: its last lines above say why. What was built is kept; run make again."
+    rm -rf "$CACHE/$1-build"
+}
+
 # ---------------------------------------------------------------- the decisions
 
 write_settings() {
@@ -355,6 +370,7 @@ write_settings() {
     done
     text="# Written by tests/lab/setup.sh: what it decided for this machine."$'\n'
     text+="ARM64_TARGET := $arm64_target"$'\n'
+    text+="TOOLS := $CACHE/tools/bin"$'\n'
     [[ -z $path ]] || text+="export PATH := $path\$(PATH)"$'\n'
     if [[ $arm64_target == *-gnu ]]; then
         [[ $machine == aarch64 ]] ||
@@ -378,4 +394,6 @@ install_packages
 has_rust || install_rust
 ! { wants lint || wants check; } || add_lint_tools
 has_nextest || ! { wants test || wants check || wants bench; } || install_nextest
+! wants deb || install_tool cargo-cyclonedx "$CYCLONEDX_VERSION" "which lists what a package is made of"
+! wants audit || install_tool cargo-deny "$DENY_VERSION" "which checks licences, sources and advisories"
 write_settings
