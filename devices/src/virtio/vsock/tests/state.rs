@@ -5,6 +5,7 @@ use vm_memory::{Bytes, GuestAddress};
 use super::driver::*;
 use super::*;
 use crate::state::{RestoreError, Stateful};
+use crate::virtio::mmio::Served;
 use crate::virtio::testing::{Bench, DATA, Descriptor};
 
 /// Where the buffer for events is.
@@ -63,13 +64,13 @@ fn a_new_connection_waits_until_the_driver_has_ended_the_old_ones() {
     assert_eq!(guest.bench.transport.device().next_deadline(), Some(RESET_LOOK));
 
     guest.host.pass(RESET_LOOK);
-    guest.bench.transport.serve(EVENT);
+    assert_eq!(guest.bench.transport.serve(EVENT), Served::Done);
     guest.serve();
     assert!(guest.receive().is_empty());
     assert_eq!(guest.bench.transport.device().next_deadline(), Some(2 * RESET_LOOK));
 
     guest.bench.rings(EVENT).offer(&[Descriptor::writable(EVENTS, 8)]);
-    guest.bench.transport.serve(EVENT);
+    assert_eq!(guest.bench.transport.serve(EVENT), Served::Done);
     guest.serve();
     assert!(!guest.bench.transport.device().awaits_driver());
     assert_eq!(operations(&guest.receive()), [Operation::Request]);
@@ -83,7 +84,7 @@ fn a_driver_that_never_gives_the_event_back_gets_packets_all_the_same() {
     connect(&mut guest);
 
     guest.host.pass(RESET_TIMEOUT);
-    guest.bench.transport.serve(EVENT);
+    assert_eq!(guest.bench.transport.serve(EVENT), Served::Done);
     guest.serve();
 
     assert_eq!(operations(&guest.receive()), [Operation::Request]);
