@@ -80,7 +80,9 @@ impl Side {
 
     /// Answers the next request, which is to reserve, with slots from this one on. Returns how many.
     pub(crate) fn serve(&self, first: u32) -> u32 {
-        let Some(Request::Reserve(count)) = self.receive() else { panic!("no request") };
+        let Some(Request::Reserve { chunks: count, .. }) = self.receive() else {
+            panic!("no request")
+        };
         let mut slots = (first..first + count).map(SlotIndex);
         let mut left = count;
         while left > 0 {

@@ -172,7 +172,7 @@ impl Raw {
     }
 
     fn reserve(&self, chunks: u32) -> Vec<SlotIndex> {
-        self.say(&Request::Reserve(chunks));
+        self.say(&Request::Reserve { chunks, least: chunks });
         let mut all = Vec::new();
         loop {
             let Some(Reply::Reserved { left, slots }) = self.receive() else { panic!("refused") };

@@ -97,6 +97,32 @@ impl Pool {
         self.reserve_by(lease, chunks, self.deadline(chunks))
     }
 
+    /// Reserves the tag storage of `chunks` chunks or, where there is not enough for so many, of `least`, which is no more;
+    /// or of none. A request that gets the least has not failed.
+    ///
+    /// # Errors
+    /// As [`reserve_by`](Self::reserve_by), where not even the least can be had.
+    pub(crate) fn reserve_at_least(
+        &self,
+        lease: LeaseId,
+        (least, chunks): (u32, u32),
+        deadline: Option<Instant>,
+    ) -> Result<Vec<SlotIndex>, ReserveError> {
+        let may_have_all = least < chunks && {
+            let state = self.lock();
+            state.may_promise(lease, chunks, Order::Fair).is_ok()
+        };
+        if may_have_all {
+            match self.reserve_by(lease, chunks, deadline) {
+                // Others were faster, or the supply does not have all of it.
+                Err(error) if error.is_lack() => {}
+                Err(ReserveError::OverMax { .. }) => {}
+                result => return result,
+            }
+        }
+        self.reserve_by(lease, least, deadline)
+    }
+
     /// As [`reserve_many`](Self::reserve_many), and starts nothing that may take long after this time.
     ///
     /// # Errors

@@ -113,6 +113,19 @@ impl State {
         chunks: u32,
         order: Order,
     ) -> Result<(), ReserveError> {
+        let index = self.may_promise(id, chunks, order)?;
+        self.change(index, |lease| lease.claimed += chunks);
+        self.waiters.promised(index);
+        Ok(())
+    }
+
+    /// Whether `chunks` more slots can be [promised](Self::promise) to a lease. Returns its index.
+    pub(crate) fn may_promise(
+        &self,
+        id: LeaseId,
+        chunks: u32,
+        order: Order,
+    ) -> Result<u32, ReserveError> {
         let index = self.leases.find(id).ok_or(ReserveError::UnknownLease(id))?;
         let lease = self.leases.get(index).ok_or(ReserveError::UnknownLease(id))?;
         let room = lease.max.saturating_sub(lease.held).saturating_sub(lease.claimed);
@@ -128,9 +141,7 @@ impl State {
         if growth.saturating_add(ahead) > self.available() {
             return Err(self.exhausted(chunks));
         }
-        self.change(index, |lease| lease.claimed += chunks);
-        self.waiters.promised(index);
-        Ok(())
+        Ok(index)
     }
 
     /// Takes back a promise.

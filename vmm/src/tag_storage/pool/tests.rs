@@ -4,6 +4,7 @@ mod adopting;
 mod fairness;
 mod histories;
 mod interleavings;
+mod least;
 mod lending;
 mod model;
 mod requests;

@@ -31,26 +31,26 @@ pub enum PoolClientError {
     Unanswered,
 }
 
-/// What a pool says to a request.
-pub type Answer = Result<(), PoolClientError>;
+/// What a pool says to a request: how many of its chunks have tag storage now, the first of them.
+pub type Answer = Result<usize, PoolClientError>;
 
 /// One VM's client of a pool, which assigns a slot to each of its chunks. What is still reserved when the last
 /// reference to it goes is freed then.
 ///
 /// One request is under way at a time. Freeing waits for nothing.
 pub trait PoolClient: Send + Sync {
-    /// Reserves tag storage for all of these chunks, at least one, none of which has any. It waits for the
-    /// pool's answer.
+    /// Reserves tag storage for all of these chunks, none of which has any, or for the first `least` of them, at least
+    /// one. It waits for the pool's answer.
     ///
     /// # Errors
-    /// When not all of it can be had; then none is reserved. Asking again is no error: others may have freed
+    /// When not even that can be had; then none is reserved. Asking again is no error: others may have freed
     /// meanwhile.
-    fn reserve(&self, chunks: &[ChunkIndex]) -> Answer;
+    fn reserve(&self, chunks: &[ChunkIndex], least: usize) -> Answer;
 
     /// As [`reserve`](Self::reserve), without waiting. Where there is no answer, it comes
     /// [later](Self::answer).
-    fn request(&self, chunks: &[ChunkIndex]) -> Option<Answer> {
-        Some(self.reserve(chunks))
+    fn request(&self, chunks: &[ChunkIndex], least: usize) -> Option<Answer> {
+        Some(self.reserve(chunks, least))
     }
 
     /// The answer to the request under way, once it is there.
@@ -120,17 +120,20 @@ impl Embedded {
 }
 
 impl PoolClient for Embedded {
-    fn reserve(&self, chunks: &[ChunkIndex]) -> Answer {
+    fn reserve(&self, chunks: &[ChunkIndex], least: usize) -> Answer {
         if let [chunk] = chunks {
             let slot = self.pool.reserve(self.lease)?;
             self.assign(*chunk, slot);
-            return Ok(());
+            return Ok(1);
         }
         // No pool has so many: it says what it has.
-        let count = u32::try_from(chunks.len()).unwrap_or(u32::MAX);
-        let slots = self.pool.reserve_many(self.lease, count)?;
+        let [least, all] =
+            [least, chunks.len()].map(|count| u32::try_from(count).unwrap_or(u32::MAX));
+        let deadline = self.pool.deadline(all);
+        let slots = self.pool.reserve_at_least(self.lease, (least, all), deadline)?;
+        let count = slots.len();
         chunks.iter().zip(slots).for_each(|(chunk, slot)| self.assign(*chunk, slot));
-        Ok(())
+        Ok(count)
     }
 
     fn free(&self, chunks: &[ChunkIndex]) {
@@ -165,12 +168,12 @@ impl Drop for Embedded {
 
 /// The broker's client, whose inherent methods of these names do the work.
 impl PoolClient for Client {
-    fn reserve(&self, chunks: &[ChunkIndex]) -> Answer {
-        Self::reserve(self, chunks).map_err(|error| said(self, error))
+    fn reserve(&self, chunks: &[ChunkIndex], least: usize) -> Answer {
+        Self::reserve_at_least(self, chunks, least).map_err(|error| said(self, error))
     }
 
-    fn request(&self, chunks: &[ChunkIndex]) -> Option<Answer> {
-        Self::request(self, chunks).err().map(|error| Err(said(self, error)))
+    fn request(&self, chunks: &[ChunkIndex], least: usize) -> Option<Answer> {
+        Self::request(self, chunks, least).err().map(|error| Err(said(self, error)))
     }
 
     fn answer(&self) -> Option<Answer> {

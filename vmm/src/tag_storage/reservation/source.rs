@@ -93,8 +93,8 @@ mod tests {
     fn a_vm_alone_has_a_pool_of_the_size_of_the_host() {
         let hold = pool_client_for(&spec(Bytes::ZERO, Bytes::kib(128)), "vm").unwrap().hold;
 
-        hold.reserve(&[ChunkIndex(0), ChunkIndex(5)]).unwrap();
-        let over = hold.reserve(&[ChunkIndex(1)]).unwrap_err();
+        hold.reserve(&[ChunkIndex(0), ChunkIndex(5)], 2).unwrap();
+        let over = hold.reserve(&[ChunkIndex(1)], 1).unwrap_err();
         let over_max = matches!(over, PoolClientError::Pool(ReserveError::OverMax { .. }));
         assert!(over_max, "{over}");
         let report = hold.report();

@@ -23,7 +23,7 @@ impl Strict {
     /// When the pool does not have that much for this VM. Nothing is reserved then.
     pub fn reserve(hold: Arc<dyn PoolClient>, memory: Bytes) -> Result<Self, PoolClientError> {
         let chunks: Vec<ChunkIndex> = (0..chunks_of(memory)).map(ChunkIndex).collect();
-        hold.reserve(&chunks)?;
+        hold.reserve(&chunks, chunks.len())?;
         Ok(Self { _hold: hold, chunks: chunks.len() as u64 })
     }
 

@@ -68,21 +68,22 @@ impl FakeHold {
 }
 
 impl PoolClient for FakeHold {
-    fn reserve(&self, chunks: &[ChunkIndex]) -> Answer {
+    fn reserve(&self, chunks: &[ChunkIndex], least: usize) -> Answer {
         let mut books = self.books();
         books.requests.push(chunks.len());
-        let (count, free) = (chunks.len() as u64, books.capacity - books.live.len() as u64);
-        if count > free {
-            let (wanted, free) = (Bytes::kib(64 * count), Bytes::kib(64 * free));
+        let free = books.capacity - books.live.len() as u64;
+        let count = if chunks.len() as u64 > free { least } else { chunks.len() };
+        if count as u64 > free {
+            let (wanted, free) = (Bytes::kib(64 * count as u64), Bytes::kib(64 * free));
             let (set_aside, supply) = (Bytes::ZERO, SupplyName::Ledger);
             return Err(ReserveError::Exhausted { wanted, free, set_aside, supply }.into());
         }
         books.granted += 1;
-        for chunk in chunks {
+        for chunk in &chunks[..count] {
             let new = books.live.insert(*chunk);
             books.wrong += u64::from(!new);
         }
-        Ok(())
+        Ok(count)
     }
 
     fn free(&self, chunks: &[ChunkIndex]) {

@@ -27,6 +27,8 @@ const LOOK_EVERY: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 #[derive(Debug)]
 pub(super) struct PendingRequest {
     chunks: Vec<ChunkIndex>,
+    /// For so many of them at least, the first.
+    least: usize,
     /// Those that the broker has given so far.
     slots: Vec<SlotIndex>,
     is_sent: bool,
@@ -35,8 +37,16 @@ pub(super) struct PendingRequest {
 }
 
 impl PendingRequest {
-    fn new(chunks: &[ChunkIndex]) -> Self {
-        Self { chunks: chunks.to_vec(), slots: Vec::new(), is_sent: false, since: Instant::now() }
+    fn new(chunks: &[ChunkIndex], least: usize) -> Self {
+        let (chunks, slots) = (chunks.to_vec(), Vec::new());
+        Self { chunks, least, slots, is_sent: false, since: Instant::now() }
+    }
+
+    fn message(&self) -> Request {
+        // No pool has so many: it says what it has.
+        let [chunks, least] =
+            [self.chunks.len(), self.least].map(|count| u32::try_from(count).unwrap_or(u32::MAX));
+        Request::Reserve { chunks, least }
     }
 
     fn is_overdue(&self) -> bool {
@@ -53,10 +63,14 @@ impl PendingRequest {
 
     /// Takes a part of the answer; `true` with the last one.
     fn take(&mut self, left: u32, slots: Vec<SlotIndex>) -> Result<bool, Error> {
+        let is_first = self.slots.is_empty();
         self.slots.extend(slots);
         self.since = Instant::now();
-        // Neither more nor less than was asked for.
         let promised = self.slots.len() as u64 + u64::from(left);
+        // All or the least, and no more and no less than it has begun to give.
+        if is_first && promised == self.least as u64 {
+            self.chunks.truncate(self.least);
+        }
         if promised != self.chunks.len() as u64 {
             let text = format!("it gave {promised} slots, not {}", self.chunks.len());
             return Err(Error::Answer(text));
@@ -75,12 +89,12 @@ pub struct Awaited {
 }
 
 impl Client {
-    /// Asks for tag storage for all of these chunks, none of which has any, or for none of them. It does not
-    /// wait: [`answer`](Self::answer) comes later.
+    /// Asks for tag storage for all of these chunks, none of which has any, for the first `least` of them, or for none. It
+    /// does not wait: [`answer`](Self::answer) comes later.
     ///
     /// # Errors
     /// When the broker cannot be asked now; then there is no answer.
-    pub fn request(&self, chunks: &[ChunkIndex]) -> Result<(), Error> {
+    pub fn request(&self, chunks: &[ChunkIndex], least: usize) -> Result<(), Error> {
         let shared = &self.0;
         let mut state = shared.state();
         if state.connection.is_none() || state.given_up {
@@ -100,13 +114,13 @@ impl Client {
         if state.request.is_some() {
             return Err(Error::Busy);
         }
-        state.request = (!chunks.is_empty()).then(|| PendingRequest::new(chunks));
+        state.request = (!chunks.is_empty()).then(|| PendingRequest::new(chunks, least));
         shared.flush(&mut state);
         Ok(())
     }
 
-    /// The answer to the request, once there is one. It does not wait.
-    pub fn answer(&self) -> Option<Result<(), Error>> {
+    /// The answer to the request, once there is one: how many of its chunks have tag storage now. It does not wait.
+    pub fn answer(&self) -> Option<Result<usize, Error>> {
         let mut state = self.0.state();
         let connection = state.connection.clone().filter(|_| !state.given_up);
         let (Some(connection), Some(_)) = (connection, &state.request) else {
@@ -116,8 +130,8 @@ impl Client {
         };
         self.0.flush(&mut state);
         match self.0.receive(&mut state, &connection) {
-            Ok(false) => None,
-            Ok(true) => Some(Ok(())),
+            Ok(None) => None,
+            Ok(Some(count)) => Some(Ok(count)),
             Err(error) => {
                 state.request = None;
                 drop(state);
@@ -138,15 +152,23 @@ impl Client {
         Some(Awaited { socket: state.connection.as_ref()?.socket().clone(), events })
     }
 
-    /// As [`request`](Self::request), and waits for the answer.
+    /// Reserves tag storage for all of these chunks, or for none of them.
     ///
     /// # Errors
     /// When the broker refuses or cannot be asked; then nothing is reserved.
     pub fn reserve(&self, chunks: &[ChunkIndex]) -> Result<(), Error> {
+        self.reserve_at_least(chunks, chunks.len()).map(drop)
+    }
+
+    /// As [`request`](Self::request), and waits for the answer.
+    ///
+    /// # Errors
+    /// When the broker refuses or cannot be asked; then nothing is reserved.
+    pub fn reserve_at_least(&self, chunks: &[ChunkIndex], least: usize) -> Result<usize, Error> {
         let _waiting = lock(&self.0.request_lock);
-        self.request(chunks)?;
+        self.request(chunks, least)?;
         if chunks.is_empty() {
-            return Ok(());
+            return Ok(0);
         }
         loop {
             if let Some(answer) = self.answer() {
@@ -180,35 +202,36 @@ impl Shared {
             && !request.is_sent
             && room
         {
-            let message = Request::Reserve(u32::try_from(request.chunks.len()).unwrap_or(u32::MAX));
-            request.is_sent = connection.send_now(&message);
+            request.is_sent = connection.send_now(&request.message());
         }
         self.await_room(state, &connection, !room);
     }
 
-    /// Takes what has come of the answer; `true` with the last part.
-    fn receive(&self, state: &mut State, connection: &Connection) -> Result<bool, Error> {
+    /// Takes what has come of the answer; with the last part, how many chunks it is for.
+    fn receive(&self, state: &mut State, connection: &Connection) -> Result<Option<usize>, Error> {
         while let Some(request) = &mut state.request {
             match connection.receive_now(&self.path)? {
                 Some(Reply::Reserved { left, slots }) => {
                     if request.take(left, slots)? {
-                        self.reserved(state);
-                        return Ok(true);
+                        return Ok(Some(self.reserved(state)));
                     }
                 }
                 Some(other) => return Err(unexpected(&other)),
                 None if request.is_overdue() => return Err(connection.timed_out(&self.path)),
-                None => return Ok(false),
+                None => return Ok(None),
             }
         }
-        Ok(false)
+        Ok(None)
     }
 
-    fn reserved(&self, state: &mut State) {
-        let Some(PendingRequest { chunks, slots, .. }) = state.request.take() else { return };
+    /// Assigns the slots, and returns how many it is.
+    fn reserved(&self, state: &mut State) -> usize {
+        let Some(PendingRequest { chunks, slots, .. }) = state.request.take() else { return 0 };
+        let count = slots.len();
         for (chunk, slot) in chunks.into_iter().zip(slots) {
             state.freed.extend(state.slots.insert(chunk, slot));
         }
+        count
     }
 }
 
@@ -219,7 +242,7 @@ mod tests {
     #[test]
     fn a_request_has_longer_than_the_pool_takes_at_most() {
         for count in [1, 100, 512, 1024, 1025, 1 << 20] {
-            let request = PendingRequest::new(&vec![ChunkIndex(0); count]);
+            let request = PendingRequest::new(&vec![ChunkIndex(0); count], count);
             let most = at_most(u32::try_from(count).unwrap_or(u32::MAX));
             assert!(request.patience() >= most + MARGIN, "{count} chunks");
         }

@@ -1,7 +1,7 @@
 //! The protocol's version, and the bounds of its messages.
 
 /// The version of this protocol. Both sides must have the same.
-pub(crate) const VERSION: u32 = 3;
+pub(crate) const VERSION: u32 = 4;
 
 /// Slots of one message: a page of them. A guest of 1 TiB has its slots in 512 messages, and a
 /// connection costs the broker a buffer of this size.

@@ -66,8 +66,13 @@ pub(crate) enum Request {
     /// It holds these slots of a broker that has ended, at most [`MAX_ADOPT`] a message. Answered by
     /// [`Reply::Adopted`].
     Adopt(Vec<SlotIndex>),
-    /// It wants tag storage for so many chunks. Answered by as many [`Reply::Reserved`] as it takes.
-    Reserve(u32),
+    /// It wants tag storage. Answered by as many [`Reply::Reserved`] as it takes, for all of the chunks or for the least.
+    Reserve {
+        /// For so many chunks.
+        chunks: u32,
+        /// For so many of them at least. Others are asked to give only for these.
+        least: u32,
+    },
     /// It frees these slots. Not answered: a VM does not wait for anybody when its guest gives back memory.
     Free(Vec<SlotIndex>),
     /// It wants to look. The only request of a connection that is not open. Answered by
@@ -161,7 +166,7 @@ impl Request {
                 message.bytes(terms.name.as_bytes(), MAX_NAME)
             }
             Self::Adopt(slots) => Writer::new(ADOPT).slots(slots),
-            Self::Reserve(chunks) => Writer::new(RESERVE).u32(*chunks),
+            Self::Reserve { chunks, least } => Writer::new(RESERVE).u32(*chunks).u32(*least),
             Self::Free(slots) => Writer::new(FREE).slots(slots),
             Self::Report { version } => Writer::new(REPORT).u32(*version),
         }
@@ -201,7 +206,7 @@ impl Request {
                 Self::Open(Open { version, role, returning, terms })
             }
             ADOPT => Self::Adopt(reader.slots(1..=MAX_ADOPT)?),
-            RESERVE => Self::Reserve(reader.u32()?),
+            RESERVE => Self::Reserve { chunks: reader.u32()?, least: reader.u32()? },
             FREE => Self::Free(reader.slots(1..=MAX_SLOTS)?),
             REPORT => {
                 let version = reader.u32()?;

@@ -119,8 +119,8 @@ impl Session {
             (Request::Open(open), SessionState::New) => self.open(open),
             (Request::Open(_), _) => Err(protocol("the connection is open already")),
             (Request::Report { version }, _) => self.report(version),
-            (Request::Reserve(chunks), SessionState::Holder(lease)) => {
-                reserve(lease, &self.socket, chunks)
+            (Request::Reserve { chunks, least }, SessionState::Holder(lease)) => {
+                reserve(lease, &self.socket, (least, chunks))
             }
             (Request::Adopt(slots), SessionState::Holder(lease)) => {
                 adopt(lease, &self.socket, &slots)
@@ -129,7 +129,7 @@ impl Session {
                 free(lease, &slots);
                 Ok(())
             }
-            (Request::Reserve(_) | Request::Adopt(_) | Request::Free(_), _) => {
+            (Request::Reserve { .. } | Request::Adopt(_) | Request::Free(_), _) => {
                 Err(protocol("the connection has no lease"))
             }
         }
@@ -226,30 +226,30 @@ fn protocol(what: &str) -> End {
     End::Refused(Refusal::new(Reason::Protocol, what))
 }
 
-fn reserve(lease: &Lease, socket: &OwnedFd, chunks: u32) -> Result<(), End> {
-    if chunks == 0 {
-        return Err(protocol("no chunks to reserve for"));
+fn reserve(lease: &Lease, socket: &OwnedFd, (least, chunks): (u32, u32)) -> Result<(), End> {
+    if least == 0 || least > chunks {
+        return Err(protocol("no chunks to reserve for, or less than the least"));
     }
     let (state, pool) = (&lease.state, &lease.state.pool);
     if state.is_recovering(Instant::now()) {
-        if chunks <= ASK_MOST {
-            state.notices.deferred(pool, lease.number, chunks, Instant::now());
+        if least <= ASK_MOST {
+            state.notices.deferred(pool, lease.number, least, Instant::now());
         }
         return reply(socket, &Reply::Refused(Refusal::recovering()));
     }
     pool.expire_waiters_now();
     // One for both attempts: the client waits for an answer.
     let deadline = pool.deadline(chunks);
-    let mut result = pool.reserve_by(lease.id, chunks, deadline);
+    let mut result = pool.reserve_at_least(lease.id, (least, chunks), deadline);
     if result.as_ref().is_err_and(ReserveError::is_lack) && lease.state.retry_pinned() {
         // What is in the way may not be pinned any more.
-        result = pool.reserve_by(lease.id, chunks, deadline);
+        result = pool.reserve_at_least(lease.id, (least, chunks), deadline);
     }
     let slots = match result {
         Ok(slots) => slots,
         Err(error) => {
-            if error.is_lack() && chunks <= ASK_MOST {
-                lease.state.notices.lacking(pool, lease.number, chunks, Instant::now());
+            if error.is_lack() && least <= ASK_MOST {
+                lease.state.notices.lacking(pool, lease.number, least, Instant::now());
             }
             reply(socket, &Reply::Refused(Refusal::from(&error)))?;
             return Ok(());

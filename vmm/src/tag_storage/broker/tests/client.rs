@@ -7,11 +7,11 @@ use crate::tag_storage::broker::testing::{Scripted, Side};
 /// Reserves for so many chunks.
 fn reserve(client: &Client, side: &Side, count: u64) -> Vec<ChunkIndex> {
     let chunks: Vec<ChunkIndex> = (0..count).map(ChunkIndex).collect();
-    client.request(&chunks).unwrap();
+    client.request(&chunks, chunks.len()).unwrap();
     assert_eq!(u64::from(side.serve(0)), count);
     loop {
         match client.answer() {
-            Some(answer) => break answer.unwrap(),
+            Some(answer) => break assert_eq!(answer.unwrap() as u64, count),
             None => std::thread::yield_now(),
         }
     }
@@ -72,15 +72,15 @@ fn a_request_waits_for_nothing_and_is_answered_later() {
     let (client, side) = Scripted::new().client();
     let chunks = [ChunkIndex(3), ChunkIndex(8)];
 
-    client.request(&chunks).unwrap();
+    client.request(&chunks, chunks.len()).unwrap();
     assert!(client.answer().is_none() && client.answer().is_none());
-    assert!(matches!(client.request(&[ChunkIndex(1)]), Err(Error::Busy)));
+    assert!(matches!(client.request(&[ChunkIndex(1)], 1), Err(Error::Busy)));
     assert_eq!(client.status().chunks, 0);
     side.serve(70);
     let Some(awaited) = client.awaited() else { panic!("nothing is awaited") };
     poll(&mut [PollFd::new(&awaited.socket, awaited.events)], None).unwrap();
 
-    assert!(matches!(client.answer(), Some(Ok(()))));
+    assert!(matches!(client.answer(), Some(Ok(2))));
     assert_eq!(client.status().chunks, 2);
     client.free(&[ChunkIndex(8)]);
     assert_eq!(freed(&side), [SlotIndex(71)]);
@@ -90,7 +90,7 @@ fn a_request_waits_for_nothing_and_is_answered_later() {
 fn a_request_ends_with_its_connection() {
     for hangs_up in [true, false] {
         let (client, side) = Scripted::new().client();
-        client.request(&[ChunkIndex(3)]).unwrap();
+        client.request(&[ChunkIndex(3)], 1).unwrap();
 
         let _side = (!hangs_up).then_some(side);
         if !hangs_up {
@@ -108,7 +108,7 @@ fn a_request_ends_with_its_connection() {
 fn an_answer_with_other_than_the_wanted_slots_ends_the_connection() {
     for (left, count) in [(0, 3), (1, 2), (0, 1)] {
         let (client, side) = Scripted::new().client();
-        client.request(&[ChunkIndex(3), ChunkIndex(4)]).unwrap();
+        client.request(&[ChunkIndex(3), ChunkIndex(4)], 2).unwrap();
 
         let slots = (0..count).map(SlotIndex).collect();
         side.send(&Reply::Reserved { left, slots });
@@ -121,5 +121,46 @@ fn an_answer_with_other_than_the_wanted_slots_ends_the_connection() {
             }
         });
         assert!(!client.status().attached);
+    }
+}
+
+/// Answers the next request with slots from 70 on, so many in each part.
+fn give(side: &Side, parts: &[u32]) {
+    assert_eq!(side.receive(), Some(Request::Reserve { chunks: 5, least: 2 }));
+    let mut left: u32 = parts.iter().sum();
+    let mut slots = (70..).map(SlotIndex);
+    for part in parts {
+        left -= part;
+        let slots = slots.by_ref().take(*part as usize).collect();
+        side.send(&Reply::Reserved { left, slots });
+    }
+}
+
+#[test]
+fn a_request_is_answered_for_all_or_for_the_least() {
+    for (parts, given) in [
+        (&[5][..], Some(5)),
+        (&[2, 3], Some(5)),
+        (&[2], Some(2)),
+        (&[1, 1], Some(2)),
+        (&[3], None),
+        (&[1], None),
+    ] {
+        let (client, side) = Scripted::new().client();
+        let chunks = [4, 7, 1, 2, 3].map(ChunkIndex);
+        client.request(&chunks, 2).unwrap();
+        give(&side, parts);
+        let mut answer = None;
+        until("the answer", || {
+            answer = client.answer();
+            answer.is_some()
+        });
+
+        assert_eq!(answer.unwrap().ok(), given, "{parts:?}");
+        if let Some(given) = given {
+            client.free(&chunks);
+            let slots: Vec<_> = (70..70 + given as u32).map(SlotIndex).collect();
+            assert_eq!(freed(&side), slots, "those of the first chunks");
+        }
     }
 }

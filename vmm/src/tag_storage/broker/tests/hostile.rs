@@ -54,18 +54,22 @@ fn garbage_ends_the_connection_that_it_comes_from_and_no_other() {
     assert_eq!(good.reserve(1).unwrap().len(), 1);
 }
 
+fn reserve(least: u32, chunks: u32) -> Request {
+    Request::Reserve { chunks, least }
+}
+
 #[test]
 fn requests_for_another_moment_are_refused() {
     let (_directory, path) = place();
     let _broker = Broker::start(&path, 64);
     for request in
-        [Request::Reserve(1), Request::Free(vec![SlotIndex(0)]), Request::Adopt(vec![SlotIndex(0)])]
+        [reserve(1, 1), Request::Free(vec![SlotIndex(0)]), Request::Adopt(vec![SlotIndex(0)])]
     {
         let raw = Raw::connect(&path);
         raw.say(&request);
         assert_eq!(reason(raw.receive()), Reason::Protocol);
     }
-    for request in [opening("again"), Request::Reserve(0)] {
+    for request in [opening("again"), reserve(0, 0), reserve(0, 1), reserve(2, 1)] {
         let raw = Raw::open(&path);
         raw.say(&request);
         assert_eq!(reason(raw.receive()), Reason::Protocol);
@@ -189,10 +193,10 @@ fn a_client_cut_off_at_any_step_leaves_nothing() {
     let steps = [
         opening("cut"),
         Request::Adopt(slots(0..100)),
-        Request::Reserve(2 * MAX_SLOTS as u32),
+        reserve(2 * MAX_SLOTS as u32, 2 * MAX_SLOTS as u32),
         Request::Free(slots(0..500)),
-        Request::Reserve(7),
-        Request::Reserve(u32::MAX),
+        reserve(1, 7),
+        reserve(u32::MAX, u32::MAX),
         Request::Report { version: VERSION },
         Request::Free(slots(100..900)),
     ];

@@ -102,6 +102,26 @@ fn who_has_is_asked_to_give_and_who_lacks_is_told() {
 }
 
 #[test]
+fn who_gets_the_least_lacks_nothing() {
+    let (_directory, path) = place();
+    let broker = Broker::start(&path, 16);
+    let (rich, poor) = (connect(&path, "rich"), connect(&path, "poor"));
+    rich.reserve(13).unwrap();
+    let chunks: Vec<ChunkIndex> = (0..8).map(ChunkIndex).collect();
+
+    assert_eq!(poor.reserve_at_least(&chunks, 2).unwrap(), 2);
+
+    let report = broker.report();
+    assert_eq!((report.pool.chunks.reserved, report.pool.counters.metadata_reserve_fail), (15, 0));
+    assert_eq!(report.traffic.give_backs, 0);
+    rich.handle_events(|event| panic!("{event:?}"));
+
+    // One is left: what is lacking is what is asked for at least.
+    poor.reserve_at_least(&chunks[2..], 3).unwrap_err();
+    wait_for_event(&rich, |event| event == BrokerEvent::RequestReclaim { chunks: 2 });
+}
+
+#[test]
 fn a_client_has_headroom_unless_it_is_asked_to_give() {
     let (_directory, path) = place();
     let broker = Broker::start(&path, 256);

@@ -24,8 +24,8 @@ fn chunks(count: u64) -> Vec<ChunkIndex> {
 fn slots_come_from_the_pool_and_go_back_to_it() {
     let (pool, hold) = embedded();
 
-    hold.reserve(&chunks(3)).unwrap();
-    hold.reserve(&[ChunkIndex(7)]).unwrap();
+    hold.reserve(&chunks(3), 3).unwrap();
+    hold.reserve(&[ChunkIndex(7)], 1).unwrap();
     assert_eq!(pool.snapshot().chunks.reserved, 4);
     hold.free(&[ChunkIndex(1), ChunkIndex(7), ChunkIndex(5)]);
     hold.free(&[ChunkIndex(1)]);
@@ -37,17 +37,32 @@ fn all_are_reserved_or_none() {
     let (pool, hold) = embedded();
 
     for count in [11, 1 << 20] {
-        assert!(hold.reserve(&chunks(count)).is_err(), "{count}");
+        assert!(hold.reserve(&chunks(count), count as usize).is_err(), "{count}");
         assert_eq!(pool.snapshot().chunks.reserved, 0);
     }
-    hold.reserve(&chunks(10)).unwrap();
-    assert!(hold.reserve(&[ChunkIndex(10)]).is_err());
+    assert_eq!(hold.reserve(&chunks(10), 10).unwrap(), 10);
+    assert!(hold.reserve(&[ChunkIndex(10)], 1).is_err());
+}
+
+#[test]
+fn the_first_have_theirs_where_there_is_not_enough_for_all() {
+    let (pool, hold) = embedded();
+
+    assert_eq!(hold.reserve(&chunks(11), 2).unwrap(), 2);
+    assert_eq!(pool.snapshot().chunks.reserved, 2);
+    hold.free(&[ChunkIndex(2), ChunkIndex(10)]);
+    assert_eq!(pool.snapshot().chunks.reserved, 2);
+    hold.free(&[ChunkIndex(0), ChunkIndex(1)]);
+
+    assert_eq!(hold.reserve(&chunks(10), 2).unwrap(), 10);
+    let report = pool.snapshot();
+    assert_eq!((report.chunks.reserved, report.counters.metadata_reserve_fail), (10, 0));
 }
 
 #[test]
 fn what_is_held_is_free_when_the_hold_goes() {
     let (pool, hold) = embedded();
-    hold.reserve(&chunks(4)).unwrap();
+    hold.reserve(&chunks(4), 4).unwrap();
 
     drop(hold);
 

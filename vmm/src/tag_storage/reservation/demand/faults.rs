@@ -1,6 +1,6 @@
 //! The thread that resolves faults on chunks without memory.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::ops::Range;
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -17,6 +17,7 @@ use super::{Error, Exhaustion, Shared};
 use crate::sys::uffd::Fault;
 use crate::tag_storage::chunk::{ChunkIndex, each, one};
 use crate::tag_storage::reservation::PoolClientError;
+use crate::tag_storage::reservation::backend::Answer;
 use crate::tag_storage::reservation::chunk_table::{State, Touched};
 
 /// How often a pool that had nothing is asked again without a notice: tag storage may come free without one,
@@ -86,7 +87,7 @@ pub(super) struct Faults {
     found: Vec<Fault>,
     /// How many of the first are being asked for, and since when.
     asked: usize,
-    /// All that is being asked for, in the order of their numbers.
+    /// All that is being asked for: what is touched, and then what is to be ahead.
     asked_for: Vec<ChunkIndex>,
     asked_at: Instant,
     /// What was ahead had to be freed since then.
@@ -228,7 +229,7 @@ impl Faults {
                     self.check_answer();
                     return Ok(());
                 }
-                Some(Ok(())) => self.reserved()?,
+                Some(Ok(count)) => self.reserved(count)?,
                 Some(Err(why)) => {
                     self.asked = 0;
                     self.batch = 1;
@@ -251,30 +252,35 @@ impl Faults {
     }
 
     /// Asks for several chunks at once; for one after a refusal, and for more and more again after that.
-    fn ask(&mut self) -> Option<Result<(), PoolClientError>> {
+    fn ask(&mut self) -> Option<Answer> {
         let mut chunks = std::mem::take(&mut self.asked_for);
         chunks.clear();
         let asked = self.pending.iter().take(self.batch);
         self.asked = asked.len();
-        {
+        // They are Absent, but for what a discard is at: it changes them to that alone.
+        chunks.extend(asked.clone().map(|pending| pending.chunk));
+        let ahead: BTreeSet<ChunkIndex> = {
             let table = self.shared.table();
-            let is_absent = |chunk: &ChunkIndex| table.state(*chunk) == Some(State::Absent);
-            chunks.extend(asked.flat_map(|pending| each(&pending.run).filter(is_absent)));
-        }
-        // Those touched are Absent, but for what a discard is at: it changes them to that alone.
-        chunks.extend(self.pending.iter().take(self.asked).map(|pending| pending.chunk));
-        chunks.sort_unstable();
-        chunks.dedup();
+            let fits = |chunk: &ChunkIndex| {
+                table.state(*chunk) == Some(State::Absent) && !chunks.contains(chunk)
+            };
+            asked.flat_map(|pending| each(&pending.run).filter(fits)).collect()
+        };
+        chunks.extend(ahead);
         self.asked_for = chunks;
         self.asked_at = Instant::now();
         self.yielded = false;
         self.shared.counters.requests.add(1);
-        self.shared.pool.request(&self.asked_for)
+        self.shared.pool.request(&self.asked_for, self.asked)
     }
 
-    fn reserved(&mut self) -> Result<(), Error> {
+    /// The first of the chunks that were asked for have slots, those that are touched at least.
+    fn reserved(&mut self, count: usize) -> Result<(), Error> {
         self.batch = self.batch.saturating_mul(2).min(MOST_AT_ONCE);
         let mut had = std::mem::take(&mut self.asked_for);
+        let is_short = count < had.len();
+        had.truncate(count);
+        had.sort_unstable();
         let touched: Vec<ChunkIndex> = self
             .pending
             .drain(..std::mem::take(&mut self.asked))
@@ -297,6 +303,9 @@ impl Faults {
             waits
         });
         self.count_pending();
+        if is_short {
+            self.yield_ahead();
+        }
         Ok(())
     }
 

@@ -25,7 +25,7 @@ fn request() -> impl Strategy<Value = Request> {
             Request::Adopt(slots)
         }),
         slots().prop_map(Request::Free),
-        any::<u32>().prop_map(Request::Reserve),
+        (any::<u32>(), any::<u32>()).prop_map(|(chunks, least)| Request::Reserve { chunks, least }),
         any::<u32>().prop_map(|version| Request::Report { version }),
     ]
 }

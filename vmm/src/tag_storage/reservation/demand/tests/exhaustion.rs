@@ -202,7 +202,7 @@ fn after_the_end_nobody_is_stopped_and_nothing_freed() {
 struct Broken;
 
 impl PoolClient for Broken {
-    fn reserve(&self, _: &[ChunkIndex]) -> Answer {
+    fn reserve(&self, _: &[ChunkIndex], _: usize) -> Answer {
         panic!("on purpose")
     }
 
