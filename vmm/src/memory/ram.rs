@@ -130,6 +130,14 @@ impl GuestRam {
         Self::aside(CHUNK, Attributes { backing: Backing::Anonymous, ..self.attributes })
     }
 
+    /// Memory like this of so many bytes, for [`refresh`](Self::refresh). No one touches it.
+    ///
+    /// # Errors
+    /// As for [`new`](Self::new).
+    pub(crate) fn untouched(&self, size: Bytes) -> Result<Self, Error> {
+        Self::aside(size, self.attributes)
+    }
+
     /// A chunk of this memory, which has a file, in another mapping: its first, until it [shows](Self::show_chunk) another.
     ///
     /// # Errors
@@ -329,6 +337,28 @@ impl GuestRam {
         Ok(range.size)
     }
 
+    /// Whether the host may give huge pages to a range of whole pages.
+    ///
+    /// # Errors
+    /// What the host answers; EINVAL for a range that is not of this memory.
+    pub(crate) fn allow_huge_pages(&self, range: MemoryRange, allowed: bool) -> io::Result<()> {
+        self.region().mapping.allow_huge_pages(&self.part(range)?, allowed)
+    }
+
+    /// Maps chunks without a page anew, as [`untouched`](Self::untouched) memory is, with no table for small pages and no
+    /// userfaultfd; pages that come meanwhile are lost. `false`, and nothing is done, where some are a template's.
+    ///
+    /// # Errors
+    /// What the host answers. Some of the chunks may be mapped anew.
+    pub(crate) fn refresh(&self, chunks: MemoryRange, untouched: &Self) -> io::Result<bool> {
+        let part = self.part(chunks)?;
+        if self.has_template_in(&part) {
+            return Ok(false);
+        }
+        self.region().mapping.refresh(&part, &untouched.region().mapping)?;
+        Ok(true)
+    }
+
     /// Which pages of a chunk are in memory. `None` where some are a template's.
     ///
     /// # Errors
@@ -360,6 +390,13 @@ impl GuestRam {
     /// What the host answers.
     pub(super) fn collapse(&self, chunk: MemoryRange) -> io::Result<()> {
         self.region().mapping.collapse(self.offset_of_chunk(chunk)?)
+    }
+
+    /// Where a range begins and ends in this memory, if the memory begins before it.
+    fn part(&self, range: MemoryRange) -> io::Result<Range<u64>> {
+        let offset = self.offset_of_chunk(range)?;
+        let end = offset.checked_add(range.size.get()).ok_or(io::ErrorKind::InvalidInput)?;
+        Ok(offset..end)
     }
 
     fn offset_of_chunk(&self, chunk: MemoryRange) -> io::Result<u64> {

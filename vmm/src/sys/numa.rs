@@ -140,6 +140,11 @@ impl Rule {
         }
     }
 
+    /// Whether it is that of the thread which touches them.
+    pub(crate) fn is_default(&self) -> bool {
+        self.mode == libc::MPOL_DEFAULT
+    }
+
     /// Has the pages of other addresses taken from there, those that are to come.
     ///
     /// # Errors

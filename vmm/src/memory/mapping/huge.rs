@@ -2,12 +2,14 @@
 #![allow(unsafe_code)]
 
 use std::io;
+use std::ops::Range;
 
 use arch::layout::CHUNK;
 use rustix::io::Errno;
-use rustix::mm::Advice;
+use rustix::mm::{Advice, MremapFlags, mremap_fixed};
 
 use super::Mapping;
+use crate::sys::numa::Rule;
 
 /// include/uapi/asm-generic/mman-common.h; the libc crate has it for glibc only.
 const MADV_COLLAPSE: i32 = 25;
@@ -70,6 +72,58 @@ impl Mapping {
             0 => Ok(()),
             _ => Err(io::Error::last_os_error()),
         }
+    }
+
+    /// Whether the host may give huge pages to a part of whole pages.
+    ///
+    /// # Errors
+    /// What the host answers, and EINVAL for what is no part of this memory or is locked.
+    pub(in super::super) fn allow_huge_pages(
+        &self,
+        part: &Range<u64>,
+        allowed: bool,
+    ) -> io::Result<()> {
+        self.check_part(part.start, part.end.saturating_sub(part.start))?;
+        let advice = if allowed { Advice::LinuxHugepage } else { Advice::LinuxNoHugepage };
+        Ok(self.advise(&(part.start as usize..part.end as usize), advice)?)
+    }
+
+    /// Maps a part without pages anew, as `untouched` memory is mapped, and with the rule for the placement of its pages
+    /// that it has: the host's tables for small pages go. What watches the part does so no longer.
+    ///
+    /// That is one call a piece as long as `untouched`, so that no touch finds a mapping with a part of its attributes: the
+    /// kernel would not merge that with its neighbours any more.
+    ///
+    /// # Errors
+    /// What the host answers, ENOMEM when the process would have too many mappings; EINVAL where either memory is a file
+    /// and for what is no part of this memory. Some of the part may be mapped anew.
+    pub(in super::super) fn refresh(&self, part: &Range<u64>, untouched: &Self) -> io::Result<()> {
+        self.check_part(part.start, part.end.saturating_sub(part.start))?;
+        if self.file.is_some() || untouched.file.is_some() || untouched.length == 0 {
+            return Err(Errno::INVAL.into());
+        }
+        let address = self.as_ptr().addr() as u64;
+        let rule = Rule::at(address + part.start)?.filter(|rule| !rule.is_default());
+        let mut at = part.start;
+        while at < part.end {
+            let length = (untouched.length as u64).min(part.end - at);
+            let flags = MremapFlags::MAYMOVE | MremapFlags::DONTUNMAP;
+            let (from, to) = (untouched.as_ptr(), self.as_ptr().wrapping_add(at as usize));
+            // SAFETY: both lie in owned mappings, as just checked; that of `untouched` stays where it is. What is in the
+            // part is lost, of which the caller has it that it is nothing; no reference is to either.
+            let mapped = unsafe {
+                mremap_fixed(from.cast(), length as usize, length as usize, flags, to.cast())
+            };
+            if let Err(errno) = mapped {
+                // As in `replace`.
+                if self.has_hole(&(at..at + length)) {
+                    std::process::abort();
+                }
+                return Err(errno.into());
+            }
+            at += length;
+        }
+        rule.map_or(Ok(()), |rule| rule.set(address + part.start..address + part.end))
     }
 
     fn check_chunk(&self, offset: u64) -> Result<(), Errno> {

@@ -1,8 +1,8 @@
 //! Chunks that are reserved for before they are touched, and taken back when they are not.
 //!
-//! Linux takes and clears a huge page before it sees that a touch is caught, and throws it away (mm/huge_memory.c,
-//! `do_huge_pmd_anonymous_page`). A chunk that is ahead costs none of that: no touch of it is caught. Until it is looked at
-//! nothing tells whether it was touched, so it keeps its slot unless it is armed first and is still without a page then.
+//! A touch that is caught costs switches between threads and calls of the kernel. A chunk that is ahead costs none of
+//! that: no touch of it is caught. Until it is looked at nothing tells whether it was touched, so it keeps its slot unless
+//! it is armed first and is still without a page then.
 
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ use arch::units::Bytes;
 
 use super::Shared;
 use crate::memory::GuestRam;
-use crate::tag_storage::chunk::ChunkIndex;
+use crate::tag_storage::chunk::{ChunkIndex, one};
 use crate::tag_storage::reservation::chunk_table::State;
 
 /// When chunks may be ahead, and for how long.
@@ -139,7 +139,7 @@ impl Shared {
     /// Whether a chunk has no page as far as the host tells. Its first page is what a huge page has, and tells at once.
     fn is_untouched(&self, chunk: ChunkIndex) -> bool {
         let page = Bytes::new(rustix::param::page_size() as u64);
-        let first = MemoryRange::new(self.faults.range_of(chunk).base, page);
+        let first = MemoryRange::new(self.faults.range_of(&one(chunk)).base, page);
         let absent =
             |range| self.residency.is_absent(range).is_ok_and(|absent| absent == Some(true));
         absent(first) && self.is_absent(chunk)

@@ -6,11 +6,15 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use arch::layout::CHUNK;
 use arch::range::MemoryRange;
+use arch::units::Bytes;
 use vm_memory::GuestAddress;
 
 use crate::memory::GuestRam;
 use crate::sys::uffd::{Error, Fault, Uffd};
 use crate::tag_storage::chunk::{ChunkIndex, one};
+
+/// How much is mapped anew in one call at most.
+const AT_ONCE: Bytes = Bytes::new(32 * CHUNK.get());
 
 /// Catches faults on missing pages of armed chunks. A thread that has one waits until the chunk is disarmed,
 /// filled, or woken. When this is dropped all are.
@@ -19,6 +23,8 @@ pub(super) struct ChunkFaults {
     // Field order is drop order: the kernel forgets the ranges before their memory goes.
     uffd: Uffd,
     ram: GuestRam,
+    /// Where chunks can be huge pages: memory that no one touches.
+    untouched: Option<GuestRam>,
 }
 
 impl ChunkFaults {
@@ -27,7 +33,11 @@ impl ChunkFaults {
     /// # Errors
     /// When the host's kernel cannot, or does not let this user.
     pub(super) fn new(ram: GuestRam) -> Result<Self, Error> {
-        Ok(Self { uffd: Uffd::new()?, ram })
+        let is_huge = ram.huge_page_size() == Some(CHUNK);
+        let size = AT_ONCE.min(ram.range().size);
+        // Without it touches that are caught cost more.
+        let untouched = is_huge.then(|| ram.untouched(size).ok()).flatten();
+        Ok(Self { uffd: Uffd::new()?, ram, untouched })
     }
 
     /// See [`Uffd::arm`].
@@ -36,6 +46,55 @@ impl ChunkFaults {
     /// As there.
     pub(super) fn arm(&self, chunks: &Range<ChunkIndex>) -> io::Result<()> {
         self.uffd.arm(&self.addresses(chunks)?)
+    }
+
+    /// Has the host take no huge page for a touch of armed chunks without pages. Linux would take and clear one before it
+    /// sees that the touch is caught, and throw it away (mm/huge_memory.c, `do_huge_pmd_anonymous_page`).
+    pub(super) fn forgo_huge_pages(&self, chunks: &Range<ChunkIndex>) {
+        self.allow_huge_pages(chunks, false);
+    }
+
+    /// Has the host take huge pages again for chunks that have pages.
+    pub(super) fn accept_huge_pages(&self, chunks: &Range<ChunkIndex>) {
+        self.allow_huge_pages(chunks, true);
+    }
+
+    fn allow_huge_pages(&self, chunks: &Range<ChunkIndex>, allowed: bool) {
+        if self.untouched.is_some() {
+            // Without it touches cost more. It fails when the process would have too many mappings.
+            let _ = self.ram.allow_huge_pages(self.range_of(chunks), allowed);
+        }
+    }
+
+    /// As [`disarm`](Self::disarm), for chunks without a page, which may be huge pages then: a touch that was caught has
+    /// left a table for small ones, so that they are mapped anew. `is_apart`: no chunk beside them is disarmed. Threads that
+    /// wait for them are to be [woken](Self::wake), and may be woken by this.
+    ///
+    /// # Errors
+    /// When the process would have too many mappings. A part may be disarmed even so.
+    pub(super) fn disarm_absent(
+        &self,
+        chunks: &Range<ChunkIndex>,
+        is_apart: bool,
+    ) -> io::Result<()> {
+        self.addresses(chunks)?;
+        if let Some(untouched) = &self.untouched
+            && self.ram.refresh(self.range_of(chunks), untouched)?
+        {
+            return if is_apart { self.join(chunks) } else { Ok(()) };
+        }
+        self.accept_huge_pages(chunks);
+        self.disarm(chunks)
+    }
+
+    /// Makes a new mapping one with those beside it, which are armed, and then a piece of that: as one that is touched alone
+    /// it would never merge with another (see [`prepare`](Self::prepare)).
+    fn join(&self, chunks: &Range<ChunkIndex>) -> io::Result<()> {
+        self.forgo_huge_pages(chunks);
+        // Without it they stay apart.
+        let _ = self.arm(chunks);
+        self.accept_huge_pages(chunks);
+        self.disarm(chunks)
     }
 
     /// See [`Uffd::disarm`].
@@ -73,11 +132,17 @@ impl ChunkFaults {
     /// Makes what is mapped to one structure in the kernel before it is armed in pieces, as only pieces
     /// of one can merge again: those of anonymous memory that get their pages while apart get structures
     /// (`anon_vma`) of their own, and a guest that touches its chunks in no order would run into the
-    /// limit on mappings. The first chunk, which must have no page, has none afterwards.
+    /// limit on mappings. The first page of memory, which must not be there, is not there afterwards. No chunk may be a huge
+    /// page until it is [disarmed](Self::disarm_absent).
     pub(super) fn prepare(&self) {
+        let page = self.ram.backing().page_size();
+        let start = self.ram.host_address();
+        self.forgo_huge_pages(
+            &(ChunkIndex(0)..ChunkIndex(self.ram.range().size.get() / CHUNK.get())),
+        );
         // Without it the guest runs as well; at the limit its chunks are filled instead.
-        if self.populate(ChunkIndex(0)).is_ok() {
-            let _ = self.ram.discard(MemoryRange::new(self.ram.range().base, CHUNK));
+        if self.uffd.populate(&(start..start + page.get())).is_ok() {
+            let _ = self.ram.discard(MemoryRange::new(self.ram.range().base, page));
         }
     }
 
@@ -95,10 +160,12 @@ impl ChunkFaults {
         (offset < self.ram.range().size.get()).then_some(ChunkIndex(offset / CHUNK.get()))
     }
 
-    /// The guest-physical range of a chunk.
-    pub(super) fn range_of(&self, chunk: ChunkIndex) -> MemoryRange {
-        let base = self.ram.range().base.0.saturating_add(chunk.0.saturating_mul(CHUNK.get()));
-        MemoryRange::new(GuestAddress(base), CHUNK)
+    /// The guest-physical range of chunks.
+    pub(super) fn range_of(&self, chunks: &Range<ChunkIndex>) -> MemoryRange {
+        let at = |chunk: ChunkIndex| chunk.0.saturating_mul(CHUNK.get());
+        let base = self.ram.range().base.0.saturating_add(at(chunks.start));
+        let size = at(chunks.end).saturating_sub(at(chunks.start));
+        MemoryRange::new(GuestAddress(base), Bytes::new(size))
     }
 
     /// The addresses of chunks in this process, all of them inside of guest memory.

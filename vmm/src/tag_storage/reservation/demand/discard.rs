@@ -13,7 +13,8 @@ use crate::tag_storage::chunk::{ChunkIndex, Covered, each, one};
 /// Frees the slots of the chunks that are discarded.
 ///
 /// A chunk that a discard covers is armed before, so that no touch escapes. One that it covers in part is
-/// examined afterwards: when its last page has gone it is armed, examined again, and freed.
+/// examined afterwards: when its last page has gone it is armed, examined again, and freed. A chunk that is freed is mapped
+/// anew when it is touched.
 pub struct DiscardHandler {
     shared: Arc<Shared>,
     /// Chunks that are Discarding in the hands of this value.
@@ -77,6 +78,7 @@ impl Drop for DiscardHandler {
 impl Shared {
     /// Frees armed chunks whose memory is gone. Threads that have touched one meanwhile try again.
     fn free(&self, run: &[ChunkIndex]) {
+        self.faults.forgo_huge_pages(&span(run));
         self.pool.free(run);
         self.counters.freed.add(run.len() as u64);
         if self.end_discard(run, true) {

@@ -201,7 +201,7 @@ impl Faults {
                 Ok(())
             }
             // It was resolved while this fault was on its way here, or could not be disarmed at first.
-            Touched::Populated => self.shared.resolve(chunk, false),
+            Touched::Populated => self.shared.resolve(chunk),
             Touched::Busy | Touched::Outside => Ok(()),
         }
     }

@@ -37,7 +37,7 @@ use crate::memory::{Backing, GuestRam, Residency};
 use crate::metrics::Counter;
 use crate::sys::thread;
 use crate::sys::uffd;
-use crate::tag_storage::chunk::ChunkIndex;
+use crate::tag_storage::chunk::{ChunkIndex, one};
 
 mod ahead;
 mod chunk_faults;
@@ -306,6 +306,8 @@ struct Shared {
     /// The threads that touch one of these.
     threads: WaitingThreads,
     closed: AtomicBool,
+    /// Held while chunks are mapped anew, and when all is closed: after that they may have pages.
+    mapping: Mutex<()>,
     /// The fault thread is to free what is ahead.
     yields: AtomicBool,
     loading: Mutex<Loading>,
@@ -355,6 +357,7 @@ impl Shared {
             waiting: AtomicU64::new(0),
             threads: WaitingThreads::default(),
             closed: AtomicBool::new(false),
+            mapping: Mutex::new(()),
             yields: AtomicBool::new(false),
             loading: Mutex::new(Loading::Now),
             counters: Arc::default(),
@@ -363,6 +366,10 @@ impl Shared {
 
     fn table(&self) -> MutexGuard<'_, ChunkTable> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lock_mapping(&self) -> MutexGuard<'_, ()> {
+        self.mapping.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn loading(&self) -> MutexGuard<'_, Loading> {
@@ -406,7 +413,10 @@ impl Shared {
 
     /// Stops no touch any more. A thread that arms a chunk checks afterwards whether this has happened meanwhile.
     fn close(&self) {
-        self.closed.store(true, Ordering::SeqCst);
+        {
+            let _mapping = self.lock_mapping();
+            self.closed.store(true, Ordering::SeqCst);
+        }
         self.signal();
         // Ranges that are armed as a whole are disarmed as a whole: there is no new mapping to fail for.
         let _ = self.faults.disarm(&self.all());
@@ -454,7 +464,7 @@ impl Shared {
     /// Whether a chunk certainly has no page.
     fn is_absent(&self, chunk: ChunkIndex) -> bool {
         self.residency
-            .is_absent(self.faults.range_of(chunk))
+            .is_absent(self.faults.range_of(&one(chunk)))
             .is_ok_and(|absent| absent == Some(true))
     }
 }

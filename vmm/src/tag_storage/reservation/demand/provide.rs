@@ -1,8 +1,12 @@
 //! Chunks that have their slots get memory, or may be touched without an event.
 
+use std::io;
+use std::ops::Range;
+
 use super::discard::{runs, span};
 use super::{Error, Shared};
-use crate::tag_storage::chunk::{ChunkIndex, one};
+use crate::tag_storage::chunk::{ChunkIndex, each, one};
+use crate::tag_storage::reservation::chunk_table::State;
 
 impl Shared {
     /// Gives those of absent chunks that are touched their memory; the others get it when they are. All have their slots,
@@ -26,54 +30,67 @@ impl Shared {
         Ok(())
     }
 
-    /// Disarms chunks in a row that are Populating.
+    /// Disarms chunks in a row that are Populating. Those who wait for them are woken when there is memory, and do not take
+    /// some of their own.
     fn open(&self, run: &[ChunkIndex], touched: &[ChunkIndex]) -> Result<(), Error> {
         let (touched, ahead): (Vec<ChunkIndex>, Vec<ChunkIndex>) =
             run.iter().partition(|chunk| touched.contains(chunk));
-        let alone = run.len() == 1 && ahead.is_empty();
-        // Where it fails, the fault thread resolves the faults of those that are armed.
-        let is_open = !alone && self.faults.disarm(&span(run)).is_ok();
+        // Where it fails, some of them may have pages. The fault thread resolves the faults of those that are armed.
+        let is_open = self.disarm_absent(&span(run)).is_ok();
         {
             let mut table = self.table();
             ahead.iter().for_each(|chunk| table.end_ahead(*chunk));
         }
-        if !is_open {
-            for run in runs(&ahead) {
-                // Faults that were read before find nothing to do for them: these come again. Waking cannot fail for
-                // chunks that there are.
-                let _ = self.faults.wake(&span(run));
-            }
-        }
         self.counters.ahead.add(ahead.len() as u64);
         for chunk in touched {
-            match is_open {
+            let done = match is_open {
                 true => {
                     // Without it the pages come as they are touched.
                     let _ = self.faults.populate(chunk);
-                    self.table().end_populate(chunk);
+                    Ok(())
                 }
-                false => self.resolve(chunk, true)?,
-            }
+                false => self.fill(chunk),
+            };
+            self.table().end_populate(chunk);
+            done?;
         }
+        // Also for those ahead: faults that were read before find nothing to do for them, and come again. Waking cannot
+        // fail for chunks that there are.
+        let _ = self.faults.wake(&span(run));
         self.settled.notify_all();
         Ok(())
     }
 
-    /// Resolves the faults of a chunk that is Populating, with its memory if it is `fresh`.
-    pub(super) fn resolve(&self, chunk: ChunkIndex, fresh: bool) -> Result<(), Error> {
-        let done = match self.faults.disarm(&one(chunk)) {
-            Ok(()) => {
-                // Without it the pages come as they are touched.
-                let _ = if fresh { self.faults.populate(chunk) } else { Ok(()) };
-                Ok(())
-            }
-            Err(_) => {
-                self.counters.filled.add(1);
-                self.faults.fill(chunk)
-            }
+    /// Disarms chunks that are Populating and have no page.
+    fn disarm_absent(&self, chunks: &Range<ChunkIndex>) -> io::Result<()> {
+        let _mapping = self.lock_mapping();
+        if self.is_closed() {
+            return self.faults.disarm(chunks);
+        }
+        debug_assert!(each(chunks).all(|chunk| self.is_absent(chunk)), "{chunks:?}");
+        let is_apart = {
+            let table = self.table();
+            let before = chunks.start.0.checked_sub(1).and_then(|at| table.state(ChunkIndex(at)));
+            let beside = [before, table.state(chunks.end)];
+            !beside.iter().flatten().any(|state| matches!(state, State::Populated | State::Ahead))
         };
+        self.faults.disarm_absent(chunks, is_apart)
+    }
+
+    /// Resolves the faults of a chunk that is Populating, and had its memory before or is Ahead.
+    pub(super) fn resolve(&self, chunk: ChunkIndex) -> Result<(), Error> {
+        let chunks = one(chunk);
+        // Before those who wait for it are woken.
+        self.faults.accept_huge_pages(&chunks);
+        let done = self.faults.disarm(&chunks).or_else(|_| self.fill(chunk));
         self.table().end_populate(chunk);
         self.settled.notify_all();
-        done.map_err(|source| Error::Provide { chunk, source })
+        done
+    }
+
+    /// Gives a chunk that cannot be disarmed small pages.
+    fn fill(&self, chunk: ChunkIndex) -> Result<(), Error> {
+        self.counters.filled.add(1);
+        self.faults.fill(chunk).map_err(|source| Error::Provide { chunk, source })
     }
 }

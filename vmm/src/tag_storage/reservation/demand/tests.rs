@@ -24,6 +24,7 @@ use crate::testing::{Means, skip};
 mod ahead;
 mod broker;
 mod exhaustion;
+mod huge;
 mod stress;
 
 const PAGE: u64 = 4096;
@@ -227,7 +228,9 @@ fn a_touched_chunk_is_one_huge_page_where_the_host_has_them() {
         }
         assert!(huge_pages_lacked() > lacked, "small pages, though the host had huge ones");
         tries += 1;
-        assert!(tries < 100, "the host has no free huge pages");
+        if tries >= 100 {
+            return skip(Means::HugePages, "the host has no free huge pages, by its own count");
+        }
         // Only root may, and the kernel makes some as well when it is asked for them again.
         let _ = fs::write("/proc/sys/vm/compact_memory", "1");
     }

@@ -292,7 +292,7 @@ fn no_touch_escapes_while_what_is_ahead_is_taken_back() {
                 }
                 let chunk = ChunkIndex(look % 64);
                 let (before, granted) = guest.hold.look(chunk);
-                let range = guest.demand.shared.faults.range_of(chunk);
+                let range = guest.demand.shared.faults.range_of(&one(chunk));
                 let absent = residency.is_absent(range).unwrap() == Some(true);
                 // A chunk without a slot has had none meanwhile if no request was granted.
                 if !absent && !before && guest.hold.look(chunk) == (false, granted) {
