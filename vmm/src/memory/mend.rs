@@ -6,8 +6,8 @@
 //! small ones where hardly any is missing.
 //!
 //! A page is left alone while the number of its small pages changes between two turns: the guest is at work there. What a
-//! turn does is bounded, as the main thread serves the devices. Once nothing changes any more, turns are rare; once no
-//! page is split, there are none.
+//! turn does is bounded, as the main thread serves the devices. Once nothing changes any more, turns are rare, and the
+//! rarer the longer it takes to look at all pages; once no page is split, there are none.
 //!
 //! # References
 //! Linux mm/khugepaged.c (`madvise_collapse`), mm/madvise.c (`madvise_cold_or_pageout_pte_range`); madvise(2)
@@ -18,10 +18,11 @@ use std::time::{Duration, Instant};
 
 use arch::range::MemoryRange;
 use arch::units::Bytes;
+use rustix::time::{ClockId, clock_gettime};
 
 use super::mapping::PagesInMemory;
 use super::ram::GuestRam;
-use super::reclaim::Counters;
+use super::reclaim::{Counters, Renewal};
 use super::split::{SplitPage, SplitPages};
 use crate::sys::timer::Timer;
 use crate::sys::{meminfo, small_file};
@@ -31,6 +32,13 @@ const SOON: Duration = Duration::from_secs(2);
 
 /// The time between turns where nothing changes: what the guest does is seen so much later at most.
 const LATE: Duration = Duration::from_secs(6);
+
+/// The time between two rounds of turns is so many times what looking at all pages took: a guest of a TiB may have half a
+/// million.
+const REST: u32 = 50;
+
+/// The longest time between rounds, whatever the clock says that they took.
+const LATEST: Duration = Duration::from_secs(300);
 
 /// The time to the next turn where one has not done all there is.
 const AT_ONCE: Duration = Duration::from_millis(50);
@@ -114,16 +122,38 @@ pub struct Mender {
     next: usize,
     /// Something has changed since the last turn that began with the first.
     has_changed: bool,
+    /// How long looks have taken since then.
+    looked: Duration,
+    /// How long this turn has split and made huge pages.
+    worked: Duration,
     wait: Duration,
+    /// A chunk without pages is a new mapping before it is touched again.
+    comes_anew: bool,
     can_mend: bool,
     has_room: fn() -> bool,
 }
 
 impl Mender {
-    pub(super) fn new(ram: GuestRam, split: Split, counters: Arc<Counters>) -> Self {
+    pub(super) fn new(
+        ram: GuestRam,
+        split: Split,
+        counters: Arc<Counters>,
+        renewal: Renewal,
+    ) -> Self {
         let can_mend = ram.can_collapse();
-        let has_room = host_has_room;
-        Self { ram, split, counters, next: 0, has_changed: false, wait: SOON, can_mend, has_room }
+        Self {
+            ram,
+            split,
+            counters,
+            next: 0,
+            has_changed: false,
+            looked: Duration::ZERO,
+            worked: Duration::ZERO,
+            wait: SOON,
+            comes_anew: renewal == Renewal::ByHooks,
+            can_mend,
+            has_room: host_has_room,
+        }
     }
 
     /// What goes off when a turn is due.
@@ -138,16 +168,28 @@ impl Mender {
 
     /// Does what there is to do, and has the next turn come.
     pub(crate) fn turn(&mut self) {
+        let begun = time_of_thread();
+        let is_over = self.continue_round();
+        let took = time_of_thread().saturating_sub(begun);
+        self.looked += took.saturating_sub(std::mem::take(&mut self.worked));
+        match is_over {
+            true => self.end_round(),
+            false => self.again(AT_ONCE),
+        }
+    }
+
+    /// Looks at some. Whether none is left.
+    fn continue_round(&mut self) -> bool {
         let start = Instant::now();
         let mut looks = 0;
         while looks < LOOKS && start.elapsed() < TURN {
             let found = self.split.lock().next(self.next);
-            let Some((number, range, page)) = found else { return self.end_round() };
+            let Some((number, range, page)) = found else { return true };
             self.next = number + 1;
             looks += 1;
             self.look(number, range, page);
         }
-        self.again(AT_ONCE);
+        false
     }
 
     /// Looks at one, and does what there is to do.
@@ -155,19 +197,28 @@ impl Mender {
         // One that cannot be looked at, or is a template's in part, stays as it is.
         let Ok(Some(looked)) = self.ram.pages_in_memory(range) else { return };
         self.has_changed |= page.present != Some(looked.present);
+        if self.comes_anew && looked.present == 0 {
+            self.split.lock().remove(number);
+            return self.counters.renewed.add(1);
+        }
         let plan = plan(&looked, page);
         page.present = Some(looked.present);
         match plan {
             Plan::Leave => {}
             Plan::GiveUp => {
                 page.is_given_up = true;
+                let begun = time_of_thread();
                 if self.ram.give_up_huge_page(range).is_ok() {
                     self.counters.split.add(1);
                 }
+                self.worked += time_of_thread().saturating_sub(begun);
             }
             Plan::Mend if page.rest > 0 => page.rest -= 1,
             Plan::Mend if self.can_mend && (self.has_room)() => {
-                return self.mend(number, range, page);
+                let begun = time_of_thread();
+                self.mend(number, range, page);
+                self.worked += time_of_thread().saturating_sub(begun);
+                return;
             }
             Plan::Mend => {}
         }
@@ -194,8 +245,9 @@ impl Mender {
             true => SOON,
             false => LATE.min(self.wait * 2),
         };
+        let wait = self.wait.max(rest_after(std::mem::take(&mut self.looked)));
         if !self.split.lock().is_empty() {
-            self.again(self.wait);
+            self.again(wait);
         }
     }
 
@@ -203,6 +255,17 @@ impl Mender {
         // Without turns, small pages serve.
         let _ = self.split.timer.once(after);
     }
+}
+
+/// The least time between a round of turns whose looks took so long and the next.
+fn rest_after(looked: Duration) -> Duration {
+    looked.saturating_mul(REST).min(LATEST)
+}
+
+/// How long this thread has run. What others do meanwhile is not in it.
+fn time_of_thread() -> Duration {
+    let now = clock_gettime(ClockId::ThreadCPUTime);
+    now.try_into().unwrap_or(Duration::ZERO)
 }
 
 /// Whether the host has memory to spare: for a huge page it may have to move others, and reclaim some.

@@ -31,7 +31,7 @@ pub use load::{Error as LoadError, Loaded, load};
 pub use mend::Mender;
 pub use page::SharedPage;
 pub use ram::{GuestRam, Region, Regions};
-pub(crate) use reclaim::{DiscardHooks, NoHooks, Outcome, Reclaimer};
+pub(crate) use reclaim::{DiscardHooks, NoHooks, Outcome, Reclaimer, Renewal};
 pub(crate) use residency::Residency;
 pub use shared::MOST_EXTENTS;
 pub(crate) use template::TemplatePart;

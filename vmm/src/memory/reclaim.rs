@@ -40,8 +40,20 @@ pub trait DiscardHooks: Send {
     /// notified only afterwards. A discard that failed frees nothing.
     fn after(&mut self, range: MemoryRange, outcome: Outcome);
 
-    /// Whether memory may be mapped anew: not where touches of it are watched (userfaultfd), which ends with a mapping.
-    fn may_renew(&self) -> bool;
+    /// How huge pages that went in pieces come back.
+    fn renewal(&self) -> Renewal;
+}
+
+/// How memory that went in pieces, and of which all has gone, can be huge pages again: as a new mapping. Where touches are
+/// watched (userfaultfd), that would end with it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Renewal {
+    /// It is mapped anew when it has gone.
+    AtOnce,
+    /// The hooks map it anew, before it is touched.
+    ByHooks,
+    /// Not at all: nor is what has gone in part looked at.
+    Never,
 }
 
 /// Nothing is reserved; or what is reserved stays so for as long as the VM lives, whatever goes back.
@@ -53,8 +65,8 @@ impl DiscardHooks for NoHooks {
 
     fn after(&mut self, _: MemoryRange, _: Outcome) {}
 
-    fn may_renew(&self) -> bool {
-        true
+    fn renewal(&self) -> Renewal {
+        Renewal::AtOnce
     }
 }
 
@@ -141,7 +153,7 @@ impl Reclaimer {
 
     fn over(memory: Box<dyn Pages>, hooks: Box<dyn DiscardHooks>) -> Self {
         let ranges = memory.ranges();
-        let huge = memory.huge_page_size().filter(|_| hooks.may_renew());
+        let huge = memory.huge_page_size().filter(|_| hooks.renewal() != Renewal::Never);
         let split = huge
             .zip(ranges.first())
             .and_then(|(huge, range)| Split::new(SplitPages::new(*range, huge)));
@@ -151,7 +163,7 @@ impl Reclaimer {
     /// What mends this memory's huge pages, which this reclaimer gives back, where it has any.
     pub(crate) fn mender(&self, ram: GuestRam) -> Option<Mender> {
         let split = self.split.clone()?;
-        Some(Mender::new(ram, split, self.counters()))
+        Some(Mender::new(ram, split, self.counters(), self.hooks.renewal()))
     }
 
     /// The size of huge pages that can go in pieces.
@@ -196,6 +208,9 @@ impl Reclaimer {
     /// Renews those of some huge pages that had gone in pieces.
     fn renew_split(&self, pages: MemoryRange) {
         let Some(split) = &self.split else { return };
+        if self.hooks.renewal() == Renewal::ByHooks {
+            return self.counters.renewed.add(split.lock().forget(pages));
+        }
         let taken = split.lock().take(pages);
         for page in taken {
             // An error leaves small pages.

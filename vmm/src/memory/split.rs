@@ -4,6 +4,8 @@
 //! that stores to it meanwhile keeps them apart, for good. So mappings are counted now and then, of which a process has
 //! a bounded number.
 
+use std::ops::Range;
+
 use arch::range::MemoryRange;
 use arch::units::Bytes;
 use vm_memory::GuestAddress;
@@ -73,12 +75,17 @@ impl SplitPages {
         false
     }
 
+    /// Takes out those of a range of whole ones. Returns how many it was.
+    pub(super) fn forget(&mut self, range: MemoryRange) -> u64 {
+        let before = self.count;
+        self.numbers(range).for_each(|number| self.remove(number));
+        before - self.count
+    }
+
     /// Takes out those of a range of whole ones that may be mapped anew.
     pub(super) fn take(&mut self, range: MemoryRange) -> Vec<MemoryRange> {
-        let first = ((range.base.0 - self.memory.base.0) / self.size.get()) as usize;
-        let count = (range.size.get() / self.size.get()) as usize;
         let mut taken = Vec::new();
-        for number in first..first + count {
+        for number in self.numbers(range) {
             if self.get(number).is_some() && self.may_map() {
                 self.remove(number);
                 taken.push(self.range(number));
@@ -92,6 +99,11 @@ impl SplitPages {
         let rest = self.pages.get(from..)?;
         let number = from + rest.iter().position(|page| page.is_split)?;
         self.get(number).map(|page| (number, self.range(number), page))
+    }
+
+    fn numbers(&self, range: MemoryRange) -> Range<usize> {
+        let first = ((range.base.0 - self.memory.base.0) / self.size.get()) as usize;
+        first..first + (range.size.get() / self.size.get()) as usize
     }
 
     fn range(&self, number: usize) -> MemoryRange {

@@ -47,8 +47,14 @@ impl Timer {
     /// Whether it is to go off.
     #[cfg(test)]
     pub(crate) fn is_set(&self) -> bool {
+        !self.left().is_zero()
+    }
+
+    /// How long until it goes off; zero if it is not to.
+    #[cfg(test)]
+    pub(crate) fn left(&self) -> Duration {
         let left = rustix::time::timerfd_gettime(&self.0).map(|left| left.it_value);
-        left.is_ok_and(|left| (left.tv_sec, left.tv_nsec) != (0, 0))
+        left.ok().and_then(|left| left.try_into().ok()).unwrap_or_default()
     }
 
     fn set(&self, first: Duration, then: Duration) -> io::Result<()> {

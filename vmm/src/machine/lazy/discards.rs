@@ -7,7 +7,7 @@ use arch::layout::CHUNK;
 use arch::range::MemoryRange;
 
 use super::{Shared, page_size};
-use crate::memory::{DiscardHooks, Outcome};
+use crate::memory::{DiscardHooks, Outcome, Renewal};
 
 /// Keeps what is given back from being loaded.
 pub(super) struct Discards(pub(super) Arc<Shared>);
@@ -19,8 +19,8 @@ impl DiscardHooks for Discards {
 
     fn after(&mut self, _: MemoryRange, _: Outcome) {}
 
-    fn may_renew(&self) -> bool {
-        false
+    fn renewal(&self) -> Renewal {
+        Renewal::Never
     }
 }
 

@@ -205,6 +205,38 @@ fn what_cannot_be_mended_is_tried_less_and_less_often() {
 }
 
 #[test]
+fn rounds_are_rarer_the_longer_they_take() {
+    let Some(mut bench) = Bench::new() else {
+        return skip(Means::HugePages, "huge pages are off, or have another size");
+    };
+    for (millis, seconds) in [(0, 0), (40, 2), (200, 10), (6_000, 300), (u64::MAX, 300)] {
+        assert_eq!(rest_after(Duration::from_millis(millis)), Duration::from_secs(seconds));
+    }
+    let left = |bench: &Bench| bench.mender.timer().left();
+    // A turn may end early, without a look.
+    let round = |bench: &mut Bench| {
+        bench.mender.turn();
+        while !bench.mender.looked.is_zero() {
+            bench.mender.turn();
+        }
+    };
+    // So that the page stays among those that are looked at.
+    bench.mender.has_room = || false;
+    bench.discard(PAGES, 1);
+    round(&mut bench);
+    assert!(left(&bench) <= SOON, "{:?}", left(&bench));
+
+    bench.mender.looked = Duration::from_secs(1);
+    round(&mut bench);
+
+    let rest = left(&bench);
+    assert!(rest > Duration::from_secs(45) && rest <= Duration::from_secs(51), "{rest:?}");
+    assert_eq!(bench.mender.looked, Duration::ZERO);
+    round(&mut bench);
+    assert!(left(&bench) <= LATE, "{:?}", left(&bench));
+}
+
+#[test]
 fn a_turn_comes_after_the_first_piece_and_none_when_no_page_is_split() {
     let Some(mut bench) = Bench::new() else {
         return skip(Means::HugePages, "huge pages are off, or have another size");

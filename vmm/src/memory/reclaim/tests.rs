@@ -44,21 +44,21 @@ impl DiscardHooks for Trace {
         self.add(Event::After(range, outcome));
     }
 
-    fn may_renew(&self) -> bool {
-        true
+    fn renewal(&self) -> Renewal {
+        Renewal::AtOnce
     }
 }
 
 /// A hook for memory whose touches are watched.
-struct Watched;
+struct Watched(Renewal);
 
 impl DiscardHooks for Watched {
     fn before(&mut self, _: MemoryRange) {}
 
     fn after(&mut self, _: MemoryRange, _: Outcome) {}
 
-    fn may_renew(&self) -> bool {
-        false
+    fn renewal(&self) -> Renewal {
+        self.0
     }
 }
 
@@ -431,12 +431,17 @@ fn nothing_is_renewed_where_touches_are_watched_or_the_host_kept_a_page() {
     kept.discard(guest(10 * PAGE, 4 * PAGE));
     assert_eq!(renewed(&trace), []);
 
-    let mut watched = over(&[], &trace, Box::new(Watched));
-    assert_eq!(watched.huge_page_size(), None);
-    watched.discard(guest(10 * PAGE, PAGE));
-    watched.discard(guest(10 * PAGE, 4 * PAGE));
-    watched.renew(guest(0, 40 * PAGE));
-    assert_eq!(renewed(&trace), []);
+    for renewal in [Renewal::Never, Renewal::ByHooks] {
+        let is_looked_at = renewal == Renewal::ByHooks;
+        let mut watched = over(&[], &trace, Box::new(Watched(renewal)));
+        assert_eq!(watched.huge_page_size(), is_looked_at.then_some(4 * PAGE));
+        watched.discard(guest(10 * PAGE, PAGE));
+        watched.discard(guest(10 * PAGE, 4 * PAGE));
+        watched.discard(guest(14 * PAGE, PAGE));
+        watched.renew(guest(0, 40 * PAGE));
+        assert_eq!(renewed(&trace), []);
+        assert_eq!(watched.counters().renewed.get(), if is_looked_at { 2 } else { 0 });
+    }
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use arch::range::MemoryRange;
 
 use super::Shared;
-use crate::memory::{DiscardHooks, Outcome};
+use crate::memory::{DiscardHooks, Outcome, Renewal};
 use crate::tag_storage::chunk::{ChunkIndex, Covered, each, one};
 
 /// Frees the slots of the chunks that are discarded.
@@ -64,8 +64,8 @@ impl DiscardHooks for DiscardHandler {
         }
     }
 
-    fn may_renew(&self) -> bool {
-        false
+    fn renewal(&self) -> Renewal {
+        Renewal::ByHooks
     }
 }
 
