@@ -9,6 +9,7 @@ use rustix::param::page_size;
 
 use super::Check;
 use crate::backends::reporting;
+use crate::memory::GuestRam;
 use crate::sys::huge_pages::huge_page_size;
 
 const THP: &str = "/sys/kernel/mm/transparent_hugepage";
@@ -19,8 +20,47 @@ const GUEST_PAGE: Bytes = Bytes::kib(4);
 
 pub(super) fn checks() -> Vec<Check> {
     let page = Bytes::new(page_size() as u64);
-    let huge = huge_page_size().is_some_and(|size| size <= CHUNK);
-    vec![page_reporting(page, huge.then_some(Path::new(THP))), pool(Path::new(POOL))]
+    let size = huge_page_size();
+    let thp = size.filter(|size| *size <= CHUNK).map(|_| Path::new(THP));
+    let whole = thp.filter(|_| size == Some(CHUNK));
+    vec![
+        page_reporting(page, thp),
+        huge_pages(whole, GuestRam::host_can_collapse),
+        pool(Path::new(POOL)),
+    ]
+}
+
+/// What comes back to guests in huge pages. `thp` is the directory of transparent huge pages where these are as large as a
+/// chunk, and `can_collapse` whether the kernel makes such of small ones.
+fn huge_pages(thp: Option<&Path>, can_collapse: impl Fn() -> bool) -> Check {
+    const NAME: &str = "huge pages";
+    // A page of the pool goes back whole or not at all.
+    const HUGETLBFS: &str = "hugetlbfs gives back whole pages only";
+    let chosen = |name: &str| {
+        let text = thp.and_then(|thp| fs::read_to_string(thp.join(name)).ok()).unwrap_or_default();
+        let word = text.split_once('[').and_then(|(_, rest)| rest.split_once(']'));
+        word.map(|(word, _)| word.to_owned())
+    };
+    let is_on = chosen("enabled").is_some_and(|mode| mode != "never");
+    if !is_on {
+        let found = format!("none of {CHUNK} for guest memory that is not hugetlbfs; {HUGETLBFS}");
+        return Check::ok(NAME, found);
+    }
+    let parts = match can_collapse() {
+        true => "in parts as well",
+        false => "but not in parts (MADV_COLLAPSE, Linux 6.1)",
+    };
+    let memfd = match chosen("shmem_enabled").as_deref() {
+        None | Some("never" | "deny") => "a memfd has none (its shmem_enabled)",
+        Some(_) => "a memfd does not where a part has gone",
+    };
+    Check::ok(
+        NAME,
+        format!(
+            "anonymous memory that went back comes in huge pages again, {parts}, with tag storage strict, on demand or \
+             off, unless it is restored with --lazy; {memfd}; {HUGETLBFS}"
+        ),
+    )
 }
 
 /// In which units free memory comes back. `thp` is the directory of transparent huge pages where guests
@@ -114,6 +154,30 @@ mod tests {
 
             assert_eq!(check.found.contains("khugepaged"), told, "{enabled} {none}");
         }
+    }
+
+    #[test]
+    fn what_comes_back_in_huge_pages_is_told() {
+        for (enabled, shmem, collapses, told, untold) in [
+            ("always [madvise] never", "[advise]", true, "in parts as well", "memfd has none"),
+            ("[always] madvise never", "[never]", true, "memfd has none", "but not in parts"),
+            (
+                "[always] madvise never",
+                "[always]",
+                false,
+                "not in parts (MADV_COLLAPSE",
+                "has none",
+            ),
+            ("always madvise [never]", "[always]", true, "none of 2 MiB", "anonymous"),
+        ] {
+            let thp = directory(&[("enabled", enabled), ("shmem_enabled", shmem)]);
+
+            let check = huge_pages(Some(thp.path()), || collapses);
+
+            assert!(check.found.contains(told) && !check.found.contains(untold), "{check}");
+            assert!(check.found.contains("hugetlbfs"), "{check}");
+        }
+        assert!(huge_pages(None, || true).found.contains("none of 2 MiB"));
     }
 
     #[test]

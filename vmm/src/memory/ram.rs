@@ -379,6 +379,12 @@ impl GuestRam {
         self.region().mapping.give_up_huge_page(self.offset_of_chunk(chunk)?)
     }
 
+    /// As [`can_collapse`](Self::can_collapse), without guest memory.
+    pub(crate) fn host_can_collapse() -> bool {
+        let attributes = Attributes { tags: false, huge_pages: true, backing: Backing::Anonymous };
+        Self::aside(CHUNK, attributes).is_ok_and(|ram| ram.can_collapse())
+    }
+
     /// Whether the host can make huge pages of small ones.
     pub(super) fn can_collapse(&self) -> bool {
         self.region().mapping.can_collapse()
