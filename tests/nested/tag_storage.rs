@@ -8,6 +8,7 @@ use testing::footprint::{Curve, measured, mib};
 use testing::guest::{Guest, Plan};
 use testing::lab::Lab;
 use testing::memory::{Pages, pages, tagged_ram};
+use testing::tag_samples::never_above_reserved;
 use testing::wait::until;
 
 use crate::reporting::{plan, start};
@@ -271,4 +272,10 @@ fn a_guest_that_is_to_be_killed_ends_with_a_status_of_its_own() {
             println!("{}", finished.messages.trim_end());
         }
     });
+}
+
+#[test]
+#[ignore = "long"]
+fn the_kernels_tagged_pages_are_at_no_sample_more_than_is_reserved_for() {
+    Lab::new().as_root().run(|| never_above_reserved(300));
 }

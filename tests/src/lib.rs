@@ -20,5 +20,6 @@ pub mod scratch;
 pub mod setting;
 pub mod small_file_system;
 pub mod snapshot;
+pub mod tag_samples;
 pub mod template;
 pub mod wait;

@@ -120,27 +120,50 @@ impl AddAssign for Pages {
 
 /// Counts the pages of a mapping. Root only.
 pub fn pages(pid: u32, mapping: &Mapping) -> Pages {
-    const PRESENT: u64 = 1 << 63;
-    const FRAME: u64 = (1 << 55) - 1;
-    const HUGE: u64 = 1 << 22;
-    const TAGGED: u64 = 1 << 41;
-    let page = rustix::param::page_size() as u64;
-    let pagemap = File::open(format!("/proc/{pid}/pagemap")).unwrap();
-    let flags = File::open("/proc/kpageflags").unwrap();
-    let mut entries = vec![0; (mapping.size() / page * 8) as usize];
-    pagemap.read_exact_at(&mut entries, mapping.addresses.start / page * 8).unwrap();
-    let mut count = Pages::default();
-    for entry in entries.chunks_exact(8) {
-        let entry = u64::from_ne_bytes(entry.try_into().unwrap());
-        if entry & PRESENT == 0 {
-            continue;
-        }
-        let mut word = [0; 8];
-        flags.read_exact_at(&mut word, (entry & FRAME) * 8).unwrap();
-        let word = u64::from_ne_bytes(word);
-        count.present += 1;
-        count.tagged += u64::from(word & TAGGED != 0);
-        count.huge += u64::from(word & HUGE != 0);
+    PageCounter::new(pid).count(&mapping.addresses)
+}
+
+/// Counts pages of a process, again and again. Root only.
+pub struct PageCounter {
+    pagemap: File,
+    flags: File,
+}
+
+impl PageCounter {
+    /// Counts those of this process.
+    ///
+    /// # Panics
+    /// When the kernel does not show them.
+    pub fn new(pid: u32) -> Self {
+        let pagemap = File::open(format!("/proc/{pid}/pagemap")).unwrap();
+        Self { pagemap, flags: File::open("/proc/kpageflags").unwrap() }
     }
-    count
+
+    /// Counts the pages of these addresses.
+    ///
+    /// # Panics
+    /// When the kernel does not show them.
+    pub fn count(&self, addresses: &Range<u64>) -> Pages {
+        const PRESENT: u64 = 1 << 63;
+        const FRAME: u64 = (1 << 55) - 1;
+        const HUGE: u64 = 1 << 22;
+        const TAGGED: u64 = 1 << 41;
+        let page = rustix::param::page_size() as u64;
+        let mut entries = vec![0; ((addresses.end - addresses.start) / page * 8) as usize];
+        self.pagemap.read_exact_at(&mut entries, addresses.start / page * 8).unwrap();
+        let entries = entries.as_chunks().0.iter().map(|entry| u64::from_ne_bytes(*entry));
+        let frames: Vec<u64> =
+            entries.filter(|entry| entry & PRESENT != 0).map(|entry| entry & FRAME).collect();
+        let mut count = Pages::default();
+        for run in frames.chunk_by(|frame, next| frame + 1 == *next) {
+            let mut words = vec![0; run.len() * 8];
+            self.flags.read_exact_at(&mut words, run[0] * 8).unwrap();
+            for word in words.as_chunks().0.iter().map(|word| u64::from_ne_bytes(*word)) {
+                count.present += 1;
+                count.tagged += u64::from(word & TAGGED != 0);
+                count.huge += u64::from(word & HUGE != 0);
+            }
+        }
+        count
+    }
 }

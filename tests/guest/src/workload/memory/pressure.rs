@@ -9,6 +9,10 @@ use std::time::Instant;
 use serde_json::{Value, json};
 
 use super::held::Held;
+use crate::machine;
+
+/// Of so many pieces one has tags, where the machine has MTE.
+const WITH_TAGS: u64 = 4;
 
 /// Bytes taken at a time: a huge page.
 const PIECE: usize = 2 << 20;
@@ -59,15 +63,22 @@ fn press(most: usize, stop: &AtomicBool) -> Result<Done, String> {
     let mut done = Done::default();
     while !stop.load(Ordering::Relaxed) {
         let started = Instant::now();
-        held.push_back(Held::touched(PIECE)?);
+        // Tags are checked granule by granule, which takes long.
+        let is_tagged = machine::has_mte() && done.pieces.is_multiple_of(WITH_TAGS);
+        held.push_back(if is_tagged { Held::tagged(PIECE)? } else { Held::touched(PIECE)? });
         done.pieces = done.pieces.saturating_add(1);
         while held.len() > most {
-            done.wrong = done.wrong.saturating_add(held.pop_front().map_or(0, |held| held.wrong()));
+            done.wrong = done.wrong.saturating_add(held.pop_front().map_or(0, wrong));
         }
         // Half of a processor is enough to press, and the driver that is to work beside it needs one as well.
         thread::sleep(started.elapsed());
     }
-    let left: usize = held.iter().map(Held::wrong).sum();
+    let left: usize = held.into_iter().map(wrong).sum();
     done.wrong = done.wrong.saturating_add(left);
     Ok(done)
+}
+
+/// What is wrong with a piece, and whether it came with the data or tags of others.
+fn wrong(held: Held) -> usize {
+    held.wrong().saturating_add(usize::from(!held.fresh()))
 }
