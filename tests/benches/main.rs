@@ -4,6 +4,7 @@
 
 mod devices;
 mod huge_pages;
+mod huge_sizes;
 mod inflation;
 mod lending;
 mod peer;

@@ -1,0 +1,344 @@
+//! Guests of several sizes, with tag storage reserved strictly and on demand, whose memory goes to the host and comes
+//! again ten times, by the balloon or by reports: how much of it is huge soon after, and what touching it costs.
+//!
+//! A touch of memory that the host has taken back costs what the host's kernel needs to find and clear it. That is counted
+//! apart: the faults of huge and of small pages, each with what it costs in a guest that touches its memory for the first
+//! time. What is left is the guest's own, beside that of a guest that never gave anything back.
+
+use std::time::{Duration, Instant};
+
+use arch::layout::CHUNK;
+use serde_json::{Value, json};
+use testing::footprint::{Curve, mib};
+use testing::guest::{Guest, Plan};
+use testing::lab::Lab;
+use testing::memory::{PageCounter, tagged_ram};
+use testing::setting::Setting;
+use testing::wait::until;
+
+const CYCLES: u64 = 10;
+
+/// Of what a guest has free after its start, in percent: what it touches each time, what a balloon takes between, and what
+/// is taken, checked and freed all the time while memory goes and comes. Of a guest of 1 GiB that is 400 and 700 MiB.
+const TOUCHED: u64 = 43;
+const BALLOON: u64 = 75;
+const CHECKED: u64 = 5;
+
+/// The least of what is resident and can be huge that is huge in the end, in percent; within how long; and what touches
+/// cost at most without the faults, of those of memory that never went.
+const HUGE: f64 = 95.0;
+const SOON: Duration = Duration::from_secs(10);
+const COST: f64 = 1.05;
+
+const LIMIT: Duration = Duration::from_secs(3600);
+
+const THP: &str = "/sys/kernel/mm/transparent_hugepage/enabled";
+
+#[derive(Clone, Copy, Debug)]
+enum Way {
+    Balloon,
+    Reports,
+}
+
+/// How a guest is started.
+#[derive(Clone, Copy, Debug)]
+struct Case {
+    memory: &'static str,
+    tags: &'static str,
+    way: Way,
+}
+
+impl Case {
+    fn start(&self) -> Guest {
+        let balloon = match self.way {
+            Way::Balloon => "reporting=off,target=0",
+            Way::Reports => "reporting=on",
+        };
+        self.start_with(balloon)
+    }
+
+    fn start_with(&self, balloon: &str) -> Guest {
+        // A guest's own huge pages come and go as its memory is in pieces or not.
+        let plan = Plan::workload("memory").append("nokaslr transparent_hugepage=never");
+        let plan = plan.with("--memory", self.memory);
+        let plan = plan.with("--cpus", "4").with("--mte", "require").with("--balloon", balloon);
+        plan.with("--tag-storage", self.tags).start()
+    }
+}
+
+/// What a guest works with, in MiB.
+#[derive(Clone, Copy, Debug)]
+struct Sizes {
+    touched: u64,
+    balloon: u64,
+    checked: u64,
+}
+
+impl Sizes {
+    fn of(guest: &mut Guest) -> Self {
+        let ready = guest.report("ready");
+        let free = ready["free_kib"].as_u64().unwrap() >> 10;
+        let part = |percent: u64| (free * percent / 100).max(2);
+        Self { touched: part(TOUCHED), balloon: part(BALLOON), checked: part(CHECKED).min(16) }
+    }
+}
+
+/// Faults that the host's kernel has served for a process, small and huge.
+#[derive(Clone, Copy, Debug, Default)]
+struct Faults {
+    small: f64,
+    huge: f64,
+}
+
+impl Faults {
+    fn now(guest: &Guest) -> Self {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", guest.pid())).unwrap();
+        // proc_pid_stat(5): the 10th field, of which the first two end with a parenthesis.
+        let all = stat.rsplit(')').next().unwrap().split_whitespace().nth(7).unwrap();
+        let vmstat = std::fs::read_to_string("/proc/vmstat").unwrap();
+        let huge = vmstat.lines().find_map(|line| line.strip_prefix("thp_fault_alloc ")).unwrap();
+        let [all, huge]: [f64; 2] = [all, huge].map(|count| count.parse().unwrap());
+        Self { small: all - huge, huge }
+    }
+
+    fn since(self, before: Self) -> Self {
+        Self { small: self.small - before.small, huge: self.huge - before.huge }
+    }
+}
+
+/// A touch: millions of instructions, and the faults.
+#[derive(Clone, Copy, Debug)]
+struct Touch {
+    cost: f64,
+    faults: Faults,
+}
+
+fn touch(guest: &mut Guest, sizes: Sizes) -> Touch {
+    let before = Faults::now(guest);
+    let report = guest.order(&format!("touch {}", sizes.touched), "touched");
+    let cost = report["took_ns"].as_u64().unwrap() as f64 / 1e6;
+    Touch { cost, faults: Faults::now(guest).since(before) }
+}
+
+fn free(guest: &mut Guest) {
+    assert_eq!(guest.order("free", "freed")["wrong"], 0);
+}
+
+/// What touches cost in a guest that gives nothing back.
+#[derive(Clone, Copy, Debug)]
+struct Prices {
+    /// Of memory that the guest has touched before.
+    again: f64,
+    /// Of a fault of a huge page, and of a small one.
+    huge: f64,
+    small: f64,
+}
+
+impl Prices {
+    fn measure(case: Case) -> Self {
+        let [first, again] = Self::touches(case);
+        let huge = (first.cost - again.cost) / first.faults.huge;
+        let small = {
+            let _never = Setting::new(THP, "never");
+            let [first, again] = Self::touches(case);
+            (first.cost - again.cost) / first.faults.small
+        };
+        let prices = Self { again: again.cost, huge, small };
+        println!(
+            "{}, {}: {:.1} million instructions to touch {:.1} again; a fault of a huge page takes {:.0} thousand, of a \
+             small one {:.1}",
+            case.memory,
+            case.tags,
+            prices.again,
+            first.cost,
+            huge * 1e3,
+            small * 1e3
+        );
+        prices
+    }
+
+    /// A touch of fresh memory, and the mean of two more.
+    fn touches(case: Case) -> [Touch; 2] {
+        let mut guest = case.start_with("reporting=off,target=0");
+        let sizes = Sizes::of(&mut guest);
+        let touches = [(); 3].map(|()| {
+            let touched = touch(&mut guest, sizes);
+            free(&mut guest);
+            touched
+        });
+        guest.stop();
+        let again = (touches[1].cost + touches[2].cost) / 2.0;
+        [touches[0], Touch { cost: again, ..touches[2] }]
+    }
+
+    /// What is left of a touch without its faults.
+    fn rest(&self, touch: &Touch) -> f64 {
+        touch.cost - self.huge * touch.faults.huge - self.small * touch.faults.small
+    }
+}
+
+fn inflate(guest: &Guest, target: u64) {
+    let mut client = guest.client();
+    client.send("PATCH", "/balloon", &json!({ "amount_mib": target })).unwrap();
+    until(&format!("a balloon of {target} MiB"), || {
+        let balloon: Value = client.get("/balloon").unwrap();
+        (balloon["actual_mib"] == target).then_some(())
+    });
+}
+
+/// Has memory go to the host and come again, while some is taken and checked.
+fn go_and_come(guest: &mut Guest, case: Case, sizes: Sizes) {
+    guest.order(&format!("press {}", sizes.checked), "pressing");
+    match case.way {
+        Way::Balloon => {
+            inflate(guest, sizes.balloon);
+            inflate(guest, 0);
+        }
+        Way::Reports => {
+            // Some rounds of the driver's, which reports half of what is left in each.
+            std::thread::sleep(Duration::from_secs(10));
+        }
+    }
+    let relaxed = guest.order("relax", "relaxed");
+    assert_eq!(relaxed["wrong"], 0, "{relaxed}");
+}
+
+/// Of a chunk of which more is missing than one of so many parts, the host has the rest, and the guest does not use it: it
+/// cannot be huge unless the host gives that again (`MISSING` in vmm/src/memory/mend.rs).
+const MISSING: u64 = 16;
+
+/// What is resident, in pages.
+#[derive(Clone, Copy, Debug, Default)]
+struct Resident {
+    all: u64,
+    /// In chunks that can be huge.
+    whole: u64,
+    huge: u64,
+}
+
+impl Resident {
+    fn of(guest: &Guest) -> Self {
+        let page = rustix::param::page_size() as u64;
+        let counter = PageCounter::new(guest.pid());
+        let mut resident = Self::default();
+        for piece in tagged_ram(guest.pid()) {
+            for start in piece.addresses.clone().step_by(CHUNK.get() as usize) {
+                let end = (start + CHUNK.get()).min(piece.addresses.end);
+                let count = counter.count(&(start..end));
+                resident.all += count.present;
+                if count.present * page >= CHUNK.get() - CHUNK.get() / MISSING {
+                    resident.whole += count.present;
+                    resident.huge += count.huge;
+                }
+            }
+        }
+        resident
+    }
+
+    /// How much of what can be huge is so, in percent.
+    fn percent(&self) -> f64 {
+        self.huge as f64 * 100.0 / self.whole as f64
+    }
+
+    fn mib(pages: u64) -> f64 {
+        mib(pages * rustix::param::page_size() as u64)
+    }
+}
+
+/// Waits until enough is huge. How long that was, if it did not take too long.
+fn until_huge(guest: &Guest) -> Option<Duration> {
+    let start = Instant::now();
+    loop {
+        let waited = start.elapsed();
+        if Resident::of(guest).percent() >= HUGE {
+            return Some(waited);
+        }
+        if waited >= SOON {
+            return None;
+        }
+        std::thread::sleep(Duration::from_millis(250));
+    }
+}
+
+/// What fell short in a case.
+fn measure(case: Case, prices: &Prices) -> Vec<String> {
+    let mut missed = Vec::new();
+    let mut guest = case.start();
+    let sizes = Sizes::of(&mut guest);
+    println!("{case:?}: {sizes:?}");
+    touch(&mut guest, sizes);
+    free(&mut guest);
+    for cycle in 1..=CYCLES {
+        go_and_come(&mut guest, case, sizes);
+        let touched = touch(&mut guest, sizes);
+        let at_once = Resident::of(&guest).percent();
+        let soon = until_huge(&guest);
+        let resident = Resident::of(&guest);
+        let then = resident.percent();
+        let rest = prices.rest(&touched);
+        let ratio = rest / prices.again;
+        println!(
+            "  {cycle}: {:.1} million instructions, {:.0} faults of huge pages and {:.0} of small ones, without them \
+             {rest:.1} ({ratio:.3}); {:.0} MiB resident, {:.0} MiB in chunks that can be huge, {at_once:.1} % of it \
+             huge at once, {then:.1} % after {soon:?}",
+            touched.cost,
+            touched.faults.huge,
+            touched.faults.small,
+            Resident::mib(resident.all),
+            Resident::mib(resident.whole),
+        );
+        if soon.is_none() {
+            missed.push(format!("{case:?}, cycle {cycle}: {then:.1} % are huge"));
+        }
+        if ratio > COST {
+            missed.push(format!("{case:?}, cycle {cycle}: {ratio:.3} of the cost"));
+        }
+        free(&mut guest);
+    }
+    Curve::until_still(&guest);
+    let metrics = guest.client().metrics().unwrap();
+    let count = |name: &str| metrics["balloon"][name].as_u64().unwrap();
+    println!(
+        "  renewed: {} chunks, split: {}, mended: {}",
+        count("renewed_chunks_total"),
+        count("split_chunks_total"),
+        count("mended_chunks_total")
+    );
+    guest.stop();
+    missed
+}
+
+/// All ways and kinds of tag storage for guests of one size.
+fn measure_all(memory: &'static str, host: &str) {
+    Lab::new().as_root().memory(host).counting_instructions().timeout(LIMIT).run(|| {
+        let mut missed = Vec::new();
+        for tags in ["strict", "demand"] {
+            let case = Case { memory, tags, way: Way::Balloon };
+            let prices = Prices::measure(case);
+            for way in [Way::Balloon, Way::Reports] {
+                missed.extend(measure(Case { way, ..case }, &prices));
+            }
+        }
+        assert!(missed.is_empty(), "{}", missed.join("\n"));
+    });
+}
+
+#[test]
+fn memory_of_a_guest_of_64_mib() {
+    measure_all("64M", "4G");
+}
+
+#[test]
+fn memory_of_a_guest_of_256_mib() {
+    measure_all("256M", "4G");
+}
+
+#[test]
+fn memory_of_a_guest_of_1_gib() {
+    measure_all("1G", "4G");
+}
+
+#[test]
+fn memory_of_a_guest_of_4_gib() {
+    measure_all("4G", "8G");
+}
