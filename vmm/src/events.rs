@@ -57,6 +57,17 @@ pub enum Event {
     BrokerLost,
     /// The broker of tag storage is back.
     BrokerBack,
+    /// The VMM's choice of the balloon's target takes another course.
+    BalloonAuto {
+        /// `off`, or what it does.
+        state: &'static str,
+        /// Why, in a word.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        reason: Option<&'static str>,
+        /// What the guest is asked for, in MiB.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        target_mib: Option<u64>,
+    },
     /// The VM has ended: the last event.
     Ended {
         /// The exit status of the process.

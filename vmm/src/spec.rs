@@ -25,7 +25,10 @@ mod rate_limiter;
 mod tag_storage;
 mod vsock;
 
-pub use balloon::{BalloonSpec, TargetError as BalloonTargetError, target as balloon_target};
+pub use balloon::{
+    BalloonSpec, Error as BalloonError, default_floor as default_balloon_floor,
+    floor as balloon_floor, target as balloon_target,
+};
 pub use disk::{DiskError, DiskSpec};
 pub use draft::Draft;
 pub use network::{NetBackendSpec, NetError, NetSpec, PortForward};
@@ -164,9 +167,9 @@ pub enum Error {
     /// Disks that make no sense.
     #[error(transparent)]
     Disks(#[from] DiskError),
-    /// A balloon larger than the guest.
+    /// A balloon that this guest cannot have.
     #[error(transparent)]
-    BalloonTarget(#[from] BalloonTargetError),
+    Balloon(#[from] BalloonError),
     /// Something is said of tag storage that is not reserved.
     #[error(
         "no tag storage is reserved, so --broker, --tag-min, --tag-max and --on-exhausted have no meaning: \
@@ -340,7 +343,11 @@ impl Spec {
             backing,
             lock_memory,
             track_dirty_pages: machine.track_dirty_pages.unwrap_or(false),
-            balloon: BalloonSpec::new(config.balloon, memory)?,
+            balloon: BalloonSpec::new(
+                config.balloon,
+                memory,
+                lock_memory || huge_pages == HugePages::TwoMib,
+            )?,
             disks,
             rng: config
                 .entropy

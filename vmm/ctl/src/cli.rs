@@ -362,6 +362,14 @@ pub enum BalloonCommand {
         /// On or off.
         switch: Switch,
     },
+    /// Have the VMM choose how much memory the guest is asked for, by how host and guest do, or end that
+    Auto {
+        /// On or off.
+        switch: Switch,
+        /// What the guest keeps whatever the VMM chooses, whole MiB
+        #[arg(long, value_name = "SIZE", value_parser = whole_mib)]
+        floor: Option<Bytes>,
+    },
     /// Show the guest's statistics, or set how often it is asked for them
     Stats {
         /// Seconds between two requests; 0 for none

@@ -11,12 +11,12 @@ use event_manager::{EventManager, SubscriberOps};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use vmm::api::model::{
-    Balloon, BalloonStats, BalloonStatsUpdate, BalloonUpdate, DriveUpdate, DriverState, Footprint,
-    GuestStats, InstanceInfo, NetworkInterfaceUpdate, Reporting, SnapshotConfirm, SnapshotCreate,
-    SnapshotLoad, SnapshotType, State, TagStorage,
+    AutoBalloon, Balloon, BalloonStats, BalloonStatsUpdate, BalloonUpdate, DriveUpdate,
+    DriverState, Footprint, GuestStats, InstanceInfo, NetworkInterfaceUpdate, Reporting,
+    SnapshotConfirm, SnapshotCreate, SnapshotLoad, SnapshotType, State, TagStorage,
 };
 use vmm::api::{ControlError, Controller, Server};
-use vmm::backends::balloon::Change;
+use vmm::backends::balloon::{Change, Limits};
 use vmm::config::ConfigChange;
 use vmm::events::EventLog;
 
@@ -47,6 +47,7 @@ fn fresh_balloon() -> Balloon {
         free_page_reporting: true,
         driver: DriverState::Absent,
         reporting: Reporting::from(None),
+        auto: AutoBalloon { floor_mib: 128, ..AutoBalloon::default() },
     }
 }
 
@@ -83,8 +84,10 @@ impl Controller for FakeVm {
     }
     fn patch_balloon(&mut self, update: BalloonUpdate) -> Result<(), ControlError> {
         let balloon = self.balloon.as_mut().ok_or_else(ControlError::no_balloon)?;
-        let change =
-            Change::new(update.amount_mib, update.free_page_reporting, Bytes::mib(512), true)?;
+        let limits = Limits { memory: Bytes::mib(512), reporting: true, auto: true };
+        let change = Change::new(&update.into(), &limits)?;
+        balloon.auto.on = change.auto.unwrap_or(balloon.auto.on);
+        balloon.auto.floor_mib = change.floor.map_or(balloon.auto.floor_mib, Bytes::as_mib);
         balloon.amount_mib = change.target.map_or(balloon.amount_mib, Bytes::as_mib);
         balloon.free_page_reporting = change.reporting.unwrap_or(balloon.free_page_reporting);
         Ok(())
@@ -424,7 +427,12 @@ fn the_balloon_is_shown_and_changed() {
     let reporting = vm.tesseractl(&["balloon", "reporting", "off", "--json"]);
     let table = vm.tesseractl(&["balloon"]);
     let raw = vm.tesseractl(&["balloon", "--json"]);
+    let auto = vm.tesseractl(&["balloon", "auto", "on", "--floor", "64M"]);
+    let chosen = vm.tesseractl(&["balloon", "--json"]);
 
+    assert_eq!(text(&auto.stdout), "auto on\n");
+    let chosen: Value = serde_json::from_slice(&chosen.stdout).unwrap();
+    assert_eq!(chosen["auto"], json!({ "on": true, "floor_mib": 64 }));
     assert_eq!(text(&target.stdout), "target 256 MiB\n");
     let reporting: Value = serde_json::from_slice(&reporting.stdout).unwrap();
     assert_eq!(reporting, json!({ "outcome": "reporting off" }));

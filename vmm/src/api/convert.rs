@@ -4,12 +4,12 @@ use arch::units::Bytes;
 
 use super::ControlError;
 use super::model::{
-    Balloon, BalloonStats, Borrows, DriverState, Footprint, Reporting, ReportingState, TagStorage,
-    TagStorageChunks,
+    AutoBalloon, Balloon, BalloonStats, BalloonUpdate, Borrows, DriverState, Footprint, Reporting,
+    ReportingState, TagStorage, TagStorageChunks,
 };
 use crate::backends::{balloon, reporting};
 use crate::memory::{self, footprint};
-use crate::spec::{BalloonSpec, ReservationMode};
+use crate::spec::{BalloonSpec, ReservationMode, default_balloon_floor};
 use crate::tag_storage::{PlacementStatus, ReservationStatus};
 
 impl From<&balloon::Status> for Balloon {
@@ -24,13 +24,33 @@ impl From<&balloon::Status> for Balloon {
             free_page_reporting: status.reporting,
             driver: status.driver.into(),
             reporting: status.diagnosis.into(),
+            auto: status.auto.into(),
         }
     }
 }
 
-impl From<BalloonSpec> for Balloon {
-    /// The balloon of a VM that has not started.
-    fn from(spec: BalloonSpec) -> Self {
+impl From<balloon::AutoStatus> for AutoBalloon {
+    fn from(status: balloon::AutoStatus) -> Self {
+        Self {
+            on: status.choice.is_some(),
+            floor_mib: status.floor.as_mib(),
+            state: status.choice.map(|(state, _)| state.as_str().to_owned()),
+            reason: status.choice.map(|(_, reason)| reason.as_str().to_owned()),
+        }
+    }
+}
+
+impl From<BalloonUpdate> for balloon::Request {
+    fn from(update: BalloonUpdate) -> Self {
+        let BalloonUpdate { amount_mib, free_page_reporting, auto, floor_mib } = update;
+        Self { target_mib: amount_mib, reporting: free_page_reporting, auto, floor_mib }
+    }
+}
+
+impl Balloon {
+    /// The balloon of a VM that has not started, and will have this much memory.
+    pub fn before_the_start(spec: BalloonSpec, memory: Bytes) -> Self {
+        let floor = spec.floor.unwrap_or(default_balloon_floor(memory));
         Self {
             amount_mib: spec.target.as_mib(),
             needed_mib: 0,
@@ -41,6 +61,11 @@ impl From<BalloonSpec> for Balloon {
             free_page_reporting: spec.reporting,
             driver: DriverState::Absent,
             reporting: Reporting { state: ReportingState::Off, reason: None },
+            auto: AutoBalloon {
+                on: spec.auto,
+                floor_mib: floor.as_mib(),
+                ..AutoBalloon::default()
+            },
         }
     }
 }

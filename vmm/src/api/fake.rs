@@ -9,7 +9,7 @@ use super::model::{
     SnapshotCreate, SnapshotLoad, State, TagStorage, TagStorageChunks, TagStorageMode,
 };
 use super::{ControlError, Controller};
-use crate::backends::balloon::{Change, GuestReport};
+use crate::backends::balloon::{AutoReason, AutoState, AutoStatus, Change, GuestReport, Limits};
 use crate::backends::reporting::Diagnosis;
 use crate::config::{CommandLineOnly, Config, ConfigChange, RestoreChanges};
 use crate::spec::Draft;
@@ -47,13 +47,16 @@ pub(crate) struct FakeBalloon {
     pub(crate) reporting: Option<bool>,
     pub(crate) interval: u16,
     pub(crate) statistics: GuestStats,
+    /// Whether the VMM chooses the target.
+    pub(crate) auto: bool,
 }
 
 impl Default for FakeBalloon {
     fn default() -> Self {
         let statistics =
             GuestStats { free_memory: Some(300 << 20), oom_kill: Some(0), ..GuestStats::default() };
-        Self { target: Bytes::ZERO, reporting: Some(true), interval: 1, statistics }
+        let target = Bytes::ZERO;
+        Self { target, reporting: Some(true), interval: 1, statistics, auto: false }
     }
 }
 
@@ -175,19 +178,21 @@ impl Controller for FakeVm {
             free_page_reporting: balloon.reporting == Some(true),
             driver: DriverState::Active,
             reporting: Reporting::from(diagnosis),
+            auto: AutoStatus {
+                floor: Bytes::mib(128),
+                choice: balloon.auto.then_some((AutoState::Taking, AutoReason::HostShort)),
+            }
+            .into(),
         })
     }
 
     fn patch_balloon(&mut self, update: BalloonUpdate) -> Result<(), ControlError> {
         let balloon = self.balloon_mut()?;
-        let change = Change::new(
-            update.amount_mib,
-            update.free_page_reporting,
-            MEMORY,
-            balloon.reporting.is_some(),
-        )?;
+        let limits = Limits { memory: MEMORY, reporting: balloon.reporting.is_some(), auto: true };
+        let change = Change::new(&update.into(), &limits)?;
         balloon.target = change.target.unwrap_or(balloon.target);
         balloon.reporting = change.reporting.or(balloon.reporting);
+        balloon.auto = change.auto.unwrap_or(balloon.auto);
         Ok(())
     }
 

@@ -165,6 +165,24 @@ pub struct Balloon {
     pub driver: DriverState,
     /// The state of page reporting. Ours.
     pub reporting: Reporting,
+    /// The VMM's own choice of `amount_mib`. Ours; versions before it do not answer it.
+    #[serde(default)]
+    pub auto: AutoBalloon,
+}
+
+/// The VMM's own choice of a balloon's target.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AutoBalloon {
+    /// Whether it chooses.
+    pub on: bool,
+    /// What it leaves to the guest, in whole MiB (rounded down).
+    pub floor_mib: u64,
+    /// What it does, while it is on: `settled`, `taking` or `returning`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state: Option<String>,
+    /// Why, in a word.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
 }
 
 /// The state of the guest's balloon driver.
@@ -223,8 +241,7 @@ impl ReportingState {
     }
 }
 
-/// Firecracker's `BalloonUpdate` with ours beside it: the body of `PATCH /balloon`. It names one of the
-/// two at least.
+/// Firecracker's `BalloonUpdate` with ours beside it: the body of `PATCH /balloon`. It names one of them at least.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BalloonUpdate {
@@ -234,6 +251,12 @@ pub struct BalloonUpdate {
     /// Whether what the guest reports is given back. Ours.
     #[serde(default, deserialize_with = "not_null", skip_serializing_if = "Option::is_none")]
     pub free_page_reporting: Option<bool>,
+    /// Whether the VMM chooses the amount from now on. An amount without it ends that. Ours.
+    #[serde(default, deserialize_with = "not_null", skip_serializing_if = "Option::is_none")]
+    pub auto: Option<bool>,
+    /// What the VMM leaves to the guest then, in MiB. Ours.
+    #[serde(default, deserialize_with = "not_null", skip_serializing_if = "Option::is_none")]
+    pub floor_mib: Option<u64>,
 }
 
 /// Firecracker's `BalloonStats`: the answer to `GET /balloon/statistics`. What the guest did not say is

@@ -1,6 +1,7 @@
 //! The balloon from the host's side: what the control socket asks of it, its timers, what there is to
 //! say about it.
 
+mod auto;
 mod change;
 mod status;
 
@@ -19,16 +20,19 @@ use devices::virtio::mmio::Transport;
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use serde_json::{Value, json};
 
+use self::auto::{Auto, Look};
 use super::gate::QueueGate;
 use super::queues::Shared;
 use super::reporting::{self, Diagnosis, DriverState, ReportingConfig, Running};
 use crate::error::say;
+use crate::events::EventLog;
 use crate::memory::{GuestRam, Mender, reclaim};
-use crate::spec::BalloonSpec;
+use crate::spec::{BalloonSpec, default_balloon_floor};
 use crate::sys::timer::Timer;
 
-pub use change::{Change, ChangeError};
-pub use status::{GuestReport, Status, Totals};
+pub use auto::{Reason as AutoReason, State as AutoState};
+pub use change::{Change, ChangeError, Limits, Request};
+pub use status::{AutoStatus, GuestReport, Status, Totals};
 
 /// The unit in which a balloon counts.
 const PAGE: Bytes = Bytes::kib(4);
@@ -64,8 +68,9 @@ struct Inner {
     deflate_on_oom: bool,
     /// Seconds between two requests for statistics; 0 for none.
     stats_interval_s: Cell<u16>,
-    /// What the user asks the guest to give up.
+    /// What the user asks the guest to give up, or the VMM chooses.
     target: Cell<Bytes>,
+    auto: RefCell<Auto>,
     /// What it is to give up besides, as others need it.
     needed: Cell<Bytes>,
     /// They need it no more, and it is asked for a little longer.
@@ -88,8 +93,10 @@ impl Control {
         transport: Shared<Balloon>,
         (discards, mender): (Arc<reclaim::Counters>, Option<Mender>),
         gate: QueueGate,
+        log: EventLog,
     ) -> io::Result<Self> {
         let counters = lock(&transport).device().counters();
+        let floor = spec.floor.unwrap_or(default_balloon_floor(config.memory));
         let control = Self(Rc::new(Inner {
             transport,
             counters,
@@ -100,6 +107,7 @@ impl Control {
             deflate_on_oom: spec.deflate_on_oom,
             stats_interval_s: Cell::new(0),
             target: Cell::new(spec.target),
+            auto: RefCell::new(Auto::new(config.memory, floor, log)?),
             needed: Cell::new(Bytes::ZERO),
             lingers: Cell::new(false),
             statistics_timer: Timer::new()?,
@@ -107,6 +115,9 @@ impl Control {
             needed_timer: Timer::new()?,
         }));
         control.set_stats_interval(spec.stats_interval_s)?;
+        if spec.auto {
+            control.choose()?;
+        }
         control.0.settled_timer.once(SETTLED)?;
         Ok(control)
     }
@@ -128,35 +139,76 @@ impl Control {
             reporting: self.0.config.offered() && device.reporting(),
             driver: driver_state(&transport),
             diagnosis: diagnosis(&self.0.config, &transport),
+            auto: {
+                let auto = self.0.auto.borrow();
+                AutoStatus { floor: auto.floor(), choice: auto.choice() }
+            },
         }
     }
 
-    /// Asks the guest for another amount of memory, or switches reporting. Returns without waiting for the
-    /// guest.
+    /// Asks the guest for another amount of memory, switches reporting, or has the VMM choose. Returns without waiting
+    /// for the guest.
     ///
     /// # Errors
     /// When this VM cannot do it: see [`Change::new`]. Nothing is changed then.
-    pub fn update(
-        &self,
-        target_mib: Option<u64>,
-        reporting: Option<bool>,
-    ) -> Result<(), ChangeError> {
-        let ReportingConfig { memory, .. } = self.0.config;
-        let change = Change::new(target_mib, reporting, memory, self.0.config.offered())?;
+    pub fn update(&self, request: &Request) -> Result<(), ChangeError> {
+        let config = &self.0.config;
+        let limits =
+            Limits { memory: config.memory, reporting: config.offered(), auto: !config.is_fixed() };
+        let change = Change::new(request, &limits)?;
         let mut transport = self.transport();
         if let Some(on) = change.reporting {
             transport.device_mut().set_reporting(on);
         }
         drop(transport);
+        if let Some(floor) = change.floor {
+            self.0.auto.borrow_mut().set_floor(floor);
+        }
+        if change.auto == Some(false) {
+            self.0.auto.borrow_mut().stop();
+        }
         if let Some(target) = change.target {
             self.0.target.set(target);
-            self.aim();
         }
+        if change.auto == Some(true) {
+            // It cannot fail with such a time; if it does the target stays.
+            let _ = self.choose();
+        }
+        self.aim();
         Ok(())
     }
 
+    /// Has the VMM choose the target from now on, beginning from that which is.
+    fn choose(&self) -> io::Result<()> {
+        let target = self.0.auto.borrow_mut().start(self.0.target.get())?;
+        self.0.target.set(target);
+        self.aim();
+        Ok(())
+    }
+
+    /// Has the VMM choose anew.
+    fn look(&self) {
+        let look = {
+            let transport = self.transport();
+            let device = transport.device();
+            Look {
+                actual: Bytes::new(device.actual()),
+                needed: self.needed(),
+                statistics: device.statistics().copied(),
+                answers: self.0.counters.statistics.load(Ordering::Relaxed),
+            }
+        };
+        let Some(decision) = self.0.auto.borrow_mut().look(&look) else { return };
+        if self.0.target.replace(decision.target) != decision.target {
+            self.aim();
+        }
+        if decision.ask {
+            self.ask();
+        }
+    }
+
     /// Asks the guest for this much more than it has given so far, for others. A quarter of its memory stays
-    /// its own.
+    /// its own, and its floor where the VMM chooses the target.
     pub fn request_reclaim(&self, size: Bytes) {
         let actual = Bytes::new(self.transport().device().actual());
         let given = actual.get().saturating_sub(self.0.target.get().get());
@@ -177,7 +229,9 @@ impl Control {
     /// What the guest is asked for beyond the user's target.
     fn needed(&self) -> Bytes {
         let memory = self.0.config.memory.get();
-        let most = (memory - memory / 4).saturating_sub(self.0.target.get().get());
+        let auto = self.0.auto.borrow();
+        let floor = auto.choice().map_or(0, |_| auto.floor().get());
+        let most = (memory - (memory / 4).max(floor)).saturating_sub(self.0.target.get().get());
         self.0.needed.get().min(Bytes::new(most)).align_down(PAGE)
     }
 
@@ -247,6 +301,7 @@ impl Control {
             "irq_failures_total": read(&wire.irq_failures),
             "resets_total": read(&wire.resets),
             "broken_total": read(&wire.broken),
+            "auto": self.0.auto.borrow().metrics(),
         })
     }
 
@@ -293,6 +348,8 @@ impl MutEventSubscriber for Control {
             // Without its event there are no statistics, or there is no explanation.
             let _ = ops.add(Events::new_raw(timer.as_raw_fd(), EventSet::IN));
         }
+        // Without its event the target stays.
+        let _ = ops.add(Events::new_raw(self.0.auto.borrow().timer().as_raw_fd(), EventSet::IN));
         if let Some(mender) = &*self.0.mender.borrow() {
             // Without its event, small pages serve.
             let _ = ops.add(Events::new_raw(mender.timer().as_raw_fd(), EventSet::IN));
@@ -311,6 +368,13 @@ impl MutEventSubscriber for Control {
             self.0.needed.set(Bytes::ZERO);
             self.0.lingers.set(false);
             self.aim();
+        }
+        let is_due = fired(self.0.auto.borrow().timer());
+        if is_due {
+            match self.0.gate.enter() {
+                Some(_inside) => self.look(),
+                None => self.0.auto.borrow_mut().forget(),
+            }
         }
         if let Some(mender) = &mut *self.0.mender.borrow_mut()
             && fired(mender.timer())

@@ -86,8 +86,9 @@ pub struct RunArgs {
     #[arg(long, value_name = "ACTION")]
     pub on_exhausted: Option<ExhaustedFlag>,
 
-    /// The memory balloon: reporting=on|off, deflate-on-oom=on|off, target=SIZE, stats=SECONDS,
-    /// separated by commas [default: reporting=on,deflate-on-oom=on,target=0,stats=0]
+    /// The memory balloon: reporting=on|off, deflate-on-oom=on|off, target=SIZE, stats=SECONDS, auto (the VMM chooses the
+    /// target by how host and guest do), floor=SIZE (what auto leaves to the guest), separated by commas
+    /// [default: reporting=on,deflate-on-oom=on,target=0,stats=0,auto=off]
     #[arg(long, value_name = "KEY=VALUE,...", num_args = 0..=1, default_missing_value = "")]
     pub balloon: Option<BalloonFlag>,
 

@@ -28,6 +28,12 @@ pub struct BalloonSection {
     /// Firecracker has it off.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub free_page_reporting: Option<bool>,
+    /// Whether the VMM itself chooses how much the guest is asked for. Ours.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub auto: Option<bool>,
+    /// What the guest keeps of its memory whatever the VMM chooses, in MiB. Ours.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub floor_mib: Option<u64>,
 }
 
 /// What a configuration says of the balloon.
@@ -74,7 +80,8 @@ impl<'de> Deserialize<'de> for BalloonSetting {
     }
 }
 
-/// The value of `--balloon`: `KEY=VALUE` separated by commas, each key at most once, in any order.
+/// The value of `--balloon`: `KEY=VALUE` separated by commas, each key at most once, in any order. `auto` alone is
+/// `auto=on`.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct BalloonFlag {
     reporting: Option<bool>,
@@ -82,13 +89,18 @@ pub struct BalloonFlag {
     /// In MiB.
     target: Option<u64>,
     stats_interval_s: Option<u16>,
+    auto: Option<bool>,
+    /// In MiB.
+    floor: Option<u64>,
 }
 
 /// Why the value of `--balloon` is not understood.
 #[derive(Clone, Debug, Error, Eq, PartialEq)]
 pub enum ParseBalloonError {
     /// A key that is none, or no `KEY=VALUE` at all.
-    #[error("'{0}' is not known: use reporting=, deflate-on-oom=, target= and stats=")]
+    #[error(
+        "'{0}' is not known: use reporting=, deflate-on-oom=, target=, stats=, auto and floor="
+    )]
     Key(String),
     /// One key twice.
     #[error("'{0}' is given twice: keep one")]
@@ -101,12 +113,22 @@ pub enum ParseBalloonError {
         /// What it was given.
         value: String,
     },
-    /// A target that is not a size.
-    #[error("'target=' needs a size: {0}")]
-    Target(ParseBytesError),
-    /// A target with a part of a MiB.
-    #[error("'target=' needs whole MiB, which {0} is not: use for instance target=512M")]
-    TargetMib(Bytes),
+    /// Something other than a size.
+    #[error("'{key}=' needs a size: {source}")]
+    Size {
+        /// The key.
+        key: &'static str,
+        /// What is wrong with it.
+        source: ParseBytesError,
+    },
+    /// A size with a part of a MiB.
+    #[error("'{key}=' needs whole MiB, which {size} is not: use for instance {key}=512M")]
+    Mib {
+        /// The key.
+        key: &'static str,
+        /// The size.
+        size: Bytes,
+    },
     /// An interval that is not in the range.
     #[error("'stats={0}' is not understood: use whole seconds up to {max}, 0 for off", max = u16::MAX)]
     Stats(String),
@@ -119,6 +141,7 @@ impl FromStr for BalloonFlag {
         let mut flag = Self::default();
         for item in text.split(',').filter(|_| !text.is_empty()) {
             let unknown = || ParseBalloonError::Key(item.to_owned());
+            let item = if item == "auto" { "auto=on" } else { item };
             let (key, value) = item.split_once('=').ok_or_else(unknown)?;
             match key {
                 "reporting" => set(&mut flag.reporting, "reporting", switch("reporting", value)?)?,
@@ -126,13 +149,9 @@ impl FromStr for BalloonFlag {
                     let on = switch("deflate-on-oom", value)?;
                     set(&mut flag.deflate_on_oom, "deflate-on-oom", on)?;
                 }
-                "target" => {
-                    let size: Bytes = value.parse().map_err(ParseBalloonError::Target)?;
-                    if !size.is_multiple_of(Bytes::mib(1)) {
-                        return Err(ParseBalloonError::TargetMib(size));
-                    }
-                    set(&mut flag.target, "target", size.as_mib())?;
-                }
+                "target" => set(&mut flag.target, "target", mib("target", value)?)?,
+                "auto" => set(&mut flag.auto, "auto", switch("auto", value)?)?,
+                "floor" => set(&mut flag.floor, "floor", mib("floor", value)?)?,
                 "stats" => {
                     let seconds = value.parse();
                     let seconds =
@@ -154,6 +173,8 @@ impl BalloonFlag {
         section.stats_polling_interval_s =
             self.stats_interval_s.or(section.stats_polling_interval_s);
         section.amount_mib = self.target.or(section.amount_mib);
+        section.auto = self.auto.or(section.auto);
+        section.floor_mib = self.floor.or(section.floor_mib);
     }
 }
 
@@ -161,6 +182,15 @@ fn set<T>(field: &mut Option<T>, key: &'static str, value: T) -> Result<(), Pars
     match field.replace(value) {
         None => Ok(()),
         Some(_) => Err(ParseBalloonError::Twice(key)),
+    }
+}
+
+/// A size in whole MiB.
+fn mib(key: &'static str, value: &str) -> Result<u64, ParseBalloonError> {
+    let size: Bytes = value.parse().map_err(|source| ParseBalloonError::Size { key, source })?;
+    match size.is_multiple_of(Bytes::mib(1)) {
+        true => Ok(size.as_mib()),
+        false => Err(ParseBalloonError::Mib { key, size }),
     }
 }
 

@@ -107,8 +107,7 @@ impl Controller for MachineController {
     }
 
     fn patch_balloon(&mut self, update: model::BalloonUpdate) -> Result<(), ControlError> {
-        let balloon = self.balloon_control()?;
-        Ok(balloon.update(update.amount_mib, update.free_page_reporting)?)
+        Ok(self.balloon_control()?.update(&update.into())?)
     }
 
     fn balloon_statistics(&self) -> Result<model::BalloonStats, ControlError> {

@@ -91,7 +91,8 @@ impl Controller for DraftController<'_> {
     }
 
     fn balloon(&self) -> Result<model::Balloon, ControlError> {
-        self.draft.balloon().map(Into::into).ok_or_else(ControlError::no_balloon)
+        let balloon = self.draft.balloon().ok_or_else(ControlError::no_balloon)?;
+        Ok(model::Balloon::before_the_start(balloon, self.draft.memory()))
     }
 
     fn patch_balloon(&mut self, _: model::BalloonUpdate) -> Result<(), ControlError> {

@@ -190,9 +190,13 @@ pub(super) fn as_it_is(machine: &Machine, spec: &Spec, has_mte: bool) -> Spec {
 
 fn balloon_as_it_is(machine: &Machine, spec: BalloonSpec) -> BalloonSpec {
     match machine.balloon().map(balloon::Control::status) {
-        Some(Status { target, stats_interval_s, .. }) => {
-            BalloonSpec { target, stats_interval_s, ..spec }
-        }
+        Some(Status { target, stats_interval_s, auto, .. }) => BalloonSpec {
+            target,
+            stats_interval_s,
+            auto: auto.choice.is_some(),
+            floor: (auto.choice.is_some() || spec.floor.is_some()).then_some(auto.floor),
+            ..spec
+        },
         None => spec,
     }
 }
@@ -539,11 +543,23 @@ mod tests {
         let machine = machine(&hypervisor, 1);
         let started = spec(config(Path::new("Image"), 1));
         let target = Bytes::mib(16);
-        machine.balloon().unwrap().update(Some(16), None).unwrap();
+        let request = balloon::Request { target_mib: Some(16), ..Default::default() };
+        machine.balloon().unwrap().update(&request).unwrap();
 
         let saved = as_it_is(&machine, &started, true);
 
         assert_eq!(saved.balloon, started.balloon.map(|spec| BalloonSpec { target, ..spec }));
+        let request =
+            balloon::Request { auto: Some(true), floor_mib: Some(20), ..Default::default() };
+        machine.balloon().unwrap().update(&request).unwrap();
+        let saved = as_it_is(&machine, &started, true).balloon.unwrap();
+        assert_eq!((saved.target, saved.auto), (target, true));
+        assert_eq!(saved.floor, Some(Bytes::mib(20)));
+        // A target that is named ends the VMM's choice.
+        let request = balloon::Request { target_mib: Some(8), ..Default::default() };
+        machine.balloon().unwrap().update(&request).unwrap();
+        let saved = as_it_is(&machine, &started, true).balloon.unwrap();
+        assert_eq!((saved.target, saved.auto), (Bytes::mib(8), false));
     }
 
     #[test]

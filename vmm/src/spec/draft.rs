@@ -1,5 +1,7 @@
 //! A description that is made piece by piece, and may lack its kernel.
 
+use arch::units::Bytes;
+
 use super::{BalloonSpec, Error, Spec};
 use crate::config::{CommandLineOnly, Config};
 
@@ -29,6 +31,11 @@ impl Draft {
     /// The memory balloon.
     pub fn balloon(&self) -> Option<BalloonSpec> {
         self.0.balloon
+    }
+
+    /// The guest's memory.
+    pub fn memory(&self) -> Bytes {
+        self.0.memory
     }
 
     /// The VM's name.

@@ -3,6 +3,7 @@
 pub(crate) mod accept;
 pub(crate) mod append;
 pub(crate) mod caches;
+pub(crate) mod cgroup;
 pub mod fatal;
 pub(crate) mod file_lock;
 pub(crate) mod huge_pages;
@@ -12,6 +13,7 @@ pub(crate) mod nonblocking;
 pub(crate) mod numa;
 pub(crate) mod open_files;
 pub(crate) mod peer;
+pub(crate) mod pressure;
 pub(crate) mod seqpacket;
 pub(crate) mod signals;
 pub(crate) mod small_file;

@@ -13,10 +13,15 @@ pub(crate) const LONGEST: usize = 256;
 /// sysfs gives each file a size of one page, for which `std::fs::read_to_string` allocates: four pages to map, to
 /// touch and to unmap for a few characters, at each start of a VM.
 pub(crate) fn text(path: &Path) -> Option<String> {
+    start::<LONGEST>(path)
+}
+
+/// The same, with another length in the place of [`LONGEST`].
+pub(crate) fn start<const LENGTH: usize>(path: &Path) -> Option<String> {
     let mut file = File::open(path).ok()?;
-    let mut bytes = [0; LONGEST];
+    let mut bytes = [0; LENGTH];
     let mut length = 0;
-    while length < LONGEST {
+    while length < LENGTH {
         match file.read(&mut bytes[length..]) {
             Ok(0) => break,
             Ok(n) => length += n,

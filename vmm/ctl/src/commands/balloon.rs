@@ -1,5 +1,6 @@
 //! The balloon of a VM.
 
+use arch::units::Bytes;
 use vmm::api::model::{BalloonStatsUpdate, BalloonUpdate};
 
 use crate::cli::{BalloonArgs, BalloonCommand, Switch};
@@ -30,6 +31,12 @@ pub fn balloon(args: &BalloonArgs, form: Form) -> Result<(), Failure> {
             client
                 .patch_balloon(BalloonUpdate { free_page_reporting, ..BalloonUpdate::default() })?;
             format!("reporting {}", if switch == Switch::On { "on" } else { "off" })
+        }
+        Some(BalloonCommand::Auto { switch, floor }) => {
+            let auto = Some(switch == Switch::On);
+            let floor_mib = floor.map(Bytes::as_mib);
+            client.patch_balloon(BalloonUpdate { auto, floor_mib, ..BalloonUpdate::default() })?;
+            format!("auto {}", if switch == Switch::On { "on" } else { "off" })
         }
         Some(BalloonCommand::Stats { seconds: Some(seconds) }) => {
             let update = BalloonStatsUpdate { stats_polling_interval_s: seconds };

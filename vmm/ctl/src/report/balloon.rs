@@ -1,7 +1,7 @@
 //! The balloon and the footprint as tables.
 
 use arch::units::Bytes;
-use vmm::api::model::{Balloon, BalloonStats, Footprint};
+use vmm::api::model::{AutoBalloon, Balloon, BalloonStats, Footprint};
 use vmm::error::printable;
 
 use super::{Align, grouped, size, table, time};
@@ -33,9 +33,22 @@ pub fn balloon(balloon: &Balloon) -> String {
         ("Driver", balloon.driver.to_string()),
         ("Reporting", reporting),
         ("Deflate on OOM", yes_no(balloon.deflate_on_oom)),
+        ("Auto", auto(&balloon.auto)),
         ("Statistics", statistics),
     ]);
     table(&rows, Align::Left)
+}
+
+/// What the VMM chooses, and why.
+fn auto(auto: &AutoBalloon) -> String {
+    let word = |word: &Option<String>| word.as_deref().map(printable).unwrap_or_default();
+    match auto.on {
+        false => "off".to_owned(),
+        true => {
+            let (state, reason) = (word(&auto.state), word(&auto.reason));
+            format!("{state}: {reason}; {} stay", mib(auto.floor_mib))
+        }
+    }
 }
 
 /// The guest's statistics as an aligned table; what the guest did not say is left out.

@@ -12,6 +12,7 @@ use crate::api::model::{
 };
 use crate::api::routes::{Answer, ROUTES, answer};
 use crate::api::server;
+use crate::backends::balloon::{AutoReason, AutoState};
 
 fn ask(method: &str, path: &str, body: &str) -> (u16, Option<Value>) {
     ask_of(&mut vm_for(method, path), method, path, body)
@@ -264,11 +265,12 @@ fn every_answer_that_a_balloon_can_give_is_described() {
     };
     let silent = FakeBalloon { statistics: GuestStats::default(), ..FakeBalloon::default() };
     let off = FakeBalloon { interval: 0, reporting: Some(false), ..FakeBalloon::default() };
+    let auto = FakeBalloon { auto: true, ..FakeBalloon::default() };
 
     let statuses = ["/balloon", "/balloon/statistics", "/footprint"]
-        .map(|path| [Some(silent), Some(off), None].map(|balloon| get(balloon, path)));
+        .map(|path| [Some(silent), Some(off), Some(auto), None].map(|balloon| get(balloon, path)));
 
-    assert_eq!(statuses, [[200, 200, 400], [200, 400, 400], [200, 200, 200]]);
+    assert_eq!(statuses, [[200, 200, 200, 400], [200, 400, 200, 400], [200, 200, 200, 200]]);
 }
 
 #[test]
@@ -302,6 +304,22 @@ fn every_word_for_the_balloon_is_described() {
 
     assert_eq!(schemas["Balloon"]["properties"]["driver"]["enum"], json!(drivers));
     assert_eq!(schemas["BalloonReporting"]["properties"]["state"]["enum"], json!(states));
+    let auto = &schemas["BalloonAuto"]["properties"];
+    let chosen = [AutoState::Settled, AutoState::Taking, AutoState::Returning];
+    let reasons = [
+        AutoReason::AtEase,
+        AutoReason::HostShort,
+        AutoReason::HostStalls,
+        AutoReason::Growth,
+        AutoReason::GuestShort,
+        AutoReason::Balanced,
+        AutoReason::AtBottom,
+        AutoReason::Refused,
+        AutoReason::Others,
+        AutoReason::Silent,
+    ];
+    assert_eq!(auto["state"]["enum"], json!(chosen.map(AutoState::as_str)));
+    assert_eq!(auto["reason"]["enum"], json!(reasons.map(AutoReason::as_str)));
     assert_eq!(json!(drivers), json!(drivers.map(|driver| driver.to_string())));
     assert_eq!(json!(states), json!(states.map(ReportingState::as_str)));
 }

@@ -3,6 +3,7 @@
 use arch::units::Bytes;
 use devices::virtio::balloon::Statistics;
 
+use super::auto::{Reason, State};
 use crate::backends::reporting::{Diagnosis, DriverState};
 
 /// A balloon at one moment.
@@ -24,6 +25,17 @@ pub struct Status {
     pub driver: DriverState,
     /// Why page reporting gives nothing back, if it does not.
     pub diagnosis: Option<Diagnosis>,
+    /// The VMM's own choice of the target.
+    pub auto: AutoStatus,
+}
+
+/// The VMM's own choice of the target at one moment.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct AutoStatus {
+    /// What is left to the guest.
+    pub floor: Bytes,
+    /// What it does and why, if it is on.
+    pub choice: Option<(State, Reason)>,
 }
 
 /// What the guest last said of its memory.

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use arch::layout::CHUNK;
 use arch::units::Bytes;
 
 use super::{batch, best, unit};
@@ -42,6 +43,12 @@ impl ReportingConfig {
     /// Whether the guest is offered page reporting.
     pub fn offered(&self) -> bool {
         self.wanted && !self.locked
+    }
+
+    /// Whether nothing of guest memory becomes free memory of the host: locked memory stays, and that of hugetlbfs goes
+    /// to its pool.
+    pub fn is_fixed(&self) -> bool {
+        self.locked || self.granularity >= CHUNK
     }
 }
 

@@ -50,6 +50,10 @@ impl<'a> Builder<'a> {
         self.gate
     }
 
+    pub(super) fn log(&self) -> &EventLog {
+        &self.log
+    }
+
     pub(super) fn vm(&self) -> &'a dyn Vm {
         self.vm
     }

@@ -203,6 +203,7 @@ fn balloon(
         Arc::clone(&transport),
         (discards, mender),
         gate,
+        builder.log().clone(),
     )
     .map_err(|source| Error::Timers { device: "balloon", source })?;
     let counted = control.clone();

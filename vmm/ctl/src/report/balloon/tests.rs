@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use proptest::prelude::*;
-use vmm::api::model::{DriverState, GuestStats, Reporting, ReportingState};
+use vmm::api::model::{AutoBalloon, DriverState, GuestStats, Reporting, ReportingState};
 use vmm::backends::reporting::Diagnosis;
 
 use super::*;
@@ -23,6 +23,12 @@ fn a_balloon_is_a_table_of_its_state() {
         free_page_reporting: true,
         driver: DriverState::NeedsReset,
         reporting: Reporting::from(None),
+        auto: AutoBalloon {
+            on: true,
+            floor_mib: 64,
+            state: Some("taking".to_owned()),
+            reason: Some("host_short".to_owned()),
+        },
     };
 
     let expected = [
@@ -31,6 +37,7 @@ fn a_balloon_is_a_table_of_its_state() {
         "Driver          needs reset",
         "Reporting       on",
         "Deflate on OOM  yes",
+        "Auto            taking: host_short; 64 MiB stay",
         "Statistics      every 1 min 30 s",
     ];
     assert_eq!(lines(&balloon(&state)), expected);
@@ -48,13 +55,17 @@ fn reporting_that_gives_nothing_says_why() {
         free_page_reporting: true,
         driver: DriverState::Absent,
         reporting: Reporting::from(Some(Diagnosis::NoDriver)),
+        auto: AutoBalloon::default(),
     };
 
     let text = balloon(&state);
 
     assert_eq!(state.reporting.state, ReportingState::Ineffective);
     assert!(text.contains("ineffective: the guest has not started a balloon driver"), "{text}");
-    assert!(text.contains("Statistics      off\n"), "{text}");
+    assert!(
+        text.contains("Statistics      off\n") && text.contains("Auto            off\n"),
+        "{text}"
+    );
 }
 
 #[test]

@@ -8,21 +8,47 @@ use super::*;
 
 const MEMORY: Bytes = Bytes::mib(512);
 
+fn of(request: &Request, limits: &Limits) -> Result<Change, String> {
+    Change::new(request, limits).map_err(|error| error.to_string())
+}
+
 fn change(
     target_mib: Option<u64>,
     reporting: Option<bool>,
     offered: bool,
 ) -> Result<Change, String> {
-    Change::new(target_mib, reporting, MEMORY, offered).map_err(|error| error.to_string())
+    let request = Request { target_mib, reporting, ..Request::default() };
+    of(&request, &Limits { memory: MEMORY, reporting: offered, auto: true })
 }
 
 #[test]
 fn what_is_named_is_changed_and_the_rest_is_not() {
     let target = Some(Bytes::mib(64));
 
-    assert_eq!(change(Some(64), None, false), Ok(Change { target, reporting: None }));
+    // The client's choice ends that of the VMM.
+    let chosen = Change { target, auto: Some(false), ..Change::default() };
+    assert_eq!(change(Some(64), None, false), Ok(chosen));
     let reporting = Some(false);
-    assert_eq!(change(None, reporting, true), Ok(Change { target: None, reporting }));
+    assert_eq!(change(None, reporting, true), Ok(Change { reporting, ..Change::default() }));
+}
+
+#[test]
+fn the_vmm_chooses_from_a_target_on_where_that_is_asked_for() {
+    let limits = Limits { memory: MEMORY, reporting: true, auto: true };
+    let request = Request {
+        target_mib: Some(64),
+        auto: Some(true),
+        floor_mib: Some(128),
+        ..Request::default()
+    };
+
+    let (target, floor) = (Some(Bytes::mib(64)), Some(Bytes::mib(128)));
+    let expected = Change { target, auto: Some(true), floor, reporting: None };
+    assert_eq!(of(&request, &limits), Ok(expected));
+    let message = of(&request, &Limits { auto: false, ..limits }).unwrap_err();
+    assert!(message.contains("--lock-memory"), "{message}");
+    let floor = Request { floor_mib: Some(513), ..Request::default() };
+    assert!(of(&floor, &limits).unwrap_err().contains("floor_mib"));
 }
 
 #[test]
