@@ -2,6 +2,7 @@
 //! test waits for them.
 #![allow(clippy::unwrap_used)]
 
+mod auto_balloon;
 mod devices;
 mod huge_pages;
 mod huge_sizes;
@@ -9,6 +10,7 @@ mod inflation;
 mod lending;
 mod peer;
 mod reporting;
+mod reporting_units;
 mod snapshots;
 mod stall;
 mod tag_storage;

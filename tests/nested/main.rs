@@ -3,6 +3,7 @@
 
 mod agent;
 mod alarm;
+mod auto_balloon;
 mod background;
 mod bad_snapshots;
 mod balloon;

@@ -1,0 +1,245 @@
+//! Three guests of 1 GiB on a host of 2 GiB, of which one at a time works with 800 MiB: what `--balloon auto` makes of
+//! that, beside no balloon and balloons of one size. Throughput in MiB a second of the host's clock, which counts
+//! instructions; a host of 4 GiB is the measure.
+//!
+//! A guest reads a file of that size again and again, whose pages stay in its cache when it is done; or it writes to
+//! memory of programs, which it frees when it is done.
+
+use std::fs;
+use std::io;
+use std::process::Output;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use testing::guest::{Guest, Plan};
+use testing::lab::Lab;
+use testing::scratch::Scratch;
+
+/// MiB: of a guest, of what it works with, and of the balloon that lets three guests fit.
+const MEMORY: &str = "1G";
+const LOAD: u64 = 800;
+const STATIC: &str = "target=440M";
+
+/// How often a guest goes through its load until everything has settled, the host at rest between, and measured.
+const SETTLING: u32 = 6;
+const REST: Duration = Duration::from_secs(1);
+const MEASURED: u32 = 2;
+
+/// Of the throughput on a host with memory for all, at least.
+const LEAST: f64 = 0.9;
+
+const LIMIT: Duration = Duration::from_secs(3000);
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Load {
+    Caches,
+    Programs,
+}
+
+/// Whose turn it is.
+const TURNS: [(usize, Load); 6] = [
+    (0, Load::Caches),
+    (1, Load::Caches),
+    (2, Load::Caches),
+    (0, Load::Programs),
+    (1, Load::Programs),
+    (2, Load::Programs),
+];
+
+impl Load {
+    /// What a guest's shell does once.
+    fn script(self) -> String {
+        match self {
+            Self::Caches => "dd if=/dev/vda of=/dev/null bs=1M 2>/dev/null".to_owned(),
+            Self::Programs => format!(
+                "mkdir -p /load; grep -q ' /load ' /proc/mounts || mount -t tmpfs -o size=900m tmpfs /load; \
+                 dd if=/dev/zero of=/load/held bs=1M count={LOAD} conv=notrunc 2>/dev/null"
+            ),
+        }
+    }
+}
+
+fn sh(guest: &Guest, script: &str) -> io::Result<Output> {
+    guest.tesseractl(&["exec", "--timeout", "120", "--", "sh", "-c", script]).output()
+}
+
+/// Goes through a load once: for how many seconds of the host's clock. `None` if the guest, or its program, is no more.
+fn pass(guest: &Guest, load: Load) -> Option<f64> {
+    let start = Instant::now();
+    let output = sh(guest, &load.script()).ok().filter(|output| output.status.success());
+    output.map(|_| start.elapsed().as_secs_f64())
+}
+
+/// How a load did once all had settled, in MiB a second.
+fn throughput(guest: &Guest, load: Load) -> Option<f64> {
+    let mut settling = Vec::new();
+    for _ in 0..SETTLING {
+        settling.push(pass(guest, load)?);
+        thread::sleep(REST);
+    }
+    let mut seconds = 0.0;
+    for _ in 0..MEASURED {
+        seconds += pass(guest, load)?;
+    }
+    if load == Load::Programs {
+        sh(guest, "umount /load").ok().filter(|output| output.status.success())?;
+    }
+    let settling: Vec<u64> =
+        settling.iter().map(|seconds| (LOAD as f64 / seconds) as u64).collect();
+    print!("    MiB a second until settled {settling:?}, ");
+    Some(f64::from(MEASURED) * LOAD as f64 / seconds)
+}
+
+/// A field of a file of the kernel's.
+fn field(file: &str, name: &str) -> u64 {
+    let text = fs::read_to_string(file).unwrap();
+    let line = text.lines().find(|line| line.split([':', ' ']).next() == Some(name)).unwrap();
+    line.split_ascii_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+fn taken_mib() -> u64 {
+    (field("/proc/meminfo", "MemTotal") - field("/proc/meminfo", "MemAvailable")) >> 10
+}
+
+/// Looks at the host's memory until it is dropped.
+struct Peak {
+    most: Arc<AtomicU64>,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Peak {
+    fn start() -> Self {
+        let (most, stop) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
+        let (seen, stopped) = (Arc::clone(&most), Arc::clone(&stop));
+        let thread = thread::spawn(move || {
+            while !stopped.load(Ordering::Relaxed) {
+                seen.fetch_max(taken_mib(), Ordering::Relaxed);
+                thread::sleep(Duration::from_millis(50));
+            }
+        });
+        Self { most, stop, thread: Some(thread) }
+    }
+
+    /// In MiB.
+    fn take(&self) -> u64 {
+        self.most.swap(0, Ordering::Relaxed)
+    }
+}
+
+impl Drop for Peak {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        let _ = self.thread.take().map(JoinHandle::join);
+    }
+}
+
+/// A guest whose disk has as many bytes as its load, and takes none of the host.
+fn start(balloon: &str) -> (Scratch, Guest) {
+    let scratch = Scratch::new();
+    let disk = scratch.join("disk");
+    fs::File::create(&disk).unwrap().set_len(LOAD << 20).unwrap();
+    let plan = Plan::agent(&scratch).append("nokaslr").with("--memory", MEMORY);
+    let plan = plan.with("--mte", "require").with("--balloon", balloon);
+    let guest = plan.with("--disk", disk.to_str().unwrap()).start();
+    guest.is_loaded();
+    assert!(sh(&guest, "true").unwrap().status.success());
+    (scratch, guest)
+}
+
+/// What became of the turns.
+#[derive(Debug, Default)]
+struct Outcome {
+    /// MiB a second, until a turn in which something was killed.
+    throughput: Vec<f64>,
+    /// MiB.
+    peak: u64,
+    /// Processes that the host killed, and those that guests killed.
+    killed: (u64, u64),
+}
+
+fn turns(name: &str, balloon: &str) -> Outcome {
+    let start_of = Instant::now();
+    let before = field("/proc/vmstat", "oom_kill");
+    let guests: Vec<(Scratch, Guest)> = (0..3).map(|_| start(balloon)).collect();
+    println!("{name}: {} MiB of the host taken by three idle guests", taken_mib());
+    let peak = Peak::start();
+    let mut outcome = Outcome::default();
+    for (number, load) in TURNS {
+        let guest = &guests[number].1;
+        let rate = throughput(guest, load);
+        let most = peak.take();
+        outcome.peak = outcome.peak.max(most);
+        let Some(rate) = rate else {
+            println!("{name}: {load:?} of guest {number}: lost; {most} MiB at most");
+            break;
+        };
+        let targets: Vec<u64> = guests
+            .iter()
+            .map(|(_, guest)| guest.client().balloon().map_or(0, |balloon| balloon.actual_mib))
+            .collect();
+        println!(
+            "{name}: {load:?} of guest {number}: {rate:.0} MiB a second; {most} MiB at most; in balloons {targets:?}"
+        );
+        outcome.throughput.push(rate);
+    }
+    let in_guest = |guest: &Guest| {
+        let output = sh(guest, "grep oom_kill /proc/vmstat").ok()?;
+        String::from_utf8_lossy(&output.stdout).split_whitespace().nth(1)?.parse::<u64>().ok()
+    };
+    let in_guests = guests.iter().filter_map(|(_, guest)| in_guest(guest)).sum();
+    outcome.killed = (field("/proc/vmstat", "oom_kill") - before, in_guests);
+    println!("{name}: {outcome:?}, {:.1} s of the host's clock", start_of.elapsed().as_secs_f64());
+    outcome
+}
+
+/// What a guest does that has the host for itself.
+fn alone() -> [f64; 2] {
+    let (_scratch, guest) = start("target=0");
+    [Load::Caches, Load::Programs].map(|load| {
+        let rate = throughput(&guest, load).unwrap();
+        println!("alone: {load:?}: {rate:.0} MiB a second");
+        rate
+    })
+}
+
+#[test]
+fn loads_that_take_turns_fit_a_host_of_half_their_memory() {
+    Lab::new().counting_instructions().memory("2G").timeout(LIMIT).run(|| {
+        let reference = alone();
+        let auto = turns("auto", "auto");
+        let off = turns("off", "target=0");
+        let fixed = turns("static", STATIC);
+
+        let share = |outcome: &Outcome| {
+            let rates = outcome.throughput.iter().zip(TURNS);
+            rates.map(|(rate, (_, load))| rate / reference[load as usize]).collect::<Vec<f64>>()
+        };
+        println!(
+            "| | peak of the host | killed by host, by guests | of the throughput, turn by turn |"
+        );
+        for (name, outcome) in [("off", &off), ("static", &fixed), ("auto", &auto)] {
+            println!(
+                "| {name} | {} MiB | {:?} | {:.2?} |",
+                outcome.peak,
+                outcome.killed,
+                share(outcome)
+            );
+        }
+        assert!(off.killed.0 > 0, "the loads fit without balloons: they show nothing");
+        assert_eq!(auto.killed, (0, 0));
+        assert_eq!(auto.throughput.len(), TURNS.len());
+        assert!(share(&auto).iter().all(|share| *share >= LEAST), "{:?}", share(&auto));
+    });
+}
+
+#[test]
+fn the_same_loads_on_a_host_that_has_memory_for_all() {
+    Lab::new().counting_instructions().memory("4G").timeout(LIMIT).run(|| {
+        let outcome = turns("4 GiB", "target=0");
+
+        assert_eq!((outcome.throughput.len(), outcome.killed), (TURNS.len(), (0, 0)));
+    });
+}

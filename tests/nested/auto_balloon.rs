@@ -1,0 +1,128 @@
+//! `--balloon auto`: a VMM whose control group is short of memory takes what its guest can do without, and gives it back.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tesseractl::client::Client;
+use testing::footprint::{Footprint, mib};
+use testing::guest::{Guest, Plan};
+use testing::lab::Lab;
+use testing::wait::until;
+
+const ROOT: &str = "/sys/fs/cgroup";
+
+/// MiB: of the guest, of what it has used and freed, and what it keeps in any case.
+const MEMORY: &str = "1G";
+const USED: u64 = 600;
+const FLOOR: u64 = 200;
+
+/// MiB: what the group may have, and of that what the policy keeps available in it (three sixteenths), less some for
+/// what the driver takes at a time.
+const LIMIT: u64 = 640;
+const LEFT: u64 = 100;
+
+/// A control group for one process.
+struct Group(PathBuf);
+
+impl Group {
+    fn new(name: &str, pid: u32) -> Self {
+        fs::write(Path::new(ROOT).join("cgroup.subtree_control"), "+memory").unwrap();
+        let group = Self(Path::new(ROOT).join(name));
+        fs::create_dir(&group.0).unwrap();
+        fs::write(group.0.join("cgroup.procs"), pid.to_string()).unwrap();
+        group
+    }
+
+    fn limit(&self, high: &str) {
+        fs::write(self.0.join("memory.high"), high).unwrap();
+    }
+
+    fn current(&self) -> u64 {
+        fs::read_to_string(self.0.join("memory.current")).unwrap().trim().parse().unwrap()
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        let procs = fs::read_to_string(self.0.join("cgroup.procs")).unwrap_or_default();
+        for pid in procs.lines() {
+            let _ = fs::write(Path::new(ROOT).join("cgroup.procs"), pid);
+        }
+        let _ = fs::remove_dir(&self.0);
+        let _ = fs::write(Path::new(ROOT).join("cgroup.subtree_control"), "-memory");
+    }
+}
+
+fn balloon(client: &mut Client) -> Value {
+    client.get("/balloon").unwrap()
+}
+
+/// The courses that the VMM has told of so far.
+fn courses(guest: &Guest) -> Vec<String> {
+    let mut events = guest.client().events().unwrap();
+    let mut found = Vec::new();
+    // An event more, so that all before it have come.
+    guest.client().pause().unwrap();
+    guest.client().resume().unwrap();
+    let patience = Some(Duration::from_secs(60));
+    while let Some(event) = events.next(patience).unwrap() {
+        let event = serde_json::to_value(&event).unwrap();
+        match event["event"].as_str() {
+            Some("balloon_auto") => found.push(event["state"].as_str().unwrap().to_owned()),
+            Some("resumed") => break,
+            _ => {}
+        }
+    }
+    found
+}
+
+#[test]
+#[ignore = "long"]
+fn a_control_group_that_is_short_gets_what_the_guest_can_do_without() {
+    Lab::new().as_root().run(|| {
+        // What the guest frees stays resident, as what it has in caches would.
+        let balloon_of = format!("auto,reporting=off,floor={FLOOR}M");
+        let plan = Plan::workload("memory").with("--memory", MEMORY).with("--mte", "require");
+        let mut guest = plan.with("--balloon", &balloon_of).start();
+        let group = Group::new("auto-balloon", guest.pid());
+        guest.report("ready");
+        let mut client = guest.client();
+        guest.order(&format!("touch {USED}"), "touched");
+        assert_eq!(guest.order("free", "freed")["wrong"], 0);
+        let before = Footprint::of(&mut client).resident;
+        assert!(before >= USED << 20, "{before}");
+        assert_eq!(balloon(&mut client)["auto"]["on"], true);
+        assert_eq!(balloon(&mut client)["amount_mib"], 0);
+
+        group.limit(&format!("{LIMIT}M"));
+        until("memory of the group", || (group.current() <= (LIMIT - LEFT) << 20).then_some(()));
+        let taken = balloon(&mut client);
+        println!(
+            "{:.0} MiB resident, then {:.0}: {taken}",
+            mib(before),
+            mib(Footprint::of(&mut client).resident)
+        );
+        assert!(taken["amount_mib"].as_u64().unwrap() <= 1024 - FLOOR, "{taken}");
+
+        group.limit("max");
+        until("an empty balloon", || (balloon(&mut client)["actual_mib"] == 0).then_some(()));
+        until("a VMM that has settled", || {
+            let auto = &balloon(&mut client)["auto"];
+            (auto["state"] == "settled" && auto["reason"] == "host_at_ease").then_some(())
+        });
+        let courses = courses(&guest);
+        for course in ["taking", "returning", "settled"] {
+            assert!(courses.iter().any(|told| told == course), "{courses:?}");
+        }
+
+        // A target that a client names is its choice.
+        client.send("PATCH", "/balloon", &json!({ "amount_mib": 64 })).unwrap();
+        until("the client's target", || (balloon(&mut client)["actual_mib"] == 64).then_some(()));
+        assert_eq!(balloon(&mut client)["auto"], json!({ "on": false, "floor_mib": FLOOR }));
+        client.send("PATCH", "/balloon", &json!({ "auto": true })).unwrap();
+        until("the VMM's target", || (balloon(&mut client)["actual_mib"] == 0).then_some(()));
+        guest.stop();
+    });
+}
