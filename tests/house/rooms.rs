@@ -28,6 +28,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             POOL,
             "registry",
             RESERVATION,
+            "sandbox",
             "snapshot",
             "spec",
             "sys",
@@ -62,10 +63,10 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     // What is saved and loaded of guest memory.
     (MACHINE_CONTENTS, &["memory", "snapshot"]),
-    ("template", &[MACHINE_CONTENTS, "memory", "registry", "snapshot", "sys"]),
+    ("template", &[MACHINE_CONTENTS, "memory", "registry", "sandbox", "snapshot", "sys"]),
     // It knows no hypervisor and no guest memory, but what their states are made of.
     ("snapshot", &[HYPERVISOR_STATE, "sys"]),
-    ("backends", &["memory", "spec", "sys"]),
+    ("backends", &["memory", "sandbox", "spec", "sys"]),
     ("console", &["sys", "vcpu"]),
     ("hypervisor", &[HYPERVISOR_STATE, "memory", "vcpu"]),
     (HYPERVISOR_STATE, &[]),
@@ -78,7 +79,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     (PLACEMENT, &["memory", BROKER_CLIENT, SUPPLY, "sys", "tag_storage"]),
     (BROKER_CLIENT, &[BROKER_PROTOCOL, POOL, SUPPLY, "sys", "tag_storage"]),
-    (BROKER_SERVER, &[BROKER_PROTOCOL, POOL, SUPPLY, "sys", "tag_storage"]),
+    (BROKER_SERVER, &[BROKER_PROTOCOL, POOL, "sandbox", SUPPLY, "sys", "tag_storage"]),
     // The numbers and reports of the pool travel in messages.
     (BROKER_PROTOCOL, &[POOL, SUPPLY, "tag_storage"]),
     (POOL, &[SUPPLY, "tag_storage"]),
@@ -87,7 +88,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("tag_storage", &[]),
     ("sys", &[]),
     ("spec", &["config", "vm_id"]),
-    ("config", &[]),
+    ("config", &["sandbox"]),
+    ("sandbox", &["sys"]),
     ("cli", &["config", BROKER_SERVER, "template"]),
     ("doctor", &["backends", "hypervisor", "kvm", "memory", "sys"]),
     // Messages are written without waiting.
@@ -257,6 +259,7 @@ fn an_import_against_each_rule_is_found() {
         ("console/extra.rs", "use crate::api::Server;", "api"),
         ("spec/extra.rs", "use crate::machine::Board;", "machine"),
         ("config/extra.rs", "use crate::spec::Spec;", "spec"),
+        ("sandbox/extra.rs", "use crate::config::RunArgs;", "config"),
         ("sys/extra.rs", "use crate::memory::GuestRam;", "memory"),
         ("tag_storage/pool/extra.rs", "use crate::tag_storage::broker::Client;", BROKER_CLIENT),
         ("tag_storage/pool/extra.rs", "use crate::tag_storage::PoolClient;", RESERVATION),

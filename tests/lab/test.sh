@@ -117,6 +117,9 @@ can() {
     taps)
         [[ $EUID == 0 && -w /dev/net/tun ]] && command -v ip >/dev/null && capable 12
         ;;
+    landlock)
+        grep -q landlock /sys/kernel/security/lsm 2>/dev/null
+        ;;
     passt)
         command -v passt >/dev/null
         ;;

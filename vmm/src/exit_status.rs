@@ -27,6 +27,8 @@ pub enum ExitStatus {
     /// The host could not give a page of memory that was touched: it is poisoned, its huge page is gone, it
     /// cannot be read back from swap.
     MemoryFault = 15,
+    /// A thread made a system call that it has no need of: its filter does not allow it.
+    SystemCall = 16,
     /// The command line is wrong (`EX_USAGE`).
     Usage = 64,
     /// A kernel, an initrd or a snapshot has the wrong form or does not fit (`EX_DATAERR`).

@@ -23,6 +23,7 @@ pub mod metrics;
 pub mod prometheus;
 pub mod registry;
 pub mod run;
+pub mod sandbox;
 pub mod snapshot;
 pub mod spec;
 pub mod sys;

@@ -24,6 +24,8 @@ pub(crate) enum Means {
     Taps,
     /// The program passt.
     Passt,
+    /// Rules for files (Landlock).
+    Landlock,
     /// As many descriptors as the reason says.
     Descriptors,
 }
@@ -39,6 +41,7 @@ impl Means {
             Self::DirectIo => "direct-io",
             Self::Taps => "taps",
             Self::Passt => "passt",
+            Self::Landlock => "landlock",
             Self::Descriptors => "descriptors",
         }
     }

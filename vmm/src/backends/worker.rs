@@ -11,7 +11,7 @@ use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::error::say;
-use crate::sys::thread;
+use crate::sys::thread::{self, Role};
 
 /// What serves a device on a worker.
 pub type WorkerEvents = Box<dyn MutEventSubscriber + Send>;
@@ -48,7 +48,7 @@ impl Worker {
     ///
     /// # Errors
     /// When the host has no descriptor or thread left.
-    pub fn start(name: &str, device: WorkerEvents) -> io::Result<Self> {
+    pub(crate) fn start(role: Role, name: &str, device: WorkerEvents) -> io::Result<Self> {
         let event = EventFd::new(EFD_NONBLOCK)?;
         let stop = Arc::new(Stop { stopped: AtomicBool::new(false), event });
         let mut events = EventManager::<WorkerEvents>::new_with_capacity(MOST_EVENTS)
@@ -67,7 +67,7 @@ impl Worker {
                 }
             }
         };
-        let thread = thread::spawn(name, STACK, body)?;
+        let thread = thread::spawn(role, name, STACK, body)?;
         Ok(Self { name: name.to_owned(), stop, thread: Some(thread), ended, patience: PATIENCE })
     }
 }
@@ -130,7 +130,8 @@ mod tests {
         let event = EventFd::new(EFD_NONBLOCK).unwrap();
         let (sender, said) = channel();
         let worker =
-            Worker::start("disk-0", Box::new(Says(event.try_clone().unwrap(), sender))).unwrap();
+            Worker::start(Role::Disk, "disk-0", Box::new(Says(event.try_clone().unwrap(), sender)))
+                .unwrap();
 
         event.write(1).unwrap();
         assert_eq!(said.recv().unwrap().as_deref(), Some("disk-0"));
@@ -161,7 +162,8 @@ mod tests {
         event.write(1).unwrap();
         let (sender, hangs) = channel();
         let (disk, hung) = channel();
-        let mut worker = Worker::start("disk-0", Box::new(Hangs(event, sender, hung))).unwrap();
+        let mut worker =
+            Worker::start(Role::Disk, "disk-0", Box::new(Hangs(event, sender, hung))).unwrap();
         hangs.recv().unwrap();
         worker.patience = Duration::ZERO;
 

@@ -14,6 +14,7 @@ use vmm::config::{FirecrackerArgs, RunArgs};
 use vmm::doctor::{self, Outcome};
 use vmm::error::{chain, say, say_last};
 use vmm::exit_status::ExitStatus;
+use vmm::sandbox;
 use vmm::sys::fatal;
 use vmm::tag_storage::broker::{self, BrokerArgs};
 use vmm::template::{self, TemplateArgs};
@@ -38,12 +39,20 @@ fn main() -> ExitCode {
 fn report_panic(panic: &PanicHookInfo<'_>) {
     let thread = thread::current();
     let name = thread.name().unwrap_or("without a name").to_owned();
-    let trace = Backtrace::capture();
-    let trace = match trace.status() {
-        BacktraceStatus::Captured => format!("\n{trace}"),
-        _ => String::new(),
+    let trace = match sandbox::is_filtered() {
+        // It is read from files.
+        true => String::new(),
+        false => backtrace(),
     };
     say(&format!("thread {name} {panic}; please report this{trace}"));
+}
+
+fn backtrace() -> String {
+    let trace = Backtrace::capture();
+    match trace.status() {
+        BacktraceStatus::Captured => format!("\n{trace}"),
+        _ => String::new(),
+    }
 }
 
 fn run_command() -> ExitStatus {

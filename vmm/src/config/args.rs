@@ -9,6 +9,7 @@ use super::{
     BalloonFlag, ClockMode, DiskFlag, ExhaustedFlag, MemoryBacking, MteMode, NetFlag,
     TagStorageMode, VsockFlag,
 };
+use crate::sandbox::SandboxArgs;
 
 /// Boot a guest and run it until it ends.
 #[derive(Args, Clone, Debug, Default)]
@@ -157,6 +158,14 @@ pub struct RunArgs {
     /// With --restore, leave the VM paused
     #[arg(long, requires = "restore")]
     pub paused: bool,
+
+    /// A folder in which a client of the control API may have the VM saved; may be given several times
+    #[arg(long, value_name = "DIR")]
+    pub allow: Vec<PathBuf>,
+
+    /// How the process is confined.
+    #[command(flatten)]
+    pub sandbox: SandboxArgs,
 
     /// Whether the files of sockets stay when the VM has ended, as under the name `firecracker`.
     #[arg(skip)]

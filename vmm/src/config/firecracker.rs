@@ -7,6 +7,7 @@ use clap::Args;
 use thiserror::Error;
 
 use super::RunArgs;
+use crate::sandbox::{SandboxArgs, SandboxMode, SeccompMode};
 
 /// Where Firecracker serves its API unless it is told another place.
 const DEFAULT_API_SOCK: &str = "/run/firecracker.socket";
@@ -66,7 +67,7 @@ pub struct FirecrackerArgs {
     #[arg(long)]
     pub show_log_origin: bool,
 
-    /// Has no effect: there are no seccomp filters
+    /// Run without filters of system calls
     #[arg(long)]
     pub no_seccomp: bool,
 
@@ -94,7 +95,7 @@ pub struct FirecrackerArgs {
     #[arg(long, value_name = "US", hide = true)]
     pub parent_cpu_time_us: Option<u64>,
 
-    /// Refused: there are no seccomp filters to replace
+    /// Refused: the filters are those of the program
     #[arg(long, value_name = "FILE")]
     pub seccomp_filter: Option<PathBuf>,
 
@@ -132,7 +133,11 @@ impl FirecrackerArgs {
         const OTHER_FORMAT: &str =
             "it is of Firecracker's format of snapshots, and those of Tessera have another";
         let unsupported = [
-            (self.seccomp_filter.is_some(), "--seccomp-filter", "there are no filters to replace"),
+            (
+                self.seccomp_filter.is_some(),
+                "--seccomp-filter",
+                "the filters are those of the program",
+            ),
             (self.metadata.is_some(), "--metadata", "there is no metadata service (MMDS)"),
             (self.snapshot_version, "--snapshot-version", OTHER_FORMAT),
             (self.describe_snapshot.is_some(), "--describe-snapshot", OTHER_FORMAT),
@@ -154,6 +159,10 @@ impl FirecrackerArgs {
             metrics: self.metrics_path.clone(),
             // Firecracker leaves them, and clients remove them.
             leave_sockets: true,
+            sandbox: SandboxArgs {
+                seccomp: if self.no_seccomp { SeccompMode::Off } else { SeccompMode::On },
+                sandbox: SandboxMode::Off,
+            },
             ..RunArgs::default()
         })
     }
@@ -165,7 +174,6 @@ impl FirecrackerArgs {
             (self.module.is_some(), "--module"),
             (self.show_level, "--show-level"),
             (self.show_log_origin, "--show-log-origin"),
-            (self.no_seccomp, "--no-seccomp"),
             (self.enable_pci, "--enable-pci"),
             (self.boot_timer, "--boot-timer"),
             (self.mmds_size_limit.is_some(), "--mmds-size-limit"),
@@ -202,6 +210,7 @@ mod tests {
         assert_eq!(run.id.as_deref(), Some("anonymous-instance"));
         assert_eq!(run.config, None);
         assert!(run.leave_sockets);
+        assert_eq!(run.sandbox.seccomp, SeccompMode::On);
     }
 
     #[test]
@@ -216,7 +225,8 @@ mod tests {
         let paths = [&run.api_sock, &run.config, &run.log, &run.metrics];
         let paths = paths.map(|path| path.as_deref().and_then(|path| path.to_str()));
         assert_eq!(paths, [Some("s"), Some("c"), Some("l"), Some("p")]);
-        assert_eq!(args.without_effect().len(), 8);
+        assert_eq!(args.without_effect().len(), 7);
+        assert_eq!(run.sandbox.seccomp, SeccompMode::Off);
 
         for option in [
             "--seccomp-filter f",

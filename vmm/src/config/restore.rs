@@ -206,6 +206,8 @@ impl RunArgs {
             record_working_set: _,
             shared: _,
             paused: _,
+            sandbox: _,
+            allow: _,
             leave_sockets: _,
         } = self;
         let of_the_machine = [

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::Timespec;
 
+use crate::sys::fatal;
 use crate::sys::nonblocking::{NonBlocking, PIPE_BUF};
 
 /// How long the last message of a process waits for room. The VM has ended; a supervisor that reads standard
@@ -76,8 +77,8 @@ impl Voice {
     fn write(&mut self, text: &[u8], patience: Duration) -> Written {
         let output = match &mut self.output {
             Some(output) => output,
-            empty => match io::stderr().as_fd().try_clone_to_owned() {
-                Ok(fd) => empty.insert(NonBlocking::shared(fd)),
+            empty => match open() {
+                Ok(output) => empty.insert(output),
                 // It is closed.
                 Err(_) => return Written::None,
             },
@@ -98,6 +99,14 @@ impl Voice {
             }
         }
         Written::All
+    }
+}
+
+/// Standard error, as it was opened when the process could still open files, or now.
+fn open() -> io::Result<NonBlocking> {
+    match fatal::output() {
+        Some(output) => output.try_clone(),
+        None => Ok(NonBlocking::shared(io::stderr().as_fd().try_clone_to_owned()?)),
     }
 }
 

@@ -4,7 +4,7 @@ use std::io::ErrorKind;
 use super::*;
 
 /// The table of docs/exit-codes.md.
-const ALL: [(ExitStatus, u8); 20] = [
+const ALL: [(ExitStatus, u8); 21] = [
     (ExitStatus::Success, 0),
     (ExitStatus::GuestReset, 10),
     (ExitStatus::GuestPanic, 11),
@@ -12,6 +12,7 @@ const ALL: [(ExitStatus, u8); 20] = [
     (ExitStatus::DoctorFailed, 13),
     (ExitStatus::TagStorage, 14),
     (ExitStatus::MemoryFault, 15),
+    (ExitStatus::SystemCall, 16),
     (ExitStatus::Usage, 64),
     (ExitStatus::BadImage, 65),
     (ExitStatus::NoInput, 66),

@@ -35,7 +35,7 @@ use super::contents::Destination;
 use crate::error::{chain, say};
 use crate::memory::{Backing, DiscardHooks, GuestRam};
 use crate::snapshot::{MemoryReader, PageSet, Recorder, WorkingSet};
-use crate::sys::thread;
+use crate::sys::thread::{self, Role};
 use crate::sys::uffd::{self, Uffd};
 
 pub(super) use error::Error;
@@ -127,7 +127,8 @@ impl LazyMemory {
         });
         shared.arm()?;
         let own = Arc::clone(&shared);
-        let thread = thread::spawn("loader", STACK_SIZE, move || own.run(working_set));
+        let thread =
+            thread::spawn(Role::Loader, "loader", STACK_SIZE, move || own.run(working_set));
         Ok(Self { shared, thread: Some(thread.map_err(Error::Host)?) })
     }
 

@@ -73,6 +73,11 @@ impl Entry {
         Ok(())
     }
 
+    /// The folder that it is in.
+    pub fn folder(&self) -> &Path {
+        self.directory.path()
+    }
+
     /// What the VM is called in the registry.
     pub fn name(&self) -> &str {
         &self.name

@@ -143,8 +143,8 @@ impl Controller for DraftController<'_> {
         let spec = self.draft.clone().into_spec().map_err(|error| refused(&error))?;
         let (launched, machine) =
             self.launcher.make(spec, None).map_err(|error| refused(&error))?;
-        self.launcher.start(launched).map_err(|error| refused(&error))?;
         self.entry.update(machine.spec(), self.flags);
+        self.launcher.start(launched).map_err(|error| refused(&error))?;
         self.started = Some(machine);
         Ok(())
     }
@@ -176,11 +176,11 @@ impl Controller for DraftController<'_> {
         let (spec, restore) = snapshots::prepare(request, self.flags)?;
         let runs = restore.resume;
         let (launched, machine) = self.launcher.make(spec, Some(restore))?;
+        self.entry.update(machine.spec(), self.flags);
         match runs {
             true => self.launcher.start(launched)?,
-            false => self.launcher.hold(launched),
+            false => self.launcher.hold(launched)?,
         }
-        self.entry.update(machine.spec(), self.flags);
         self.started = Some(machine);
         Ok(())
     }

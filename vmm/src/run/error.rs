@@ -11,6 +11,7 @@ use crate::console;
 use crate::exit_status::ExitStatus;
 use crate::machine;
 use crate::registry;
+use crate::sandbox;
 use crate::spec;
 use crate::sys::unix_socket;
 use crate::vcpu;
@@ -58,6 +59,9 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// The process cannot be confined.
+    #[error(transparent)]
+    Sandbox(#[from] sandbox::Error),
     /// The host gives no descriptors for events.
     #[error("cannot set up the event loop: look at ulimit -n")]
     Events(#[source] io::Error),
@@ -80,6 +84,7 @@ impl Error {
             Self::Restore(error) => error.status(),
             Self::Console(error) => error.status(),
             Self::Control(error) => error.status(),
+            Self::Sandbox(error) => error.status(),
             Self::Registry(_) => ExitStatus::CannotCreate,
             Self::Terminal(_) => ExitStatus::Io,
             Self::Output { source, .. } => ExitStatus::for_output(source.kind()),

@@ -13,6 +13,7 @@ use super::error::Error;
 use super::event_loop::Subscribers;
 use super::exit_reason::ExitReason;
 use super::exit_watcher::ExitWatcher;
+use super::files;
 use super::metrics_file::{MetricsFile, MetricsTimer};
 use super::power_key::PowerKeyTimer;
 use super::shutdown::ShutdownRequest;
@@ -24,8 +25,10 @@ use crate::error::{log_to, say};
 use crate::events::{Event, EventLog};
 use crate::hypervisor::Hypervisor;
 use crate::machine::{Board, Machine, Mte};
+use crate::sandbox;
 use crate::spec::{SerialTarget, Spec};
 use crate::sys::signals::Signals;
+use crate::sys::thread::Role;
 use crate::sys::{append, startup_pages};
 
 /// What a start needs. Clones are the same.
@@ -91,6 +94,7 @@ impl<'h> Launcher<'h> {
             let path = path.clone();
             log_to(opened.map_err(|source| Error::Output { path, what: "log", source })?);
         }
+        sandbox::restrict_files(files::of_the_vm(&spec, restore.as_ref()))?;
         let restored = restore.is_some();
         let board = match restore {
             None => Board::new(&spec, self.hypervisor)?,
@@ -122,15 +126,25 @@ impl<'h> Launcher<'h> {
     /// Lets the guest run.
     ///
     /// # Errors
-    /// When a vCPU does not start.
+    /// When a vCPU does not start, or the main thread cannot be confined.
     pub(super) fn start(&self, launched: Launched) -> Result<(), Error> {
+        sandbox::confine(Role::Main)?;
         launched.running.machine.borrow_mut().resume()?;
-        self.hold(launched);
+        self.watch_events(launched);
         Ok(())
     }
 
-    /// Watches its events, and leaves it as it is: paused, until a client resumes it.
-    pub(super) fn hold(&self, launched: Launched) {
+    /// Leaves it as it is: paused, until a client resumes it.
+    ///
+    /// # Errors
+    /// When the main thread cannot be confined.
+    pub(super) fn hold(&self, launched: Launched) -> Result<(), Error> {
+        sandbox::confine(Role::Main)?;
+        self.watch_events(launched);
+        Ok(())
+    }
+
+    fn watch_events(&self, launched: Launched) {
         let Launched { running, subscribers } = launched;
         subscribers.into_iter().for_each(|subscriber| self.subscribers.add(subscriber));
         *self.running.borrow_mut() = Some(running);

@@ -8,6 +8,7 @@ mod error;
 mod event_loop;
 mod exit_reason;
 mod exit_watcher;
+mod files;
 mod launch;
 mod metrics_file;
 mod power_key;
@@ -28,6 +29,8 @@ use std::path::Path;
 use crate::config::{self, CommandLineOnly, Config, RunArgs};
 use crate::hypervisor::Hypervisor;
 use crate::registry::Entry;
+#[cfg(target_arch = "aarch64")]
+use crate::sandbox;
 use crate::spec::{Draft, Spec};
 
 /// Runs a guest to its end.
@@ -41,6 +44,8 @@ pub fn run(args: &RunArgs) -> Result<ExitReason, Error> {
         let flags = args.command_line_only();
         let host = crate::kvm::Host::open().map_err(crate::machine::Error::from)?;
         let entry = entry::publish(&request, flags)?;
+        let files = files::of_the_process(flags, &args.allow, entry.as_ref());
+        sandbox::begin(&args.sandbox, files)?;
         run_listed(&host, request, entry)
     }
     #[cfg(not(target_arch = "aarch64"))]

@@ -19,6 +19,7 @@ use crate::exit_status::ExitStatus;
 use crate::hypervisor::state::VcpuState;
 use crate::hypervisor::{self, Hypervisor};
 use crate::machine::{self, Board, Machine, MachineState, NoBase, PausedMemory, SavedMemory};
+use crate::sandbox;
 use crate::snapshot::{
     self, CpuFeatures, Fault, Kind, Manifest, MemoryReader, NewPair, Pair, SnapshotId, State,
     WorkingSet,
@@ -120,6 +121,16 @@ pub enum LoadError {
     },
 }
 
+impl Restore {
+    /// The memory file beside which a record of what is touched is made.
+    pub(super) fn record(&self) -> Option<&std::path::Path> {
+        match &self.memory {
+            SavedMemory::Lazy(reader, WorkingSet::Recording(_)) => Some(reader.path()),
+            _ => None,
+        }
+    }
+}
+
 impl LoadError {
     /// The status that the process ends with.
     pub(super) fn status(&self) -> ExitStatus {
@@ -145,11 +156,22 @@ impl From<SaveError> for ControlError {
                 machine::SaveStateError::Busy
                 | machine::SaveStateError::Vcpu(vcpu::Error::Inside { .. }),
             ) => Self::unavailable(ACTION, error),
+            SaveError::File(file) if is_forbidden(&file.fault) => Self::refused(format!(
+                "{}: a VM that runs with --sandbox on makes files in the folders alone that it was started with \
+                 (--allow DIR)",
+                chain(&error)
+            )),
             SaveError::File(file) if is_of_the_path(&file.fault) => Self::refused(chain(&error)),
             SaveError::NoBase(_) => Self::refused(chain(&error)),
             _ => Self::failed(ACTION, error),
         }
     }
+}
+
+/// Whether the sandbox may be what keeps a file from being made.
+fn is_forbidden(fault: &Fault) -> bool {
+    let is_denied = |source: &io::Error| matches!(source.kind(), io::ErrorKind::PermissionDenied);
+    sandbox::has_file_rules() && matches!(fault, Fault::Create(source) if is_denied(source))
 }
 
 /// Whether a file cannot be written for a reason that another path would not have.

@@ -40,7 +40,7 @@ pub(super) fn start(
     let server = api_sock.map(|path| vm.serve(path, phase, leave_sockets)).transpose()?;
     match runs {
         true => vm.launcher.start(launched)?,
-        false => vm.launcher.hold(launched),
+        false => vm.launcher.hold(launched)?,
     }
     vm.run(server)
 }

@@ -1,17 +1,19 @@
 //! The signals of a fault end the process at once; what would outlive it is cleaned up before.
 //!
-//! SIGBUS is the host's answer to a touch of memory that it cannot give: it has an exit code of its own. All
-//! others end the process as they would without this module.
+//! SIGBUS is the host's answer to a touch of memory that it cannot give, and SIGSYS the answer to a system call that
+//! the filter of a thread does not allow: they have exit codes of their own. All others end the process as they would
+//! without this module.
 //!
 //! # References
-//! signal-safety(7); sigaction(2), si_code for SIGBUS; Linux Documentation/mm/hwpoison.rst
+//! signal-safety(7); sigaction(2), si_code for SIGBUS and SIGSYS; Linux Documentation/mm/hwpoison.rst,
+//! Documentation/userspace-api/seccomp_filter.rst
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, CString, c_int, c_void};
 use std::fmt::{self, Write};
 use std::mem::MaybeUninit;
 use std::ops::Range;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
@@ -22,8 +24,17 @@ use super::nonblocking::NonBlocking;
 use crate::exit_status::ExitStatus;
 
 /// SIGABRT comes last in a panic that cannot unwind.
-const SIGNALS: [c_int; 5] =
-    [libc::SIGBUS, libc::SIGSEGV, libc::SIGILL, libc::SIGFPE, libc::SIGABRT];
+const SIGNALS: [c_int; 6] =
+    [libc::SIGBUS, libc::SIGSYS, libc::SIGSEGV, libc::SIGILL, libc::SIGFPE, libc::SIGABRT];
+
+/// The code of SIGSYS for a call that a filter does not allow (`SYS_SECCOMP` in asm-generic/siginfo.h).
+const FORBIDDEN_CALL: c_int = 1;
+/// Where a siginfo has the number of that call, in bytes: behind the signal, three words and an address
+/// (`_sigsys` in asm-generic/siginfo.h, on a machine of 64 bits).
+const CALL_OFFSET: usize = 24;
+
+/// System calls by number: a line each. Text, as a table of names would have to be relocated in each process.
+const CALLS: &str = include_str!("../../../resources/seccomp/aarch64.calls");
 
 /// Codes of SIGBUS: there is no page; the hardware failed; the page is poisoned and was touched, or was not.
 const NO_PAGE: c_int = 2;
@@ -39,6 +50,8 @@ const PLACES: usize = 8;
 static LEFTOVERS: [AtomicPtr<Leftover>; PLACES] =
     [const { AtomicPtr::new(ptr::null_mut()) }; PLACES];
 static GUEST_MEMORY: [AtomicU64; 3] = [const { AtomicU64::new(0) }; 3];
+/// Standard error.
+static OUTPUT: OnceLock<NonBlocking> = OnceLock::new();
 static BEFORE: OnceLock<[libc::sigaction; SIGNALS.len()]> = OnceLock::new();
 
 /// What would stay behind when the process ends.
@@ -98,6 +111,19 @@ pub(crate) fn set_guest_memory(host: &Range<u64>, base: u64) {
     }
 }
 
+/// Opens standard error for messages: a thread that may open no files says its last words there.
+pub(crate) fn open_output() {
+    // Without it, as it is closed, nothing can be said.
+    if let Ok(stderr) = std::io::stderr().as_fd().try_clone_to_owned() {
+        let _ = OUTPUT.set(NonBlocking::shared(stderr));
+    }
+}
+
+/// Standard error, if it has been opened.
+pub(crate) fn output() -> Option<&'static NonBlocking> {
+    OUTPUT.get()
+}
+
 /// Handles the signals from here on, in all threads. They run on the alternate stack that the standard
 /// library gives the main thread and each thread that it starts.
 pub fn install() {
@@ -124,7 +150,7 @@ pub fn install() {
     }
 }
 
-extern "C" fn handle(signal: c_int, info: *mut libc::siginfo_t, _: *mut c_void) {
+extern "C" fn handle(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
     // SAFETY: the kernel hands a siginfo to a handler that is installed with SA_SIGINFO.
     let info = unsafe { &*info };
     LEFTOVERS.iter().for_each(clean_up);
@@ -134,6 +160,14 @@ extern "C" fn handle(signal: c_int, info: *mut libc::siginfo_t, _: *mut c_void) 
         report(address, info.si_code);
         // SAFETY: it ends the process without running anything else of it.
         unsafe { libc::_exit(i32::from(ExitStatus::MemoryFault as u8)) };
+    }
+    if signal == libc::SIGSYS && info.si_code == FORBIDDEN_CALL {
+        // SAFETY: a siginfo has 128 bytes, and the kernel fills the number in for this code.
+        let call = unsafe { (&raw const *info).byte_add(CALL_OFFSET).cast::<c_int>().read() };
+        // SAFETY: the kernel hands the context of the thread to such a handler.
+        report_call(call, unsafe { arguments(context) });
+        // SAFETY: as above.
+        unsafe { libc::_exit(i32::from(ExitStatus::SystemCall as u8)) };
     }
     let before = BEFORE.get().and_then(|before| {
         let at = SIGNALS.iter().position(|known| *known == signal)?;
@@ -200,19 +234,64 @@ impl Write for Text {
     }
 }
 
-/// Says which thread has touched what. Without waiting for a reader, and without any lock.
-fn report(address: u64, code: c_int) {
-    let mut name = [0u8; 17];
+/// The name of a thread, with a zero at its end.
+type ThreadName = [u8; 17];
+
+fn thread_name(name: &mut ThreadName) -> &str {
     // SAFETY: the call writes at most 16 bytes (prctl(2)).
     unsafe { libc::prctl(libc::PR_GET_NAME, name.as_mut_ptr()) };
-    let name = CStr::from_bytes_until_nul(&name).ok().and_then(|name| name.to_str().ok());
+    let name = CStr::from_bytes_until_nul(name).ok().and_then(|name| name.to_str().ok());
+    name.unwrap_or("?")
+}
+
+/// The name of a system call on arm64, which alone has filters.
+fn call_name(call: c_int) -> Option<&'static str> {
+    let mut calls = CALLS.lines().filter_map(|line| line.split_once(' '));
+    calls.find(|(number, _)| number.parse() == Ok(call)).map(|(_, name)| name)
+}
+
+/// The first three arguments of the call that a thread has made, which it has in registers.
+///
+/// # Safety
+/// This is a context that the kernel has handed to a handler.
+#[cfg(target_arch = "aarch64")]
+unsafe fn arguments(context: *mut c_void) -> [u64; 3] {
+    // SAFETY: by the contract of this function.
+    let context = unsafe { &*context.cast::<libc::ucontext_t>() };
+    let [first, second, third, ..] = context.uc_mcontext.regs;
+    [first, second, third]
+}
+
+/// Other architectures have no filters.
+#[cfg(not(target_arch = "aarch64"))]
+unsafe fn arguments(_: *mut c_void) -> [u64; 3] {
+    [0; 3]
+}
+
+/// Says which thread has made which call. Without waiting for a reader, and without any lock.
+fn report_call(call: c_int, [first, second, third]: [u64; 3]) {
+    let mut name = ThreadName::default();
+    let mut text = Text { bytes: [0; 512], length: 0 };
+    let (thread, call_name) = (thread_name(&mut name), call_name(call).unwrap_or("?"));
+    // Writing into memory cannot fail.
+    let _ = writeln!(
+        text,
+        "tessera: thread {thread} made the system call {call_name} ({call}) with {first:#x}, {second:#x}, {third:#x}, \
+         which its filter does not allow. The process ends. Please report this; --seccomp off runs without filters"
+    );
+    say(&text.bytes[..text.length]);
+}
+
+/// Says which thread has touched what. Without waiting for a reader, and without any lock.
+fn report(address: u64, code: c_int) {
+    let mut name = ThreadName::default();
+    let thread = thread_name(&mut name);
     let why = match code {
         POISON_TOUCHED | POISON => "the hardware reports that it is damaged (memory poison)",
         HARDWARE => "the hardware reports an error",
         _ => "the pool of huge pages is empty, or swapped memory cannot be read back",
     };
     let mut text = Text { bytes: [0; 512], length: 0 };
-    let thread = name.unwrap_or("?");
     let [start, end, base] = [0, 1, 2].map(|at: usize| GUEST_MEMORY[at].load(Ordering::Relaxed));
     // Writing into memory cannot fail.
     let _ = if (start..end).contains(&address) {
@@ -227,10 +306,17 @@ fn report(address: u64, code: c_int) {
 
 /// Writes what standard error takes of a text at once.
 fn say(text: &[u8]) {
-    // SAFETY: nothing in this process closes standard error; if it was closed at the start, the copy fails.
-    let stderr = unsafe { BorrowedFd::borrow_raw(libc::STDERR_FILENO) };
-    let Ok(copy) = stderr.try_clone_to_owned() else { return };
-    let output = NonBlocking::shared(copy);
+    let opened;
+    let output = match output() {
+        Some(output) => output,
+        None => {
+            // SAFETY: nothing in this process closes standard error; if it was closed at the start, the copy fails.
+            let stderr = unsafe { BorrowedFd::borrow_raw(libc::STDERR_FILENO) };
+            let Ok(copy) = stderr.try_clone_to_owned() else { return };
+            opened = NonBlocking::shared(copy);
+            &opened
+        }
+    };
     let mut left = text;
     while let Ok(written @ 1..) = output.write(left) {
         left = left.get(written..).unwrap_or_default();

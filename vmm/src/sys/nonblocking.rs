@@ -65,6 +65,14 @@ impl NonBlocking {
         }
     }
 
+    /// The same through another descriptor.
+    ///
+    /// # Errors
+    /// When there is none left.
+    pub(crate) fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self { fd: self.fd.try_clone()?, how: self.how })
+    }
+
     /// Writes some of these bytes.
     ///
     /// # Errors

@@ -8,6 +8,7 @@
 
 use std::io;
 use std::mem::MaybeUninit;
+use std::sync::OnceLock;
 use std::thread::{Builder, JoinHandle, Scope, ScopedJoinHandle};
 
 /// Raised by what the thread itself does. Blocked, each would end the process past its handler
@@ -15,17 +16,81 @@ use std::thread::{Builder, JoinHandle, Scope, ScopedJoinHandle};
 const SYNCHRONOUS: [libc::c_int; 6] =
     [libc::SIGBUS, libc::SIGFPE, libc::SIGILL, libc::SIGSEGV, libc::SIGSYS, libc::SIGTRAP];
 
+/// What a thread is for. What it may do follows from it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Role {
+    /// The main thread of a VM.
+    Main,
+    /// A vCPU.
+    Vcpu,
+    /// It reserves tag storage for memory that is touched.
+    Faults,
+    /// It loads memory that is touched.
+    Loader,
+    /// A disk.
+    Disk,
+    /// A network interface.
+    Net,
+    /// Sockets of the guest.
+    Vsock,
+    /// It looks for a broker.
+    BrokerClient,
+    /// It counts memory.
+    Footprint,
+    /// The main thread of a broker.
+    Broker,
+    /// A connection of a broker.
+    BrokerSession,
+    /// The main thread of the holder of a template.
+    Template,
+}
+
+/// All of them.
+pub const ROLES: [Role; 12] = [
+    Role::Main,
+    Role::Vcpu,
+    Role::Faults,
+    Role::Loader,
+    Role::Disk,
+    Role::Net,
+    Role::Vsock,
+    Role::BrokerClient,
+    Role::Footprint,
+    Role::Broker,
+    Role::BrokerSession,
+    Role::Template,
+];
+
+/// What each thread does first. There is one for the process, set before its first thread starts.
+static FIRST: OnceLock<fn(Role)> = OnceLock::new();
+
+/// Has each thread that starts from here on call this first.
+pub(crate) fn at_start(first: fn(Role)) {
+    // A second one is the same, by another test of this process.
+    let _ = FIRST.set(first);
+}
+
+fn starting(role: Role) {
+    if let Some(first) = FIRST.get() {
+        first(role);
+    }
+}
+
 /// Starts a thread that takes no asynchronous signal. `stack` is in bytes.
 ///
 /// # Errors
 /// When the host refuses a thread.
 pub(crate) fn spawn(
+    role: Role,
     name: impl Into<String>,
     stack: usize,
     body: impl FnOnce() + Send + 'static,
 ) -> io::Result<JoinHandle<()>> {
     let _blocked = Blocked::new()?;
-    Builder::new().name(name.into()).stack_size(stack).spawn(body)
+    Builder::new().name(name.into()).stack_size(stack).spawn(move || {
+        starting(role);
+        body();
+    })
 }
 
 /// As [`spawn`], in a scope.
@@ -34,12 +99,16 @@ pub(crate) fn spawn(
 /// When the host refuses a thread.
 pub(crate) fn spawn_scoped<'scope>(
     scope: &'scope Scope<'scope, '_>,
+    role: Role,
     name: impl Into<String>,
     stack: usize,
     body: impl FnOnce() + Send + 'scope,
 ) -> io::Result<ScopedJoinHandle<'scope, ()>> {
     let _blocked = Blocked::new()?;
-    Builder::new().name(name.into()).stack_size(stack).spawn_scoped(scope, body)
+    Builder::new().name(name.into()).stack_size(stack).spawn_scoped(scope, move || {
+        starting(role);
+        body();
+    })
 }
 
 /// Blocks the signals in the calling thread, whose mask a new thread inherits, until it is dropped.

@@ -19,8 +19,10 @@ use crate::error::say;
 use crate::exit_status::ExitStatus;
 use crate::memory::{MOST_EXTENTS, tag_checks};
 use crate::registry;
+use crate::sandbox::{self, Files, SandboxArgs};
 use crate::snapshot::{self, MEMORY, Pair, STATE};
 use crate::sys::signals::Signals;
+use crate::sys::thread::Role;
 use crate::sys::{supervisor, unix_socket};
 
 /// What `tessera template` is given.
@@ -38,6 +40,9 @@ pub struct TemplateArgs {
     /// How many seconds to stay when the last VM has gone, and at the start until the first comes
     #[arg(long, value_name = "S", default_value = "60")]
     pub linger: u32,
+    /// How the process is confined.
+    #[command(flatten)]
+    pub sandbox: SandboxArgs,
 }
 
 /// Why there is no template.
@@ -69,6 +74,9 @@ pub enum TemplateError {
     /// Kernel and initrd cannot be used.
     #[error(transparent)]
     Boot(#[from] BootError),
+    /// The process cannot be confined.
+    #[error(transparent)]
+    Sandbox(#[from] sandbox::Error),
     /// The host gives no signals or events.
     #[error("the holder of the template cannot wait for its clients")]
     Events(#[source] io::Error),
@@ -84,6 +92,7 @@ impl TemplateError {
             Self::Place(_) => ExitStatus::CannotCreate,
             Self::Socket(error) => error.status(),
             Self::Boot(error) => error.status(),
+            Self::Sandbox(error) => error.status(),
             Self::Events(_) => ExitStatus::VmmFault,
         }
     }
@@ -105,6 +114,7 @@ struct Held {
 pub fn run(args: &TemplateArgs) -> Result<ExitStatus, TemplateError> {
     tag_checks::disable();
     let signals = Signals::block().map_err(TemplateError::Events)?;
+    sandbox::begin(&args.sandbox, Files::default())?;
     let held = match (&args.kernel, &args.folder) {
         (Some(kernel), _) => Some(of_boot_files(kernel, args.initrd.as_deref())?),
         (None, Some(folder)) => of_snapshot(folder, &signals)?,
@@ -116,6 +126,10 @@ pub fn run(args: &TemplateArgs) -> Result<ExitStatus, TemplateError> {
     // It is of use without its service manager.
     let _ = supervisor::notify_ready();
     let linger = Duration::from_secs(args.linger.into());
+    // Its socket goes with it.
+    let removed_in = vec![registry::templates().map_err(client::Error::Place)?];
+    sandbox::restrict_files(Files { removed_in, ..Files::default() })?;
+    sandbox::confine(Role::Template)?;
     let end = holder.serve_until(&signals, &message, &template, linger);
     Ok(match end.map_err(TemplateError::Events)? {
         End::Unused => ExitStatus::Success,

@@ -9,7 +9,7 @@ use rustix::thread::{Pid, gettid};
 use vmm_sys_util::signal::{Killable, unblock_signal};
 
 use super::{Fault, Kick, Services, Unhandled, Vcpu, VcpuExit, run};
-use crate::sys::thread;
+use crate::sys::thread::{self, Role};
 
 /// The signal that brings a vCPU thread out of the guest. Its handler does nothing: that the system
 /// call is interrupted is all that is wanted. Not a real-time signal: those are queued, and are refused
@@ -154,7 +154,7 @@ impl VcpuThread {
             }
             own_mailbox.answer(State::Finished);
         };
-        let thread = thread::spawn(format!("vcpu{index}"), STACK_SIZE, body)?;
+        let thread = thread::spawn(Role::Vcpu, format!("vcpu{index}"), STACK_SIZE, body)?;
         Ok(Self { mailbox, vcpu, thread: Some(thread) })
     }
 

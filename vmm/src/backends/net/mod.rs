@@ -114,6 +114,12 @@ pub enum OpenError {
         "there is no program passt, which --net user needs: install it (Debian's package passt)"
     )]
     NoPasst,
+    /// A filter of system calls lets no process start.
+    #[error(
+        "a VM that runs starts no program: serve the network by a passt of your own and --net stream=PATH, or give \
+         --seccomp off"
+    )]
+    NoProcess,
     /// A passt that cannot be started.
     #[error("cannot start passt")]
     Passt {

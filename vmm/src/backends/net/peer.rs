@@ -10,6 +10,7 @@ use rustix::fd::{AsFd, AsRawFd};
 use rustix::net::SocketType;
 
 use super::OpenError;
+use crate::sandbox;
 use crate::spec::PortForward;
 use crate::sys::unix_socket;
 
@@ -54,15 +55,20 @@ impl fmt::Display for Peer {
 pub(super) struct Passt {
     forward: Vec<PortForward>,
     child: Option<Child>,
+    has_run: bool,
 }
 
 impl Passt {
     pub(super) fn new(forward: Vec<PortForward>) -> Self {
-        Self { forward, child: None }
+        Self { forward, child: None, has_run: false }
     }
 
     fn start(&mut self) -> Result<UnixStream, OpenError> {
         self.stop();
+        if self.has_run && sandbox::is_filtered() {
+            return Err(OpenError::NoProcess);
+        }
+        self.has_run = true;
         let failed = |source| OpenError::Passt { source };
         let (own, other) = UnixStream::pair().map_err(failed)?;
         own.set_nonblocking(true).map_err(failed)?;

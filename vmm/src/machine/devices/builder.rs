@@ -19,6 +19,7 @@ use crate::backends::queues::{InterruptAcks, QueueDoorbells, QueueEvents, Shared
 use crate::backends::worker::{Worker, WorkerEvents};
 use crate::events::EventLog;
 use crate::hypervisor::Vm;
+use crate::sys::thread::Role;
 
 /// Puts devices into a machine, one after the other.
 pub(super) struct Builder<'a> {
@@ -126,8 +127,13 @@ impl<'a> Builder<'a> {
     ///
     /// # Errors
     /// When the host has no thread or descriptor left.
-    pub(super) fn work(&mut self, name: &str, events: WorkerEvents) -> Result<(), Error> {
-        let worker = Worker::start(name, events)
+    pub(super) fn work(
+        &mut self,
+        role: Role,
+        name: &str,
+        events: WorkerEvents,
+    ) -> Result<(), Error> {
+        let worker = Worker::start(role, name, events)
             .map_err(|source| Error::Worker { name: name.to_owned(), source })?;
         self.workers.push(worker);
         Ok(())

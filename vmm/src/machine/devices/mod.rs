@@ -41,6 +41,7 @@ use crate::hypervisor::Vm;
 use crate::memory::Reclaimer;
 use crate::snapshot::DeviceStates;
 use crate::spec::{BalloonSpec, DiskSpec, NetSpec, RateLimiterSpec, Spec, VsockSpec};
+use crate::sys::thread::Role;
 pub use attached::{Attached, StateError};
 use builder::Builder;
 
@@ -217,7 +218,7 @@ fn disk(builder: &mut Builder<'_>, spec: &DiskSpec) -> Result<block::Control, Er
     let control = opened.control(&mut queues);
     let events = BlockEvents::new(&control, queues, builder.vm().ram().clone());
     builder.attach(&format!("block_{}", spec.id), transport, Some(control.reader()));
-    builder.work(&format!("disk-{}", spec.id), Box::new(events))?;
+    builder.work(Role::Disk, &format!("disk-{}", spec.id), Box::new(events))?;
     Ok(control)
 }
 
@@ -249,7 +250,7 @@ fn vsock(builder: &mut Builder<'_>, wanted: &VsockSpec, leave_socket: bool) -> R
     let (transport, queues) = builder.place("socket device", device)?;
     let events = VsockEvents::new(&transport, queues)
         .map_err(|source| Error::Timers { device: "socket device", source })?;
-    builder.work("vsock", Box::new(events))?;
+    builder.work(Role::Vsock, "vsock", Box::new(events))?;
     let metrics = move || {
         json!({
             "connections": counters.connections.load(Ordering::Relaxed),
@@ -273,7 +274,7 @@ fn network_interface(builder: &mut Builder<'_>, spec: &NetSpec) -> Result<net::C
     let (transport, queues) = builder.place(&called, Net::new(port, spec.mac, spec.mtu))?;
     let events = NetEvents::new(queues)
         .map_err(|source| Error::Timers { device: "network interface", source })?;
-    builder.work(&format!("net-{}", spec.id), Box::new(events))?;
+    builder.work(Role::Net, &format!("net-{}", spec.id), Box::new(events))?;
     let control = net::Control::new(spec, &transport);
     builder.attach(&format!("net_{}", spec.id), transport, Some(control.reader()));
     Ok(control)

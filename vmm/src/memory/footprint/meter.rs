@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::{Error, Footprint, Probe};
 use crate::memory::GuestRam;
-use crate::sys::thread;
+use crate::sys::thread::{self, Role};
 
 /// How long a caller waits. It is the main thread: the guest waits for the devices that it serves, and a vCPU
 /// without tag storage for it to act. Some hundred GiB are counted in less.
@@ -134,7 +134,10 @@ impl Shared {
     fn ask(self: &Arc<Self>, state: &mut State) -> io::Result<()> {
         if !state.is_alive() {
             let shared = Arc::clone(self);
-            state.thread = Some(thread::spawn("footprint", STACK_SIZE, move || shared.run())?);
+            state.thread =
+                Some(thread::spawn(Role::Footprint, "footprint", STACK_SIZE, move || {
+                    shared.run()
+                })?);
         }
         state.asked = true;
         self.changed.notify_all();

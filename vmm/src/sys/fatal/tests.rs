@@ -44,7 +44,7 @@ fn command(test: &str, directory: &Path) -> Command {
 /// Ends in a fault, in a thread of the VMM's and with a socket that must not stay.
 fn end(directory: &Path, fault: impl FnOnce() + Send + 'static) -> ! {
     let socket = Socket::bind(&directory.join("socket")).unwrap();
-    thread::spawn("toucher", 128 << 10, fault).unwrap().join().unwrap();
+    thread::spawn(thread::Role::Vcpu, "toucher", 128 << 10, fault).unwrap().join().unwrap();
     drop(socket);
     unreachable!("a fault was survived");
 }

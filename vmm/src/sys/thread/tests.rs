@@ -20,7 +20,7 @@ fn bit(signal: libc::c_int) -> u64 {
 
 fn in_a_thread() -> u64 {
     let (sender, receiver) = channel();
-    let thread = spawn("test", STACK, move || sender.send(blocked()).unwrap()).unwrap();
+    let thread = spawn(Role::Disk, "test", STACK, move || sender.send(blocked()).unwrap()).unwrap();
     thread.join().unwrap();
     receiver.recv().unwrap()
 }
@@ -49,7 +49,7 @@ fn a_scoped_thread_is_no_different() {
     let scoped = std::thread::scope(|scope| {
         let (sender, receiver) = channel();
         let body = move || sender.send(blocked()).unwrap();
-        spawn_scoped(scope, "test", STACK, body).unwrap().join().unwrap();
+        spawn_scoped(scope, Role::Disk, "test", STACK, body).unwrap().join().unwrap();
         receiver.recv().unwrap()
     });
     assert_eq!(scoped, free);
@@ -60,7 +60,10 @@ fn the_caller_keeps_its_mask_and_the_thread_has_its_name() {
     let before = blocked();
     let name = || std::thread::current().name().map(str::to_owned);
     let (sender, receiver) = channel();
-    spawn("named", STACK, move || sender.send(name()).unwrap()).unwrap().join().unwrap();
+    spawn(Role::Disk, "named", STACK, move || sender.send(name()).unwrap())
+        .unwrap()
+        .join()
+        .unwrap();
     assert_eq!(receiver.recv().unwrap().as_deref(), Some("named"));
     assert_eq!(blocked(), before);
 }

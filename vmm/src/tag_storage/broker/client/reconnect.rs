@@ -27,7 +27,9 @@ impl Shared {
             return;
         }
         let shared = Arc::clone(self);
-        match thread::spawn("broker", STACK_SIZE, move || supervise(&shared, reconnect)) {
+        match thread::spawn(thread::Role::BrokerClient, "broker", STACK_SIZE, move || {
+            supervise(&shared, reconnect)
+        }) {
             Ok(_) => state.reconnecting = true,
             Err(error) => state.last_error = LastError(Some(error.to_string())),
         }

@@ -19,8 +19,9 @@ use super::pressure::Number;
 use super::session::Session;
 use super::state::{ServerResources, ServerState};
 use crate::sys::accept::Remedy;
+use crate::sys::open_files;
+use crate::sys::thread::{self, Role};
 use crate::sys::unix_socket::{self, Kind, Socket};
-use crate::sys::{open_files, thread};
 use crate::sys::{peer, seqpacket};
 use crate::tag_storage::broker::protocol::refusal::{Reason, Refusal};
 use crate::tag_storage::broker::protocol::report::BrokerReport;
@@ -212,11 +213,13 @@ impl Server {
         // Now, as its number may be another process's later.
         let peer = peer::process(&socket).ok();
         let own = socket.clone();
-        let spawned = thread::spawn_scoped(scope, "client", STACK_SIZE, move || {
-            let state = connected.state.clone();
-            // A panic here, of which none is known, ends this connection alone.
-            let _ = catch_unwind(AssertUnwindSafe(|| Session::new(state, number, own, peer).run()));
-        });
+        let spawned =
+            thread::spawn_scoped(scope, Role::BrokerSession, "client", STACK_SIZE, move || {
+                let state = connected.state.clone();
+                // A panic here, of which none is known, ends this connection alone.
+                let _ =
+                    catch_unwind(AssertUnwindSafe(|| Session::new(state, number, own, peer).run()));
+            });
         if spawned.is_err() {
             self.turn_away(&socket, "raise its limit of processes");
         }

@@ -10,8 +10,10 @@ use super::listen::{self, Server};
 use super::state::ServerResources;
 use crate::error::{is_denied, say};
 use crate::exit_status::ExitStatus;
+use crate::sandbox::{self, Files, SandboxArgs};
 use crate::sys::signals::Signals;
 use crate::sys::supervisor;
+use crate::sys::thread::Role;
 use crate::tag_storage::broker::protocol::wire::Terms;
 use crate::tag_storage::pool::{Pool, PoolError};
 use crate::tag_storage::supply;
@@ -36,6 +38,9 @@ pub struct BrokerArgs {
     /// other memory is used up; balanced, while most free memory is there; eager, first of all
     #[arg(long, value_name = "POLICY", default_value = "never")]
     pub lend: LendPolicy,
+    /// How the process is confined.
+    #[command(flatten)]
+    pub sandbox: SandboxArgs,
 }
 
 /// Why there is no broker.
@@ -50,6 +55,9 @@ pub enum Error {
     /// No client can be served.
     #[error(transparent)]
     Server(#[from] listen::Error),
+    /// The process cannot be confined.
+    #[error(transparent)]
+    Sandbox(#[from] sandbox::Error),
     /// The host gives no signals.
     #[error("the broker cannot wait for signals")]
     Signals(#[source] io::Error),
@@ -64,6 +72,7 @@ impl Error {
             Self::Supply(_) => ExitStatus::Unavailable,
             Self::Server(listen::Error::Taken { .. }) => ExitStatus::CannotCreate,
             Self::Server(listen::Error::Socket(error)) => error.status(),
+            Self::Sandbox(error) => error.status(),
             Self::Server(listen::Error::Events(_)) | Self::Signals(_) => ExitStatus::VmmFault,
         }
     }
@@ -75,11 +84,21 @@ impl Error {
 /// When there is nothing to serve, or no way to.
 pub fn run(args: &BrokerArgs) -> Result<ExitStatus, Error> {
     let signals = Signals::block().map_err(Error::Signals)?;
+    let folder = sandbox::folder_of(&args.socket);
+    // For the mark of its successor; and what the kernel shows of borrowers, nodes and memory.
+    let files = Files {
+        made_in: vec![folder],
+        read: vec!["/proc".into(), "/sys".into()],
+        ..Files::default()
+    };
+    sandbox::begin(&args.sandbox, files)?;
     let resources = resources(args)?;
     let mut server = Server::bind(&args.socket, resources)?;
     say(&greeting(args, &server));
     // The broker is of use without its service manager.
     let _ = supervisor::notify_ready();
+    sandbox::restrict_files(Files::default())?;
+    sandbox::confine(Role::Broker)?;
     server.serve_until(&signals)?;
     Ok(signals.take().unwrap_or(ExitStatus::Terminated))
 }

@@ -35,7 +35,7 @@ use super::backend::{PoolClient, PoolClientError};
 use super::chunk_table::{ChunkTable, Discard, State};
 use crate::memory::{Backing, GuestRam, Residency};
 use crate::metrics::Counter;
-use crate::sys::thread;
+use crate::sys::thread::{self, Role};
 use crate::sys::uffd;
 use crate::tag_storage::chunk::{ChunkIndex, one};
 
@@ -207,7 +207,8 @@ impl Demand {
             };
             failed.failed(&error);
         };
-        let thread = thread::spawn("faults", STACK_SIZE, body).map_err(Error::Thread)?;
+        let thread =
+            thread::spawn(Role::Faults, "faults", STACK_SIZE, body).map_err(Error::Thread)?;
         Ok(Self { shared, thread: Some(thread) })
     }
 

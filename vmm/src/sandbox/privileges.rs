@@ -1,0 +1,41 @@
+//! What a process may do beyond other processes of its user.
+//!
+//! # References
+//! capabilities(7), PR_SET_NO_NEW_PRIVS(2const), getrlimit(2)
+
+use std::io;
+
+use rustix::process::{Resource, Rlimit, setrlimit};
+use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
+
+use super::Role;
+
+/// What a broker needs that lends a node: to move pages of others' processes, and to see which they have.
+const OF_A_BROKER: CapabilitySet = CapabilitySet::SYS_NICE.union(CapabilitySet::SYS_PTRACE);
+
+/// Prepares this thread, and those that it starts: no program that it executes has more rights, and where `all` is to
+/// go, no core is written.
+///
+/// # Errors
+/// What the kernel answers.
+pub(super) fn prepare(all: bool) -> io::Result<()> {
+    rustix::thread::set_no_new_privs(true)?;
+    if all {
+        setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
+    }
+    Ok(())
+}
+
+/// Drops the capabilities of the calling thread that its role has no use for.
+///
+/// # Errors
+/// What the kernel answers.
+pub(super) fn drop_all(role: Role) -> io::Result<()> {
+    let kept = match role {
+        Role::Broker | Role::BrokerSession => OF_A_BROKER & capabilities(None)?.permitted,
+        _ => CapabilitySet::empty(),
+    };
+    let sets =
+        CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() };
+    Ok(set_capabilities(None, sets)?)
+}
