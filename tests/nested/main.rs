@@ -33,6 +33,7 @@ mod net;
 mod place;
 mod refusals;
 mod reporting;
+mod sandbox;
 mod services;
 mod snapshots;
 mod startup;

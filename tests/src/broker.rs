@@ -81,8 +81,13 @@ impl Broker {
     }
 
     /// Ends it as a user does. Returns its status and what it said meanwhile.
-    pub fn end(mut self) -> (Option<i32>, String) {
+    pub fn end(self) -> (Option<i32>, String) {
         kill_process(Pid::from_child(&self.child), Signal::TERM).unwrap();
+        self.wait_for_end()
+    }
+
+    /// Waits until it has ended. Returns its status and what it said meanwhile.
+    pub fn wait_for_end(mut self) -> (Option<i32>, String) {
         let mut text = String::new();
         self.errors.read_to_string(&mut text).unwrap();
         (self.child.wait().unwrap().code(), text)

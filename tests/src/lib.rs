@@ -11,6 +11,7 @@ pub mod client;
 pub mod dice;
 pub mod footprint;
 pub mod guest;
+pub mod inject;
 pub mod lab;
 pub mod memory;
 pub mod pin;

@@ -1,0 +1,248 @@
+//! What threads of a VM may not do any more once its guest runs.
+
+use std::fs;
+use std::process::{Command, Stdio};
+
+use testing::broker::Broker;
+use testing::guest::{Finished, Guest, Plan};
+use testing::inject::{Change, thread_of};
+use testing::lab::Lab;
+use testing::scratch::Scratch;
+use testing::wait::until;
+
+// System calls of arm64.
+const IOCTL: u64 = 29;
+const OPENAT: u32 = 56;
+const PTRACE: u32 = 117;
+const CLONE: u32 = 220;
+const EXECVE: u32 = 221;
+const MMAP: u32 = 222;
+
+/// `PROT_READ | PROT_EXEC`.
+const EXECUTABLE: u64 = 5;
+
+/// What a thread's `status` says.
+fn field(process: u32, thread: i32, name: &str) -> String {
+    let status = fs::read_to_string(format!("/proc/{process}/task/{thread}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    line.unwrap_or_else(|| panic!("no {name} in {status}")).trim().to_owned()
+}
+
+fn threads(process: u32) -> Vec<i32> {
+    let tasks = fs::read_dir(format!("/proc/{process}/task")).unwrap();
+    tasks.map(|task| task.unwrap().file_name().to_str().unwrap().parse().unwrap()).collect()
+}
+
+/// A VM with a thread of each kind that one can have at once.
+fn with_all_devices(scratch: &Scratch, broker: &Broker) -> Guest {
+    let disk = scratch.file("disk.img", vec![0; 1 << 20]);
+    let plan = Plan::workload("count,50")
+        .with("--memory", "128M")
+        .with("--mte", "require")
+        .with("--tag-storage", "demand")
+        .with("--broker", broker.socket())
+        .with("--vsock", scratch.join("vsock").to_str().unwrap())
+        .with("--disk", &format!("{},id=data", disk.display()));
+    let mut guest = plan.start();
+    guest.report("tick");
+    guest
+}
+
+fn forbidden(finished: &Finished, thread: &str, call: &str) {
+    assert_eq!(finished.code, Some(16), "{thread}, {call}: {finished:#?}");
+    let expected = format!("thread {thread} made the system call {call} (");
+    assert!(finished.messages.contains(&expected), "{thread}, {call}: {finished:#?}");
+}
+
+/// The next call of a thread of a new VM is this one. How the VM ends.
+fn calls(name: &str, call: u32, arguments: &[(usize, u64)]) -> Finished {
+    let (scratch, broker) = (Scratch::new(), Broker::start(&["--capacity", "64M"]));
+    let guest = with_all_devices(&scratch, &broker);
+    let thread = thread_of(guest.pid(), name).unwrap();
+    Change { thread, call: None, becomes: Some(call), arguments }.make().unwrap();
+    let socket = guest.socket().to_owned();
+    let finished = guest.finish();
+    assert!(!socket.exists(), "{name}: its socket is left");
+    finished
+}
+
+#[test]
+fn a_call_that_a_vcpu_has_no_use_for_ends_the_vm_and_is_named() {
+    Lab::new().as_root().run(|| {
+        forbidden(&calls("vcpu0", OPENAT, &[]), "vcpu0", "openat");
+    });
+}
+
+#[test]
+#[ignore = "long"]
+fn no_thread_makes_calls_that_it_has_no_use_for() {
+    Lab::new().as_root().run(|| {
+        // Another program, another process, memory that could be executed, a look at another process.
+        let [program, process]: [(_, _, &[_]); 2] =
+            [(EXECVE, "execve", &[]), (CLONE, "clone", &[(0, 17)])];
+        let memory: (_, _, &[_]) = (MMAP, "mmap", &[(2, EXECUTABLE)]);
+        for (thread, (call, name, arguments)) in [
+            ("tessera", program),
+            ("tessera", process),
+            ("vcpu0", memory),
+            ("faults", process),
+            ("disk-data", program),
+            ("vsock", (PTRACE, "ptrace", &[])),
+        ] {
+            forbidden(&calls(thread, call, arguments), thread, name);
+        }
+    });
+}
+
+#[test]
+#[ignore = "long"]
+fn an_argument_that_was_never_meant_ends_the_vm() {
+    Lab::new().as_root().run(|| {
+        let (scratch, broker) = (Scratch::new(), Broker::start(&["--capacity", "64M"]));
+        let guest = with_all_devices(&scratch, &broker);
+        let thread = thread_of(guest.pid(), "vcpu0").unwrap();
+
+        // KVM_CREATE_VM in the place of KVM_RUN.
+        let arguments = &[(1, 0xae01)];
+        Change { thread, call: Some(IOCTL), becomes: None, arguments }.make().unwrap();
+
+        forbidden(&guest.finish(), "vcpu0", "ioctl");
+    });
+}
+
+#[test]
+#[ignore = "long"]
+fn a_call_of_the_broker_or_a_holder_ends_it() {
+    Lab::new().as_root().run(|| {
+        for name in ["tessera", "client"] {
+            let (scratch, broker) = (Scratch::new(), Broker::start(&["--capacity", "64M"]));
+            let guest = with_all_devices(&scratch, &broker);
+            let thread = thread_of(broker.pid(), name).unwrap();
+
+            Change { thread, call: None, becomes: Some(EXECVE), arguments: &[] }.make().unwrap();
+
+            let (code, said) = broker.wait_for_end();
+            assert_eq!(code, Some(16), "{name}: {said}");
+            assert!(said.contains(&format!("thread {name} made the system call execve")), "{said}");
+            guest.stop();
+        }
+    });
+}
+
+#[test]
+#[ignore = "long"]
+fn every_thread_has_a_filter_and_no_new_privileges() {
+    Lab::new().as_root().run(|| {
+        let (scratch, broker) = (Scratch::new(), Broker::start(&["--capacity", "64M"]));
+        let guest = with_all_devices(&scratch, &broker);
+        // Its thread starts with the first request.
+        guest.client().footprint().unwrap();
+        until("all threads", || thread_of(guest.pid(), "footprint"));
+
+        for (process, least) in [(guest.pid(), 6), (broker.pid(), 2)] {
+            let threads = threads(process);
+            assert!(threads.len() >= least, "{threads:?}");
+            for thread in threads {
+                let field = |name| field(process, thread, name);
+                let name = field("Name");
+                assert_eq!(field("Seccomp"), "2", "{name}");
+                assert_eq!(field("NoNewPrivs"), "1", "{name}");
+                // What starts later has the main thread's filter as well.
+                let filters = if ["footprint", "client"].contains(&&*name) { "2" } else { "1" };
+                assert_eq!(field("Seccomp_filters"), filters, "{name}");
+            }
+        }
+        guest.stop();
+    });
+}
+
+#[test]
+#[ignore = "long"]
+fn filters_can_be_left_out_or_log() {
+    Lab::new().as_root().run(|| {
+        for (mode, seccomp) in [("off", "0"), ("log", "2")] {
+            let plan = Plan::workload("count,50").with("--seccomp", mode);
+            let mut guest = plan.start();
+            guest.report("tick");
+            let thread = thread_of(guest.pid(), "vcpu0").unwrap();
+            assert_eq!(field(guest.pid(), thread, "Seccomp"), seccomp);
+
+            // It fails, as the process is traced by none, and the thread goes on.
+            let arguments = &[(0, u64::MAX)];
+            Change { thread, call: None, becomes: Some(PTRACE), arguments }.make().unwrap();
+
+            guest.report("tick");
+            guest.stop();
+        }
+    });
+}
+
+/// Names the role to the process that a test starts for itself.
+const ROLE: &str = "TESSERA_TEST_ROLE";
+
+/// As bin/tessera.rs has it.
+#[test]
+#[ignore = "long"]
+fn a_panic_gets_through_each_filter() {
+    let test = "sandbox::a_panic_gets_through_each_filter";
+    if let Ok(role) = std::env::var(ROLE) {
+        return panics_in(&role);
+    }
+    Lab::new().run(|| {
+        for role in vmm::sandbox::ROLES {
+            let output = Command::new(std::env::current_exe().unwrap())
+                .args(["--exact", test, "--include-ignored", "--nocapture"])
+                .env(ROLE, format!("{role:?}"))
+                .stdin(Stdio::null())
+                .output()
+                .unwrap();
+
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert_eq!(output.status.code(), Some(70), "{role:?}: {said}");
+            assert!(said.contains("a fault of the program"), "{role:?}: {said}");
+        }
+    });
+}
+
+fn panics_in(role: &str) {
+    let role = vmm::sandbox::ROLES.into_iter().find(|known| format!("{known:?}") == role).unwrap();
+    vmm::sys::fatal::install();
+    vmm::sandbox::begin(&Default::default(), Default::default()).unwrap();
+    std::panic::set_hook(Box::new(|panic| vmm::error::say(&panic.to_string())));
+    vmm::sandbox::confine(role).unwrap();
+    let end = std::panic::catch_unwind(|| panic!("a fault of the program"));
+    assert!(end.is_err());
+    std::process::exit(70);
+}
+
+#[test]
+fn a_vm_keeps_no_capability_and_is_saved_where_it_was_allowed_to_be() {
+    Lab::new().as_root().run(|| {
+        let scratch = Scratch::new();
+        let [allowed, other] = ["allowed", "other"].map(|name| {
+            fs::create_dir(scratch.join(name)).unwrap();
+            scratch.join(name)
+        });
+        let plan = Plan::workload("count,50").with("--memory", "128M").with("--sandbox", "on");
+        let mut guest = plan.with("--allow", allowed.to_str().unwrap()).start();
+        guest.report("tick");
+
+        for thread in threads(guest.pid()) {
+            for set in ["CapEff", "CapPrm", "CapInh"] {
+                let found = field(guest.pid(), thread, set);
+                assert_eq!(u64::from_str_radix(&found, 16), Ok(0), "{set}");
+            }
+        }
+        let save = |folder: &std::path::Path| {
+            let folder = folder.join("snapshot");
+            guest.tesseractl(&["snapshot", folder.to_str().unwrap()]).output().unwrap()
+        };
+        let refused = save(&other);
+        let said = String::from_utf8_lossy(&refused.stderr);
+        assert!(!refused.status.success() && said.contains("--allow DIR"), "{said}");
+        assert!(save(&allowed).status.success());
+        let socket = guest.socket().to_owned();
+        guest.stop();
+        assert!(!socket.exists());
+    });
+}
