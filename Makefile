@@ -75,8 +75,8 @@ RELEASE := $(BUILD)/$(ARM64_TARGET)/release
 
 # Messages of panics name files of dependencies by their paths, which are the same on no two machines.
 REGISTRY := $(or $(CARGO_HOME),$(HOME)/.cargo)/registry/src
-RELEASE_BUILD = cargo build --release --target $(ARM64_TARGET) --bins \
-  --config 'target.$(ARM64_TARGET).rustflags=["--remap-path-prefix=$(REGISTRY)=/registry"]'
+REMAP = --config 'target.$(ARM64_TARGET).rustflags=["--remap-path-prefix=$(REGISTRY)=/registry"]'
+RELEASE_BUILD = cargo build --release --target $(ARM64_TARGET) --bins $(REMAP)
 
 # Client and agent in builds of their own: cargo gives a shared dependency the features that all of one build ask for.
 release-programs: $(LAB_DIRECTORY)/setup.mk
@@ -119,7 +119,7 @@ artifacts: programs
 
 # The nested tests run as arm64 programs in the lab: each is installed as tests/NAME, as cargo names it.
 install-tests = mkdir -p $(LAB_DIRECTORY)/tests; \
-	cargo test --no-run $(1) --target $(ARM64_TARGET) --package tessera-tests --message-format=json-render-diagnostics \
+	cargo test --no-run $(1) --target $(ARM64_TARGET) $(REMAP) --package tessera-tests --message-format=json-render-diagnostics \
 	  | sed -nE 's/.*"target":\{"kind":\["(test|bench)"\][^}]*"name":"([^"]*)".*"executable":"([^"]*)".*/\2 \3/p' \
 	  | while read -r name program; do \
 	      $(call install-changed,$$program,$(LAB_DIRECTORY)/tests/$$name); \
