@@ -40,7 +40,7 @@ pub(crate) fn message_seeds() -> Vec<Vec<u8>> {
         opening(Role::Holder, false),
         opening(Role::Borrower, true),
         Request::Adopt(slots.clone()),
-        Request::Reserve(3),
+        Request::Reserve { chunks: 3, least: 1 },
         Request::Free(slots.clone()),
         Request::Report { version: VERSION },
     ];

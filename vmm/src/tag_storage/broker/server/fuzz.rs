@@ -74,15 +74,25 @@ pub(crate) fn session_seeds() -> Vec<Vec<u8>> {
     let report = Request::Report { version: VERSION };
     let (holder, returning) = (opening(Role::Holder, false), opening(Role::Holder, true));
     let sessions = [
-        vec![holder.clone(), Request::Reserve(5), Request::Free(slots(0..3)), report.clone()],
         vec![
             holder.clone(),
-            Request::Reserve(40),
-            Request::Reserve(1),
+            Request::Reserve { chunks: 5, least: 1 },
+            Request::Free(slots(0..3)),
+            report.clone(),
+        ],
+        vec![
+            holder.clone(),
+            Request::Reserve { chunks: 40, least: 1 },
+            Request::Reserve { chunks: 1, least: 1 },
             Request::Free(slots(0..40)),
         ],
-        vec![returning, Request::Adopt(slots(3..9)), Request::Reserve(2), report.clone()],
-        vec![opening(Role::Borrower, false), Request::Reserve(1)],
+        vec![
+            returning,
+            Request::Adopt(slots(3..9)),
+            Request::Reserve { chunks: 2, least: 1 },
+            report.clone(),
+        ],
+        vec![opening(Role::Borrower, false), Request::Reserve { chunks: 1, least: 1 }],
         vec![report, holder.clone(), holder],
     ];
     let framed = |request: &Request| {
