@@ -24,11 +24,11 @@ const TOUCHED: u64 = 43;
 const BALLOON: u64 = 75;
 const CHECKED: u64 = 5;
 
-/// The least of what is resident and can be huge that is huge in the end, in percent; within how long; and what touches
-/// cost at most without the faults, of those of memory that never went.
+/// The least of what is resident and can be huge that is huge in the end, in percent; and within how long. What touches
+/// cost without the faults is printed and not held to anything: it differs by a third from guest to guest, with what the
+/// guest's own allocator has to do.
 const HUGE: f64 = 95.0;
 const SOON: Duration = Duration::from_secs(10);
-const COST: f64 = 1.05;
 
 const LIMIT: Duration = Duration::from_secs(3600);
 
@@ -289,9 +289,6 @@ fn measure(case: Case, prices: &Prices) -> Vec<String> {
         );
         if soon.is_none() {
             missed.push(format!("{case:?}, cycle {cycle}: {then:.1} % are huge"));
-        }
-        if ratio > COST {
-            missed.push(format!("{case:?}, cycle {cycle}: {ratio:.3} of the cost"));
         }
         free(&mut guest);
     }

@@ -73,7 +73,8 @@ pub fn never_above_reserved(samples: u64) {
         relaxed["pieces"],
         told["counters"]
     );
-    let least = samples / 100;
+    // Between two looks a guest that is paused for each of them gets to do little.
+    let least = samples / 1000 + 1;
     assert!(more >= least && less >= least, "hardly anything changed: {more} {less}");
     guest.stop();
 }
