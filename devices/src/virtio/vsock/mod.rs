@@ -123,6 +123,13 @@ impl<P: Peers> Vsock<P> {
     /// Gives up what has waited for too long.
     pub fn expire(&mut self) {
         self.muxer.expire();
+        // Here, as the queue of a device that is broken is not served.
+        if let Reset::Told { available, until, .. } = self.reset {
+            let now = self.muxer.peers().now();
+            let look = now + RESET_LOOK;
+            self.reset =
+                if now >= until { Reset::Known } else { Reset::Told { available, look, until } };
+        }
     }
 
     /// Whether there are packets for the guest: the rx queue is to be served, although its driver may not notify.
@@ -179,7 +186,6 @@ impl<P: Peers> Vsock<P> {
 
     /// event (5.10.6.7): that all connections are gone.
     fn announce<M: GuestMemory>(&mut self, ring: &mut Ring<'_, M>) -> Result<(), Broken> {
-        let now = self.muxer.peers().now();
         match self.reset {
             Reset::Known => {}
             Reset::Due => {
@@ -192,14 +198,14 @@ impl<P: Peers> Vsock<P> {
                 }
                 let available = ring.available_index()?;
                 ring.complete(head, event.len() as u32)?;
+                let now = self.muxer.peers().now();
                 let (look, until) = (now + RESET_LOOK, now + RESET_TIMEOUT);
                 self.reset = Reset::Told { available, look, until };
             }
-            Reset::Told { available, until, .. } => {
-                let heard = ring.available_index()? != available || now >= until;
-                let look = now + RESET_LOOK;
-                self.reset =
-                    if heard { Reset::Known } else { Reset::Told { available, look, until } };
+            Reset::Told { available, .. } => {
+                if ring.available_index()? != available {
+                    self.reset = Reset::Known;
+                }
             }
         }
         Ok(())
