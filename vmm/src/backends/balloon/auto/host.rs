@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use arch::units::Bytes;
 
-use super::policy::Host;
+use super::policy::{Host, low_mark};
 use crate::sys::{cgroup, meminfo, pressure, small_file};
 
 /// Where the kernel tells of the memory of the whole host.
@@ -72,10 +72,11 @@ fn scopes() -> Option<Vec<Scope>> {
     Some(std::iter::once(host).chain(groups).collect())
 }
 
-/// The one that has less available for its size than all others.
+/// The one that has less available beside what makes it short than all others.
 fn tightest(scopes: &[Scope]) -> Option<&Scope> {
     let part = |scope: &Scope| {
-        u128::from(scope.available.get()) * (1 << 20) / u128::from(scope.total.get().max(1))
+        let low = low_mark(scope.total).get().max(1);
+        u128::from(scope.available.get()) * (1 << 20) / u128::from(low)
     };
     scopes.iter().min_by_key(|scope| part(scope))
 }
@@ -113,6 +114,9 @@ mod tests {
         let scopes = [scope(1000, 500), scope(100, 40), scope(100, 60)];
 
         assert_eq!(tightest(&scopes).unwrap().available, Bytes::mib(40));
+        // A host of 1 TiB is far from short with 40 GiB, a group of 8 GiB is short with 460 MiB.
+        let scopes = [scope(1 << 20, 40 << 10), scope(8 << 10, 460)];
+        assert_eq!(tightest(&scopes).unwrap().available, Bytes::mib(460));
     }
 
     #[test]

@@ -170,6 +170,11 @@ impl State {
     }
 }
 
+/// Below so much available of a host of this size, it is short.
+pub(super) fn low_mark(total: Bytes) -> Bytes {
+    Bytes::new((total.get() / LOW_SHARE).min(LOW_MOST))
+}
+
 /// How much of a host is to be available.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 struct Marks {
@@ -187,7 +192,7 @@ struct Marks {
 
 impl Marks {
     fn of(host: &Host) -> Self {
-        let low = (host.total.get() / LOW_SHARE).min(LOW_MOST);
+        let low = low_mark(host.total).get();
         let quarter = low / 4;
         let [critical, tight, low, goal, ease] =
             [quarter * 2, quarter * 3, quarter * 4, quarter * 6, quarter * 8].map(Bytes::new);
@@ -399,7 +404,9 @@ impl Policy {
     fn refusal(&self, input: &Input) -> Option<Bytes> {
         let asked = self.target.get().saturating_add(input.needed.get());
         let lacks = asked.saturating_sub(input.actual.get());
-        let is_stuck = self.idle >= STUCK && self.unchanged >= STUCK;
+        // What others ask for is their matter, once the guest has given what it was to give here.
+        let is_own = input.needed.is_zero() || input.actual < self.target;
+        let is_stuck = is_own && self.idle >= STUCK && self.unchanged >= STUCK;
         let own = input.actual.saturating_sub(input.needed).align_down(UNIT);
         (is_stuck && lacks > self.share(BAND_SHARE)).then(|| self.memory.saturating_sub(own))
     }

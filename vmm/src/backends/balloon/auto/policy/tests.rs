@@ -269,3 +269,17 @@ proptest! {
         prop_assert!(left == 1024 || left >= used + 64, "{} left", left);
     }
 }
+
+#[test]
+fn a_guest_that_gives_nothing_more_to_others_keeps_what_it_was_to_give() {
+    let mut policy = Policy::new(MEMORY, FLOOR, Bytes::mib(400));
+    let guest = Guest { available: Bytes::mib(100), reworked: Bytes::ZERO };
+    let (actual, resident) = (Bytes::mib(400), Bytes::mib(600));
+
+    for _ in 0..8 * LOOKS_A_SECOND {
+        let (host, needed) = (host(300), Bytes::mib(128));
+        policy.step(&Input { host, guest: Some(guest), actual, resident, needed });
+    }
+
+    assert_eq!(policy.target(), Bytes::mib(400));
+}
