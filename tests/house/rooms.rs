@@ -17,6 +17,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "backends",
             "config",
             "console",
+            "folder",
             "hypervisor",
             HYPERVISOR_STATE,
             "kvm",
@@ -65,7 +66,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     (MACHINE_CONTENTS, &["memory", "snapshot"]),
     ("template", &[MACHINE_CONTENTS, "memory", "registry", "sandbox", "snapshot", "sys"]),
     // It knows no hypervisor and no guest memory, but what their states are made of.
-    ("snapshot", &[HYPERVISOR_STATE, "sys"]),
+    ("snapshot", &["folder", HYPERVISOR_STATE, "sys"]),
     ("backends", &["memory", "sandbox", "spec", "sys"]),
     ("console", &["sys", "vcpu"]),
     ("hypervisor", &[HYPERVISOR_STATE, "memory", "vcpu"]),
@@ -79,7 +80,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     (PLACEMENT, &["memory", BROKER_CLIENT, SUPPLY, "sys", "tag_storage"]),
     (BROKER_CLIENT, &[BROKER_PROTOCOL, POOL, SUPPLY, "sys", "tag_storage"]),
-    (BROKER_SERVER, &[BROKER_PROTOCOL, POOL, "sandbox", SUPPLY, "sys", "tag_storage"]),
+    (BROKER_SERVER, &[BROKER_PROTOCOL, "folder", POOL, "sandbox", SUPPLY, "sys", "tag_storage"]),
     // The numbers and reports of the pool travel in messages.
     (BROKER_PROTOCOL, &[POOL, SUPPLY, "tag_storage"]),
     (POOL, &[SUPPLY, "tag_storage"]),
@@ -87,7 +88,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     // Its own files; it re-exports names of its rooms, which are followed to where they are.
     ("tag_storage", &[]),
     ("sys", &[]),
-    ("spec", &["config", "vm_id"]),
+    ("spec", &["config", "folder", "vm_id"]),
     ("config", &["sandbox"]),
     ("sandbox", &["sys"]),
     ("cli", &["config", BROKER_SERVER, "template"]),
@@ -99,6 +100,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("metrics", &[]),
     ("prometheus", &[]),
     ("registry", &["sys", "vm_id"]),
+    ("folder", &[]),
     ("vm_id", &[]),
 ];
 

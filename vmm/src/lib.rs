@@ -12,6 +12,7 @@ pub mod doctor;
 pub mod error;
 pub mod events;
 pub mod exit_status;
+mod folder;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
 pub mod hypervisor;

@@ -15,6 +15,7 @@ use crate::config::{
     LoggerSection, MachineConfig, MemoryBacking, MetricsSection, MteMode, MteSection,
     SerialSection, SnapshotFiles, TagStorageMode, TagStorageSection,
 };
+use crate::folder::folder_of;
 use crate::vm_id::{RULE, is_vm_id};
 
 mod balloon;
@@ -515,8 +516,7 @@ fn check_paths(named: &[(&'static str, &Path, bool)]) -> Result<(), Error> {
 fn same_file(a: &Path, b: &Path) -> bool {
     let inode = |path: &Path| path.metadata().ok().map(|found| (found.dev(), found.ino()));
     let place = |path: &Path| {
-        let directory = path.parent().filter(|parent| *parent != Path::new(""));
-        let directory = directory.unwrap_or(Path::new(".")).canonicalize().ok()?;
+        let directory = folder_of(path).canonicalize().ok()?;
         Some(directory.join(path.file_name()?))
     };
     match (inode(a), inode(b)) {

@@ -5,9 +5,10 @@ use std::path::PathBuf;
 use super::snapshots::Restore;
 #[cfg(target_arch = "aarch64")]
 use crate::config::CommandLineOnly;
+use crate::folder::folder_of;
 #[cfg(target_arch = "aarch64")]
 use crate::registry::Entry;
-use crate::sandbox::{Files, folder_of};
+use crate::sandbox::Files;
 use crate::spec::{NetBackendSpec, SerialTarget, Spec};
 
 /// What the kernel shows of this process and of memory: for footprints, snapshots, and huge pages that are mended.
@@ -30,7 +31,7 @@ pub(super) fn of_the_process(
     entry: Option<&Entry>,
 ) -> Files {
     let mut files = Files { made_in: allowed.to_vec(), ..Files::default() };
-    files.removed_in.extend(flags.api_sock.map(folder_of));
+    files.removed_in.extend(flags.api_sock.map(folder_of).map(PathBuf::from));
     files.removed_in.extend(entry.map(|entry| entry.folder().to_owned()));
     files
 }
@@ -38,12 +39,12 @@ pub(super) fn of_the_process(
 /// Those of a VM.
 pub(super) fn of_the_vm(spec: &Spec, restore: Option<&Restore>) -> Files {
     let mut files = Files { read: SHOWN.map(PathBuf::from).to_vec(), ..Files::default() };
-    files.removed_in.extend(spec.vsock.as_ref().map(|vsock| folder_of(&vsock.path)));
+    files.removed_in.extend(spec.vsock.as_ref().map(|vsock| folder_of(&vsock.path).to_owned()));
     if let SerialTarget::Socket(path) = &spec.serial {
-        files.removed_in.push(folder_of(path.as_ref()));
+        files.removed_in.push(folder_of(path.as_ref()).to_owned());
     }
     // A record of what was touched gets its name when it is complete.
-    files.made_in.extend(restore.and_then(Restore::record).map(folder_of));
+    files.made_in.extend(restore.and_then(Restore::record).map(folder_of).map(PathBuf::from));
     if spec.net.iter().any(|net| matches!(net.backend, NetBackendSpec::Tap(_))) {
         files.devices.push(TAPS.into());
     }

@@ -10,6 +10,8 @@ use std::path::Path;
 
 use rustix::fs::{Mode, OFlags};
 
+use super::answer;
+
 /// Asks `landlock_create_ruleset` for the version.
 const VERSION: u32 = 1;
 /// A rule for what is beneath a file or folder.
@@ -87,10 +89,7 @@ pub(super) fn version() -> io::Result<u32> {
     let version = unsafe {
         libc::syscall(libc::SYS_landlock_create_ruleset, std::ptr::null::<u8>(), 0, VERSION)
     };
-    match u32::try_from(version) {
-        Ok(version) => Ok(version),
-        Err(_) => Err(io::Error::last_os_error()),
-    }
+    u32::try_from(answer(version)?).map_err(|_| io::ErrorKind::InvalidData.into())
 }
 
 /// What may be done with which files. All else may not.
@@ -114,11 +113,10 @@ impl Ruleset {
         let fd = unsafe {
             libc::syscall(libc::SYS_landlock_create_ruleset, &raw const attributes, size, 0)
         };
-        match RawFd::try_from(fd) {
-            // SAFETY: the descriptor was just made, close-on-exec, and has no other owner.
-            Ok(fd @ 0..) => Ok(Self { fd: unsafe { OwnedFd::from_raw_fd(fd) }, handled }),
-            _ => Err(io::Error::last_os_error()),
-        }
+        // A descriptor is an int.
+        let fd = answer(fd)? as RawFd;
+        // SAFETY: the descriptor was just made, close-on-exec, and has no other owner.
+        Ok(Self { fd: unsafe { OwnedFd::from_raw_fd(fd) }, handled })
     }
 
     /// Allows something beneath a folder, or with a file.
@@ -144,10 +142,7 @@ impl Ruleset {
             let (ruleset, rule) = (self.fd.as_raw_fd(), &raw const rule);
             libc::syscall(libc::SYS_landlock_add_rule, ruleset, PATH_BENEATH, rule, 0)
         };
-        match added {
-            0 => Ok(()),
-            _ => Err(io::Error::last_os_error()),
-        }
+        answer(added).map(drop)
     }
 
     /// Puts the calling thread under these rules, for good, and the threads that it starts.
@@ -156,10 +151,8 @@ impl Ruleset {
     /// What the kernel answers; EPERM for a thread that may have new privileges.
     pub(super) fn restrict(&self) -> io::Result<()> {
         // SAFETY: the call takes two numbers.
-        match unsafe { libc::syscall(libc::SYS_landlock_restrict_self, self.fd.as_raw_fd(), 0) } {
-            0 => Ok(()),
-            _ => Err(io::Error::last_os_error()),
-        }
+        answer(unsafe { libc::syscall(libc::SYS_landlock_restrict_self, self.fd.as_raw_fd(), 0) })
+            .map(drop)
     }
 }
 

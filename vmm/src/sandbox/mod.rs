@@ -9,8 +9,9 @@ mod landlock;
 mod privileges;
 mod seccomp;
 
+use std::ffi::c_long;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
@@ -148,16 +149,13 @@ pub fn restrict_files(more: Files) -> Result<(), Error> {
     Ok(())
 }
 
-fn rules() -> MutexGuard<'static, Option<Ruleset>> {
-    FILES.lock().unwrap_or_else(PoisonError::into_inner)
+/// What a system call has answered: an error where that is below zero.
+fn answer(answer: c_long) -> io::Result<c_long> {
+    if answer < 0 { Err(io::Error::last_os_error()) } else { Ok(answer) }
 }
 
-/// The folder that a file is in.
-pub fn folder_of(path: &Path) -> PathBuf {
-    match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
-        _ => PathBuf::from("."),
-    }
+fn rules() -> MutexGuard<'static, Option<Ruleset>> {
+    FILES.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Confines the calling thread, for good. Nothing happens without [`begin`].

@@ -7,7 +7,7 @@
 use std::borrow::Cow;
 use std::io;
 
-use super::{Error, SeccompMode};
+use super::{Error, SeccompMode, answer};
 
 // Actions (include/uapi/linux/seccomp.h).
 const TRAP: u32 = 0x0003_0000;
@@ -58,8 +58,5 @@ fn logs(word: u64) -> u64 {
 /// `argument` is what the operation asks for.
 unsafe fn seccomp(operation: libc::c_uint, argument: *const libc::c_void) -> io::Result<()> {
     // SAFETY: by the contract of this function.
-    match unsafe { libc::syscall(libc::SYS_seccomp, operation, 0, argument) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
+    answer(unsafe { libc::syscall(libc::SYS_seccomp, operation, 0, argument) }).map(drop)
 }

@@ -13,6 +13,7 @@ use rustix::io::Errno;
 
 use super::error::{Error, Fault};
 use super::id::SnapshotId;
+use crate::folder::folder_of;
 
 /// All of a guest's secrets are in it.
 const PRIVATE: Mode = Mode::RUSR.union(Mode::WUSR);
@@ -193,12 +194,8 @@ impl Drop for NewFile {
 
 /// The directory in which a file is to be.
 fn directory(path: &Path) -> Result<OwnedFd, Errno> {
-    let parent = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    rustix::fs::open(parent, flags, Mode::empty())
+    rustix::fs::open(folder_of(path), flags, Mode::empty())
 }
 
 /// A file that has no name, where the file system has such files and they can be given a name later.

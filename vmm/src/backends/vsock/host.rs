@@ -158,12 +158,12 @@ impl HostPeers {
         self.greetings.len() < MOST_GREETINGS && self.streams.len() < self.places
     }
 
-    /// Watches the listener as long as what it has can be accepted.
     /// Has the socket's file stay when the device goes.
     pub(crate) fn leave_socket(&mut self) {
         self.socket.leave_file();
     }
 
+    /// Watches the listener as long as what it has can be accepted.
     fn listen_if_possible(&mut self) {
         let wanted = self.has_place() && self.pause.is_none();
         if wanted == self.listens {

@@ -29,7 +29,7 @@ pub(super) struct Watch {
 }
 
 impl Watch {
-    /// The host now, or the control group that has less left for its size. `None` where the kernel does not tell.
+    /// The host now, or the control group that is nearer to being short. `None` where the kernel does not tell.
     pub(super) fn look(&mut self) -> Option<Host> {
         let scopes = scopes()?;
         let stalled = self.stalled(&scopes, Instant::now());

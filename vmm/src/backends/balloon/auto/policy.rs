@@ -366,7 +366,7 @@ impl Policy {
             return (taken, Reason::Refused);
         }
         let mine = self.held(input);
-        // A host at its last takes caches, whoever uses them.
+        // A host at its last takes caches, those in use as well.
         let keep = match self.guest_is_short {
             Some(Shortage::Programs) => Some(marks.critical),
             Some(Shortage::Caches) if available >= marks.critical => Some(marks.tight),

@@ -21,7 +21,7 @@ use crate::tag_storage::supply::{Ledger, SupplyName};
 
 /// The pool: fewer chunks than a message can name.
 const CHUNKS: u64 = 40;
-/// Messages of one execution, whose answers find room in a socket that nobody reads meanwhile.
+/// Messages of one execution, whose answers find room in a socket that is not read meanwhile.
 const MOST_MESSAGES: usize = 16;
 
 fn state(recovering: bool) -> ServerState {

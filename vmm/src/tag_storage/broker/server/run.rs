@@ -10,6 +10,7 @@ use super::listen::{self, Server};
 use super::state::ServerResources;
 use crate::error::{is_denied, say};
 use crate::exit_status::ExitStatus;
+use crate::folder::folder_of;
 use crate::sandbox::{self, Files, SandboxArgs};
 use crate::sys::signals::Signals;
 use crate::sys::supervisor;
@@ -84,7 +85,7 @@ impl Error {
 /// When there is nothing to serve, or no way to.
 pub fn run(args: &BrokerArgs) -> Result<ExitStatus, Error> {
     let signals = Signals::block().map_err(Error::Signals)?;
-    let folder = sandbox::folder_of(&args.socket);
+    let folder = folder_of(&args.socket).to_owned();
     // For the mark of its successor; and what the kernel shows of borrowers, nodes and memory.
     let files = Files {
         made_in: vec![folder],
