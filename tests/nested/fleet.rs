@@ -140,13 +140,15 @@ fn turn(place: &Place, plan: &Plan, lives: &Lives, lane: usize, turn: usize) {
     events.tell(expected, is_killed);
 }
 
-/// As `kill -9` does. The process is gone when its number is no process's.
+/// As `kill -9` does. The process is gone when its number is no process's, or when nothing but its first thread is
+/// left, which waits for its parent: a thread that lives on keeps the files of the process open.
 fn kill(pid: u64) {
     let raw = Pid::from_raw(pid.try_into().unwrap()).unwrap();
     kill_process(raw, Signal::KILL).unwrap();
     let is_gone = || {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"));
-        stat.map_or(true, |stat| stat.contains(") Z ")).then_some(())
+        let threads = std::fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
+        stat.map_or(true, |stat| stat.contains(") Z ") && threads <= 1).then_some(())
     };
     until("the end of a killed VM", is_gone);
 }
@@ -168,7 +170,8 @@ impl Events {
         Self { client, lines, first }
     }
 
-    /// Checks what it has shown to the VM's end. What was sent before a VM is killed arrives.
+    /// Checks what it has shown to the VM's end. What a request makes happen is sent before the request is answered,
+    /// so that it arrives although the VM is killed next.
     fn tell(mut self, expected: &[&str], is_killed: bool) {
         let more = self.lines.map(|line| serde_json::from_str(&line.unwrap()).unwrap());
         let events: Vec<Value> = [self.first].into_iter().chain(more).collect();

@@ -82,25 +82,30 @@ impl Connection {
         }
     }
 
-    /// Does what can be done without waiting.
-    pub(crate) fn turn(&mut self, vm: &mut dyn Lifecycle, log: &EventLog) -> Disposition {
-        match self.try_turn(vm, log) {
-            Ok(disposition) => disposition,
-            // The client is gone (EPIPE, ECONNRESET): there is no reader for an answer.
-            Err(_) => Disposition::Drop,
-        }
-    }
-
-    fn try_turn(&mut self, vm: &mut dyn Lifecycle, log: &EventLog) -> io::Result<Disposition> {
+    /// Reads and serves what the client asks, without waiting. The answers stay here until they are
+    /// [sent](Self::send).
+    ///
+    /// # Errors
+    /// The client is gone (EPIPE, ECONNRESET): there is no reader for an answer.
+    pub(crate) fn serve(&mut self, vm: &mut dyn Lifecycle) -> io::Result<()> {
         self.flush()?;
         if self.phase == Phase::Serving {
             if self.wants_input() {
                 self.receive()?;
             }
-            self.serve(vm);
-            // Within this turn: the answer to Stop must be out before the event loop leaves.
-            self.flush()?;
+            self.answer(vm);
         }
+        Ok(())
+    }
+
+    /// Sends answers and events, as far as the client takes them without waiting.
+    pub(crate) fn send(&mut self, log: &EventLog) -> Disposition {
+        self.try_send(log).unwrap_or(Disposition::Drop)
+    }
+
+    fn try_send(&mut self, log: &EventLog) -> io::Result<Disposition> {
+        // Within this turn: the answer to Stop must be out before the event loop leaves.
+        self.flush()?;
         if let Phase::Following { .. } = self.phase {
             self.discard()?;
             if self.ended {
@@ -195,7 +200,7 @@ impl Connection {
         self.flush()
     }
 
-    fn serve(&mut self, vm: &mut dyn Lifecycle) {
+    fn answer(&mut self, vm: &mut dyn Lifecycle) {
         for _ in 0..MAX_REQUESTS_PER_TURN {
             if !self.unserved || self.unsent.len() >= MAX_UNSENT {
                 return;

@@ -12,6 +12,7 @@ use super::{ControlError, Controller};
 use crate::backends::balloon::{AutoReason, AutoState, AutoStatus, Change, GuestReport, Limits};
 use crate::backends::reporting::Diagnosis;
 use crate::config::{CommandLineOnly, Config, ConfigChange, RestoreChanges};
+use crate::events::{Event, EventLog};
 use crate::spec::Draft;
 
 /// A request that reached the fake.
@@ -72,6 +73,8 @@ pub(crate) struct FakeVm {
     /// Every method that can fail does, for a reason of the VMM's own.
     pub(crate) failure: Option<Failure>,
     pub(crate) calls: Vec<Call>,
+    /// Where it says that it runs again.
+    pub(crate) log: EventLog,
 }
 
 impl Default for FakeVm {
@@ -87,6 +90,7 @@ impl Default for FakeVm {
             tags: true,
             failure: None,
             calls: Vec::new(),
+            log: EventLog::default(),
         }
     }
 }
@@ -316,6 +320,7 @@ impl Controller for FakeVm {
     fn resume(&mut self) -> Result<(), ControlError> {
         self.check()?;
         self.calls.push(Call::Resume);
+        self.log.publish(&Event::Resumed);
         self.state = State::Running;
         Ok(())
     }

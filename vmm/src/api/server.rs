@@ -32,6 +32,8 @@ pub struct Server<C> {
     clock: u64,
     registered: Result<(), event_manager::Error>,
     log: EventLog,
+    /// The last event of the log when those who follow it were last fed.
+    fed: u64,
     lifecycle: C,
 }
 
@@ -54,7 +56,8 @@ impl<C: Lifecycle> Server<C> {
         let pause =
             AcceptPause::new().map_err(|source| Error::Create { path: path.to_owned(), source })?;
         let connections = Vec::new();
-        Ok(Self { socket, pause, connections, clock: 0, registered: Ok(()), log, lifecycle })
+        let registered = Ok(());
+        Ok(Self { socket, pause, connections, clock: 0, registered, log, fed: 0, lifecycle })
     }
 
     /// Has the socket's file stay when the server goes.
@@ -131,28 +134,40 @@ impl<C: Lifecycle> Server<C> {
         oldest.is_some()
     }
 
-    fn serve(&mut self, fd: RawFd, ops: &mut EventOps<'_>) {
-        let Some(at) = self.position(fd) else { return };
-        let entry = &mut self.connections[at];
-        entry.last_used = self.clock;
-        self.turn(at, ops);
-    }
-
     /// New events for those who follow them.
     fn feed(&mut self, ops: &mut EventOps<'_>) {
         self.log.take();
+        self.fed = self.log.last();
         // From the end: one that is closed is replaced by the last.
         for at in (0..self.connections.len()).rev() {
             if self.connections[at].connection.follows() {
                 self.connections[at].last_used = self.clock;
-                self.turn(at, ops);
+                self.send(at, ops);
             }
         }
     }
 
-    fn turn(&mut self, at: usize, ops: &mut EventOps<'_>) {
+    /// Serves a client. What a request makes happen is told to those who follow before the request is answered:
+    /// its client may end the process the moment it has the answer.
+    fn serve(&mut self, fd: RawFd, ops: &mut EventOps<'_>) {
+        let Some(at) = self.position(fd) else { return };
         let entry = &mut self.connections[at];
-        let keep = match entry.connection.turn(&mut self.lifecycle, &self.log) {
+        entry.last_used = self.clock;
+        if entry.connection.serve(&mut self.lifecycle).is_err() {
+            self.close(at, ops);
+            return;
+        }
+        if self.log.last() != self.fed {
+            self.feed(ops);
+        }
+        if let Some(at) = self.position(fd) {
+            self.send(at, ops);
+        }
+    }
+
+    fn send(&mut self, at: usize, ops: &mut EventOps<'_>) {
+        let entry = &mut self.connections[at];
+        let keep = match entry.connection.send(&self.log) {
             Disposition::Drop => false,
             Disposition::Keep(interest) if interest == entry.interest => true,
             Disposition::Keep(interest) => {

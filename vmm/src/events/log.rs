@@ -88,6 +88,13 @@ impl EventLog {
         ring.lines.get(at).cloned()
     }
 
+    /// The sequence number of the last event; 0 if nothing has happened.
+    pub fn last(&self) -> u64 {
+        let last =
+            |inner: &Arc<Inner>| inner.ring.lock().unwrap_or_else(PoisonError::into_inner).last;
+        self.0.as_ref().map_or(0, last)
+    }
+
     /// What becomes readable with each event, for the loop of the readers. `None` for a log that keeps nothing.
     pub fn fd(&self) -> Option<RawFd> {
         self.0.as_ref().map(|inner| inner.appended.as_raw_fd())

@@ -156,6 +156,28 @@ fn a_follower_gets_the_events_so_far_and_then_each_new_one_until_the_end() {
 }
 
 #[test]
+fn what_a_request_makes_happen_is_told_before_the_request_is_answered() {
+    let mut house = House::new();
+    house.server.lock().unwrap().lifecycle_mut().log = house.log.clone();
+    let (mut follower, mut client) = (house.connect(), house.connect());
+    house.say(&mut follower, FOLLOW.as_bytes());
+    let body = r#"{ "state": "Resumed" }"#;
+    let length = body.len();
+    write!(client, "PATCH /vm HTTP/1.1\r\nContent-Length: {length}\r\n\r\n{body}").unwrap();
+
+    // One turn at a time: the process may be gone the moment its client has the answer.
+    let mut answer = [0; 1024];
+    while client.read(&mut answer).is_err() {
+        house.manager.run_with_timeout(0).unwrap();
+    }
+
+    let mut heard = [0; 1024];
+    let count = follower.read(&mut heard).unwrap();
+    assert!(answer.starts_with(b"HTTP/1.1 204"), "{}", String::from_utf8_lossy(&answer));
+    assert_eq!(seqs(&unchunked(&String::from_utf8_lossy(&heard[..count])).0), [1]);
+}
+
+#[test]
 fn a_follower_of_http_1_0_gets_lines_without_chunks() {
     let mut house = House::new();
     house.log.publish(&Event::Started);
