@@ -113,6 +113,15 @@ pub trait Reclaim: Send {
     /// The range is the guest's: parts of it outside guest memory, and parts of pages, are left out.
     fn discard(&mut self, range: GuestRange) -> Discarded;
 
+    /// `bytes` of memory that the guest has free are about to be given back, and the guest can use none of them until
+    /// it has its answer. A small guest may have nothing else to allocate from, and should not run meanwhile.
+    fn begin_report(&mut self, bytes: u64) {
+        let _ = bytes;
+    }
+
+    /// Ends [`begin_report`](Self::begin_report): the guest has its answer.
+    fn end_report(&mut self) {}
+
     /// The size of the huge pages that guest memory may be made of, in bytes: a power of two above that of its pages.
     /// `None` where [`renew`](Self::renew) is of no use.
     fn huge_page_size(&self) -> Option<u64> {

@@ -3,9 +3,12 @@
 //! A guest's idle value is what it has resident once its driver runs and its reports have stood still for
 //! three of the driver's rounds, before it touches anything.
 
+use std::time::Duration;
+
 use serde_json::json;
 use testing::footprint::{Curve, Footprint, mib};
 use testing::guest::{Guest, Plan};
+use testing::inject::{Change, thread_of};
 use testing::lab::Lab;
 use testing::setting::Setting;
 use testing::wait::until;
@@ -220,5 +223,26 @@ fn memory_that_went_back_comes_back_zero_without_tags_and_takes_new_ones() {
             guest.type_line("poweroff");
             guest.finish().expect_power_off();
         }
+    });
+}
+
+/// `madvise`.
+const MADVISE: u64 = 233;
+
+#[test]
+#[ignore = "long"]
+fn a_small_guest_does_not_run_while_what_it_has_free_is_given_back() {
+    Lab::new().as_root().run(|| {
+        let plan = Plan::workload("memory").with("--memory", "256M").with("--cpus", "2");
+        let mut guest = start(plan);
+        guest.order("press 170", "pressing");
+        let thread = thread_of(guest.pid(), "tessera").unwrap();
+        for _ in 0..3 {
+            // A host that takes long: without the free memory that it reports the guest has next to nothing.
+            let slow = Change { thread, call: Some(MADVISE), becomes: None, arguments: &[] };
+            slow.make_after(Duration::from_secs(5)).unwrap();
+        }
+        assert_eq!(guest.order("relax", "relaxed")["wrong"], 0);
+        guest.stop();
     });
 }

@@ -9,6 +9,7 @@
 
 use std::fs;
 use std::io;
+use std::time::Duration;
 
 /// The general registers of a thread (`struct user_regs_struct`).
 #[repr(C)]
@@ -65,6 +66,14 @@ impl Change<'_> {
     /// # Errors
     /// When this process may not trace the thread, or it ends.
     pub fn make(&self) -> io::Result<()> {
+        self.make_after(Duration::ZERO)
+    }
+
+    /// The same, where the call takes so long: the thread is held as it makes it.
+    ///
+    /// # Errors
+    /// As [`make`](Self::make).
+    pub fn make_after(&self, time: Duration) -> io::Result<()> {
         let nothing = std::ptr::null_mut();
         // SAFETY: none of these requests has the kernel write to this process's memory.
         unsafe {
@@ -81,6 +90,7 @@ impl Change<'_> {
                 break;
             }
         }
+        std::thread::sleep(time);
         self.change()?;
         // SAFETY: as above.
         unsafe { self.request(DETACH, nothing, nothing) }

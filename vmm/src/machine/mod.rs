@@ -32,7 +32,7 @@ use crate::spec::{DiskSpec, NetSpec, Spec};
 use crate::tag_storage::broker::Client;
 use crate::tag_storage::{BorrowerLease, TagReservation};
 use crate::template::Connection;
-use crate::vcpu::{self, Services, VcpuExit, VcpuSet};
+use crate::vcpu::{self, Hold, Services, VcpuExit, VcpuSet};
 use board::Origin;
 pub(crate) use board::{Board, Mte, SavedMemory};
 pub(crate) use contents::{Destination, PausedMemory};
@@ -100,12 +100,13 @@ impl Machine {
             Origin::Kernel { .. } => None,
         };
         let is_booted = matches!(origin, Origin::Kernel { .. });
+        let hold = Hold::default();
         let reclaimer = || {
             // Memory is not both: tag storage on demand and lazy loading would stop the same touches.
             let hooks = tags.as_ref().map(TagReservation::discard_hooks);
             let hooks = lazy.map(LazyMemory::discard_hooks).or(hooks);
             let hooks: Box<dyn DiscardHooks> = hooks.unwrap_or(Box::new(NoHooks));
-            Reclaimer::new(vm.ram().clone(), hooks)
+            (Reclaimer::new(vm.ram().clone(), hooks), hold.clone())
         };
         let (devices, plugged) = DeviceSet::new(
             &*vm,
@@ -130,6 +131,7 @@ impl Machine {
         let counters = Arc::new(VcpuCounters::default());
         let services = Services::new(plugged.bus, throttle, Arc::clone(&counters));
         let mut vcpus = VcpuSet::spawn(cpus.vcpus, &Arc::new(services))?;
+        vcpus.give_to(&hold);
         match spec.clock {
             ClockMode::Stop => {}
             ClockMode::Advance => vcpus.keep_counter_advancing(),

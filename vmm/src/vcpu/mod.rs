@@ -3,6 +3,7 @@
 mod exit;
 #[cfg(test)]
 pub(crate) mod fake;
+mod hold;
 mod run;
 mod set;
 mod thread;
@@ -18,6 +19,7 @@ use crate::hypervisor::state::{VcpuState, VcpuStateError};
 use crate::metrics::VcpuCounters;
 
 pub use exit::{Entry, Exit, Unhandled};
+pub use hold::{Held, Hold};
 pub use run::{Fault, VcpuExit, run};
 pub use set::{Error, VcpuSet};
 

@@ -10,7 +10,7 @@ use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::signal::register_signal_handler;
 
 use super::thread::{KICK_SIGNAL, Order, VcpuThread};
-use super::{Services, Vcpu, VcpuExit};
+use super::{Hold, Services, Vcpu, VcpuExit};
 use crate::hypervisor::state::VcpuState;
 
 /// How long a vCPU may take to leave the guest. It needs microseconds; a host that has it wait this long
@@ -88,7 +88,7 @@ struct ExitSlot {
 
 /// The vCPUs and their threads. Dropped, it ends them all and waits for them.
 pub struct VcpuSet {
-    threads: Vec<VcpuThread>,
+    threads: Arc<[VcpuThread]>,
     exit_slot: Arc<ExitSlot>,
     /// The guest's counter while it is paused, if it stops meanwhile.
     counter: Option<u64>,
@@ -112,23 +112,22 @@ impl VcpuSet {
         let event = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(failed(0))?;
         let exit_slot = Arc::new(ExitSlot { end: Mutex::new(None), event });
         let patience = LEAVE_DEADLINE;
-        let mut set = Self {
-            threads: Vec::new(),
-            exit_slot,
-            counter: None,
-            stops_counter: true,
-            paused: false,
-            patience,
-        };
+        let mut threads = Started(Vec::new());
         for (at, vcpu) in vcpus.into_iter().enumerate() {
-            let exit_slot = Arc::clone(&set.exit_slot);
+            let exit_slot = Arc::clone(&exit_slot);
             let on_end = move |end| exit_slot.give(end);
             let services = Arc::clone(services);
             let thread =
                 VcpuThread::spawn(at as u32, vcpu, services, on_end).map_err(failed(at))?;
-            set.threads.push(thread);
+            threads.0.push(thread);
         }
-        Ok(set)
+        let threads = std::mem::take(&mut threads.0).into();
+        Ok(Self { threads, exit_slot, counter: None, stops_counter: true, paused: false, patience })
+    }
+
+    /// Has these vCPUs be what `hold` holds.
+    pub fn give_to(&self, hold: &Hold) {
+        hold.set(&self.threads);
     }
 
     /// From here on the guest's counter advances with the host's while the guest is paused.
@@ -259,7 +258,7 @@ impl VcpuSet {
     }
 
     fn order(&self, order: Order) {
-        for thread in &self.threads {
+        for thread in self.threads.iter() {
             thread.give(order);
         }
     }
@@ -289,10 +288,26 @@ impl VcpuSet {
 
 impl Drop for VcpuSet {
     fn drop(&mut self) {
-        self.finish();
-        for thread in &mut self.threads {
-            thread.join();
-        }
+        end(&self.threads);
+    }
+}
+
+/// Threads of a set that may not become whole.
+struct Started(Vec<VcpuThread>);
+
+impl Drop for Started {
+    fn drop(&mut self) {
+        end(&self.0);
+    }
+}
+
+/// Ends threads, all at once, and waits for them.
+fn end(threads: &[VcpuThread]) {
+    for thread in threads {
+        thread.give(Order::Finish);
+    }
+    for thread in threads {
+        thread.join();
     }
 }
 

@@ -39,9 +39,17 @@ pub(super) enum State {
     Finished,
 }
 
+/// What is between a vCPU thread and those who give it orders.
+struct Orders {
+    order: Order,
+    /// It stays out of the guest for a moment, whatever its order: see [`Hold`](super::Hold).
+    held: bool,
+    state: State,
+}
+
 /// The orders to one vCPU thread and its answers.
 pub(super) struct VcpuMailbox {
-    inner: Mutex<(Order, State)>,
+    inner: Mutex<Orders>,
     changed: Condvar,
     kick: Box<dyn Kick>,
     /// The thread, once it runs.
@@ -49,25 +57,38 @@ pub(super) struct VcpuMailbox {
 }
 
 impl VcpuMailbox {
-    fn lock(&self) -> MutexGuard<'_, (Order, State)> {
+    fn lock(&self) -> MutexGuard<'_, Orders> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Gives an order. A vCPU in the guest needs the thread's signal besides.
     fn give(&self, order: Order) {
         let mut inner = self.lock();
-        inner.0 = order;
+        inner.order = order;
         // The flag goes before the signal, and changes under the lock, so that an order to pause
         // followed by one to run cannot leave it set.
-        match order {
-            Order::Run => self.kick.clear(),
-            Order::Pause | Order::Finish => self.kick.leave_guest(),
-        }
+        self.aim(&inner);
         self.changed.notify_all();
     }
 
+    /// Holds the vCPU, or ends that.
+    fn hold(&self, held: bool) {
+        let mut inner = self.lock();
+        inner.held = held;
+        self.aim(&inner);
+        self.changed.notify_all();
+    }
+
+    /// Has the vCPU leave the guest if it is to be out of it.
+    fn aim(&self, inner: &Orders) {
+        match inner.order == Order::Run && !inner.held {
+            true => self.kick.clear(),
+            false => self.kick.leave_guest(),
+        }
+    }
+
     fn answer(&self, state: State) {
-        self.lock().1 = state;
+        self.lock().state = state;
         self.changed.notify_all();
     }
 
@@ -75,14 +96,14 @@ impl VcpuMailbox {
     fn wait_for_run(&self) -> bool {
         let mut inner = self.lock();
         loop {
-            match inner.0 {
-                Order::Run => {
-                    inner.1 = State::Running;
+            match inner.order {
+                Order::Run if !inner.held => {
+                    inner.state = State::Running;
                     self.changed.notify_all();
                     return true;
                 }
-                Order::Pause => {
-                    inner.1 = State::Paused;
+                Order::Run | Order::Pause => {
+                    inner.state = State::Paused;
                     self.changed.notify_all();
                 }
                 Order::Finish => return false,
@@ -93,7 +114,7 @@ impl VcpuMailbox {
 
     fn wait_out_of_guest(&self, deadline: Instant) -> bool {
         let mut inner = self.lock();
-        while inner.1 == State::Running {
+        while inner.state == State::Running {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return false;
@@ -116,7 +137,7 @@ fn own_panic(vcpu: u32) -> VcpuExit {
 pub(super) struct VcpuThread {
     mailbox: Arc<VcpuMailbox>,
     vcpu: Arc<Mutex<Box<dyn Vcpu>>>,
-    thread: Option<JoinHandle<()>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl VcpuThread {
@@ -128,7 +149,7 @@ impl VcpuThread {
         on_end: impl Fn(VcpuExit) + Send + 'static,
     ) -> std::io::Result<Self> {
         let mailbox = Arc::new(VcpuMailbox {
-            inner: Mutex::new((Order::Pause, State::Running)),
+            inner: Mutex::new(Orders { order: Order::Pause, held: false, state: State::Running }),
             changed: Condvar::new(),
             kick: vcpu.kicker()?,
             thread: OnceLock::new(),
@@ -155,18 +176,38 @@ impl VcpuThread {
             own_mailbox.answer(State::Finished);
         };
         let thread = thread::spawn(Role::Vcpu, format!("vcpu{index}"), STACK_SIZE, body)?;
-        Ok(Self { mailbox, vcpu, thread: Some(thread) })
+        Ok(Self { mailbox, vcpu, thread: Mutex::new(Some(thread)) })
     }
 
     /// Gives an order and sees to it that the thread notices.
     pub(super) fn give(&self, order: Order) {
         self.mailbox.give(order);
-        if order != Order::Run
-            && let Some(thread) = &self.thread
-        {
+        if order != Order::Run {
+            self.kick();
+        }
+    }
+
+    /// Has the vCPU stay out of the guest until [`release`](Self::release), whatever it is ordered to do meanwhile. It is
+    /// not waited for.
+    pub(super) fn hold(&self) {
+        self.mailbox.hold(true);
+        self.kick();
+    }
+
+    /// Ends [`hold`](Self::hold).
+    pub(super) fn release(&self) {
+        self.mailbox.hold(false);
+    }
+
+    fn kick(&self) {
+        if let Some(thread) = &*self.handle() {
             // The only failure is a thread that has gone, which needs no signal.
             let _ = thread.kill(KICK_SIGNAL);
         }
+    }
+
+    fn handle(&self) -> MutexGuard<'_, Option<JoinHandle<()>>> {
+        self.thread.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The thread, as the kernel knows it, once it runs.
@@ -185,8 +226,9 @@ impl VcpuThread {
     }
 
     /// Waits for the thread's end; it must have been told to finish.
-    pub(super) fn join(&mut self) {
-        if let Some(thread) = self.thread.take() {
+    pub(super) fn join(&self) {
+        let thread = self.handle().take();
+        if let Some(thread) = thread {
             // A panic has been reported by the panic hook.
             let _ = thread.join();
         }

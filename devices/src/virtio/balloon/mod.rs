@@ -335,9 +335,12 @@ impl Balloon {
             } else if !self.reporting {
                 count(&self.counters.kept, bytes);
             } else {
+                self.reclaim.begin_report(bytes);
                 self.discard(&free);
             }
-            ring.complete(chain.head(), 0)?;
+            let completed = ring.complete(chain.head(), 0);
+            self.reclaim.end_report();
+            completed?;
         }
         Ok(())
     }

@@ -61,6 +61,9 @@ struct Call {
     used: [u16; 4],
 }
 
+/// A report that the host was told of: how much, and the used index of the queue when it began and ended.
+type Report = (u64, u16, Option<u16>);
+
 /// A host that writes down what it takes back, in whole pages of its own.
 struct Host {
     page_size: u64,
@@ -68,11 +71,24 @@ struct Host {
     memory: Memory,
     calls: Arc<Mutex<Vec<Call>>>,
     refuses: Arc<AtomicBool>,
+    reports: Arc<Mutex<Vec<Report>>>,
 }
 
 impl Reclaim for Host {
     fn page_size(&self) -> u64 {
         self.page_size
+    }
+
+    fn begin_report(&mut self, bytes: u64) {
+        let report = (bytes, used_index(&self.memory, REPORTING), None);
+        self.reports.lock().unwrap().push(report);
+    }
+
+    fn end_report(&mut self) {
+        let used = used_index(&self.memory, REPORTING);
+        if let Some(report) = self.reports.lock().unwrap().last_mut() {
+            report.2.get_or_insert(used);
+        }
     }
 
     fn huge_page_size(&self) -> Option<u64> {
@@ -113,6 +129,7 @@ struct Bench {
     available: [u16; 4],
     calls: Arc<Mutex<Vec<Call>>>,
     refuses: Arc<AtomicBool>,
+    reports: Arc<Mutex<Vec<Report>>>,
 }
 
 impl Bench {
@@ -138,13 +155,14 @@ impl Bench {
     fn on(config: BalloonConfig, page_size: u64, huge_page_size: Option<u64>) -> Self {
         let size = usize::try_from(RAM.length).unwrap();
         let memory: Memory = Arc::new(GuestMemoryMmap::from_ranges(&[(RAM.start, size)]).unwrap());
-        let (calls, refuses) = (Arc::default(), Arc::default());
+        let (calls, refuses, reports) = (Arc::default(), Arc::default(), Arc::default());
         let host = Host {
             page_size,
             huge_page_size,
             memory: Arc::clone(&memory),
             calls: Arc::clone(&calls),
             refuses: Arc::clone(&refuses),
+            reports: Arc::clone(&reports),
         };
         Self {
             balloon: Balloon::new(config, Box::new(host), RAM),
@@ -154,6 +172,7 @@ impl Bench {
             available: [0; 4],
             calls,
             refuses,
+            reports,
         }
     }
 

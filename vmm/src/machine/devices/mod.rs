@@ -4,6 +4,7 @@
 
 mod attached;
 mod builder;
+mod held;
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
@@ -42,8 +43,10 @@ use crate::memory::Reclaimer;
 use crate::snapshot::DeviceStates;
 use crate::spec::{BalloonSpec, DiskSpec, NetSpec, RateLimiterSpec, Spec, VsockSpec};
 use crate::sys::thread::Role;
+use crate::vcpu::Hold;
 pub use attached::{Attached, StateError};
 use builder::Builder;
+use held::HeldReclaim;
 
 /// The devices of a machine.
 pub struct DeviceSet {
@@ -78,7 +81,7 @@ impl DeviceSet {
         gate: &QueueGate,
         log: EventLog,
         console: Output,
-        reclaimer: impl FnOnce() -> Reclaimer,
+        reclaimer: impl FnOnce() -> (Reclaimer, Hold),
         guest_page: Bytes,
     ) -> Result<(Self, Plugged), Error> {
         let mut builder = Builder::new(vm, gate, log);
@@ -171,7 +174,7 @@ fn balloon(
     builder: &mut Builder<'_>,
     wanted: BalloonSpec,
     spec: &Spec,
-    reclaimer: Reclaimer,
+    (reclaimer, hold): (Reclaimer, Hold),
     guest_page: Bytes,
 ) -> Result<balloon::Control, Error> {
     let ram = builder.vm().ram();
@@ -195,6 +198,7 @@ fn balloon(
     let range = ram.range();
     let range = GuestRange { start: range.base, length: range.size.get() };
     let (discards, mender) = (reclaimer.counters(), reclaimer.mender(ram.clone()));
+    let reclaimer = HeldReclaim::new(reclaimer, spec.memory, hold);
     let device = Balloon::new(config, Box::new(reclaimer), range);
     let transport = builder.plug("balloon", device)?;
     let gate = builder.gate().clone();

@@ -48,6 +48,13 @@ fn wait_for_end(set: &VcpuSet) -> Option<VcpuExit> {
     set.end()
 }
 
+impl VcpuSet {
+    /// vCPUs that compute for ever.
+    pub(crate) fn computing(guest: &Guest, vcpus: usize) -> Self {
+        computing(guest, vcpus)
+    }
+}
+
 #[test]
 fn nobody_enters_the_guest_before_the_first_resume() {
     let guest = Guest::default();

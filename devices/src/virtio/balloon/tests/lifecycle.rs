@@ -142,13 +142,14 @@ fn the_first_target_is_the_configured_one() {
 fn memory_beyond_16_tib_does_not_overflow_the_target() {
     let host = || {
         let bench = Bench::new();
-        let (calls, refuses) = (Arc::default(), Arc::default());
+        let (calls, refuses, reports) = (Arc::default(), Arc::default(), Arc::default());
         Box::new(Host {
             page_size: 4 * KIB,
             huge_page_size: None,
             memory: bench.memory,
             calls,
             refuses,
+            reports,
         })
     };
     let huge = GuestRange { start: RAM.start, length: u64::MAX };

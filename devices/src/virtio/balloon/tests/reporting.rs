@@ -25,13 +25,14 @@ fn a_reported_range_is_discarded_and_answered_with_no_bytes() {
 #[test]
 fn reports_of_much_memory_take_turns() {
     let mut bench = Bench::new();
-    let Bench { memory, calls, refuses, .. } = &bench;
+    let Bench { memory, calls, refuses, reports, .. } = &bench;
     let host = Host {
         page_size: PAGE,
         huge_page_size: None,
         memory: Arc::clone(memory),
         calls: Arc::clone(calls),
         refuses: Arc::clone(refuses),
+        reports: Arc::clone(reports),
     };
     bench.balloon = Balloon::new(EVERYTHING, Box::new(host), range(RAM.start.0, 1 << 40));
     bench.balloon.activate(Features::BALLOON_STATS_VQ.with(Features::BALLOON_PAGE_REPORTING));
@@ -43,6 +44,21 @@ fn reports_of_much_memory_take_turns() {
     assert_eq!(bench.used(REPORTING).len(), 2);
     bench.serve(REPORTING).unwrap();
     assert_eq!(bench.used(REPORTING).len(), 3);
+}
+
+#[test]
+fn the_host_is_told_of_a_report_from_before_it_is_discarded_until_it_is_answered() {
+    let mut bench = Bench::new();
+    let reported = |bench: &Bench| bench.reports.lock().unwrap().clone();
+
+    bench.send(REPORTING, &[(DATA, 8192, WRITE), (DATA + 16384, 4096, WRITE)]).unwrap();
+    bench.send(REPORTING, &[(DATA, 4096, WRITE)]).unwrap();
+    assert_eq!(reported(&bench), [(12288, 0, Some(1)), (4096, 1, Some(2))]);
+
+    bench.balloon.set_reporting(false);
+    bench.send(REPORTING, &[(DATA, 4096, WRITE)]).unwrap();
+    bench.send(INFLATE, &[(DATA, 4, 0)]).unwrap();
+    assert_eq!(reported(&bench).len(), 2);
 }
 
 #[test]
