@@ -20,6 +20,7 @@ use vmm::api::model::{
     Footprint, InstanceActionInfo, InstanceInfo, SnapshotConfirm, SnapshotCreate, TagStorage,
     Version, Vm, VmState,
 };
+use vmm::registry::Process;
 
 pub use events::{Event, Events};
 
@@ -315,13 +316,14 @@ impl Client {
         }
     }
 
-    /// Waits until the VM is gone: until its process closed this connection and no process listens at
-    /// the path any more.
+    /// Waits until the VM is gone: until its process closed this connection, no process listens at the path any more,
+    /// and the process has ended, which has its files open until then.
     ///
     /// # Errors
     /// [`Error::StillRunning`] after `timeout`, or the connection fails.
     pub fn wait_gone(mut self, timeout: Duration) -> Result<(), Error> {
         let deadline = Deadline::after(timeout);
+        let process = Process::peer_of(&self.stream);
         loop {
             match self.read(&deadline) {
                 Ok(chunk) if !chunk.is_empty() => {
@@ -337,7 +339,13 @@ impl Client {
             };
             match open(&self.path, left) {
                 Ok(stream) => self.stream = stream,
-                Err(error) if is_gone(&error) => return Ok(()),
+                Err(error) if is_gone(&error) => {
+                    let left = deadline.left().map_err(|_| Error::StillRunning(timeout))?;
+                    return match process.is_none_or(|process| process.has_ended(left)) {
+                        true => Ok(()),
+                        false => Err(Error::StillRunning(timeout)),
+                    };
+                }
                 Err(source) => {
                     let path = self.path;
                     return Err(Error::Unreachable { path, source });

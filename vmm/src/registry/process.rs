@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -12,6 +12,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, Uid, pidfd_open, pidfd_send_signa
 
 use super::directory::system;
 use super::{Directory, Error, Vm};
+use crate::sys::peer;
 
 /// The longest line of `/proc/PID/stat`: 52 numbers of 20 digits.
 const LONGEST_STAT: u64 = 2 << 10;
@@ -50,6 +51,14 @@ impl Process {
             Some(found) if is_same(&found, vm) => Ok(process),
             _ => Err(Error::Ended),
         }
+    }
+
+    /// The process that listens where this socket is connected to. `None` if it has ended, is this one, or is in
+    /// another PID namespace.
+    pub fn peer_of(socket: impl AsFd) -> Option<Self> {
+        let peer = peer::process(socket).ok()?;
+        let is_other = peer.pid != std::process::id();
+        is_other.then_some(Self { fd: peer.pidfd?, pid: peer.pid })
     }
 
     fn missing(directory: &Directory, vm: &Vm) -> Error {

@@ -162,6 +162,46 @@ fn wait_ends_when_the_process_has_gone() {
     process.join().unwrap();
 }
 
+/// Has another process of this program be a VM: where it listens, and the milliseconds that it lives on.
+const AS_VM: [&str; 2] = ["TESSERA_TEST_LISTENS_AT", "TESSERA_TEST_LIVES_FOR"];
+
+/// Started by [`wait_outlasts_a_process_whose_socket_is_gone`]: its socket goes before it ends itself.
+#[test]
+#[ignore = "the life of another test's process"]
+fn listens_and_lives_on() {
+    let [Ok(path), Ok(lives)] = AS_VM.map(std::env::var) else { return };
+    let listener = UnixListener::bind(&path).unwrap();
+    let connection = listener.accept().unwrap();
+    std::fs::remove_file(path).unwrap();
+    drop((listener, connection));
+    thread::sleep(Duration::from_millis(lives.parse().unwrap()));
+}
+
+#[test]
+fn wait_outlasts_a_process_whose_socket_is_gone() {
+    let directory = tempdir().unwrap();
+    let path = directory.path().join("api");
+    for (lives, timeout, ends) in [("300", DEFAULT_TIMEOUT, true), ("60000", SHORT, false)] {
+        let mut process = std::process::Command::new(std::env::current_exe().unwrap());
+        process.args(["--exact", "--ignored", "client::tests::listens_and_lives_on"]);
+        process.env(AS_VM[0], &path).env(AS_VM[1], lives).stdout(std::process::Stdio::null());
+        let mut process = process.spawn().unwrap();
+        let client = loop {
+            match Client::connect(&path, DEFAULT_TIMEOUT) {
+                Ok(client) => break client,
+                Err(_) => thread::sleep(Duration::from_millis(10)),
+            }
+        };
+
+        let waited = client.wait_gone(timeout);
+
+        assert_eq!(waited.is_ok(), ends, "{waited:?}");
+        assert_eq!(process.try_wait().unwrap().is_some(), ends);
+        process.kill().unwrap();
+        process.wait().unwrap();
+    }
+}
+
 #[test]
 fn wait_runs_into_its_timeout_while_the_process_lives() {
     let directory = tempdir().unwrap();
