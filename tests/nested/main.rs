@@ -20,6 +20,7 @@ mod endings;
 mod fleet;
 mod footprint;
 mod hostile;
+mod hostile_guest;
 mod hosts;
 mod hwrng;
 mod kernels;

@@ -5,6 +5,7 @@
 //! the arm64 build of the same test program. See [`lab::Lab`].
 #![allow(clippy::unwrap_used, clippy::missing_panics_doc)]
 
+pub mod assault;
 pub mod borrower;
 pub mod broker;
 pub mod client;
