@@ -175,8 +175,8 @@ soak: artifacts
 	@$(call install-tests,--profile nested --test soak --test nested)
 	@[[ -n $$TESSERA_SOAK_TIME ]] || unset TESSERA_SOAK_TIME; \
 	cargo nextest run --package tessera-tests --test soak --profile soak $(if $(TIME),kills) </dev/null
-	$(if $(TIME),,@TESSERA_ASSAULT_SECONDS=600 cargo nextest run --package tessera-tests \
-	  --test nested --profile soak --run-ignored all -E 'test(/^hostile_guest::/)' </dev/null)
+	$(if $(TIME),,@TESSERA_ASSAULT_SECONDS=600 TESSERA_FAULTS_ALL=1 cargo nextest run --package tessera-tests \
+	  --test nested --profile soak --run-ignored all -E 'test(/^(faults|hostile_guest)::/)' </dev/null)
 
 # The program of libFuzzer's, and what starts it for one target after the other.
 fuzz:

@@ -99,6 +99,7 @@ const UNSAFE: &[&str] = &[
     "tests/guest/src/workload/mte.rs",
     "tests/guest/src/workload/unserved.rs",
     "tests/lab/src/child.rs",
+    "tests/src/faults.rs",
     "tests/src/inject.rs",
     "tests/src/pin.rs",
     "vmm/agent/src/sys/child.rs",

@@ -17,6 +17,7 @@ mod control;
 mod diffs;
 mod disk;
 mod endings;
+mod faults;
 mod fleet;
 mod footprint;
 mod hostile;

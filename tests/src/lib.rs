@@ -10,6 +10,7 @@ pub mod borrower;
 pub mod broker;
 pub mod client;
 pub mod dice;
+pub mod faults;
 pub mod footprint;
 pub mod guest;
 pub mod inject;
