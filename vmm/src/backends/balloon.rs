@@ -117,6 +117,7 @@ impl Control {
         control.set_stats_interval(spec.stats_interval_s)?;
         if spec.auto {
             control.choose()?;
+            control.aim();
         }
         control.0.settled_timer.once(SETTLED)?;
         Ok(control)
@@ -178,12 +179,17 @@ impl Control {
         Ok(())
     }
 
-    /// Has the VMM choose the target from now on, beginning from that which is.
+    /// Has the VMM choose the target from now on, beginning from that which is. The guest is to be asked for it.
     fn choose(&self) -> io::Result<()> {
         let target = self.0.auto.borrow_mut().start(self.0.target.get())?;
         self.0.target.set(target);
-        self.aim();
         Ok(())
+    }
+
+    /// Asks the guest, whose balloon has been restored, for what it is asked for here: what others needed of it when it was
+    /// saved, they have asked for on another host, or at another time.
+    pub(crate) fn restored(&self) {
+        self.aim();
     }
 
     /// Has the VMM choose anew.
@@ -192,9 +198,11 @@ impl Control {
             let transport = self.transport();
             let device = transport.device();
             Look {
+                has_driver: matches!(driver_state(&transport), DriverState::Active),
                 actual: Bytes::new(device.actual()),
                 needed: self.needed(),
                 statistics: device.statistics().copied(),
+                actual_then: Bytes::new(device.actual_at_statistics()),
                 answers: self.0.counters.statistics.load(Ordering::Relaxed),
             }
         };

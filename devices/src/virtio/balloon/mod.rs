@@ -137,6 +137,8 @@ pub struct Balloon {
     /// A full list came since the driver last said what it has.
     may_go_on: bool,
     statistics: Option<Statistics>,
+    /// What the driver said it had when they came, in pages of 4 KiB.
+    actual_then: u32,
     /// The statistics' buffer that waits for a request.
     held: Option<Head>,
     requested: bool,
@@ -167,6 +169,7 @@ impl Balloon {
             gathered: Gathered::default(),
             may_go_on: false,
             statistics: None,
+            actual_then: 0,
             held: None,
             requested: false,
         };
@@ -229,6 +232,11 @@ impl Balloon {
     /// The latest statistics since the reset, if there are any.
     pub fn statistics(&self) -> Option<&Statistics> {
         self.statistics.as_ref()
+    }
+
+    /// [`Balloon::actual`] when they came, which is what they go with: the balloon may have changed since.
+    pub fn actual_at_statistics(&self) -> u64 {
+        u64::from(self.actual_then) * PAGE
     }
 
     /// What the driver fills free pages with, if it does and is ready.
@@ -311,6 +319,7 @@ impl Balloon {
             // A driver may begin with an empty buffer (5.5.5).
             if !bytes.is_empty() {
                 self.statistics = Some(Statistics::parse(&bytes));
+                self.actual_then = self.space.actual;
                 count(&self.counters.statistics, 1);
             }
             // A driver with two buffers breaks its rules, not the device: the older has served.
@@ -463,6 +472,7 @@ impl Device for Balloon {
         self.may_go_on = false;
         self.counters.inflated.store(0, Ordering::Relaxed);
         self.statistics = None;
+        self.actual_then = 0;
         self.held = None;
         self.requested = false;
     }

@@ -67,6 +67,8 @@ impl Stateful for Balloon {
         self.space = space;
         self.reporting = reporting;
         self.statistics = statistics;
+        // Those are of before the save, and so is this.
+        self.actual_then = space.actual;
         self.held = held;
         self.requested = requested;
         Ok(())

@@ -138,6 +138,9 @@ impl DeviceSet {
             let missing = || StateError::Missing { device: device.name().into() };
             device.restore(states.get(device.name()).ok_or_else(missing)?)?;
         }
+        if let Some(balloon) = &self.balloon {
+            balloon.restored();
+        }
         Ok(())
     }
 

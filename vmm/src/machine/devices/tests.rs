@@ -66,6 +66,21 @@ fn states_are_saved_by_name_and_restored_in_another_machine() {
 }
 
 #[test]
+fn what_others_needed_of_a_guest_when_it_was_saved_is_not_asked_of_it_where_it_is_restored() {
+    let (first, second) = (new(), new());
+    let asked = |machine: &crate::machine::Machine| {
+        machine.balloon().unwrap().metrics()["target_bytes"].as_u64().unwrap()
+    };
+    first.balloon().unwrap().request_reclaim(Bytes::mib(16));
+    assert_eq!(asked(&first), 32 << 20);
+    assert!(first.devices().quiesce());
+
+    second.devices().restore(&first.devices().save().unwrap()).unwrap();
+
+    assert_eq!((asked(&second), second.balloon().unwrap().status().needed), (0, Bytes::ZERO));
+}
+
+#[test]
 fn states_that_do_not_fit_are_refused_by_name() {
     let machine = new();
     let states = machine.devices().save().unwrap();

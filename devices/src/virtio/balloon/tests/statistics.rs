@@ -22,6 +22,20 @@ fn a_buffer_is_read_and_held() {
 }
 
 #[test]
+fn statistics_go_with_the_balloon_of_their_moment() {
+    let mut bench = Bench::new();
+    bench.balloon.write_config(4, &300_u32.to_le_bytes());
+    bench.send_bytes(STATISTICS, &entry(4, 1)).unwrap();
+
+    bench.balloon.write_config(4, &700_u32.to_le_bytes());
+
+    assert_eq!(bench.balloon.actual(), 700 << 12);
+    assert_eq!(bench.balloon.actual_at_statistics(), 300 << 12);
+    bench.balloon.reset();
+    assert_eq!(bench.balloon.actual_at_statistics(), 0);
+}
+
+#[test]
 fn a_request_returns_the_buffer_and_the_next_is_held_again() {
     let mut bench = Bench::new();
     bench.send_bytes(STATISTICS, &entry(4, 1)).unwrap();

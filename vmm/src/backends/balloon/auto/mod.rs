@@ -23,12 +23,16 @@ const FAULT: u64 = 4 << 10;
 /// A balloon at a look.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Look {
+    /// Whether the guest has a driver that serves it.
+    pub(super) has_driver: bool,
     /// What is in it.
     pub(super) actual: Bytes,
     /// What the guest is asked for besides, for other VMs.
     pub(super) needed: Bytes,
     /// What the guest last said, if anything.
     pub(super) statistics: Option<Statistics>,
+    /// What was in it when the guest said that.
+    pub(super) actual_then: Bytes,
     /// How often it has said something.
     pub(super) answers: u64,
 }
@@ -138,7 +142,11 @@ impl Auto {
         let before = policy.target();
         policy.step(&Input {
             host,
-            guest: look.statistics.filter(|_| is_new).as_ref().and_then(guest),
+            guest: look
+                .statistics
+                .filter(|_| is_new)
+                .and_then(|said| guest(&said, look.actual_then)),
+            has_driver: look.has_driver,
             actual: look.actual,
             resident: host::resident(),
             needed: look.needed,
@@ -169,8 +177,8 @@ impl Auto {
     }
 }
 
-/// What a guest says of itself; `None` from a driver that does not say what it has available.
-fn guest(said: &Statistics) -> Option<Guest> {
+/// What a guest says of itself, with so much in its balloon; `None` from a driver that does not say what it has available.
+fn guest(said: &Statistics, actual: Bytes) -> Option<Guest> {
     let reworked = [
         said.async_reclaim,
         said.direct_reclaim,
@@ -179,6 +187,7 @@ fn guest(said: &Statistics) -> Option<Guest> {
     ];
     Some(Guest {
         available: Bytes::new(said.available_memory?),
+        actual,
         reworked: Bytes::new(reworked.into_iter().flatten().fold(0, u64::saturating_add)),
     })
 }

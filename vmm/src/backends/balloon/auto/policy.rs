@@ -84,6 +84,8 @@ pub(super) struct Host {
 pub(super) struct Guest {
     /// What its programs could have.
     pub(super) available: Bytes,
+    /// What was in its balloon then.
+    pub(super) actual: Bytes,
     /// What it has reclaimed and read again, ever. Kernels before 6.11 tell only what they read again.
     pub(super) reworked: Bytes,
 }
@@ -95,6 +97,8 @@ pub(super) struct Input {
     pub(super) host: Host,
     /// The guest, if it has answered lately.
     pub(super) guest: Option<Guest>,
+    /// Whether it has a driver for its balloon. Without one it can neither give nor refuse.
+    pub(super) has_driver: bool,
     /// What is in the balloon.
     pub(super) actual: Bytes,
     /// What the guest has of the host's memory, with what little the VMM has.
@@ -302,7 +306,10 @@ impl Policy {
     pub(super) fn step(&mut self, input: &Input) {
         let marks = Marks::of(&input.host);
         self.observe(input, marks);
-        let (limit, reason) = self.limit(input, marks);
+        let (limit, reason) = match input.has_driver {
+            true => self.limit(input, marks),
+            false => (self.memory.saturating_sub(self.target), Reason::Silent),
+        };
         self.reason = reason;
         self.aim(limit);
     }
@@ -320,7 +327,8 @@ impl Policy {
         self.cooling = self.cooling.saturating_sub(1);
         self.refused = self.refused.saturating_sub(1);
         self.at_work = self.at_work.saturating_sub(1);
-        self.idle = self.idle.saturating_add(1);
+        // A driver that comes has its time to give.
+        self.idle = if input.has_driver { self.idle.saturating_add(1) } else { 0 };
         let reworked = input.guest.map(|guest| guest.reworked);
         let last =
             self.last.replace(Last { actual: input.actual, resident: input.resident, reworked });
@@ -333,7 +341,7 @@ impl Policy {
             }
         }
         if let Some(guest) = input.guest {
-            let rest = self.memory.saturating_sub(input.actual);
+            let rest = self.memory.saturating_sub(guest.actual);
             self.used = Some(rest.saturating_sub(guest.available));
             let before = last.and_then(|last| last.reworked).unwrap_or(guest.reworked);
             let reworks = guest.reworked.get() >= before.get().saturating_add(self.work());

@@ -69,6 +69,7 @@ impl Guest {
     fn says(&self) -> super::Guest {
         super::Guest {
             available: Bytes::mib(self.freed + self.absent + self.caches),
+            actual: Bytes::mib(self.balloon),
             reworked: Bytes::mib(self.reworked),
         }
     }
@@ -183,6 +184,7 @@ impl World {
             let input = Input {
                 host,
                 guest: guest.policy.wants_guest(&host).then_some(said),
+                has_driver: true,
                 actual: Bytes::mib(guest.balloon),
                 resident: Bytes::mib(guest.resident()),
                 needed: Bytes::ZERO,

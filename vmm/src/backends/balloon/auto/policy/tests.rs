@@ -14,6 +14,12 @@ fn host(available_mib: u64) -> Host {
     Host { total: HOST, available: Bytes::mib(available_mib), stalled: 0 }
 }
 
+/// What a guest says that has so many MiB available, with so many in its balloon.
+fn said(available_mib: u64, actual_mib: u64) -> Guest {
+    let (available, actual) = (Bytes::mib(available_mib), Bytes::mib(actual_mib));
+    Guest { available, actual, reworked: Bytes::ZERO }
+}
+
 /// A guest that uses so much and whose driver does at once what it is asked for; the host does as it is said.
 struct Tame {
     policy: Policy,
@@ -38,8 +44,10 @@ impl Tame {
             host,
             guest: Some(Guest {
                 available: rest.saturating_sub(self.used),
+                actual: self.policy.target(),
                 reworked: self.reworked,
             }),
+            has_driver: true,
             actual: self.policy.target(),
             resident: self.resident.min(rest),
             needed: Bytes::ZERO,
@@ -161,7 +169,8 @@ fn a_driver_that_gives_no_more_is_asked_for_no_more() {
     let mut policy = Policy::new(MEMORY, FLOOR, Bytes::ZERO);
     let input = Input {
         host: host(50),
-        guest: Some(Guest { available: Bytes::mib(900), reworked: Bytes::ZERO }),
+        guest: Some(said(900, 0)),
+        has_driver: true,
         actual: Bytes::mib(40),
         resident: Bytes::mib(900),
         needed: Bytes::ZERO,
@@ -172,11 +181,52 @@ fn a_driver_that_gives_no_more_is_asked_for_no_more() {
 }
 
 #[test]
+fn without_a_driver_the_target_waits_for_one() {
+    let mut policy = Policy::new(MEMORY, FLOOR, Bytes::mib(400));
+    let mut input = Input {
+        host: host(1800),
+        guest: None,
+        has_driver: false,
+        actual: Bytes::ZERO,
+        resident: Bytes::mib(100),
+        needed: Bytes::ZERO,
+    };
+    (0..100).for_each(|_| policy.step(&input));
+    assert_eq!((policy.target(), policy.reason()), (Bytes::mib(400), Reason::Silent));
+
+    // Neither at ease nor short: what it gives slowly is no refusal.
+    (input.has_driver, input.host) = (true, host(400));
+    for actual in 1..40 {
+        input.actual = Bytes::mib(actual * 10);
+        policy.step(&input);
+        assert_eq!(policy.target(), Bytes::mib(400), "{:?}", policy.reason());
+    }
+}
+
+#[test]
+fn what_a_guest_has_available_goes_with_the_balloon_that_it_had_then() {
+    let mut policy = Policy::new(MEMORY, FLOOR, Bytes::mib(300));
+    // It uses 324: of what it said it had, it has given 300 since.
+    let input = Input {
+        host: host(200),
+        guest: Some(said(700, 0)),
+        has_driver: true,
+        actual: Bytes::mib(300),
+        resident: Bytes::mib(700),
+        needed: Bytes::ZERO,
+    };
+    policy.step(&input);
+
+    assert_eq!(policy.used, Some(Bytes::mib(324)));
+}
+
+#[test]
 fn while_others_need_memory_of_the_guest_it_is_not_asked_for_more() {
     let mut policy = Policy::new(MEMORY, FLOOR, Bytes::ZERO);
     let input = Input {
         host: host(200),
-        guest: Some(Guest { available: Bytes::mib(900), reworked: Bytes::ZERO }),
+        guest: Some(said(900, 0)),
+        has_driver: true,
         actual: Bytes::ZERO,
         resident: Bytes::mib(900),
         needed: Bytes::mib(64),
@@ -192,6 +242,7 @@ fn a_guest_that_says_nothing_is_asked_for_nothing() {
     let input = Input {
         host: host(10),
         guest: None,
+        has_driver: true,
         actual: Bytes::ZERO,
         resident: Bytes::mib(900),
         needed: Bytes::ZERO,
@@ -206,14 +257,25 @@ fn size() -> impl Strategy<Value = Bytes> {
 }
 
 fn input() -> impl Strategy<Value = Input> {
-    let guest = (size(), size()).prop_map(|(available, reworked)| Guest { available, reworked });
+    let guest = (size(), size(), size()).prop_map(|(available, actual, reworked)| Guest {
+        available,
+        actual,
+        reworked,
+    });
     let host = (size(), size(), 0u16..=1000).prop_map(|(total, available, stalled)| Host {
         total,
         available,
         stalled,
     });
-    (host, proptest::option::of(guest), size(), size(), size()).prop_map(
-        |(host, guest, actual, resident, needed)| Input { host, guest, actual, resident, needed },
+    (host, proptest::option::of(guest), any::<bool>(), size(), size(), size()).prop_map(
+        |(host, guest, has_driver, actual, resident, needed)| Input {
+            host,
+            guest,
+            has_driver,
+            actual,
+            resident,
+            needed,
+        },
     )
 }
 
@@ -273,12 +335,19 @@ proptest! {
 #[test]
 fn a_guest_that_gives_nothing_more_to_others_keeps_what_it_was_to_give() {
     let mut policy = Policy::new(MEMORY, FLOOR, Bytes::mib(400));
-    let guest = Guest { available: Bytes::mib(100), reworked: Bytes::ZERO };
+    let guest = said(100, 400);
     let (actual, resident) = (Bytes::mib(400), Bytes::mib(600));
 
     for _ in 0..8 * LOOKS_A_SECOND {
         let (host, needed) = (host(300), Bytes::mib(128));
-        policy.step(&Input { host, guest: Some(guest), actual, resident, needed });
+        policy.step(&Input {
+            host,
+            guest: Some(guest),
+            has_driver: true,
+            actual,
+            resident,
+            needed,
+        });
     }
 
     assert_eq!(policy.target(), Bytes::mib(400));
