@@ -97,8 +97,8 @@ impl Pool {
         self.reserve_by(lease, chunks, self.deadline(chunks))
     }
 
-    /// Reserves the tag storage of `chunks` chunks or, where there is not enough for so many, of `least`, which is no more;
-    /// or of none. A request that gets the least has not failed.
+    /// Reserves the tag storage of `chunks` chunks or, where there is not enough for so many or not in time, of `least`,
+    /// which is no more; or of none. A request that gets the least has not failed.
     ///
     /// # Errors
     /// As [`reserve_by`](Self::reserve_by), where not even the least can be had.
@@ -108,19 +108,17 @@ impl Pool {
         (least, chunks): (u32, u32),
         deadline: Option<Instant>,
     ) -> Result<Vec<SlotIndex>, ReserveError> {
-        let may_have_all = least < chunks && {
-            let state = self.lock();
-            state.may_promise(lease, chunks, Order::Fair).is_ok()
-        };
-        if may_have_all {
-            match self.reserve_by(lease, chunks, deadline) {
-                // Others were faster, or the supply does not have all of it.
-                Err(error) if error.is_lack() => {}
-                Err(ReserveError::OverMax { .. }) => {}
-                result => return result,
+        if least >= chunks {
+            return self.reserve_by(lease, least, deadline);
+        }
+        let mut state = self.lock();
+        match state.promise(lease, chunks, Order::Fair) {
+            Ok(()) => self.fulfil(state, lease, (least, chunks), deadline),
+            Err(_) => {
+                drop(state);
+                self.reserve_by(lease, least, deadline)
             }
         }
-        self.reserve_by(lease, least, deadline)
     }
 
     /// As [`reserve_many`](Self::reserve_many), and starts nothing that may take long after this time.
@@ -136,8 +134,20 @@ impl Pool {
         if chunks == 1 {
             return self.reserve_one(lease, deadline).map(|slot| vec![slot]);
         }
-        let (mut state, promised) = self.promise(self.lock(), (lease, Order::Fair), chunks);
+        let (state, promised) = self.promise(self.lock(), (lease, Order::Fair), chunks);
         promised?;
+        self.fulfil(state, lease, (chunks, chunks), deadline)
+    }
+
+    /// Reserves what was promised for `chunks` chunks. Where not all of it can be had, what is beyond the least of them is
+    /// given up, and where not even those can, all.
+    fn fulfil<'a>(
+        &'a self,
+        mut state: Guard<'a>,
+        lease: LeaseId,
+        (least, chunks): (u32, u32),
+        deadline: Option<Instant>,
+    ) -> Result<Vec<SlotIndex>, ReserveError> {
         // The promise is within the pool's size, and so is this.
         let mut had = Vec::with_capacity(chunks as usize);
         while had.len() < chunks as usize {
@@ -153,9 +163,14 @@ impl Pool {
                 Ok(more) => had.push(more),
                 Err(error) => {
                     let unmet = chunks - had.len() as u32;
-                    let error = error.unwrap_or_else(|| state.timed_out(chunks));
-                    state = self.roll_back(state, lease, had);
+                    let error = error.unwrap_or_else(|| state.timed_out(least));
+                    let is_met = had.len() >= least as usize && error.is_lack();
+                    let kept = if is_met { least as usize } else { 0 };
+                    state = self.roll_back(state, lease, had.split_off(kept));
                     state.retract(lease, unmet);
+                    if is_met {
+                        break;
+                    }
                     state.count_failure(&error);
                     self.wake(&state);
                     return Err(error);

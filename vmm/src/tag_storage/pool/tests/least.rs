@@ -74,3 +74,39 @@ proptest! {
         bench.examine();
     }
 }
+
+#[test]
+fn a_request_that_runs_out_of_time_keeps_its_least_and_has_not_failed() {
+    let bench = Bench::small(8, false);
+    let lease = bench.lease();
+    let over = Some(Instant::now());
+
+    let had = bench.pool.reserve_at_least(lease, (1, 3), over).unwrap();
+    assert_eq!((had.len(), failures(&bench.pool)), (1, 0));
+    assert_eq!(bench.pool.snapshot().leases[0].reserved_bytes, 64 << 10);
+    assert!(!bench.pool.lock().may_settle());
+    bench.examine();
+
+    let error = bench.pool.reserve_at_least(lease, (2, 3), over).unwrap_err();
+    assert!(error.to_string().contains("128 KiB"), "{error}");
+    assert_eq!(failures(&bench.pool), 1);
+    bench.examine();
+}
+
+#[test]
+fn where_the_supply_has_no_more_than_the_least_that_is_kept() {
+    let bench = Bench::small(8, false);
+    let lease = bench.lease();
+    let pool = std::sync::Arc::clone(&bench.pool);
+    let fake = std::sync::Arc::clone(&bench.fake);
+    // From its third call on the supply has nothing.
+    let hook = move || fake.books().busy = u32::MAX;
+    let call = bench.fake.books().calls + 2;
+    bench.fake.books().hook = Some((call, Box::new(hook)));
+
+    let had = pool.reserve_at_least(lease, (1, 4), None).unwrap();
+
+    assert_eq!((had.len(), failures(&pool)), (1, 0));
+    assert_eq!(pool.snapshot().leases[0].reserved_bytes, 64 << 10);
+    bench.examine();
+}
