@@ -114,6 +114,7 @@ const UNSAFE: &[&str] = &[
     "vmm/src/machine/lazy.rs",
     "vmm/src/memory/footprint/scan.rs",
     "vmm/src/memory/mapping.rs",
+    "vmm/src/memory/mapping/hole.rs",
     "vmm/src/memory/mapping/huge.rs",
     "vmm/src/memory/page.rs",
     "vmm/src/memory/ram.rs",

@@ -1,6 +1,7 @@
 //! The mapping that is guest memory, aligned to chunks so that a 2 MiB huge page can back each chunk.
 #![allow(unsafe_code)]
 
+mod hole;
 mod huge;
 
 use std::io;
@@ -121,9 +122,9 @@ impl Mapping {
         let mapped =
             unsafe { map_over(self.reserved.start, self.length, contents, self.attributes) };
         if let Err(errno) = mapped {
-            // As in `replace`.
+            // Memory of a file takes nothing of what the kernel promises: as good as never.
             if self.has_hole(&(0..self.length as u64)) {
-                std::process::abort();
+                hole::lost();
             }
             return Err(errno.into());
         }
@@ -171,22 +172,10 @@ impl Mapping {
     /// zero.
     pub(super) fn replace(&self, part: &Range<u64>) -> io::Result<()> {
         if let Err(errno) = self.map_part(part, Source::Anonymous) {
-            // A bound on mappings is checked before anything is unmapped. What comes later and fails, of which there is
-            // nothing but an allocation of the kernel's, may leave a hole, and what is mapped into that next would be
-            // the guest's: the process must not live.
-            if self.has_hole(part) {
-                std::process::abort();
-            }
-            return Err(errno.into());
+            return Ok(self.close_hole(part, errno)?);
         }
         // Before a page is touched there, so that it merges with its neighbours.
         Ok(self.advise_all(&(part.start as usize..part.end as usize))?)
-    }
-
-    /// Whether nothing is mapped in some of a part (mincore(2), ENOMEM).
-    fn has_hole(&self, part: &Range<u64>) -> bool {
-        let looked = self.is_in_core(part.start, part.end.saturating_sub(part.start));
-        looked.is_err_and(|error| error.raw_os_error() == Some(libc::ENOMEM))
     }
 
     /// Whether each chunk of it may be one huge page, which can go in pieces.
@@ -200,13 +189,31 @@ impl Mapping {
     /// # Errors
     /// As for [`replace`](Self::replace), and when the rule cannot be kept.
     pub(super) fn renew(&self, part: &Range<u64>) -> io::Result<()> {
-        let start = self.as_ptr().addr() as u64;
-        let rule = Rule::at(start + part.start)?;
-        self.replace(part)?;
-        match rule {
-            Some(rule) => rule.set(start + part.start..start + part.end),
-            None => Ok(()),
+        self.keep_rule(part, part.end.saturating_sub(part.start), |part| self.replace(&part))
+    }
+
+    /// Maps a part anew in pieces of a length, and gives what has been mapped the rule for the placement of its pages that
+    /// the part had: also where a piece fails, and those before it are new.
+    ///
+    /// # Errors
+    /// That of `map`, which ends it; and when the rule cannot be kept.
+    fn keep_rule(
+        &self,
+        part: &Range<u64>,
+        length: u64,
+        mut map: impl FnMut(Range<u64>) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let address = self.as_ptr().addr() as u64;
+        let rule = Rule::at(address + part.start)?.filter(|rule| !rule.is_default());
+        let (mut at, mut mapped) = (part.start, Ok(()));
+        while at < part.end && mapped.is_ok() {
+            let end = at.saturating_add(length.max(1)).min(part.end);
+            mapped = map(at..end);
+            // A piece that failed has the rule still, or is new.
+            at = end;
         }
+        let kept = rule.map_or(Ok(()), |rule| rule.set(address + part.start..address + at));
+        mapped.and(kept)
     }
 
     fn map_part(&self, part: &Range<u64>, contents: Source<'_>) -> Result<(), Errno> {

@@ -9,7 +9,6 @@ use rustix::io::Errno;
 use rustix::mm::{Advice, MremapFlags, mremap_fixed};
 
 use super::Mapping;
-use crate::sys::numa::Rule;
 
 /// include/uapi/asm-generic/mman-common.h; the libc crate has it for glibc only.
 const MADV_COLLAPSE: i32 = 25;
@@ -102,28 +101,18 @@ impl Mapping {
         if self.file.is_some() || untouched.file.is_some() || untouched.length == 0 {
             return Err(Errno::INVAL.into());
         }
-        let address = self.as_ptr().addr() as u64;
-        let rule = Rule::at(address + part.start)?.filter(|rule| !rule.is_default());
-        let mut at = part.start;
-        while at < part.end {
-            let length = (untouched.length as u64).min(part.end - at);
+        self.keep_rule(part, untouched.length as u64, |piece| {
+            let length = piece.end.saturating_sub(piece.start) as usize;
             let flags = MremapFlags::MAYMOVE | MremapFlags::DONTUNMAP;
-            let (from, to) = (untouched.as_ptr(), self.as_ptr().wrapping_add(at as usize));
+            let (from, to) = (untouched.as_ptr(), self.as_ptr().wrapping_add(piece.start as usize));
             // SAFETY: both lie in owned mappings, as just checked; that of `untouched` stays where it is. What is in the
             // part is lost, of which the caller has it that it is nothing; no reference is to either.
-            let mapped = unsafe {
-                mremap_fixed(from.cast(), length as usize, length as usize, flags, to.cast())
-            };
-            if let Err(errno) = mapped {
-                // As in `replace`.
-                if self.has_hole(&(at..at + length)) {
-                    std::process::abort();
-                }
-                return Err(errno.into());
+            let mapped = unsafe { mremap_fixed(from.cast(), length, length, flags, to.cast()) };
+            match mapped {
+                Ok(_) => Ok(()),
+                Err(errno) => Ok(self.close_hole(&piece, errno)?),
             }
-            at += length;
-        }
-        rule.map_or(Ok(()), |rule| rule.set(address + part.start..address + part.end))
+        })
     }
 
     fn check_chunk(&self, offset: u64) -> Result<(), Errno> {

@@ -1,6 +1,7 @@
 #![allow(clippy::unwrap_used)]
 
 use super::*;
+use crate::sys::numa::{MemPolicy, NodeSet, set_rule};
 
 const SIZE: Bytes = Bytes::mib(4);
 
@@ -139,4 +140,65 @@ fn an_exhausted_pool_of_huge_pages_is_an_error_at_once_that_says_how_to_fill_it(
         Error::File { .. } | Error::NoSuchHugePages { .. } => {}
         other => panic!("{other:?}"),
     }
+}
+
+#[test]
+fn a_hole_is_closed_with_zeroes_that_are_mapped_as_the_rest() {
+    let wanted = Attributes { tags: false, huge_pages: true, backing: Backing::Anonymous };
+    let mapping = Mapping::new(SIZE, wanted).unwrap();
+    let before = flags_and_name(&mapping);
+    let hole = CHUNK.get()..2 * CHUNK.get();
+    let start = mapping.as_ptr().wrapping_add(hole.start as usize);
+    // SAFETY: the part lies in the mapping, and nothing uses it.
+    unsafe { munmap(start.cast(), CHUNK.get() as usize) }.unwrap();
+    assert!(mapping.has_hole(&hole));
+
+    mapping.close_hole(&hole, Errno::NOMEM).unwrap();
+
+    assert!(!mapping.has_hole(&(0..SIZE.get())));
+    assert_eq!(flags_and_name(&mapping), before);
+    // SAFETY: the part is mapped again.
+    unsafe {
+        assert_eq!(start.read(), 0);
+        start.write(1);
+    }
+}
+
+#[test]
+fn a_call_that_leaves_no_hole_has_failed_and_the_part_is_as_it_was() {
+    let mapping = Mapping::new(SIZE, Attributes::default()).unwrap();
+    // SAFETY: the first byte of the mapping, which nothing else uses.
+    unsafe { mapping.as_ptr().write(7) };
+
+    assert_eq!(mapping.close_hole(&(0..CHUNK.get()), Errno::NOMEM), Err(Errno::NOMEM));
+
+    // SAFETY: as above.
+    assert_eq!(unsafe { mapping.as_ptr().read() }, 7);
+}
+
+#[test]
+fn what_is_mapped_anew_keeps_its_rule_for_placement_where_the_host_stops_half_way() {
+    let mapping = Mapping::new(Bytes::mib(8), Attributes::default()).unwrap();
+    let start = mapping.as_ptr().addr() as u64;
+    let rule_at = |chunk: u64| Rule::at(start + chunk * CHUNK.get()).unwrap();
+    let policy = MemPolicy::First(NodeSet::new([0]));
+    match set_rule(start..start + mapping.len() as u64, &policy, false) {
+        // A kernel without NUMA nodes has no rules to keep.
+        Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => return,
+        set => set.unwrap(),
+    }
+    let rule = rule_at(0);
+    assert!(rule.is_some_and(|rule| !rule.is_default()));
+    let mut pieces = 0;
+
+    let stopped = mapping.keep_rule(&(0..mapping.len() as u64), CHUNK.get(), |piece| {
+        pieces += 1;
+        if pieces == 3 {
+            return Err(Errno::NOMEM.into());
+        }
+        mapping.replace(&piece)
+    });
+
+    assert_eq!(stopped.unwrap_err().raw_os_error(), Some(libc::ENOMEM));
+    assert_eq!([0, 1, 2, 3].map(rule_at), [rule; 4]);
 }
