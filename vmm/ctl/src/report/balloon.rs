@@ -71,10 +71,10 @@ pub fn statistics(statistics: &BalloonStats) -> String {
         ("Huge pages refused", count(guest.hugetlb_failures)),
         ("OOM kills", count(guest.oom_kill)),
         ("Allocation stalls", count(guest.alloc_stall)),
-        ("Pages scanned by kswapd", count(guest.async_scan)),
-        ("Pages scanned directly", count(guest.direct_scan)),
-        ("Pages reclaimed by kswapd", count(guest.async_reclaim)),
-        ("Pages reclaimed directly", count(guest.direct_reclaim)),
+        ("Scanned by kswapd", bytes(guest.async_scan)),
+        ("Scanned directly", bytes(guest.direct_scan)),
+        ("Reclaimed by kswapd", bytes(guest.async_reclaim)),
+        ("Reclaimed directly", bytes(guest.direct_reclaim)),
     ];
     let known = |(name, value): (&str, Option<String>)| value.map(|value| (name.to_owned(), value));
     let mut text = table(&rows.into_iter().filter_map(known).collect::<Vec<_>>(), Align::Right);

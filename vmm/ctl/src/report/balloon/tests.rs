@@ -73,16 +73,18 @@ fn statistics_are_those_that_the_guest_gave() {
     let guest = GuestStats {
         free_memory: Some(3 << 29),
         minor_faults: Some(1_234_567),
+        async_scan: Some(3 << 20),
         ..GuestStats::default()
     };
     let given =
         BalloonStats { target_pages: 2048, actual_pages: 1, target_mib: 8, actual_mib: 0, guest };
 
     let expected = [
-        "Target              8 MiB",
-        "In the balloon      4 KiB",
-        "Free memory       1.5 GiB",
-        "Minor faults    1,234,567",
+        "Target                 8 MiB",
+        "In the balloon         4 KiB",
+        "Free memory          1.5 GiB",
+        "Minor faults       1,234,567",
+        "Scanned by kswapd      3 MiB",
     ];
     assert_eq!(lines(&statistics(&given)), expected);
 }
