@@ -1,9 +1,9 @@
 //! Three guests of 1 GiB on a host of 2 GiB, of which one at a time works with 800 MiB: what `--balloon auto` makes of
 //! that, beside no balloon and balloons of one size. Throughput in MiB a second of the host's clock, which counts
-//! instructions; a host of 4 GiB is the measure.
+//! instructions; a guest that has the host for itself is the measure, and a host of 4 GiB.
 //!
-//! A guest reads a file of that size again and again, whose pages stay in its cache when it is done; or it writes to
-//! memory of programs, which it frees when it is done.
+//! A guest reads a disk of that size again and again, whose pages stay in its cache when it is done; or it writes to a
+//! file in its memory, in huge pages as those of programs are, which it frees when it is done.
 
 use std::fs;
 use std::io;
@@ -22,10 +22,12 @@ const MEMORY: &str = "1G";
 const LOAD: u64 = 800;
 const STATIC: &str = "target=440M";
 
-/// How often a guest goes through its load until everything has settled, the host at rest between, and measured.
-const SETTLING: u32 = 6;
-const REST: Duration = Duration::from_secs(1);
-const MEASURED: u32 = 2;
+/// How often a guest goes through its load until everything has settled, the host at rest between, and measured. Rests cost
+/// no instructions, passes do: six seconds at rest are more than all that the policy waits for after a change, but for the
+/// ten in which a guest that was short is asked for nothing.
+const SETTLING: u32 = 2;
+const REST: Duration = Duration::from_secs(6);
+const MEASURED: u32 = 1;
 
 /// Of the throughput on a host with memory for all, at least.
 const LEAST: f64 = 0.9;
@@ -38,14 +40,13 @@ enum Load {
     Programs,
 }
 
-/// Whose turn it is.
-const TURNS: [(usize, Load); 6] = [
+/// Whose turn it is: each load after each, and each guest.
+const TURNS: [(usize, Load); 5] = [
     (0, Load::Caches),
     (1, Load::Caches),
-    (2, Load::Caches),
-    (0, Load::Programs),
-    (1, Load::Programs),
     (2, Load::Programs),
+    (0, Load::Programs),
+    (1, Load::Caches),
 ];
 
 impl Load {
@@ -54,7 +55,7 @@ impl Load {
         match self {
             Self::Caches => "dd if=/dev/vda of=/dev/null bs=1M 2>/dev/null".to_owned(),
             Self::Programs => format!(
-                "mkdir -p /load; grep -q ' /load ' /proc/mounts || mount -t tmpfs -o size=900m tmpfs /load; \
+                "mkdir -p /load; grep -q ' /load ' /proc/mounts || mount -t tmpfs -o size=900m,huge=always tmpfs /load; \
                  dd if=/dev/zero of=/load/held bs=1M count={LOAD} conv=notrunc 2>/dev/null"
             ),
         }
@@ -145,7 +146,8 @@ fn start(balloon: &str) -> (Scratch, Guest) {
     let plan = plan.with("--mte", "require").with("--balloon", balloon);
     let guest = plan.with("--disk", disk.to_str().unwrap()).start();
     guest.is_loaded();
-    assert!(sh(&guest, "true").unwrap().status.success());
+    // Fewer and larger requests: the disk is not what is measured.
+    assert!(sh(&guest, "echo 1024 >/sys/block/vda/queue/read_ahead_kb").unwrap().status.success());
     (scratch, guest)
 }
 

@@ -1,10 +1,12 @@
 //! Guests of several sizes, with tag storage reserved strictly and on demand, whose memory goes to the host and comes
-//! again ten times, by the balloon or by reports: how much of it is huge soon after, and what touching it costs.
+//! again some times, by the balloon or by reports: how much of it is huge soon after, and what touching it costs.
 //!
 //! A touch of memory that the host has taken back costs what the host's kernel needs to find and clear it. That is counted
 //! apart: the faults of huge and of small pages, each with what it costs in a guest that touches its memory for the first
 //! time. What is left is the guest's own, beside that of a guest that never gave anything back.
 
+use std::fs;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use arch::layout::CHUNK;
@@ -15,8 +17,6 @@ use testing::lab::Lab;
 use testing::memory::{PageCounter, tagged_ram};
 use testing::setting::Setting;
 use testing::wait::until;
-
-const CYCLES: u64 = 10;
 
 /// Of what a guest has free after its start, in percent: what it touches each time, what a balloon takes between, and what
 /// is taken, checked and freed all the time while memory goes and comes. Of a guest of 1 GiB that is 400 and 700 MiB.
@@ -29,6 +29,9 @@ const CHECKED: u64 = 5;
 /// guest's own allocator has to do.
 const HUGE: f64 = 95.0;
 const SOON: Duration = Duration::from_secs(10);
+
+/// Between two looks, each of which takes as many instructions as a touch.
+const LOOK: Duration = Duration::from_secs(1);
 
 const LIMIT: Duration = Duration::from_secs(3600);
 
@@ -46,6 +49,8 @@ struct Case {
     memory: &'static str,
     tags: &'static str,
     way: Way,
+    /// How often memory goes and comes: the larger a guest is, the more instructions that takes.
+    cycles: u64,
 }
 
 impl Case {
@@ -83,26 +88,45 @@ impl Sizes {
     }
 }
 
-/// Faults that the host's kernel has served for a process, small and huge.
+/// Faults that the host's kernel has served for a process, small and huge; and how often a vCPU has left the guest. Those
+/// for the guest's faults on memory that the host still has, but KVM no longer maps, are no faults of the process.
 #[derive(Clone, Copy, Debug, Default)]
 struct Faults {
     small: f64,
     huge: f64,
+    exits: f64,
+}
+
+/// Where KVM counts, of all VMs.
+const EXITS: &str = "/sys/kernel/debug/kvm/exits";
+
+/// Mounts what has it. The host is of this test alone.
+fn mount_counters() {
+    if !fs::exists(EXITS).unwrap() {
+        let mount = ["-t", "debugfs", "none", "/sys/kernel/debug"];
+        assert!(Command::new("mount").args(mount).status().unwrap().success());
+    }
 }
 
 impl Faults {
     fn now(guest: &Guest) -> Self {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", guest.pid())).unwrap();
+        let stat = fs::read_to_string(format!("/proc/{}/stat", guest.pid())).unwrap();
         // proc_pid_stat(5): the 10th field, of which the first two end with a parenthesis.
         let all = stat.rsplit(')').next().unwrap().split_whitespace().nth(7).unwrap();
-        let vmstat = std::fs::read_to_string("/proc/vmstat").unwrap();
+        let vmstat = fs::read_to_string("/proc/vmstat").unwrap();
         let huge = vmstat.lines().find_map(|line| line.strip_prefix("thp_fault_alloc ")).unwrap();
-        let [all, huge]: [f64; 2] = [all, huge].map(|count| count.parse().unwrap());
-        Self { small: all - huge, huge }
+        let exits = fs::read_to_string(EXITS).unwrap();
+        let [all, huge, exits]: [f64; 3] =
+            [all, huge, exits.trim()].map(|count| count.parse().unwrap());
+        Self { small: all - huge, huge, exits }
     }
 
     fn since(self, before: Self) -> Self {
-        Self { small: self.small - before.small, huge: self.huge - before.huge }
+        Self {
+            small: self.small - before.small,
+            huge: self.huge - before.huge,
+            exits: self.exits - before.exits,
+        }
     }
 }
 
@@ -145,12 +169,14 @@ impl Prices {
         };
         let prices = Self { again: again.cost, huge, small };
         println!(
-            "{}, {}: {:.1} million instructions to touch {:.1} again; a fault of a huge page takes {:.0} thousand, of a \
-             small one {:.1}",
+            "{}, {}: a touch takes {:.1} million instructions and {:.0} exits, and {:.1} and {:.0} the next times; a \
+             fault of a huge page takes {:.0} thousand, of a small one {:.1}",
             case.memory,
             case.tags,
-            prices.again,
             first.cost,
+            first.faults.exits,
+            again.cost,
+            again.faults.exits,
             huge * 1e3,
             small * 1e3
         );
@@ -256,7 +282,7 @@ fn until_huge(guest: &Guest) -> Option<Duration> {
         if waited >= SOON {
             return None;
         }
-        std::thread::sleep(Duration::from_millis(250));
+        std::thread::sleep(LOOK);
     }
 }
 
@@ -268,7 +294,7 @@ fn measure(case: Case, prices: &Prices) -> Vec<String> {
     println!("{case:?}: {sizes:?}");
     touch(&mut guest, sizes);
     free(&mut guest);
-    for cycle in 1..=CYCLES {
+    for cycle in 1..=case.cycles {
         go_and_come(&mut guest, case, sizes);
         let touched = touch(&mut guest, sizes);
         let at_once = Resident::of(&guest).percent();
@@ -278,12 +304,13 @@ fn measure(case: Case, prices: &Prices) -> Vec<String> {
         let rest = prices.rest(&touched);
         let ratio = rest / prices.again;
         println!(
-            "  {cycle}: {:.1} million instructions, {:.0} faults of huge pages and {:.0} of small ones, without them \
-             {rest:.1} ({ratio:.3}); {:.0} MiB resident, {:.0} MiB in chunks that can be huge, {at_once:.1} % of it \
+            "  {cycle}: {:.1} million instructions, {:.0} faults of huge pages and {:.0} of small ones, {:.0} exits, \
+             without the faults {rest:.1} ({ratio:.3}); {:.0} MiB resident, {:.0} MiB in chunks that can be huge, {at_once:.1} % of it \
              huge at once, {then:.1} % after {soon:?}",
             touched.cost,
             touched.faults.huge,
             touched.faults.small,
+            touched.faults.exits,
             Resident::mib(resident.all),
             Resident::mib(resident.whole),
         );
@@ -306,11 +333,12 @@ fn measure(case: Case, prices: &Prices) -> Vec<String> {
 }
 
 /// All ways and kinds of tag storage for guests of one size.
-fn measure_all(memory: &'static str, host: &str) {
+fn measure_all(memory: &'static str, host: &str, cycles: u64) {
     Lab::new().as_root().memory(host).counting_instructions().timeout(LIMIT).run(|| {
+        mount_counters();
         let mut missed = Vec::new();
         for tags in ["strict", "demand"] {
-            let case = Case { memory, tags, way: Way::Balloon };
+            let case = Case { memory, tags, way: Way::Balloon, cycles };
             let prices = Prices::measure(case);
             for way in [Way::Balloon, Way::Reports] {
                 missed.extend(measure(Case { way, ..case }, &prices));
@@ -322,20 +350,20 @@ fn measure_all(memory: &'static str, host: &str) {
 
 #[test]
 fn memory_of_a_guest_of_64_mib() {
-    measure_all("64M", "4G");
+    measure_all("64M", "4G", 5);
 }
 
 #[test]
 fn memory_of_a_guest_of_256_mib() {
-    measure_all("256M", "4G");
+    measure_all("256M", "4G", 5);
 }
 
 #[test]
 fn memory_of_a_guest_of_1_gib() {
-    measure_all("1G", "4G");
+    measure_all("1G", "4G", 3);
 }
 
 #[test]
 fn memory_of_a_guest_of_4_gib() {
-    measure_all("4G", "8G");
+    measure_all("4G", "8G", 2);
 }

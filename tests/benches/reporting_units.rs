@@ -8,7 +8,7 @@ use testing::guest::{Guest, Plan};
 use testing::lab::Lab;
 
 /// How often a guest touches its memory, frees and reports it.
-const ROUNDS: usize = 4;
+const ROUNDS: usize = 3;
 
 /// After this time the VMM has made huge what it can.
 const MENDED: Duration = Duration::from_secs(10);
@@ -20,6 +20,8 @@ const LIMIT: Duration = Duration::from_secs(3000);
 struct Size {
     memory: u64,
     touched: u64,
+    /// Of units, beside the VMM's choice.
+    orders: &'static [u8],
 }
 
 /// One round.
@@ -81,20 +83,29 @@ fn table(sizes: &[Size]) {
         "| guest | order | idle, MiB | left beyond it | huge | 10 s later | first touch, millions | later touches |"
     );
     for size in sizes {
-        for order in [None, Some(7), Some(9)] {
-            measure(*size, order);
+        measure(*size, None);
+        for order in size.orders {
+            measure(*size, Some(*order));
         }
     }
 }
 
 #[test]
 fn units_of_small_guests() {
-    let sizes = [Size { memory: 64, touched: 8 }, Size { memory: 256, touched: 120 }];
+    // Theirs are 5 and 7.
+    let sizes = [
+        Size { memory: 64, touched: 8, orders: &[7, 9] },
+        Size { memory: 256, touched: 120, orders: &[8, 9] },
+    ];
     Lab::new().counting_instructions().timeout(LIMIT).run(|| table(&sizes));
 }
 
 #[test]
 fn units_of_large_guests() {
-    let sizes = [Size { memory: 1024, touched: 700 }, Size { memory: 4096, touched: 3000 }];
+    // Theirs is 9.
+    let sizes = [
+        Size { memory: 1024, touched: 700, orders: &[7] },
+        Size { memory: 4096, touched: 2000, orders: &[7] },
+    ];
     Lab::new().counting_instructions().memory("8G").timeout(LIMIT).run(|| table(&sizes));
 }
