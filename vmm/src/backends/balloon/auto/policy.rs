@@ -382,7 +382,14 @@ impl Policy {
         };
         if let Some(keep) = keep {
             let room = available.saturating_sub(keep).get();
-            return (self.more(now, mine.saturating_add(room)), Reason::GuestShort);
+            // What it has of its own and does not touch even now, it cannot use: Linux puts no cache of a disk where it
+            // keeps memory for devices (CMA). Half of the room, as it may not have taken yet what it got at the last look.
+            let more = match input.actual <= self.target {
+                true => now.get().saturating_add(room / 2),
+                false => 0,
+            };
+            let most = more.max(mine.saturating_add(room));
+            return (self.more(now, most), Reason::GuestShort);
         }
         if self.host_is_short {
             let reason = match available < marks.goal {

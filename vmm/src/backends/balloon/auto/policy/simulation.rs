@@ -16,6 +16,9 @@ const INFLATES: u64 = 192;
 const DEFLATES: u64 = 512;
 const RESCUES: u64 = 48;
 
+/// MiB of a guest that caches of disks cannot have (Linux's CMA).
+const CONTIGUOUS: u64 = 64;
+
 /// Looks between two reports of free memory, half of which goes each time.
 const REPORTS: u32 = 2 * LOOKS_A_SECOND;
 
@@ -74,8 +77,9 @@ impl Guest {
         }
     }
 
-    /// Takes free memory, up to `wanted`; what it got.
-    fn take(&mut self, wanted: u64) -> u64 {
+    /// Takes free memory, up to `wanted` and all but so much; what it got.
+    fn take(&mut self, wanted: u64, but: u64) -> u64 {
+        let wanted = wanted.min((self.freed + self.absent).saturating_sub(but));
         let freed = wanted.min(self.freed);
         let absent = (wanted - freed).min(self.absent);
         (self.freed, self.absent) = (self.freed - freed, self.absent - absent);
@@ -114,7 +118,7 @@ impl Guest {
             Load::None => self.freed += std::mem::take(&mut self.programs),
             Load::Programs(size) => {
                 let wanted = (size - self.programs).min(TAKES);
-                let mut got = self.take(wanted);
+                let mut got = self.take(wanted, 0);
                 got += self.reclaim(wanted - got, 0);
                 let rescued = (wanted - got).min(self.balloon).min(RESCUES);
                 self.balloon -= rescued;
@@ -122,7 +126,7 @@ impl Guest {
             }
             Load::Caches(size) => {
                 let wanted = size.saturating_sub(self.caches).min(TAKES);
-                self.caches += self.take(wanted);
+                self.caches += self.take(wanted, CONTIGUOUS);
                 // What does not fit pushes out what is read next.
                 self.reworked += size.saturating_sub(self.caches).min(TAKES);
             }
