@@ -7,15 +7,18 @@
 
 use std::fs;
 use std::io;
+use std::path::Path;
 use std::process::Output;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use tesseractl::client::{Client, DEFAULT_TIMEOUT};
 use testing::guest::{Guest, Plan};
 use testing::lab::Lab;
 use testing::scratch::Scratch;
+use vmm::api::model::Balloon;
 
 /// MiB: of a guest, of what it works with, and of the balloon that lets three guests fit.
 const MEMORY: &str = "1G";
@@ -84,6 +87,9 @@ fn throughput(guest: &Guest, load: Load) -> Option<f64> {
     for _ in 0..MEASURED {
         seconds += pass(guest, load)?;
     }
+    if load == Load::Caches {
+        println!("    {} MiB of the disk in the guest's cache", cached_mib(guest).unwrap_or(0));
+    }
     if load == Load::Programs {
         sh(guest, "umount /load").ok().filter(|output| output.status.success())?;
     }
@@ -91,6 +97,13 @@ fn throughput(guest: &Guest, load: Load) -> Option<f64> {
         settling.iter().map(|seconds| (LOAD as f64 / seconds) as u64).collect();
     print!("    MiB a second until settled {settling:?}, ");
     Some(f64::from(MEASURED) * LOAD as f64 / seconds)
+}
+
+/// What a guest has in its cache of disks.
+fn cached_mib(guest: &Guest) -> Option<u64> {
+    let output = sh(guest, "grep Buffers /proc/meminfo").ok()?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    text.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib >> 10)
 }
 
 /// A field of a file of the kernel's.
@@ -146,9 +159,17 @@ fn start(balloon: &str) -> (Scratch, Guest) {
     let plan = plan.with("--mte", "require").with("--balloon", balloon);
     let guest = plan.with("--disk", disk.to_str().unwrap()).start();
     guest.is_loaded();
-    // Fewer and larger requests: the disk is not what is measured.
-    assert!(sh(&guest, "echo 1024 >/sys/block/vda/queue/read_ahead_kb").unwrap().status.success());
+    // Fewer and larger requests: the disk is not what is measured. A disk that nobody has open has no pages in the cache.
+    let prepare = "echo 1024 >/sys/block/vda/queue/read_ahead_kb; \
+                   setsid sleep 1000000 </dev/vda >/dev/null 2>/dev/null &";
+    assert!(sh(&guest, prepare).unwrap().status.success());
     (scratch, guest)
+}
+
+/// A guest's balloon, if its VM is there.
+fn balloon_of(socket: &Path) -> Option<Balloon> {
+    let mut client = Client::connect(socket, DEFAULT_TIMEOUT).ok()?;
+    client.balloon().ok()
 }
 
 /// What became of the turns.
@@ -180,12 +201,16 @@ fn turns(name: &str, balloon: &str) -> Outcome {
         };
         let targets: Vec<u64> = guests
             .iter()
-            .map(|(_, guest)| guest.client().balloon().map_or(0, |balloon| balloon.actual_mib))
+            .map(|(_, guest)| balloon_of(guest.socket()).map_or(0, |balloon| balloon.actual_mib))
             .collect();
         println!(
             "{name}: {load:?} of guest {number}: {rate:.0} MiB a second; {most} MiB at most; in balloons {targets:?}"
         );
         outcome.throughput.push(rate);
+        if field("/proc/vmstat", "oom_kill") > before {
+            println!("{name}: the host has killed a VM");
+            break;
+        }
     }
     let in_guest = |guest: &Guest| {
         let output = sh(guest, "grep oom_kill /proc/vmstat").ok()?;
