@@ -109,6 +109,11 @@ impl GuestRam {
         self.region().parts.get()
     }
 
+    /// Whether some of a range of this memory is a template's.
+    pub(crate) fn is_shared(&self, range: MemoryRange) -> bool {
+        self.parts().is_some() && self.part(range).is_ok_and(|part| self.has_template_in(&part))
+    }
+
     /// How much of it is a template's, if any ever was: mapped from there, whether it is in memory or copied since.
     pub(crate) fn of_the_template(&self) -> Option<Bytes> {
         Some(self.parts()?.size())
@@ -128,6 +133,15 @@ impl GuestRam {
     /// As for [`new`](Self::new).
     pub(crate) fn chunk_aside(&self) -> Result<Self, Error> {
         Self::aside(CHUNK, Attributes { backing: Backing::Anonymous, ..self.attributes })
+    }
+
+    /// A chunk of anonymous memory for the data of this, without tags.
+    ///
+    /// # Errors
+    /// As for [`new`](Self::new).
+    pub(crate) fn data_aside(&self) -> Result<Self, Error> {
+        let backing = Backing::Anonymous;
+        Self::aside(CHUNK, Attributes { backing, tags: false, ..self.attributes })
     }
 
     /// Memory like this of so many bytes, for [`refresh`](Self::refresh). No one touches it.

@@ -41,10 +41,10 @@ pub use pool::{
     ReserveError, SlotIndex, TAGS_OF_CHUNK, TermsError, tags_of,
 };
 pub use reservation::{
-    Answer, Demand, DemandError, DiscardHandler, Embedded, Error as ReservationError, Exhaustion,
-    ExhaustionSnapshot, ExhaustionStatus, FaultCounters, PoolClient, PoolClientError,
-    PoolClientReport, SourceError, Status as ReservationStatus, Strict, TagReservation,
-    pool_client_for,
+    Answer, ChunkLoader, Demand, DemandError, DiscardHandler, Embedded, Error as ReservationError,
+    Exhaustion, ExhaustionSnapshot, ExhaustionStatus, FaultCounters, LoaderReservation, PoolClient,
+    PoolClientError, PoolClientReport, SourceError, Status as ReservationStatus, Strict,
+    TagReservation, Unreserved, pool_client_for,
 };
 pub use supply::capacity;
 pub use supply::lend_policy::{LendPolicy, UnknownPolicy};

@@ -20,11 +20,19 @@
 //!                           begin_discard      end_discard(failed)
 //! ```
 //!
+//!            begin_load           end_load
+//!   Unloaded -----------> Loading ----------> Populated
+//!
 //! Ahead is a chunk that was reserved for before a touch, and can be touched at any time without an event: whether it
 //! was, the host's page tables say.
 //!
+//! Unloaded is a chunk whose contents are in a snapshot, of which the guest may have given back some or all since. It
+//! has no slot. It and one that is Loading belong to what loads them, which stops touches of them itself.
+//!
 //! Populating belongs to the thread that serves faults, Discarding to the one that gives memory back:
 //! neither touches a chunk that is in the other's hands.
+
+use std::ops::Range;
 
 use crate::tag_storage::chunk::ChunkIndex;
 
@@ -41,6 +49,10 @@ pub(crate) enum State {
     Ahead,
     /// Its memory is going back; its slot is still reserved.
     Discarding,
+    /// It has no memory, and what a snapshot has of it is to be loaded.
+    Unloaded,
+    /// Its slot is reserved, and it is being loaded.
+    Loading,
 }
 
 /// What a touch has come upon.
@@ -63,6 +75,8 @@ pub(crate) enum Discard {
     Begun,
     /// It is being populated: the request is to be repeated when that is over.
     Populating,
+    /// It is not loaded: it is to be looked at afterwards.
+    Loader,
     /// There is nothing to free: it is absent, or another thread discards it, or there is no such chunk.
     Nothing,
 }
@@ -86,6 +100,10 @@ const DISCARDING: u8 = 3;
 /// Discarding, and touched meanwhile.
 const WANTED: u8 = 4;
 const AHEAD: u8 = 5;
+const UNLOADED: u8 = 6;
+const LOADING: u8 = 7;
+/// Loading, and some of it given back meanwhile.
+const THINNED: u8 = 8;
 
 impl ChunkTable {
     /// A table of so many chunks, all absent.
@@ -118,6 +136,8 @@ impl ChunkTable {
             POPULATED => State::Populated,
             DISCARDING | WANTED => State::Discarding,
             AHEAD => State::Ahead,
+            UNLOADED => State::Unloaded,
+            LOADING | THINNED => State::Loading,
             _ => State::Absent,
         })
     }
@@ -164,6 +184,62 @@ impl ChunkTable {
         }
     }
 
+    /// What a snapshot has of an absent chunk is to be loaded, by what stops its touches.
+    pub(crate) fn leave_to_loader(&mut self, chunk: ChunkIndex) {
+        if let Some(at) = self.entry(chunk)
+            && *at == ABSENT
+        {
+            *at = UNLOADED;
+        }
+    }
+
+    /// A chunk that is not loaded has its slot. `false`: it is no such chunk.
+    #[must_use]
+    pub(crate) fn begin_load(&mut self, chunk: ChunkIndex) -> bool {
+        match self.entry(chunk) {
+            Some(at) if *at == UNLOADED => *at = LOADING,
+            _ => return false,
+        }
+        self.held += 1;
+        true
+    }
+
+    /// A part of the chunk is to go back. It is looked at when it is loaded, if it is being loaded.
+    pub(crate) fn thin(&mut self, chunk: ChunkIndex) {
+        if let Some(at) = self.entry(chunk)
+            && *at == LOADING
+        {
+            *at = THINNED;
+        }
+    }
+
+    /// The chunk is loaded. Returns whether some of it was given back meanwhile.
+    #[must_use]
+    pub(crate) fn end_load(&mut self, chunk: ChunkIndex) -> bool {
+        let Some(at) = self.entry(chunk) else { return false };
+        let was = *at;
+        if was != LOADING && was != THINNED {
+            return false;
+        }
+        *at = POPULATED;
+        was == THINNED
+    }
+
+    /// The chunks that are no loader's, those in a row together.
+    pub(crate) fn loaded(&self) -> Vec<Range<ChunkIndex>> {
+        let is_loaded = |entry: &u8| !matches!(*entry, UNLOADED | LOADING | THINNED);
+        let mut at = 0;
+        let mut runs = Vec::new();
+        for run in self.entries.chunk_by(|one, next| is_loaded(one) == is_loaded(next)) {
+            let end = at + run.len() as u64;
+            if run.first().is_some_and(is_loaded) {
+                runs.push(ChunkIndex(at)..ChunkIndex(end));
+            }
+            at = end;
+        }
+        runs
+    }
+
     /// The chunk can be touched from now on, and gets its memory then.
     pub(crate) fn end_ahead(&mut self, chunk: ChunkIndex) {
         if let Some(at) = self.entry(chunk)
@@ -193,6 +269,11 @@ impl ChunkTable {
                 Discard::Begun
             }
             POPULATING => Discard::Populating,
+            UNLOADED => Discard::Loader,
+            LOADING | THINNED => {
+                self.thin(chunk);
+                Discard::Loader
+            }
             _ => Discard::Nothing,
         }
     }

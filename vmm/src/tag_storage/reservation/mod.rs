@@ -13,12 +13,16 @@ pub(crate) mod testing;
 use std::io;
 use std::sync::Arc;
 
+use arch::layout::CHUNK;
+use arch::range::MemoryRange;
 use arch::units::Bytes;
 use rustix::process::Pid;
 use serde_json::{Value, json};
 use thiserror::Error;
+use vm_memory::GuestAddress;
 
 use super::broker::Client;
+use super::chunk::ChunkIndex;
 use super::placement::borrower;
 use super::placement::policy::LendingError;
 use super::pool::counters::Counters;
@@ -27,7 +31,7 @@ use crate::memory::{DiscardHooks, GuestRam, NoHooks};
 use crate::spec::{ReservationMode, TagStorageSpec};
 use crate::tag_storage::supply::SupplyName;
 pub use backend::{Answer, PoolClient, PoolClientError};
-pub use demand::{Demand, Error as DemandError};
+pub use demand::{ChunkLoader, Demand, Error as DemandError, LoaderReservation, Unreserved};
 pub use exhaustion::ExhaustionStatus;
 use source::Source;
 pub use source::{Error as SourceError, pool_client_for};
@@ -133,6 +137,43 @@ impl TagReservation {
             when: "at least, to be loaded",
             source,
         })
+    }
+
+    /// Reserves on demand for what guest memory shares with a template, of which no touch is caught: for each chunk that has
+    /// some of it.
+    ///
+    /// # Errors
+    /// When there is no tag storage for all of that.
+    pub fn reserve_for_template(&self, ram: &GuestRam) -> Result<(), Error> {
+        let Kind::Demand(demand) = &self.kind else { return Ok(()) };
+        let base = ram.range().base.0;
+        let is_shared = |chunk: &ChunkIndex| {
+            let at = GuestAddress(base + chunk.0 * CHUNK.get());
+            ram.is_shared(MemoryRange::new(at, CHUNK))
+        };
+        let chunks: Vec<_> = (0..demand.chunks()).map(ChunkIndex).filter(is_shared).collect();
+        demand.reserve_now(&chunks).map_err(|source| Error::Refused {
+            vm: self.vm.clone(),
+            wanted: tags_of(chunks.len() as u64),
+            memory: self.memory,
+            when: "at least, for what it shares with its template",
+            source,
+        })
+    }
+
+    /// Leaves chunks to what loads them: see [`Demand::leave_to_loader`]. `None` where all of memory is reserved for.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn leave_to_loader(
+        &self,
+        chunks: impl Iterator<Item = ChunkIndex>,
+        loader: Arc<dyn ChunkLoader>,
+    ) -> Result<Option<LoaderReservation>, Error> {
+        match &self.kind {
+            Kind::Strict(_) => Ok(None),
+            Kind::Demand(demand) => Ok(Some(demand.leave_to_loader(chunks, loader)?)),
+        }
     }
 
     /// What frees tag storage as the memory goes back to the host.

@@ -132,6 +132,9 @@ enum Step {
     Settle,
     BeginDiscard,
     EndDiscard(bool),
+    LeaveToLoader,
+    BeginLoad,
+    EndLoad,
 }
 
 fn steps() -> impl Strategy<Value = Vec<(u64, Step)>> {
@@ -143,13 +146,20 @@ fn steps() -> impl Strategy<Value = Vec<(u64, Step)>> {
         Just(Step::Settle),
         Just(Step::BeginDiscard),
         any::<bool>().prop_map(Step::EndDiscard),
+        Just(Step::LeaveToLoader),
+        Just(Step::BeginLoad),
+        Just(Step::EndLoad),
     ];
     prop::collection::vec((0..5u64, step), 0..200)
 }
 
+fn is_loaders(state: &State) -> bool {
+    matches!(state, State::Unloaded | State::Loading)
+}
+
 /// What a chunk's state must be after a step.
 fn follows(before: State, was_ahead: bool, step: Step) -> State {
-    use State::{Absent, Ahead, Discarding, Populated, Populating};
+    use State::{Absent, Ahead, Discarding, Loading, Populated, Populating, Unloaded};
     match (before, step) {
         (Absent, Step::BeginPopulate) | (Populated | Ahead, Step::Touch) => Populating,
         (Discarding, Step::EndDiscard(false)) if was_ahead => Ahead,
@@ -158,6 +168,9 @@ fn follows(before: State, was_ahead: bool, step: Step) -> State {
         (Ahead, Step::Settle) => Populated,
         (Populated | Ahead, Step::BeginDiscard) => Discarding,
         (Discarding, Step::EndDiscard(true)) => Absent,
+        (Absent, Step::LeaveToLoader) => Unloaded,
+        (Unloaded, Step::BeginLoad) => Loading,
+        (Loading, Step::EndLoad) => Populated,
         (state, _) => state,
     }
 }
@@ -169,6 +182,8 @@ proptest! {
         let mut model = [State::Absent; 4];
         // Ahead, or Discarding after that.
         let mut was_ahead = [false; 4];
+        // Loading, and given back in part.
+        let mut thinned = [false; 4];
 
         for (chunk, step) in steps {
             let at = ChunkIndex(chunk);
@@ -179,13 +194,29 @@ proptest! {
                     let absent = model.get(chunk as usize).is_some_and(|now| *now == State::Absent);
                     prop_assert_eq!(taken, absent);
                 }
+                Step::LeaveToLoader => table.leave_to_loader(at),
+                Step::BeginLoad => {
+                    let is_unloaded = model.get(chunk as usize) == Some(&State::Unloaded);
+                    prop_assert_eq!(table.begin_load(at), is_unloaded);
+                }
+                Step::EndLoad => {
+                    let is_thinned = thinned.get(chunk as usize) == Some(&true);
+                    prop_assert_eq!(table.end_load(at), is_thinned);
+                }
                 Step::EndPopulate => table.end_populate(at),
                 Step::EndAhead => table.end_ahead(at),
                 Step::Settle => table.settle(at),
-                Step::BeginDiscard => drop(table.begin_discard(at)),
+                Step::BeginDiscard => {
+                    let is_loaders = model.get(chunk as usize).is_some_and(is_loaders);
+                    prop_assert_eq!(table.begin_discard(at) == Discard::Loader, is_loaders);
+                }
                 Step::EndDiscard(gone) => drop(table.end_discard(at, gone)),
             }
             if let Some(now) = model.get_mut(chunk as usize) {
+                let thinned = &mut thinned[chunk as usize];
+                *thinned = *now == State::Loading
+                    && (*thinned || matches!(step, Step::BeginDiscard))
+                    && !matches!(step, Step::EndLoad);
                 let was_ahead = &mut was_ahead[chunk as usize];
                 *now = follows(*now, *was_ahead, step);
                 *was_ahead = *now == State::Ahead || (*now == State::Discarding && *was_ahead);
@@ -193,12 +224,18 @@ proptest! {
             for (index, state) in model.iter().enumerate() {
                 prop_assert_eq!(table.state(ChunkIndex(index as u64)), Some(*state));
             }
-            let held = model.iter().filter(|state| **state != State::Absent).count();
+            let has_slot = |state: &&State| !matches!(**state, State::Absent | State::Unloaded);
+            let held = model.iter().filter(has_slot).count();
             prop_assert_eq!(table.held(), held as u64);
             let mut ahead: Vec<usize> = table.ahead().iter().map(|at| at.0 as usize).collect();
             ahead.sort_unstable();
             let all: Vec<usize> = (0..model.len()).filter(|index| was_ahead[*index]).collect();
             prop_assert_eq!(ahead, all);
+            let loaded: Vec<u64> = table.loaded().into_iter().flat_map(|run| run.start.0..run.end.0).collect();
+            let all: Vec<u64> = (0..4).filter(|at| !is_loaders(&model[*at as usize])).collect();
+            prop_assert_eq!(loaded, all);
+            let runs = table.loaded();
+            prop_assert!(runs.windows(2).all(|pair| pair[0].end < pair[1].start), "{:?}", runs);
         }
     }
 }

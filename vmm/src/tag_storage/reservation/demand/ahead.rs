@@ -16,6 +16,9 @@ use crate::memory::GuestRam;
 use crate::tag_storage::chunk::{ChunkIndex, one};
 use crate::tag_storage::reservation::chunk_table::State;
 
+/// For how many chunks there is tag storage still, at least, when one was loaded that is not touched: 16 MiB of memory.
+pub(super) const LEFT_TO_TOUCHES: u64 = 8;
+
 /// When chunks may be ahead, and for how long.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct AheadLimits {
@@ -61,6 +64,13 @@ impl Ahead {
         shared.settle_ahead();
         let ahead = shared.table().ahead().len() as u64;
         self.limits.most.saturating_sub(ahead).min(shared.pool.headroom())
+    }
+
+    /// Whether a chunk may be loaded before it is touched: where the pool has plenty, and has been short of nothing. It is
+    /// not taken back as one that is ahead is, so that some are left for touches.
+    pub(super) fn has_plenty(&self, shared: &Shared) -> bool {
+        let is_calm = self.calm_until.is_some_and(|until| Instant::now() < until);
+        !is_calm && shared.pool.headroom() > LEFT_TO_TOUCHES
     }
 
     /// Some have been reserved for.

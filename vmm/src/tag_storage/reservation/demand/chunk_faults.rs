@@ -87,6 +87,22 @@ impl ChunkFaults {
         self.disarm(chunks)
     }
 
+    /// Leaves chunks in a row that nothing has touched to another that catches faults on them.
+    ///
+    /// # Errors
+    /// As for [`disarm`](Self::disarm).
+    pub(super) fn leave(&self, chunks: &Range<ChunkIndex>) -> io::Result<()> {
+        self.accept_huge_pages(chunks);
+        self.disarm(chunks)?;
+        // It has had a page (see `prepare`), and so has a table for small ones.
+        if let Some(untouched) = &self.untouched
+            && chunks.start == ChunkIndex(0)
+        {
+            self.ram.refresh(self.range_of(&one(chunks.start)), untouched)?;
+        }
+        Ok(())
+    }
+
     /// Makes a new mapping one with those beside it, which are armed, and then a piece of that: as one that is touched alone
     /// it would never merge with another (see [`prepare`](Self::prepare)).
     fn join(&self, chunks: &Range<ChunkIndex>) -> io::Result<()> {
@@ -103,6 +119,11 @@ impl ChunkFaults {
     /// As there.
     pub(super) fn disarm(&self, chunks: &Range<ChunkIndex>) -> io::Result<()> {
         self.uffd.disarm(&self.addresses(chunks)?)
+    }
+
+    /// Whether some of a chunk is a template's.
+    pub(super) fn has_template_in(&self, chunk: ChunkIndex) -> bool {
+        self.ram.is_shared(self.range_of(&one(chunk)))
     }
 
     /// See [`Uffd::wake`].

@@ -9,6 +9,7 @@ use arch::range::MemoryRange;
 use super::Shared;
 use crate::memory::{DiscardHooks, Outcome, Renewal};
 use crate::tag_storage::chunk::{ChunkIndex, Covered, each, one};
+use crate::tag_storage::reservation::chunk_table::Discard;
 
 /// Frees the slots of the chunks that are discarded.
 ///
@@ -19,11 +20,14 @@ pub struct DiscardHandler {
     shared: Arc<Shared>,
     /// Chunks that are Discarding in the hands of this value.
     begun: Vec<ChunkIndex>,
+    /// Chunks that go whole and are looked at when the host has answered: those that were not loaded may have been by
+    /// then, and those with a template's pages are mapped anew.
+    examined: Vec<ChunkIndex>,
 }
 
 impl DiscardHandler {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, begun: Vec::new() }
+        Self { shared, begun: Vec::new(), examined: Vec::new() }
     }
 
     /// The memory of what was begun is not gone.
@@ -38,8 +42,20 @@ impl DiscardHooks for DiscardHandler {
     fn before(&mut self, range: MemoryRange) {
         self.keep_all();
         let covered = Covered::by(range, self.shared.ram);
-        let begun: Vec<ChunkIndex> =
-            each(&covered.whole).filter(|chunk| self.shared.begin_discard(*chunk)).collect();
+        let mut begun = Vec::new();
+        self.examined.clear();
+        for chunk in each(&covered.whole) {
+            if self.shared.faults.has_template_in(chunk) {
+                // To be mapped anew is not to be armed any more.
+                self.examined.push(chunk);
+                continue;
+            }
+            match self.shared.begin_discard(chunk) {
+                Discard::Begun => begun.push(chunk),
+                Discard::Loader => self.examined.push(chunk),
+                Discard::Nothing | Discard::Populating => {}
+            }
+        }
         for run in runs(&begun) {
             // A chunk that cannot be armed keeps its slot.
             match self.shared.arm(&span(run)) {
@@ -48,7 +64,7 @@ impl DiscardHooks for DiscardHandler {
             }
         }
         for chunk in covered.partly.into_iter().flatten() {
-            self.shared.await_populated(chunk);
+            self.shared.begin_part(chunk);
         }
     }
 
@@ -59,7 +75,8 @@ impl DiscardHooks for DiscardHandler {
         for run in runs(&std::mem::take(&mut self.begun)) {
             self.shared.free(run);
         }
-        for chunk in Covered::by(range, self.shared.ram).partly.into_iter().flatten() {
+        let partly = Covered::by(range, self.shared.ram).partly.into_iter().flatten();
+        for chunk in self.examined.drain(..).chain(partly) {
             self.shared.free_if_absent(chunk);
         }
     }
@@ -106,7 +123,7 @@ impl Shared {
 
     /// Frees a chunk with a slot that turns out to have no page. Returns whether it has.
     pub(super) fn free_if_absent(&self, chunk: ChunkIndex) -> bool {
-        if !self.is_absent(chunk) || !self.begin_discard(chunk) {
+        if !self.is_absent(chunk) || self.begin_discard(chunk) != Discard::Begun {
             return false;
         }
         let is_absent = self.arm(&one(chunk)) && self.is_absent(chunk);

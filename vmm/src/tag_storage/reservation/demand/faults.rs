@@ -12,6 +12,7 @@ use rustix::io::Errno;
 use rustix::process::Pid;
 
 use super::ahead::{Ahead, AheadLimits};
+use super::loader::Wish;
 use super::window::Window;
 use super::{Error, Exhaustion, Shared};
 use crate::sys::uffd::Fault;
@@ -19,6 +20,8 @@ use crate::tag_storage::chunk::{ChunkIndex, each, one};
 use crate::tag_storage::reservation::PoolClientError;
 use crate::tag_storage::reservation::backend::Answer;
 use crate::tag_storage::reservation::chunk_table::{State, Touched};
+
+mod wishes;
 
 /// How often a pool that had nothing is asked again without a notice: tag storage may come free without one,
 /// and ten requests a second are no load.
@@ -94,6 +97,10 @@ pub(super) struct Faults {
     yielded: bool,
     /// How many to ask for at once.
     batch: usize,
+    /// Chunks that are to have slots and are not touched, and the one of them that is being asked for. Each is that of a
+    /// thread that waits for the answer.
+    wishes: VecDeque<Wish>,
+    wish: Option<Wish>,
     lack: Option<Lack>,
     /// When an expired deadline was last reported.
     expired: Option<Instant>,
@@ -120,6 +127,8 @@ impl Faults {
             asked_at: Instant::now(),
             yielded: false,
             batch: MOST_AT_ONCE,
+            wishes: VecDeque::new(),
+            wish: None,
             lack: None,
             expired: None,
             window: Window::default(),
@@ -134,6 +143,7 @@ impl Faults {
             if ready.signal {
                 // Before anything is tried, so that no signal is lost.
                 self.shared.drain();
+                self.take_requests();
             }
             if ready.faults {
                 self.read()?;
@@ -157,12 +167,14 @@ impl Faults {
             let left = left.filter(|left| !left.is_zero());
             left.map_or(RETRY, |left| left.min(RETRY))
         });
-        let timeout = timeout.into_iter().chain(self.ahead.until_look()).min();
+        let wished = self.wish.as_ref().map(|_| RETRY);
+        let timeout = timeout.into_iter().chain(self.ahead.until_look()).chain(wished).min();
         let timeout = timeout.map(|pause| Timespec {
             tv_sec: pause.as_secs() as i64,
             tv_nsec: pause.subsec_nanos().into(),
         });
-        let awaited = if self.asked > 0 { self.shared.pool.awaited() } else { None };
+        let is_asking = self.asked > 0 || self.wish.is_some();
+        let awaited = if is_asking { self.shared.pool.awaited() } else { None };
         let signal = PollFd::new(&self.shared.eventfd, PollFlags::IN);
         let faults = PollFd::new(&self.shared.faults, PollFlags::IN);
         let mut fds = [signal, faults, PollFd::new(&self.shared.eventfd, PollFlags::IN)];
@@ -213,12 +225,27 @@ impl Faults {
             let table = self.shared.table();
             self.window.touch(chunk, room.saturating_add(1), |chunk| table.state(chunk))
         };
+        self.pend_with(chunk, run);
+    }
+
+    fn pend_with(&mut self, chunk: ChunkIndex, run: Range<ChunkIndex>) {
         self.pending.push_back(PendingFault { chunk, since: Instant::now(), run });
         self.count_pending();
     }
 
-    /// Reserves for pending faults, for as long as there is tag storage.
+    /// Reserves for pending faults, for as long as there is tag storage, and then for what is not touched.
     fn reserve(&mut self) -> Result<(), Error> {
+        // One request is under way at a time.
+        if !self.take_answer_to_wish() {
+            self.check_answer();
+            return Ok(());
+        }
+        self.reserve_for_touches()?;
+        self.serve_wishes();
+        Ok(())
+    }
+
+    fn reserve_for_touches(&mut self) -> Result<(), Error> {
         while !self.pending.is_empty() && !self.shared.is_closed() {
             let answer = match self.asked {
                 0 => self.ask(),

@@ -8,6 +8,9 @@
 //! - a chunk is armed again before its memory is discarded, and its slot freed after: a guest that
 //!   touches it in between is stopped, and comes upon a chunk without a slot, or with its own.
 //!
+//! What a snapshot has of a chunk may be loaded when it is touched. Such a chunk is armed by what loads it (`loader`), which
+//! has a slot reserved for it first.
+//!
 //! A chunk with a slot need not be armed: while a guest walks through its memory the chunks that it comes to next are
 //! reserved for with the one that it touches.
 //!
@@ -43,6 +46,7 @@ mod ahead;
 mod chunk_faults;
 mod discard;
 mod faults;
+mod loader;
 mod provide;
 mod waiting;
 mod window;
@@ -51,6 +55,8 @@ use ahead::AheadLimits;
 use chunk_faults::ChunkFaults;
 pub use discard::DiscardHandler;
 use faults::{Faults, Limits};
+use loader::LoaderRequests;
+pub use loader::{ChunkLoader, LoaderReservation, Unreserved};
 use waiting::WaitingThreads;
 
 /// The fault thread does not recurse; only what is touched of it is ever backed by memory.
@@ -311,6 +317,8 @@ struct Shared {
     mapping: Mutex<()>,
     /// The fault thread is to free what is ahead.
     yields: AtomicBool,
+    /// What loads chunks, if something does.
+    loader: LoaderRequests,
     loading: Mutex<Loading>,
     counters: Arc<FaultCounters>,
 }
@@ -360,6 +368,7 @@ impl Shared {
             closed: AtomicBool::new(false),
             mapping: Mutex::new(()),
             yields: AtomicBool::new(false),
+            loader: LoaderRequests::default(),
             loading: Mutex::new(Loading::Now),
             counters: Arc::default(),
         })
@@ -419,8 +428,13 @@ impl Shared {
             self.closed.store(true, Ordering::SeqCst);
         }
         self.signal();
-        // Ranges that are armed as a whole are disarmed as a whole: there is no new mapping to fail for.
-        let _ = self.faults.disarm(&self.all());
+        // Ranges that are armed as a whole are disarmed as a whole: there is no new mapping to fail for. What is not
+        // loaded must not be seen.
+        let loaded = self.table().loaded();
+        for chunks in loaded {
+            let _ = self.faults.disarm(&chunks);
+        }
+        self.loader.release();
         self.threads.clear();
         // Under the lock, so that no thread that has just checked goes to sleep.
         let _table = self.table();
@@ -438,25 +452,27 @@ impl Shared {
         false
     }
 
-    /// Begins to discard a chunk, when it is not being populated any more.
-    fn begin_discard(&self, chunk: ChunkIndex) -> bool {
+    /// Begins to discard a chunk, when it is not being populated any more. It is not waited for that it is loaded: a disk
+    /// may be slow.
+    fn begin_discard(&self, chunk: ChunkIndex) -> Discard {
         let mut table = self.table();
         while !self.is_closed() {
             match table.begin_discard(chunk) {
-                Discard::Begun => return true,
-                Discard::Nothing => return false,
                 // The thread at it waits for the host's memory at most, and not for this one.
                 Discard::Populating => {
                     table = self.settled.wait(table).unwrap_or_else(PoisonError::into_inner);
                 }
+                begun => return begun,
             }
         }
-        false
+        Discard::Nothing
     }
 
-    /// Returns when a chunk is not being populated: pages discarded meanwhile would be provided again.
-    fn await_populated(&self, chunk: ChunkIndex) {
+    /// A part of a chunk is to be discarded. Returns when it is not being populated: pages discarded meanwhile would be
+    /// provided again.
+    fn begin_part(&self, chunk: ChunkIndex) {
         let mut table = self.table();
+        table.thin(chunk);
         while !self.is_closed() && table.state(chunk) == Some(State::Populating) {
             table = self.settled.wait(table).unwrap_or_else(PoisonError::into_inner);
         }

@@ -4,22 +4,39 @@ use std::io;
 use std::ops::Range;
 
 use super::discard::{runs, span};
-use super::{Error, Shared};
+use super::{Demand, Error, Shared};
 use crate::tag_storage::chunk::{ChunkIndex, each, one};
+use crate::tag_storage::reservation::PoolClientError;
 use crate::tag_storage::reservation::chunk_table::State;
 
+impl Demand {
+    /// Reserves at once for chunks, in order, that get contents without a touch. No touch of them is caught from now on.
+    ///
+    /// # Errors
+    /// When there is no tag storage for all of them; none has any then.
+    pub fn reserve_now(&self, chunks: &[ChunkIndex]) -> Result<(), PoolClientError> {
+        self.shared.reserve_now(chunks)
+    }
+}
+
 impl Shared {
-    /// Gives those of absent chunks that are touched their memory; the others get it when they are. All have their slots,
-    /// and come in the order of their numbers.
+    /// Gives those of absent chunks that are touched their memory; the others get it when they are. Those that are not
+    /// loaded are left to what loads them. All have their slots, and come in the order of their numbers.
     pub(super) fn provide(
         &self,
         chunks: &[ChunkIndex],
         touched: &[ChunkIndex],
     ) -> Result<(), Error> {
-        let (begun, left): (Vec<ChunkIndex>, Vec<ChunkIndex>) = {
-            let mut table = self.table();
-            chunks.iter().partition(|chunk| table.begin_populate(**chunk))
-        };
+        let (mut begun, mut left) = (Vec::new(), Vec::new());
+        for chunk in chunks {
+            if self.begin_load(*chunk) {
+                self.loader.grant(*chunk);
+            } else if self.table().begin_populate(*chunk) {
+                begun.push(*chunk);
+            } else {
+                left.push(*chunk);
+            }
+        }
         if !left.is_empty() {
             self.pool.free(&left);
         }
@@ -28,6 +45,34 @@ impl Shared {
             self.open(run, touched)?;
         }
         Ok(())
+    }
+
+    /// See [`Demand::reserve_now`].
+    fn reserve_now(&self, chunks: &[ChunkIndex]) -> Result<(), PoolClientError> {
+        if chunks.is_empty() {
+            return Ok(());
+        }
+        self.pool.reserve(chunks, chunks.len())?;
+        for run in runs(chunks) {
+            self.faults.accept_huge_pages(&span(run));
+            // Faults of those that stay armed are resolved as of any populated chunk.
+            let _ = self.faults.disarm(&span(run));
+        }
+        let mut table = self.table();
+        for chunk in chunks {
+            if table.begin_populate(*chunk) {
+                table.end_populate(*chunk);
+            }
+        }
+        self.counters.populated.add(chunks.len() as u64);
+        Ok(())
+    }
+
+    /// A chunk that is not loaded has its slot. `false`: it is no such chunk.
+    pub(super) fn begin_load(&self, chunk: ChunkIndex) -> bool {
+        let has_begun = self.table().begin_load(chunk);
+        self.counters.populated.add(u64::from(has_begun));
+        has_begun
     }
 
     /// Disarms chunks in a row that are Populating. Those who wait for them are woken when there is memory, and do not take

@@ -12,7 +12,7 @@ use vm_memory::{Bytes as _, GuestAddress};
 use super::*;
 use crate::memory::{Footprint, Reclaimer};
 use crate::sys::huge_pages::huge_page_size;
-use crate::tag_storage::chunk::one;
+use crate::tag_storage::chunk::{each, one};
 use crate::tag_storage::pool::{LeaseTerms, Pool};
 use crate::tag_storage::reservation::Embedded;
 use crate::tag_storage::reservation::testing::{
@@ -25,7 +25,9 @@ mod ahead;
 mod broker;
 mod exhaustion;
 mod huge;
+mod loader;
 mod stress;
+mod template;
 
 const PAGE: u64 = 4096;
 const BACKINGS: [Backing; 2] = [Backing::Anonymous, Backing::Memfd];
