@@ -58,7 +58,7 @@ fn huge_pages(thp: Option<&Path>, can_collapse: impl Fn() -> bool) -> Check {
         NAME,
         format!(
             "anonymous memory that went back comes in huge pages again, {parts}, with tag storage strict, on demand or \
-             off, unless it is restored with --lazy; {memfd}; {HUGETLBFS}"
+             off, but if it is restored with --lazy on demand only; {memfd}; {HUGETLBFS}"
         ),
     )
 }

@@ -70,16 +70,26 @@ pub enum SavedMemory {
 }
 
 impl SavedMemory {
-    fn restore(self, ram: &GuestRam) -> Result<(Option<LazyMemory>, Option<Connection>), Error> {
+    fn restore(
+        self,
+        ram: &GuestRam,
+        tags: Option<&TagReservation>,
+    ) -> Result<(Option<LazyMemory>, Option<Connection>), Error> {
         match self {
             Self::Eager(reader) => {
                 snapshot::load_memory(&Destination::new(ram), &reader, &mut |_| {})?;
                 Ok((None, None))
             }
             Self::Lazy(reader, working_set) => {
-                Ok((Some(LazyMemory::start(ram, reader, working_set)?), None))
+                Ok((Some(LazyMemory::start(ram, reader, working_set, tags)?), None))
             }
-            Self::Shared(template) => Ok((None, Some(template.map(ram)?))),
+            Self::Shared(template) => {
+                let holder = template.map(ram)?;
+                if let Some(tags) = tags {
+                    tags.reserve_for_template(ram)?;
+                }
+                Ok((None, Some(holder)))
+            }
         }
     }
 }
@@ -91,6 +101,11 @@ impl Origin {
             Self::Kernel { loaded, .. } => loaded.guest_page,
             Self::Saved { state, .. } => state.guest_page,
         }
+    }
+
+    /// Whether its memory is loaded as it is touched.
+    fn is_lazy(&self) -> bool {
+        matches!(self, Self::Saved { lazy: Some(_), .. })
     }
 
     /// The first of the vCPUs that were saved, and their interrupt controller.
@@ -124,7 +139,7 @@ impl Board {
             true => Some(SharedBootImage::connect(kernel, initrd)?),
             false => None,
         };
-        let board = Self::make(spec, host, |ram, caches| {
+        let board = Self::make(spec, host, |ram, caches, _| {
             let fdt_room = arch::fdt::room(spec.cpus, caches);
             let (loaded, holder) = match image {
                 None => (memory::load(ram, kernel, initrd, fdt_room)?, None),
@@ -157,8 +172,8 @@ impl Board {
         let mte = if state.mte { MteMode::Require } else { MteMode::Off };
         let spec = Spec { mte, ..spec.clone() };
         let shared = matches!(memory, SavedMemory::Shared(_));
-        let board = Self::make(&spec, host, |ram, _| {
-            let (lazy, holder) = memory.restore(ram)?;
+        let board = Self::make(&spec, host, |ram, _, tags| {
+            let (lazy, holder) = memory.restore(ram, tags)?;
             Ok(Origin::Saved { state: Box::new(state), lazy, holder })
         })?;
         match shared && board.is_off_a_node() {
@@ -176,7 +191,11 @@ impl Board {
     fn make(
         spec: &Spec,
         host: &dyn Hypervisor,
-        fill: impl FnOnce(&GuestRam, Option<&CacheTopology>) -> Result<Origin, Error>,
+        fill: impl FnOnce(
+            &GuestRam,
+            Option<&CacheTopology>,
+            Option<&TagReservation>,
+        ) -> Result<Origin, Error>,
     ) -> Result<Self, Error> {
         host.check_cpus(spec.cpus)?;
         let (mut vm, mte) = create_vm(host, spec)?;
@@ -189,8 +208,9 @@ impl Board {
             .map(|broker| BorrowerLease::new(broker, &spec.id, vm.ram(), spec.lock_memory))
             .transpose()?;
         let caches = caches::read().ok();
-        let origin = fill(vm.ram(), caches.as_ref())?;
-        if let Some(tags) = &tags {
+        let origin = fill(vm.ram(), caches.as_ref(), tags.as_ref())?;
+        // What is loaded as it is touched is loaded for the devices first.
+        if let Some(tags) = tags.as_ref().filter(|_| !origin.is_lazy()) {
             tags.finish_loading()?;
         }
         if spec.lock_memory {

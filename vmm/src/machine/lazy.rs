@@ -12,39 +12,39 @@
 
 mod discards;
 mod error;
+mod inbox;
+mod serve;
 mod staging;
+mod tag_slots;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::ops::Range;
-use std::os::fd::{AsFd, OwnedFd};
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 
 use arch::layout::CHUNK;
 use arch::units::Bytes;
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
-use rustix::io::Errno;
+use rustix::event::{EventfdFlags, eventfd};
 
 use discards::Discards;
 use staging::{Staging, whole_chunk};
+use tag_slots::TagSlots;
 
 use super::contents::Destination;
 use crate::error::{chain, say};
 use crate::memory::{Backing, DiscardHooks, GuestRam};
-use crate::snapshot::{MemoryReader, PageSet, Recorder, WorkingSet};
+use crate::snapshot::{MemoryReader, PageSet, WorkingSet};
 use crate::sys::thread::{self, Role};
 use crate::sys::uffd::{self, Uffd};
+use crate::tag_storage::{ChunkIndex, TagReservation};
 
 pub(super) use error::Error;
 
 /// Enough for reading a file into memory; only what is touched of it is backed by memory.
 const STACK_SIZE: usize = 256 << 10;
-
-/// No time at all.
-const AT_ONCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
 
 /// What is done when a chunk cannot be loaded.
 type OnFailure = Box<dyn Fn(String) + Send + Sync>;
@@ -57,6 +57,8 @@ struct Shared {
     source: Mutex<Option<Source>>,
     /// Never locked while the file is read: a disk that is slow must not hold up what gives memory back.
     chunks: Mutex<Chunks>,
+    /// Where tag storage is reserved on demand: a chunk has its slot before it has a page.
+    slots: Option<TagSlots>,
     stop: OwnedFd,
     /// How many chunks are yet to be loaded.
     left: AtomicU64,
@@ -73,21 +75,25 @@ struct Source {
     staging: Staging,
 }
 
-/// In which order chunks are loaded.
-struct Order {
-    /// Those that are loaded while no thread waits, the next one last.
-    ahead: Vec<u64>,
-    /// Those that were loaded for a thread, if that is recorded.
-    touched: Option<Vec<u64>>,
-}
-
 /// The chunks that are yet to be loaded.
+#[derive(Default)]
 struct Chunks {
     /// Each with the pages that the guest has given back since, before it is read or meanwhile.
     pending: BTreeMap<u64, PageSet>,
     /// The one that is read at present. It stays pending until it is, and so no guest touches it meanwhile.
     reading: Option<u64>,
+    /// Those that are loaded and that the host has not let go: a touch of a page that was given back waits.
+    watched: BTreeSet<u64>,
     failure: Option<String>,
+}
+
+/// What has become of a chunk that is loaded.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Left {
+    /// The kernel provides its pages.
+    ToTheKernel,
+    /// It has all its pages, and touches of those that go are stopped.
+    Watched,
 }
 
 /// Loads guest memory as it is touched. Dropped, it ends.
@@ -98,7 +104,7 @@ pub(crate) struct LazyMemory {
 
 impl LazyMemory {
     /// Loads this memory, which nothing has touched, from a snapshot as it is touched, and a working set that is known
-    /// before.
+    /// before. Tag storage that is reserved on demand is reserved for a chunk before it is loaded.
     ///
     /// # Errors
     /// When the host cannot, or the snapshot is of other memory.
@@ -106,6 +112,7 @@ impl LazyMemory {
         ram: &GuestRam,
         reader: MemoryReader,
         working_set: WorkingSet,
+        tags: Option<&TagReservation>,
     ) -> Result<Self, Error> {
         let staging = Staging::new(ram)?;
         reader.check_sink(&Destination::new(ram))?;
@@ -114,11 +121,13 @@ impl LazyMemory {
         let uffd = staging.uffd()?;
         let stop = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(|errno| Error::Host(errno.into()))?;
+        let slots = TagSlots::new(tags, pending.keys().copied())?;
         let shared = Arc::new(Shared {
             uffd,
+            slots,
             ram: ram.clone(),
             source: Mutex::new(Some(Source { reader, staging })),
-            chunks: Mutex::new(Chunks { pending, reading: None, failure: None }),
+            chunks: Mutex::new(Chunks { pending, ..Chunks::default() }),
             stop,
             left: AtomicU64::new(0),
             faults: AtomicU64::new(0),
@@ -152,10 +161,13 @@ impl LazyMemory {
     /// Loads what is left of these chunks.
     ///
     /// # Errors
-    /// As for [`finish`](Self::finish).
+    /// As for [`finish`](Self::finish); and when there is no tag storage for one, after which the VM goes on.
     pub(crate) fn load_all(&self, wanted: impl Fn(u64) -> bool) -> Result<(), Error> {
         let pending: Vec<_> = self.shared.lock().pending.keys().copied().collect();
         for chunk in pending.into_iter().filter(|chunk| wanted(*chunk)) {
+            if let Some(slots) = &self.shared.slots {
+                slots.reserve_to_save(chunk)?;
+            }
             self.shared.load(chunk)?;
         }
         match &self.shared.lock().failure {
@@ -185,9 +197,9 @@ impl LazyMemory {
         self.shared.ahead.load(Ordering::Relaxed)
     }
 
-    /// What keeps memory that the guest gives back from being loaded afterwards.
-    pub(crate) fn discard_hooks(&self) -> Box<dyn DiscardHooks> {
-        Box::new(Discards(Arc::clone(&self.shared)))
+    /// What keeps memory that the guest gives back from being loaded afterwards, and then does what `then` does.
+    pub(crate) fn discard_hooks(&self, then: Box<dyn DiscardHooks>) -> Box<dyn DiscardHooks> {
+        Box::new(Discards { shared: Arc::clone(&self.shared), then })
     }
 }
 
@@ -244,30 +256,6 @@ impl Shared {
         }
     }
 
-    /// Loads what is touched until it is stopped, and writes a record of that if there is to be one.
-    fn run(&self, working_set: WorkingSet) {
-        let (mut order, recorder) = match working_set {
-            WorkingSet::Known(mut ahead) => {
-                ahead.reverse();
-                (Order { ahead, touched: None }, None)
-            }
-            WorkingSet::Recording(recorder) => {
-                (Order { ahead: Vec::new(), touched: Some(Vec::new()) }, Some(recorder))
-            }
-        };
-        let failure = match catch_unwind(AssertUnwindSafe(|| self.serve(&mut order))) {
-            Ok(Ok(())) => return write(recorder, &order),
-            Ok(Err(error)) => chain(&error),
-            Err(_) => "the thread that loads it panicked; please report this".to_owned(),
-        };
-        let mut chunks = self.lock();
-        self.report(&mut chunks, failure);
-        for (chunk, _) in std::mem::take(&mut chunks.pending) {
-            self.poison(chunk);
-        }
-        self.count(&chunks);
-    }
-
     /// Ends the VM for a chunk that cannot be loaded. A thread that touches it must neither wait for good nor see other
     /// contents.
     fn give_up(&self, chunk: u64, error: &Error) {
@@ -297,56 +285,6 @@ impl Shared {
         }
     }
 
-    fn serve(&self, order: &mut Order) -> Result<(), Error> {
-        let mut faults = Vec::new();
-        loop {
-            let patience = if order.ahead.is_empty() { None } else { Some(&AT_ONCE) };
-            let mut ready = [
-                PollFd::new(&self.stop, PollFlags::IN),
-                PollFd::from_borrowed_fd(self.uffd.as_fd(), PollFlags::IN),
-            ];
-            match poll(&mut ready, patience) {
-                Err(Errno::INTR) => continue,
-                Err(errno) => return Err(Error::Host(errno.into())),
-                Ok(_) if !ready[0].revents().is_empty() => return Ok(()),
-                // No thread waits.
-                Ok(0) => self.load_next(order),
-                Ok(_) => {}
-            }
-            self.uffd.read(&mut faults)?;
-            for fault in faults.drain(..) {
-                let offset = fault.address.saturating_sub(self.ram.host_address());
-                let chunk = offset / CHUNK.get();
-                self.faults.fetch_add(1, Ordering::Relaxed);
-                if let Some(touched) = &mut order.touched
-                    && self.is_pending(chunk)
-                {
-                    touched.push(chunk);
-                }
-                // An error has been reported; the VM ends.
-                let _ = self.load(chunk);
-            }
-        }
-    }
-
-    /// Loads the next chunk of the working set. One that cannot be read is left as it is, and so are those after it: the
-    /// guest may never touch them.
-    fn load_next(&self, order: &mut Order) {
-        let Some(chunk) = order.ahead.pop().filter(|chunk| self.is_pending(*chunk)) else { return };
-        match self.load_unless(chunk, || self.is_pending(chunk)) {
-            Ok(()) => {
-                self.ahead.fetch_add(1, Ordering::Relaxed);
-            }
-            Err(error) => {
-                say(&format!(
-                    "memory of the snapshot is not read before it is touched any more: {}",
-                    chain(&error)
-                ));
-                order.ahead.clear();
-            }
-        }
-    }
-
     fn is_pending(&self, chunk: u64) -> bool {
         self.lock().pending.contains_key(&chunk)
     }
@@ -359,18 +297,22 @@ impl Shared {
     /// As [`load`](Self::load), but the VM does not end where an error can be left.
     fn load_unless(&self, chunk: u64, is_left: impl FnOnce() -> bool) -> Result<(), Error> {
         let mut source = self.source.lock().unwrap_or_else(PoisonError::into_inner);
+        if !self.may_load(chunk) {
+            return Ok(());
+        }
+        let is_empty = !self.is_pending(chunk);
         let loaded = source.as_mut().map_or(Ok(()), |source| self.read(source, chunk));
         let settled = loaded.and_then(|()| self.settle(chunk));
-        if let Err(error) = &settled
-            && !is_left()
-        {
-            self.give_up(chunk, error);
+        match &settled {
+            Ok(left) => self.loaded(chunk, *left, is_empty),
+            Err(error) if !is_left() => self.give_up(chunk, error),
+            Err(_) => {}
         }
         if self.left.load(Ordering::Relaxed) == 0 {
             // Nothing is read any more: the file is closed, and the memory aside goes back.
             *source = None;
         }
-        settled
+        settled.map(|_| ())
     }
 
     /// Reads a chunk, unless it is loaded.
@@ -433,12 +375,33 @@ impl Shared {
         })
     }
 
+    /// Whether a chunk may be loaded now, and touches of it are stopped here still.
+    fn may_load(&self, chunk: u64) -> bool {
+        let Some(slots) = &self.slots else { return true };
+        slots.reservation.may_load(ChunkIndex(chunk)) || self.lock().watched.contains(&chunk)
+    }
+
+    /// A chunk is loaded, and has been left to the kernel or not. `is_empty`: nothing was to be loaded.
+    fn loaded(&self, chunk: u64, left: Left, is_empty: bool) {
+        let Some(slots) = &self.slots else { return };
+        match left {
+            Left::ToTheKernel => self.lock().watched.remove(&chunk),
+            Left::Watched => self.lock().watched.insert(chunk),
+        };
+        slots.reservation.loaded(ChunkIndex(chunk), is_empty);
+    }
+
     /// Leaves a chunk to the kernel.
-    fn settle(&self, chunk: u64) -> Result<(), Error> {
+    fn settle(&self, chunk: u64) -> Result<Left, Error> {
         let range = self.addresses(chunk);
+        if self.uffd.disarm(&range).is_ok() {
+            return Ok(Left::ToTheKernel);
+        }
         // With as many mappings as a process can have, one more cannot be made: then it stays watched.
-        let settled = self.uffd.disarm(&range).or_else(|_| self.provide(chunk, &range));
-        settled.map_err(|source| uffd::Error::Register(source).into())
+        match self.provide(chunk, &range) {
+            Ok(()) => Ok(Left::Watched),
+            Err(source) => Err(uffd::Error::Register(source).into()),
+        }
     }
 
     /// Gives a chunk that stays watched all its pages.
@@ -450,20 +413,23 @@ impl Shared {
         self.uffd.map_pages(range, page_size())
     }
 
+    /// Leaves to the kernel what is stopped without contents to come.
+    fn release_empty(&self, chunks: &Chunks) {
+        let Some(slots) = &self.slots else { return };
+        for chunk in 0..self.ram.range().size.get() / CHUNK.get() {
+            let is_stopped = slots.reservation.is_unloaded(ChunkIndex(chunk));
+            if is_stopped && !chunks.pending.contains_key(&chunk) {
+                let _ = self.uffd.disarm(&self.addresses(chunk));
+            }
+        }
+    }
+
     /// Leaves all memory to the kernel.
     fn release(&self) {
         for chunk in self.lock().pending.keys() {
             // Whatever is left watched is woken when the descriptor is closed.
             let _ = self.uffd.disarm(&self.addresses(*chunk));
         }
-    }
-}
-
-/// Writes a record. It is for another time: this VM has its end whatever becomes of it.
-fn write(recorder: Option<Recorder>, order: &Order) {
-    let touched = order.touched.as_deref().unwrap_or_default();
-    if let Some(Err(error)) = recorder.map(|recorder| recorder.write(touched)) {
-        say(&format!("the working set is not recorded: {}", chain(&error)));
     }
 }
 

@@ -102,10 +102,12 @@ impl Machine {
         let is_booted = matches!(origin, Origin::Kernel { .. });
         let hold = Hold::default();
         let reclaimer = || {
-            // Memory is not both: tag storage on demand and lazy loading would stop the same touches.
             let hooks = tags.as_ref().map(TagReservation::discard_hooks);
-            let hooks = lazy.map(LazyMemory::discard_hooks).or(hooks);
             let hooks: Box<dyn DiscardHooks> = hooks.unwrap_or(Box::new(NoHooks));
+            let hooks = match lazy {
+                Some(lazy) => lazy.discard_hooks(hooks),
+                None => hooks,
+            };
             (Reclaimer::new(vm.ram().clone(), hooks), hold.clone())
         };
         let (devices, plugged) = DeviceSet::new(
@@ -125,6 +127,9 @@ impl Machine {
             }
             Origin::Saved { state, lazy, holder } => {
                 let counter = save::restore(&*vm, spec.clock, &mut cpus, &devices, *state)?;
+                if let Some(tags) = tags.as_ref().filter(|_| lazy.is_some()) {
+                    tags.finish_loading()?;
+                }
                 (Some(counter), lazy, holder)
             }
         };

@@ -69,6 +69,18 @@ pub enum SaveStateError {
     Device(#[from] StateError),
 }
 
+impl SaveStateError {
+    /// Whether the machine may be saved later: what it waits for may come.
+    pub(crate) fn may_pass(&self) -> bool {
+        matches!(
+            self,
+            Self::Busy
+                | Self::Vcpu(vcpu::Error::Inside { .. })
+                | Self::Lazy(lazy::Error::NoTagStorage { .. })
+        )
+    }
+}
+
 impl Machine {
     /// The state of the machine, which is paused. Until it is resumed nothing changes guest memory.
     ///

@@ -26,7 +26,6 @@ use crate::snapshot::{
 };
 use crate::spec::{BalloonSpec, Spec};
 use crate::template;
-use crate::vcpu;
 
 /// A snapshot whose state has been read and checked; nothing has been made of it.
 pub struct Saved {
@@ -77,12 +76,6 @@ pub enum LoadError {
         "the configuration in the snapshot cannot be read: restore it with the version of tessera that saved it"
     )]
     Config(#[source] serde_json::Error),
-    /// Two would wait for the same touches.
-    #[error(
-        "guest memory cannot be restored lazily where tag storage is reserved on demand, as both wait for its first \
-         touch: leave out --lazy (\"lazy\" in the API), or give --tag-storage strict"
-    )]
-    LazyOnDemand,
     /// Locked memory is all read at once.
     #[error(
         "the VM's memory is locked, which reads all of it at once: leave out --lazy (\"lazy\" in the API)"
@@ -99,12 +92,6 @@ pub enum LoadError {
         "the VM's memory is locked, which copies all of it at once: leave out --shared (\"shared\" in the API)"
     )]
     SharedLocked,
-    /// Memory that is mapped anew is not watched.
-    #[error(
-        "tag storage cannot be reserved on demand for memory that is shared with a template: leave out --shared \
-         (\"shared\" in the API), or give --tag-storage strict"
-    )]
-    SharedOnDemand,
     /// There is no template.
     #[error(transparent)]
     Template(#[from] template::Error),
@@ -137,11 +124,7 @@ impl LoadError {
         match self {
             Self::File(error) => error.status(),
             Self::Config(_) => ExitStatus::BadImage,
-            Self::LazyOnDemand
-            | Self::LazyLocked
-            | Self::SharedBacking
-            | Self::SharedLocked
-            | Self::SharedOnDemand => ExitStatus::Config,
+            Self::LazyLocked | Self::SharedBacking | Self::SharedLocked => ExitStatus::Config,
             Self::Template(_) | Self::PageSize { .. } => ExitStatus::Unavailable,
         }
     }
@@ -152,10 +135,7 @@ impl From<SaveError> for ControlError {
         const ACTION: &str = "save the VM";
         match &error {
             // What waits for tag storage or for a disk may have it the next time.
-            SaveError::Machine(
-                machine::SaveStateError::Busy
-                | machine::SaveStateError::Vcpu(vcpu::Error::Inside { .. }),
-            ) => Self::unavailable(ACTION, error),
+            SaveError::Machine(machine) if machine.may_pass() => Self::unavailable(ACTION, error),
             SaveError::File(file) if is_forbidden(&file.fault) => Self::refused(format!(
                 "{}: a VM that runs with --sandbox on makes files in the folders alone that it was started with \
                  (--allow DIR)",
@@ -233,9 +213,6 @@ pub(super) fn prepare(
     let saved = read(&files)?;
     let config = Config::restored(saved.config.clone(), changes).map_err(config::Error::from)?;
     let spec = Spec::new(config, CommandLineOnly { snapshot: Some(&files), ..flags })?;
-    if lazy && spec.is_on_demand() {
-        return Err(LoadError::LazyOnDemand.into());
-    }
     if lazy && spec.lock_memory {
         return Err(LoadError::LazyLocked.into());
     }
@@ -270,11 +247,8 @@ fn check_shared(spec: &Spec) -> Result<(), LoadError> {
     if spec.backing != MemoryBacking::Anonymous {
         return Err(LoadError::SharedBacking);
     }
-    if spec.lock_memory {
-        return Err(LoadError::SharedLocked);
-    }
-    match spec.is_on_demand() {
-        true => Err(LoadError::SharedOnDemand),
+    match spec.lock_memory {
+        true => Err(LoadError::SharedLocked),
         false => Ok(()),
     }
 }
@@ -477,20 +451,20 @@ mod tests {
     }
 
     #[test]
-    fn memory_is_not_lazy_where_tag_storage_is_reserved_on_demand() {
+    fn memory_is_lazy_however_tag_storage_is_reserved() {
         let saved = Spec { mte: MteMode::Require, ..spec(config(Path::new("/boot/Image"), 1)) };
         let (_folder, files) = snapshot_of(serde_json::to_value(saved.to_config()).unwrap());
-        let with = |mode| RestoreChanges {
-            tag_storage: TagStorageSection { mode: Some(mode), ..TagStorageSection::default() },
-            ..RestoreChanges::default()
-        };
+        for mode in [TagStorageMode::Demand, TagStorageMode::Strict] {
+            let changes = RestoreChanges {
+                tag_storage: TagStorageSection { mode: Some(mode), ..TagStorageSection::default() },
+                ..RestoreChanges::default()
+            };
 
-        let refused = prepared(&files, true, with(TagStorageMode::Demand)).err().unwrap();
+            let (spec, restore) = prepared(&files, true, changes).unwrap();
 
-        assert!(chain(&refused).contains("--tag-storage strict"), "{refused:?}");
-        assert_eq!(refused.status(), ExitStatus::Config);
-        assert!(prepared(&files, false, with(TagStorageMode::Demand)).is_ok());
-        assert!(prepared(&files, true, with(TagStorageMode::Strict)).is_ok());
+            assert!(matches!(restore.memory, SavedMemory::Lazy(..)));
+            assert_eq!(spec.is_on_demand(), mode == TagStorageMode::Demand);
+        }
     }
 
     #[test]
@@ -536,19 +510,13 @@ mod tests {
     #[test]
     fn memory_that_cannot_be_replaced_page_by_page_is_not_shared() {
         let plain = Spec { mte: MteMode::Require, ..spec(config(Path::new("/boot/Image"), 1)) };
-        let demand = TagStorageSection { mode: Some(TagStorageMode::Demand), ..Default::default() };
         let cases = [
-            (Spec { lock_memory: true, ..plain.clone() }, Default::default(), "locked"),
-            (
-                Spec { backing: MemoryBacking::Memfd, ..plain.clone() },
-                Default::default(),
-                "anonymous",
-            ),
-            (plain, demand, "--tag-storage strict"),
+            (Spec { lock_memory: true, ..plain.clone() }, "locked"),
+            (Spec { backing: MemoryBacking::Memfd, ..plain }, "anonymous"),
         ];
-        for (saved, tag_storage, words) in cases {
+        for (saved, words) in cases {
             let (_folder, files) = snapshot_of(serde_json::to_value(saved.to_config()).unwrap());
-            let changes = RestoreChanges { tag_storage, ..RestoreChanges::default() };
+            let changes = RestoreChanges::default();
             let memory = RestoreMemory::Shared;
             let request = RestoreRequest { files, memory, resume: true, changes };
 

@@ -10,17 +10,29 @@ use super::{Shared, page_size};
 use crate::memory::{DiscardHooks, Outcome, Renewal};
 
 /// Keeps what is given back from being loaded.
-pub(super) struct Discards(pub(super) Arc<Shared>);
+pub(super) struct Discards {
+    pub(super) shared: Arc<Shared>,
+    /// What is done beside that, for what was loaded.
+    pub(super) then: Box<dyn DiscardHooks>,
+}
 
 impl DiscardHooks for Discards {
     fn before(&mut self, range: MemoryRange) {
-        self.0.forget(range);
+        // First: what is loaded after this has no page of the range.
+        self.shared.forget(range);
+        self.then.before(range);
     }
 
-    fn after(&mut self, _: MemoryRange, _: Outcome) {}
+    fn after(&mut self, range: MemoryRange, outcome: Outcome) {
+        self.then.after(range, outcome);
+    }
 
     fn renewal(&self) -> Renewal {
-        Renewal::Never
+        // Nothing but what reserves tag storage on demand knows which chunks may be mapped anew.
+        match self.shared.slots {
+            Some(_) => self.then.renewal(),
+            None => Renewal::Never,
+        }
     }
 }
 
@@ -39,8 +51,7 @@ impl Shared {
             if dropped.len() as u64 == CHUNK.get() / page && chunks.reading != Some(chunk) {
                 chunks.pending.remove(&chunk);
                 self.count(&chunks);
-                // It stays watched if it must; a touch of it is settled then.
-                let _ = self.settle(chunk);
+                self.leave_empty(chunk);
             }
         }
         drop(chunks);
@@ -50,5 +61,14 @@ impl Shared {
         {
             *source = None;
         }
+    }
+
+    /// Nothing is to be loaded of a chunk any more.
+    fn leave_empty(&self, chunk: u64) {
+        if self.slots.is_none() {
+            // It stays watched if it must; a touch of it is settled then.
+            let _ = self.settle(chunk);
+        }
+        // Else it stays watched until it has a slot.
     }
 }

@@ -5,6 +5,7 @@ use std::io;
 use thiserror::Error;
 
 use crate::sys::uffd;
+use crate::tag_storage::{ReservationError, Unreserved};
 use crate::{memory, snapshot};
 
 /// Why memory cannot be loaded when it is touched.
@@ -52,6 +53,20 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// A chunk that no thread waits for has no tag storage, and is not loaded now.
+    #[error(
+        "there is no tag storage for chunk {chunk}, which is not loaded yet: free guest memory, or wait until others do"
+    )]
+    NoTagStorage {
+        /// Which chunk.
+        chunk: u64,
+        /// Why.
+        #[source]
+        source: Unreserved,
+    },
+    /// Tag storage is not reserved on demand for what is loaded.
+    #[error(transparent)]
+    TagStorage(#[from] ReservationError),
     /// Some of it could not be loaded before, for this reason.
     #[error("guest memory cannot be loaded from the snapshot: {0}")]
     Failed(String),

@@ -30,7 +30,8 @@ enum Kind {
     /// It is the guest's own, by another mapping of its file. The guest sees nothing of it as long as the chunk is
     /// watched for missing pages and for pages that only the file has.
     Window {
-        /// What data is read into, and checked: a page of the file may be given back at any time.
+        /// What data is read into, and checked: a page of the file may be given back at any time. It has no tags, for
+        /// which there would be no tag storage.
         data: Destination,
     },
 }
@@ -41,7 +42,7 @@ impl Staging {
         let (memory, kind) = match ram.backing() {
             Backing::Anonymous => (ram.chunk_aside()?, Kind::Aside { rule: None }),
             Backing::Memfd => {
-                (ram.window()?, Kind::Window { data: Destination::new(&ram.chunk_aside()?) })
+                (ram.window()?, Kind::Window { data: Destination::new(&ram.data_aside()?) })
             }
             Backing::Hugetlbfs { .. } => return Err(Error::Backing),
         };

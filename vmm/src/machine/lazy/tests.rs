@@ -8,10 +8,11 @@ use arch::range::MemoryRange;
 use tempfile::TempDir;
 use vm_memory::{Bytes as _, GuestAddress};
 
+use super::serve::Order;
 use super::*;
 use crate::machine::PausedMemory;
 use crate::machine::tracking::load_changed;
-use crate::memory::{Attributes, Outcome};
+use crate::memory::{Attributes, NoHooks, Outcome};
 use crate::snapshot::testing::{FakeMemory, Filling, Page, state};
 use crate::snapshot::{self, Fault, MemoryView, NewPair};
 use crate::sys::numa::{self, MemPolicy, NodeSet, Rule};
@@ -69,7 +70,7 @@ fn start_on(
     let ram = GuestRam::new(size, Attributes { backing, ..Attributes::default() }).unwrap();
     let reader = MemoryReader::open(path).unwrap();
     let working_set = working_set(&reader);
-    match LazyMemory::start(&ram, reader, working_set) {
+    match LazyMemory::start(&ram, reader, working_set, None) {
         Ok(lazy) => Some((ram, lazy)),
         Err(error @ (Error::Denied(_) | Error::Kernel(_))) => {
             skip(Means::Userfaultfd, chain(&error));
@@ -132,7 +133,7 @@ fn what_is_given_back_while_it_is_loaded_reads_zero_and_nothing_else_is_lost() {
     {
         let flags = || (0..pages).map(|_| AtomicBool::new(false)).collect::<Vec<_>>();
         let (going, gone) = (flags(), flags());
-        let mut hooks = lazy.discard_hooks();
+        let mut hooks = lazy.discard_hooks(Box::new(NoHooks));
         thread::scope(|scope| {
             for toucher in 0..3 {
                 let (ram, going, gone) = (&ram, &going, &gone);
@@ -245,7 +246,7 @@ fn the_order_of_first_touches_is_recorded_and_read_ahead_the_next_time() {
 fn what_is_touched_is_loaded_before_what_is_read_ahead() {
     let (_folder, path) = file();
     for (ram, lazy) in each(&path) {
-        let mut order = Order { ahead: vec![3, 1, 9, 2], touched: None };
+        let mut order = Order { ahead: vec![3, 1, 9, 2], ..Order::default() };
         let pending = || lazy.shared.lock().pending.keys().copied().collect::<Vec<_>>();
 
         lazy.shared.load_next(&mut order);
@@ -271,7 +272,7 @@ fn what_cannot_be_read_ahead_is_left_until_it_is_touched() {
         let Some((ram, lazy)) = start_on(&path, backing, none) else { continue };
         let file = std::fs::File::options().write(true).open(&path).unwrap();
         file.set_len(CHUNK.get()).unwrap();
-        let mut order = Order { ahead: vec![0, 3], touched: None };
+        let mut order = Order { ahead: vec![0, 3], ..Order::default() };
 
         lazy.shared.load_next(&mut order);
 
@@ -299,7 +300,7 @@ fn a_window_that_cannot_be_turned_costs_the_guest_nothing() {
     shared.load(1).unwrap();
     shared.lock().pending.insert(beyond, PageSet::EMPTY);
 
-    shared.load_next(&mut Order { ahead: vec![beyond], touched: None });
+    shared.load_next(&mut Order { ahead: vec![beyond], ..Order::default() });
 
     assert!(has_all(1) && shared.is_pending(beyond));
     assert_eq!((lazy.loaded_ahead(), lazy.is_reading()), (0, false));
@@ -324,7 +325,7 @@ fn what_is_all_given_back_while_it_is_read_reads_zero() {
             let Source { reader, staging } = source.as_mut().unwrap();
             shared.lock().reading = Some(0);
             staging.turn_to(0, &shared.addresses(0)).unwrap();
-            give_back(&ram, &mut *lazy.discard_hooks(), 0, pages_per_chunk());
+            give_back(&ram, &mut *lazy.discard_hooks(Box::new(NoHooks)), 0, pages_per_chunk());
             staging.load(reader, 0).unwrap();
             assert!(shared.is_pending(0));
             let unread = snapshot::Error { file: path.clone(), fault: Fault::NotRegular };
@@ -346,7 +347,7 @@ fn a_chunk_that_stays_watched_has_all_its_pages() {
     let (_folder, path) = file();
     for (ram, lazy) in each(&path) {
         let shared = &lazy.shared;
-        give_back(&ram, &mut *lazy.discard_hooks(), 3, 2);
+        give_back(&ram, &mut *lazy.discard_hooks(Box::new(NoHooks)), 3, 2);
         shared.read(shared.source.lock().unwrap().as_mut().unwrap(), 0).unwrap();
 
         shared.provide(0, &shared.addresses(0)).unwrap();
@@ -357,7 +358,7 @@ fn a_chunk_that_stays_watched_has_all_its_pages() {
         }
         assert_eq!(lazy.faults(), 0);
         // One that is given back then comes as zeros, though its touch is caught again.
-        give_back(&ram, &mut *lazy.discard_hooks(), 7, 1);
+        give_back(&ram, &mut *lazy.discard_hooks(Box::new(NoHooks)), 7, 1);
         assert_eq!([read(&ram, 7), read(&ram, 8)], [0, byte(8)]);
     }
 }
@@ -369,7 +370,7 @@ fn what_is_given_back_does_not_wait_for_a_read() {
         let (whole, one) = (pages_per_chunk(), 2 * pages_per_chunk() + 1);
         // As long as a disk takes.
         let reading = lazy.shared.source.lock().unwrap();
-        let mut hooks = lazy.discard_hooks();
+        let mut hooks = lazy.discard_hooks(Box::new(NoHooks));
 
         give_back(&ram, &mut *hooks, whole, pages_per_chunk());
         give_back(&ram, &mut *hooks, one, 1);
@@ -429,7 +430,12 @@ fn what_may_have_changed_is_loaded_for_a_diff() {
     for (ram, lazy) in each(&path) {
         ram.track_changes();
         ram.add_changes(pages_per_chunk() + 3, &[1]);
-        give_back(&ram, &mut *lazy.discard_hooks(), 2 * pages_per_chunk(), pages_per_chunk());
+        give_back(
+            &ram,
+            &mut *lazy.discard_hooks(Box::new(NoHooks)),
+            2 * pages_per_chunk(),
+            pages_per_chunk(),
+        );
         let changes = ram.take_changes().unwrap();
 
         load_changed(&lazy, &changes).unwrap();
@@ -448,3 +454,5 @@ fn what_may_have_changed_is_loaded_for_a_diff() {
         );
     }
 }
+
+mod demand;
