@@ -27,6 +27,7 @@ mod hwrng;
 mod kernels;
 mod kills;
 mod kvm_state;
+mod lazy_demand;
 mod leaks;
 mod lending;
 mod lent_vms;

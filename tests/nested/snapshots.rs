@@ -164,7 +164,7 @@ fn a_client_saves_and_restores_by_the_interface() {
 }
 
 /// How much of the memory of a guest that is restored lazily is not loaded.
-fn unloaded(guest: &Guest) -> u64 {
+pub(crate) fn unloaded(guest: &Guest) -> u64 {
     number(&guest.client().metrics().unwrap()["snapshot"], "unloaded_bytes")
 }
 
@@ -349,7 +349,7 @@ fn a_guest_and_its_copy_are_reached_by_their_agents() {
 }
 
 /// How often a guest that is restored lazily has waited for a chunk, and how many were read before it touched them.
-fn waits_and_prefetched(guest: &Guest) -> (u64, u64) {
+pub(crate) fn waits_and_prefetched(guest: &Guest) -> (u64, u64) {
     let metrics = guest.client().metrics().unwrap();
     let count = |name| number(&metrics["snapshot"], name);
     (count("demand_faults_total"), count("prefetched_chunks_total"))

@@ -23,7 +23,7 @@ fn tag_storage(client: &mut Client) -> Value {
 
 /// Tag storage at one moment, in chunks, and what the host's kernel counts.
 #[derive(Clone, Copy, Debug)]
-struct Sample {
+pub(crate) struct Sample {
     reserved: u64,
     /// Reserved for, and not touched.
     ahead: u64,
@@ -32,16 +32,23 @@ struct Sample {
 
 impl Sample {
     /// Looks while the guest stands still. Its memory may go back meanwhile, but none comes.
-    fn of(guest: &Guest, what: &str) -> Self {
+    pub(crate) fn of(guest: &Guest, what: &str) -> Self {
         let mut client = guest.client();
         client.pause().unwrap();
+        let sample = Self::of_paused(guest, what);
+        client.resume().unwrap();
+        sample
+    }
+
+    /// Looks at a guest that is paused.
+    pub(crate) fn of_paused(guest: &Guest, what: &str) -> Self {
+        let mut client = guest.client();
         let told = tag_storage(&mut client);
         let mut count = Pages::default();
         for piece in tagged_ram(guest.pid()) {
             count += pages(guest.pid(), &piece);
         }
         let footprint = measured(&mut client);
-        client.resume().unwrap();
         let reserved = told["reserved_bytes"].as_u64().unwrap() / TAGS;
         let chunks = |name: &str| told["chunks"][name].as_u64().unwrap();
         let ahead = chunks("ahead");
@@ -60,6 +67,16 @@ impl Sample {
             mib(count.huge * page()),
         );
         sample
+    }
+
+    /// The memory that tag storage is reserved for.
+    pub(crate) fn bytes_reserved(&self) -> u64 {
+        self.reserved * CHUNK
+    }
+
+    /// The memory in huge pages.
+    pub(crate) fn in_huge_pages(&self) -> u64 {
+        self.pages.huge * page()
     }
 
     fn tagged(&self) -> u64 {
