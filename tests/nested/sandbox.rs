@@ -1,18 +1,24 @@
 //! What threads of a VM may not do any more once its guest runs.
 
 use std::fs;
-use std::process::{Command, Stdio};
+use std::os::unix::fs::PermissionsExt;
+use std::process::{Command, Output, Stdio};
 
+use rustix::process::{Pid, Signal, kill_process};
 use testing::broker::Broker;
 use testing::guest::{Finished, Guest, Plan};
 use testing::inject::{Change, thread_of};
 use testing::lab::Lab;
 use testing::scratch::Scratch;
 use testing::wait::until;
+use vmm::sandbox::{Files, Role, SandboxArgs, SandboxMode, SeccompMode};
+use vmm::sys::thread::spawn;
 
 // System calls of arm64.
 const IOCTL: u64 = 29;
+const EPOLL_PWAIT: u64 = 22;
 const OPENAT: u32 = 56;
+const SYNC: u32 = 81;
 const PTRACE: u32 = 117;
 const CLONE: u32 = 220;
 const EXECVE: u32 = 221;
@@ -156,6 +162,34 @@ fn every_thread_has_a_filter_and_no_new_privileges() {
     });
 }
 
+/// Another call, which has no effect and answers 0, in the place of the main thread's wait for events.
+fn waits_otherwise(guest: &Guest) {
+    let thread = thread_of(guest.pid(), "tessera").unwrap();
+    Change { thread, call: Some(EPOLL_PWAIT), becomes: Some(SYNC), arguments: &[] }.make().unwrap();
+}
+
+#[test]
+#[ignore = "long"]
+fn a_filter_that_logs_lets_the_call_through() {
+    Lab::new().as_root().run(|| {
+        for (mode, ends) in [("on", true), ("log", false)] {
+            let mut guest = Plan::workload("count,50").with("--seccomp", mode).start();
+            guest.report("tick");
+            guest.drain();
+
+            waits_otherwise(&guest);
+
+            if ends {
+                forbidden(&guest.finish(), "tessera", "sync");
+            } else {
+                guest.report("tick");
+                guest.client().pause().unwrap();
+                guest.stop();
+            }
+        }
+    });
+}
+
 #[test]
 #[ignore = "long"]
 fn filters_can_be_left_out_or_log() {
@@ -176,22 +210,34 @@ fn filters_can_be_left_out_or_log() {
 /// Names the role to the process that a test starts for itself.
 const ROLE: &str = "TESSERA_TEST_ROLE";
 
+/// Runs a test of this file again in a process that it may confine.
+fn again(test: &str, role: &str) -> Output {
+    Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", &format!("sandbox::{test}"), "--include-ignored", "--nocapture"])
+        .env(ROLE, role)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap()
+}
+
+/// What a process does first that is to be confined.
+fn begin(sandbox: SandboxMode) {
+    vmm::sys::fatal::install();
+    let args = SandboxArgs { seccomp: SeccompMode::On, sandbox };
+    vmm::sandbox::begin(&args, Files::default()).unwrap();
+}
+
 /// As bin/tessera.rs has it.
 #[test]
 #[ignore = "long"]
 fn a_panic_gets_through_each_filter() {
-    let test = "sandbox::a_panic_gets_through_each_filter";
+    let test = "a_panic_gets_through_each_filter";
     if let Ok(role) = std::env::var(ROLE) {
         return panics_in(&role);
     }
     Lab::new().run(|| {
         for role in vmm::sandbox::ROLES {
-            let output = Command::new(std::env::current_exe().unwrap())
-                .args(["--exact", test, "--include-ignored", "--nocapture"])
-                .env(ROLE, format!("{role:?}"))
-                .stdin(Stdio::null())
-                .output()
-                .unwrap();
+            let output = again(test, &format!("{role:?}"));
 
             let said = String::from_utf8_lossy(&output.stderr);
             assert_eq!(output.status.code(), Some(70), "{role:?}: {said}");
@@ -202,8 +248,7 @@ fn a_panic_gets_through_each_filter() {
 
 fn panics_in(role: &str) {
     let role = vmm::sandbox::ROLES.into_iter().find(|known| format!("{known:?}") == role).unwrap();
-    vmm::sys::fatal::install();
-    vmm::sandbox::begin(&Default::default(), Default::default()).unwrap();
+    begin(SandboxMode::Off);
     std::panic::set_hook(Box::new(|panic| vmm::error::say(&panic.to_string())));
     vmm::sandbox::confine(role).unwrap();
     let end = std::panic::catch_unwind(|| panic!("a fault of the program"));
@@ -240,5 +285,117 @@ fn a_vm_keeps_no_capability_and_is_saved_where_it_was_allowed_to_be() {
         let socket = guest.socket().to_owned();
         guest.stop();
         assert!(!socket.exists());
+    });
+}
+
+/// The thread `faults` looks for a broker by one that it starts, also before the main thread is confined.
+#[test]
+fn a_thread_that_a_confined_one_starts_is_confined_as_well() {
+    let test = "a_thread_that_a_confined_one_starts_is_confined_as_well";
+    if std::env::var_os(ROLE).is_some() {
+        return starts_a_thread_in_a_thread();
+    }
+    Lab::new().run(|| {
+        let output = again(test, "Faults");
+
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(71), "{said}");
+    });
+}
+
+fn starts_a_thread_in_a_thread() {
+    const STACK: usize = 64 << 10;
+    begin(SandboxMode::On);
+    let read = vec!["/proc/self".into()];
+    vmm::sandbox::restrict_files(Files { read, ..Files::default() }).unwrap();
+    let outer = || {
+        let inner = spawn(Role::BrokerClient, "broker", STACK, || std::process::exit(71));
+        inner.unwrap().join().unwrap();
+    };
+    spawn(Role::Faults, "faults", STACK, outer).unwrap().join().unwrap();
+}
+
+/// A start that fails after the main thread was confined.
+#[test]
+#[ignore = "long"]
+fn a_process_that_is_confined_prepares_no_guest() {
+    let test = "a_process_that_is_confined_prepares_no_guest";
+    if std::env::var_os(ROLE).is_some() {
+        begin(SandboxMode::On);
+        vmm::sandbox::check_free().unwrap();
+        vmm::sandbox::confine(Role::Main).unwrap();
+        let refused = vmm::sandbox::check_free().unwrap_err();
+        vmm::error::say(&refused.to_string());
+        std::process::exit(71);
+    }
+    Lab::new().run(|| {
+        let output = again(test, "Main");
+
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(71), "{said}");
+        assert!(said.contains("end it, and start another"), "{said}");
+    });
+}
+
+#[test]
+#[ignore = "long"]
+fn a_vm_is_saved_beside_its_socket_without_being_asked() {
+    Lab::new().as_root().run(|| {
+        let (scratch, other) = (Scratch::new(), Scratch::new());
+        let plan = Plan::workload("count,50").with("--memory", "128M").with("--sandbox", "on");
+        // Another folder than that of the tests.
+        let mut guest = plan.with("--allow", other.path().to_str().unwrap()).start();
+        guest.report("tick");
+        let save = |folder: &std::path::Path| {
+            let folder = folder.join("snapshot");
+            guest.tesseractl(&["snapshot", folder.to_str().unwrap()]).output().unwrap()
+        };
+
+        let beside = save(guest.socket().parent().unwrap());
+        let elsewhere = save(scratch.path());
+
+        assert!(beside.status.success(), "{beside:?}");
+        let said = String::from_utf8_lossy(&elsewhere.stderr);
+        assert!(!elsewhere.status.success() && said.contains("--allow DIR"), "{said}");
+        assert_eq!(scratch.names(), [""; 0]);
+        guest.stop();
+    });
+}
+
+/// The process that this one has started under a name.
+fn child_of(pid: u32, name: &str) -> Option<Pid> {
+    let processes = fs::read_dir("/proc").unwrap().flatten();
+    let mut pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    let found = pids.find(|child| {
+        let stat = fs::read_to_string(format!("/proc/{child}/stat")).unwrap_or_default();
+        // Number, name, state, parent (proc_pid_stat(5)).
+        stat.contains(&format!("({name})")) && stat.split(' ').nth(3) == Some(&pid.to_string())
+    });
+    found.and_then(Pid::from_raw)
+}
+
+#[test]
+#[ignore = "long"]
+fn a_passt_that_ends_is_not_started_again_and_the_vm_says_so() {
+    Lab::new().as_root().run(|| {
+        let scratch = Scratch::new();
+        let passt = scratch.file("passt", "#!/bin/sh\nexec sleep 1000\n");
+        fs::set_permissions(&passt, fs::Permissions::from_mode(0o755)).unwrap();
+        let programs = std::env::var("PATH").unwrap_or_default();
+        let log = scratch.join("log");
+        let plan = Plan::workload("count,50").with("--net", "user");
+        let plan = plan.env("PATH", &format!("{}:{programs}", scratch.path().display()));
+        let mut guest = plan.with("--log", log.to_str().unwrap()).start();
+        guest.report("tick");
+        let passt = until("a child", || child_of(guest.pid(), "sleep"));
+
+        kill_process(passt, Signal::KILL).unwrap();
+
+        let said = || fs::read_to_string(&log).unwrap();
+        until("a message", || said().contains("a VM that runs starts no program").then_some(()));
+        assert!(said().contains("--net stream=PATH"), "{}", said());
+        guest.drain();
+        guest.report("tick");
+        guest.stop();
     });
 }

@@ -39,6 +39,9 @@ if TYPE_CHECKING:
         log: File
         metrics: File
         config: File
+        allow: Union[File, Sequence[File]]
+        sandbox: str
+        seccomp: str
 
 
 def flags(options: Mapping[str, Any]) -> List[str]:

@@ -30,7 +30,7 @@ use crate::memory::{GuestRam, Mender, reclaim};
 use crate::spec::{BalloonSpec, default_balloon_floor};
 use crate::sys::timer::Timer;
 
-pub use auto::{Reason as AutoReason, State as AutoState};
+pub use auto::{READ as READ_BY_AUTO, Reason as AutoReason, State as AutoState};
 pub use change::{Change, ChangeError, Limits, Request};
 pub use status::{AutoStatus, GuestReport, Status, Totals};
 

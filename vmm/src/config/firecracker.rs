@@ -163,6 +163,8 @@ impl FirecrackerArgs {
                 seccomp: if self.no_seccomp { SeccompMode::Off } else { SeccompMode::On },
                 sandbox: SandboxMode::Off,
             },
+            // Its clients name files when they like, and have no option for folders.
+            allow: vec!["/".into()],
             ..RunArgs::default()
         })
     }
@@ -210,6 +212,7 @@ mod tests {
         assert_eq!(run.id.as_deref(), Some("anonymous-instance"));
         assert_eq!(run.config, None);
         assert!(run.leave_sockets);
+        assert_eq!((run.sandbox.sandbox, run.allow), (SandboxMode::Off, vec!["/".into()]));
         assert_eq!(run.sandbox.seccomp, SeccompMode::On);
     }
 

@@ -89,6 +89,7 @@ impl<'h> Launcher<'h> {
         spec: Spec,
         restore: Option<Restore>,
     ) -> Result<(Launched, MachineController), Error> {
+        sandbox::check_free()?;
         if let Some(path) = &spec.log {
             let opened = append::open(path);
             let path = path.clone();

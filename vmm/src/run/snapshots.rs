@@ -137,8 +137,8 @@ impl From<SaveError> for ControlError {
             // What waits for tag storage or for a disk may have it the next time.
             SaveError::Machine(machine) if machine.may_pass() => Self::unavailable(ACTION, error),
             SaveError::File(file) if is_forbidden(&file.fault) => Self::refused(format!(
-                "{}: a VM that runs with --sandbox on makes files in the folders alone that it was started with \
-                 (--allow DIR)",
+                "{}: a VM makes files in the folder of its control socket and in those that it was started with alone: \
+                 start it with --allow DIR, or with --sandbox off",
                 chain(&error)
             )),
             SaveError::File(file) if is_of_the_path(&file.fault) => Self::refused(chain(&error)),

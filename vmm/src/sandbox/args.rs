@@ -17,7 +17,7 @@ pub enum SeccompMode {
 /// Whether a process gives up what it has beyond its work.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq, ValueEnum)]
 pub enum SandboxMode {
-    /// Capabilities, files that it does not need, cores.
+    /// Capabilities, files and descriptors that it does not need, cores.
     On,
     /// It keeps all that its user has.
     #[default]

@@ -79,6 +79,8 @@ struct PathBeneath {
 /// Networks: TCP ports to bind and to connect to, since version 4.
 const NETWORKS: u64 = 0b11;
 const NETWORKS_SINCE: u32 = 4;
+/// The version that knows truncate(2).
+pub(super) const TRUNCATION_SINCE: u32 = 3;
 
 /// The version of the kernel's Landlock.
 ///
@@ -97,6 +99,9 @@ pub(super) fn version() -> io::Result<u32> {
 pub(super) struct Ruleset {
     fd: OwnedFd,
     handled: Access,
+    /// What is read. A rule is one of an inode, and procfs makes another for a name that has gone from the kernel's cache
+    /// (proc_pid_lookup in Linux fs/proc/base.c), as it does where memory is short. An open one stays.
+    kept: Vec<OwnedFd>,
 }
 
 impl Ruleset {
@@ -116,14 +121,14 @@ impl Ruleset {
         // A descriptor is an int.
         let fd = answer(fd)? as RawFd;
         // SAFETY: the descriptor was just made, close-on-exec, and has no other owner.
-        Ok(Self { fd: unsafe { OwnedFd::from_raw_fd(fd) }, handled })
+        Ok(Self { fd: unsafe { OwnedFd::from_raw_fd(fd) }, handled, kept: Vec::new() })
     }
 
     /// Allows something beneath a folder, or with a file.
     ///
     /// # Errors
     /// What the kernel answers; ENOENT where there is nothing at the path.
-    pub(super) fn allow(&self, path: &Path, access: Access) -> io::Result<()> {
+    pub(super) fn allow(&mut self, path: &Path, access: Access) -> io::Result<()> {
         let place = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
         let allowed = access.0 & self.handled.0;
         match self.add(&place, allowed) {
@@ -132,7 +137,11 @@ impl Ruleset {
                 self.add(&place, allowed & Access::OF_FILES)
             }
             added => added,
+        }?;
+        if access == Access::READ {
+            self.kept.push(place);
         }
+        Ok(())
     }
 
     fn add(&self, place: &OwnedFd, allowed: u64) -> io::Result<()> {
@@ -178,7 +187,7 @@ mod tests {
             fs::write(path(name).join("file"), name).unwrap();
         }
         let open = fs::File::open(path("other").join("file")).unwrap();
-        let rules = Ruleset::new(version).unwrap();
+        let mut rules = Ruleset::new(version).unwrap();
         for (name, access) in
             [("made", Access::FILES), ("read", Access::READ), ("removed", Access::REMOVE)]
         {

@@ -1,7 +1,7 @@
 //! What the process may no longer do once its work begins ([docs/sandbox.md](../../../docs/sandbox.md)).
 //!
-//! Threads that begin before the main thread is confined are confined as they begin; threads that begin later have what
-//! the main thread has, and a filter of system calls beside.
+//! Threads that begin before the main thread is confined are confined as they begin. A thread that a confined one starts
+//! has what that one has, and a filter of system calls beside.
 
 mod args;
 mod filters;
@@ -13,7 +13,6 @@ use std::ffi::c_long;
 use std::io;
 use std::path::PathBuf;
 use std::process;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use thiserror::Error;
@@ -41,6 +40,12 @@ pub enum Error {
     /// The kernel does not let the process do without privileges.
     #[error("the process cannot give up its privileges: --sandbox off keeps them")]
     Privileges(#[source] io::Error),
+    /// A start has failed when the process was confined already.
+    #[error(
+        "the process was confined by a start that then failed, and cannot prepare a guest again: end it, and start \
+         another"
+    )]
+    Confined,
     /// A folder that was named cannot be had.
     #[error("cannot allow the VM the folder {}: name one that is there (--allow DIR)", path.display())]
     Folder {
@@ -78,15 +83,24 @@ pub struct Files {
     pub read: Vec<PathBuf>,
     /// Devices that it opens again.
     pub devices: Vec<PathBuf>,
+    /// How many descriptors it has at most beside those that are open, sockets included. All that it may have now where
+    /// there is none.
+    pub descriptors: Option<u64>,
+}
+
+/// What holds from a thread's start on.
+#[derive(Debug, Default)]
+struct Rules {
+    /// Which files may be opened.
+    files: Option<Ruleset>,
+    descriptors: Option<u64>,
 }
 
 /// How this process is confined. Of the process, as signal handlers are: threads begin in many rooms, and none of them
 /// is to be forgotten.
 static CONFINEMENT: OnceLock<(SandboxArgs, Files)> = OnceLock::new();
-/// Which files may be opened.
-static FILES: Mutex<Option<Ruleset>> = Mutex::new(None);
-/// Whether the main thread is confined, and with it what it starts.
-static IS_CONFINED: AtomicBool = AtomicBool::new(false);
+/// What has been prepared for threads that begin.
+static RULES: Mutex<Rules> = Mutex::new(Rules { files: None, descriptors: None });
 
 /// Has threads that begin from here on be confined. To be called before the first of them, by a process that calls
 /// [`confine`] when all is prepared. `files` are those that it uses whatever it does.
@@ -119,16 +133,28 @@ pub fn restrict_files(more: Files) -> Result<(), Error> {
     if args.sandbox == SandboxMode::Off {
         return Ok(());
     }
+    // A VM that did not start may have had others.
+    *rules() = Rules { files: ruleset(files, &more)?, descriptors: more.descriptors };
+    Ok(())
+}
+
+/// The rules for these files; none where the kernel has no Landlock.
+fn ruleset(files: &Files, more: &Files) -> Result<Option<Ruleset>, Error> {
     let version = match landlock::version() {
         Ok(version) => version,
         Err(error) => {
             say(&format!(
-                "this kernel has no Landlock ({error}): files are kept from the VM by their modes alone"
+                "this kernel has no Landlock ({error}): files are kept from the process by their modes alone"
             ));
-            return Ok(());
+            return Ok(None);
         }
     };
-    let ruleset = Ruleset::new(version).map_err(Error::Files)?;
+    if version < landlock::TRUNCATION_SINCE {
+        say(&format!(
+            "this kernel's Landlock (version {version}) does not keep files from being cut (truncate): Linux 6.2 does"
+        ));
+    }
+    let mut ruleset = Ruleset::new(version).map_err(Error::Files)?;
     let all = [
         ([&files.made_in, &more.made_in], Access::FILES),
         ([&files.removed_in, &more.removed_in], Access::REMOVE),
@@ -140,13 +166,17 @@ pub fn restrict_files(more: Files) -> Result<(), Error> {
     });
     for (path, access) in wanted {
         match ruleset.allow(path, access) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound && access == Access::READ => {}
+            // There is nothing to use then. Who needs it says so in words of its own.
+            Err(error) if access != Access::FILES && is_out_of_reach(&error) => {}
             allowed => allowed.map_err(|source| Error::Folder { path: path.clone(), source })?,
         }
     }
-    // A VM that did not start may have had others.
-    *rules() = Some(ruleset);
-    Ok(())
+    Ok(Some(ruleset))
+}
+
+fn is_out_of_reach(error: &io::Error) -> bool {
+    use io::ErrorKind::{NotADirectory, NotFound, PermissionDenied};
+    matches!(error.kind(), NotFound | NotADirectory | PermissionDenied)
 }
 
 /// What a system call has answered: an error where that is below zero.
@@ -154,8 +184,8 @@ fn answer(answer: c_long) -> io::Result<c_long> {
     if answer < 0 { Err(io::Error::last_os_error()) } else { Ok(answer) }
 }
 
-fn rules() -> MutexGuard<'static, Option<Ruleset>> {
-    FILES.lock().unwrap_or_else(PoisonError::into_inner)
+fn rules() -> MutexGuard<'static, Rules> {
+    RULES.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Confines the calling thread, for good. Nothing happens without [`begin`].
@@ -164,23 +194,60 @@ fn rules() -> MutexGuard<'static, Option<Ruleset>> {
 /// When the kernel refuses.
 pub fn confine(role: Role) -> Result<(), Error> {
     let Some((args, _)) = CONFINEMENT.get() else { return Ok(()) };
-    let is_first = !IS_CONFINED.load(Ordering::Acquire);
-    if args.sandbox == SandboxMode::On && is_first {
+    if (args.seccomp, args.sandbox) == (SeccompMode::Off, SandboxMode::Off) {
+        return Ok(());
+    }
+    // What the thread has from the one that started it need not be done again, and its filter does not allow it.
+    let is_inherited = thread::is_confined();
+    if args.sandbox == SandboxMode::On && !is_inherited {
+        let rules = rules();
+        if matches!(role, Role::Main | Role::Broker | Role::Template) {
+            let descriptors = rules.descriptors.unwrap_or(u64::MAX);
+            privileges::limit(role, descriptors).map_err(Error::Privileges)?;
+        }
         privileges::drop_all(role).map_err(Error::Privileges)?;
-        if let Some(files) = &*rules() {
+        if let Some(files) = &rules.files {
             files.restrict().map_err(Error::Files)?;
         }
     }
     seccomp::install(filters::of(role), args.seccomp)?;
-    if matches!(role, Role::Main | Role::Broker | Role::Template) {
-        IS_CONFINED.store(true, Ordering::Release);
-    }
+    thread::set_confined();
     Ok(())
+}
+
+/// Whether the calling thread may still prepare a guest: once it is [confined](confine) it may not.
+///
+/// # Errors
+/// When it may not.
+pub fn check_free() -> Result<(), Error> {
+    if thread::is_confined() { Err(Error::Confined) } else { Ok(()) }
 }
 
 /// Whether there are rules for files.
 pub fn has_file_rules() -> bool {
-    rules().is_some()
+    rules().files.is_some()
+}
+
+/// Whether the kernel has filters of system calls.
+///
+/// # Errors
+/// What it answers where it has none.
+pub fn can_filter() -> Result<(), Error> {
+    seccomp::look(SeccompMode::On)
+}
+
+/// The version of the kernel's rules for files.
+///
+/// # Errors
+/// What it answers where it has none.
+pub fn landlock_version() -> io::Result<u32> {
+    landlock::version()
+}
+
+/// Whether the process, once it is confined, may start programs.
+pub fn may_start_programs() -> bool {
+    let args = CONFINEMENT.get().map(|(args, _)| args);
+    args.is_none_or(|args| args.seccomp != SeccompMode::On && args.sandbox == SandboxMode::Off)
 }
 
 /// Whether a call that no filter allows ends the process: a panic then says less.

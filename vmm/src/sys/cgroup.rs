@@ -10,7 +10,7 @@ use arch::units::Bytes;
 use super::small_file;
 
 /// Where they are mounted, as by systemd.
-const ROOT: &str = "/sys/fs/cgroup";
+pub(crate) const ROOT: &str = "/sys/fs/cgroup";
 
 /// Groups that are looked at, from the innermost out. Those of a service or of a container are in six at most.
 const MOST: usize = 16;

@@ -22,7 +22,7 @@ pub(crate) mod supervisor;
 pub(crate) mod tap;
 #[cfg(test)]
 pub(crate) mod testing;
-pub(crate) mod thread;
+pub mod thread;
 pub(crate) mod timer;
 pub(crate) mod uffd;
 pub(crate) mod unix_socket;

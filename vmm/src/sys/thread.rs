@@ -6,6 +6,7 @@
 //! asynchronous signals blocked, whatever its parent's mask is: the main thread alone takes them.
 #![allow(unsafe_code)]
 
+use std::cell::Cell;
 use std::io;
 use std::mem::MaybeUninit;
 use std::sync::OnceLock;
@@ -64,13 +65,29 @@ pub const ROLES: [Role; 12] = [
 /// What each thread does first. There is one for the process, set before its first thread starts.
 static FIRST: OnceLock<fn(Role)> = OnceLock::new();
 
+thread_local! {
+    /// Whether this thread is confined. The kernel has a new thread be confined as the one that starts it is.
+    static IS_CONFINED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether the calling thread is confined, by itself or as the one that has started it was.
+pub(crate) fn is_confined() -> bool {
+    IS_CONFINED.get()
+}
+
+/// Notes that the calling thread is confined, for the threads that it starts.
+pub(crate) fn set_confined() {
+    IS_CONFINED.set(true);
+}
+
 /// Has each thread that starts from here on call this first.
 pub(crate) fn at_start(first: fn(Role)) {
     // A second one is the same, by another test of this process.
     let _ = FIRST.set(first);
 }
 
-fn starting(role: Role) {
+fn starting(role: Role, is_confined: bool) {
+    IS_CONFINED.set(is_confined);
     if let Some(first) = FIRST.get() {
         first(role);
     }
@@ -80,15 +97,15 @@ fn starting(role: Role) {
 ///
 /// # Errors
 /// When the host refuses a thread.
-pub(crate) fn spawn(
+pub fn spawn(
     role: Role,
     name: impl Into<String>,
     stack: usize,
     body: impl FnOnce() + Send + 'static,
 ) -> io::Result<JoinHandle<()>> {
-    let _blocked = Blocked::new()?;
+    let (_blocked, is_confined) = (Blocked::new()?, is_confined());
     Builder::new().name(name.into()).stack_size(stack).spawn(move || {
-        starting(role);
+        starting(role, is_confined);
         body();
     })
 }
@@ -104,9 +121,9 @@ pub(crate) fn spawn_scoped<'scope>(
     stack: usize,
     body: impl FnOnce() + Send + 'scope,
 ) -> io::Result<ScopedJoinHandle<'scope, ()>> {
-    let _blocked = Blocked::new()?;
+    let (_blocked, is_confined) = (Blocked::new()?, is_confined());
     Builder::new().name(name.into()).stack_size(stack).spawn_scoped(scope, move || {
-        starting(role);
+        starting(role, is_confined);
         body();
     })
 }

@@ -114,10 +114,10 @@ pub enum OpenError {
         "there is no program passt, which --net user needs: install it (Debian's package passt)"
     )]
     NoPasst,
-    /// A filter of system calls lets no process start.
+    /// A process that is confined starts no other.
     #[error(
         "a VM that runs starts no program: serve the network by a passt of your own and --net stream=PATH, or give \
-         --seccomp off"
+         --seccomp off and --sandbox off"
     )]
     NoProcess,
     /// A passt that cannot be started.

@@ -34,7 +34,7 @@ const BACKLOG: i32 = 128;
 const MOST_GREETINGS: usize = 64;
 
 /// Most streams: connections, and processes that may want one.
-const MOST_STREAMS: usize = MOST_CONNECTIONS + MOST_GREETINGS;
+pub const MOST_STREAMS: usize = MOST_CONNECTIONS + MOST_GREETINGS;
 
 /// Descriptors that are left to the rest of the VM: each of 512 vCPUs has one, and every device some. Where the
 /// process may have few, they are half of them.

@@ -19,7 +19,7 @@ use super::queues::{QUEUES_END, QueueEvents, Shared};
 use crate::error::say;
 use crate::sys::timer::Timer;
 
-pub use host::{Error, GREETING_TIMEOUT, HostPeers};
+pub use host::{Error, GREETING_TIMEOUT, HostPeers, MOST_STREAMS};
 
 /// The number of the events of the host's sockets.
 const HOST: u32 = QUEUES_END;

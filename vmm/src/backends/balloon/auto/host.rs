@@ -13,6 +13,9 @@ const MEMINFO: &str = "/proc/meminfo";
 const PRESSURE: &str = "/proc/pressure/memory";
 const STATM: &str = "/proc/self/statm";
 
+/// What is read here beside the files of this process and those of all memory: a file, and a folder of files.
+pub const READ: [&str; 2] = [PRESSURE, cgroup::ROOT];
+
 /// What has memory, and waits for it.
 #[derive(Debug)]
 struct Scope {

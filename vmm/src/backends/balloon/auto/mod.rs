@@ -11,6 +11,7 @@ use arch::units::Bytes;
 use devices::virtio::balloon::Statistics;
 use serde_json::{Value, json};
 
+pub use self::host::READ;
 use self::host::Watch;
 use self::policy::{Guest, Input, LOOKS_A_SECOND, Policy};
 pub use self::policy::{Reason, State};
