@@ -92,7 +92,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("config", &["sandbox"]),
     ("sandbox", &["sys"]),
     ("cli", &["config", BROKER_SERVER, "template"]),
-    ("doctor", &["backends", "hypervisor", "kvm", "memory", "sys"]),
+    ("doctor", &["backends", "hypervisor", "kvm", "memory", "sandbox", "sys"]),
     // Messages are written without waiting.
     ("error", &["sys"]),
     ("events", &[]),

@@ -1,5 +1,6 @@
 //! `tessera doctor`: what this host can do for guests, and what to do about what it cannot.
 
+mod confinement;
 mod host;
 mod kernel;
 #[cfg(target_arch = "aarch64")]
@@ -96,6 +97,7 @@ pub fn examine() -> Report {
     checks.push(host::no_kvm());
     checks.extend(host::checks());
     checks.extend(reclaim::checks());
+    checks.extend(confinement::checks());
     let outcome = checks.iter().map(|check| check.outcome).max().unwrap_or(Outcome::Ok);
     Report { outcome, checks }
 }
