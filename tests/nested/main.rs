@@ -18,6 +18,7 @@ mod diffs;
 mod disk;
 mod endings;
 mod faults;
+mod filters;
 mod fleet;
 mod footprint;
 mod hostile;

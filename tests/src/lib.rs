@@ -12,6 +12,7 @@ pub mod client;
 pub mod dice;
 pub mod faults;
 pub mod footprint;
+pub mod forked;
 pub mod guest;
 pub mod inject;
 pub mod lab;
