@@ -13,7 +13,7 @@ LAB_DIRECTORY := $(or $(TESSERA_LAB),target/lab)
 
 # ---- set-up: checked before every goal that builds, written down once ----
 
-BUILDING := run shell lab test check bench lint setup programs docs-generated install install-guest deb nested-tests nested-benches artifacts peers image image-tests soak fuzz release-programs reproducible audit sbom
+BUILDING := run shell lab test check bench lint setup programs docs-generated install install-guest deb nested-tests nested-benches artifacts peers calls image image-tests soak fuzz release-programs reproducible audit sbom
 SETUP_GOALS := $(filter $(BUILDING),$(MAKECMDGOALS))
 ifneq ($(SETUP_GOALS),)
 SETUP_GOALS += $(if $(IMAGE),image) $(if $(filter image-tests,$(MAKECMDGOALS)),image test deb) $(if $(filter sbom,$(MAKECMDGOALS)),deb) $(if $(filter soak,$(MAKECMDGOALS)),bench)
@@ -35,7 +35,7 @@ endif
 $(LAB_DIRECTORY)/setup.mk: FORCE
 	@tests/lab/setup.sh $(SETUP_GOALS)
 
-.PHONY: FORCE help setup run shell lab test check bench lint clean programs docs-generated install install-guest deb nested-tests nested-benches artifacts peers image image-tests soak fuzz release-programs reproducible audit sbom
+.PHONY: FORCE help setup run shell lab test check bench lint clean programs docs-generated install install-guest deb nested-tests nested-benches artifacts peers calls image image-tests soak fuzz release-programs reproducible audit sbom
 
 help:
 	@printf '%s\n' \
@@ -47,6 +47,8 @@ help:
 	  'make image-tests  tests of the Debian image, which they make where it is missing' \
 	  'make soak [TIME=10m]  what some nested tests do a few times, hundreds of times: the better part of an hour.' \
   '              With TIME the rounds of kills alone, for as long' \
+	  'make calls [TESTS=filter]  the nested tests, or some, with a record of the system calls that each thread makes: the' \
+	  '              rules of resources/seccomp that none has used' \
 	  'make fuzz [TIME=60] [RUNS=n] [TARGET=name] [JOBS=n] [ASAN=1] [INPUT=file] [MINIMISE=1]' \
 	  '              fuzz every target, or one, for TIME seconds each: docs/fuzzing.md' \
 	  'make check    lints and unit tests: what a change should pass before it is committed' \
@@ -177,6 +179,14 @@ soak: artifacts
 	cargo nextest run --package tessera-tests --test soak --profile soak $(if $(TIME),kills) </dev/null
 	$(if $(TIME),,@TESSERA_ASSAULT_SECONDS=600 TESSERA_FAULTS_ALL=1 cargo nextest run --package tessera-tests \
 	  --test nested --profile soak --run-ignored all -E 'test(/^(faults|hostile_guest)::/)' </dev/null)
+
+# What the tests print is in the file of the record, too.
+calls: RECORD := $(abspath $(BUILD))/calls
+calls: artifacts nested-tests
+	@TESSERA_RECORD_CALLS=1 cargo nextest run --package tessera-tests --profile nested --run-ignored all \
+	  --success-output immediate $(if $(TESTS),-E '$(TESTS)') </dev/null >$(RECORD) 2>&1 || { tail -20 $(RECORD); false; }
+	@TESSERA_CALLS=$(RECORD) cargo nextest run --package tessera --test seccomp --run-ignored all --no-capture \
+	  rules_that_no_nested_test_has_used </dev/null
 
 # The program of libFuzzer's, and what starts it for one target after the other.
 fuzz:

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use crate::calls::{RECORD, Recorder};
 use crate::scratch::Scratch;
 
 /// Where files that were prepared for a test are in the nested host.
@@ -157,6 +158,7 @@ impl Lab {
     /// When the body fails, wherever it runs, or when there is no lab.
     pub fn run<F: FnOnce()>(self, body: F) {
         if in_nested_host() || self.runs_here() {
+            let _recorder = Recorder::start();
             return body();
         }
         self.send(name_of::<F>());
@@ -168,6 +170,7 @@ impl Lab {
     /// As [`Lab::run`].
     pub fn run_with<F: FnOnce(&Path)>(mut self, body: F) {
         if in_nested_host() {
+            let _recorder = Recorder::start();
             return body(Path::new(PREPARED));
         }
         let scratch = Scratch::new();
@@ -182,6 +185,7 @@ impl Lab {
     }
 
     fn send(mut self, (program, test): (String, String)) {
+        self = self.with_variable(RECORD);
         if let Some(package) = self.kernel_package {
             self = self.kernel(&fetch_kernel(package));
         }

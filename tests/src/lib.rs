@@ -8,6 +8,7 @@
 pub mod assault;
 pub mod borrower;
 pub mod broker;
+pub mod calls;
 pub mod client;
 pub mod dice;
 pub mod faults;
