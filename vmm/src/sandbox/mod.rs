@@ -93,6 +93,7 @@ pub struct Files {
 struct Rules {
     /// Which files may be opened.
     files: Option<Ruleset>,
+    opens_devices: bool,
     descriptors: Option<u64>,
 }
 
@@ -100,7 +101,8 @@ struct Rules {
 /// is to be forgotten.
 static CONFINEMENT: OnceLock<(SandboxArgs, Files)> = OnceLock::new();
 /// What has been prepared for threads that begin.
-static RULES: Mutex<Rules> = Mutex::new(Rules { files: None, descriptors: None });
+static RULES: Mutex<Rules> =
+    Mutex::new(Rules { files: None, opens_devices: false, descriptors: None });
 
 /// Has threads that begin from here on be confined. To be called before the first of them, by a process that calls
 /// [`confine`] when all is prepared. `files` are those that it uses whatever it does.
@@ -134,7 +136,9 @@ pub fn restrict_files(more: Files) -> Result<(), Error> {
         return Ok(());
     }
     // A VM that did not start may have had others.
-    *rules() = Rules { files: ruleset(files, &more)?, descriptors: more.descriptors };
+    let opens_devices = !(files.devices.is_empty() && more.devices.is_empty());
+    let new = Rules { files: ruleset(files, &more)?, opens_devices, descriptors: more.descriptors };
+    *rules() = new;
     Ok(())
 }
 
@@ -205,7 +209,7 @@ pub fn confine(role: Role) -> Result<(), Error> {
             let descriptors = rules.descriptors.unwrap_or(u64::MAX);
             privileges::limit(role, descriptors).map_err(Error::Privileges)?;
         }
-        privileges::drop_all(role).map_err(Error::Privileges)?;
+        privileges::drop_all(role, rules.opens_devices).map_err(Error::Privileges)?;
         if let Some(files) = &rules.files {
             files.restrict().map_err(Error::Files)?;
         }

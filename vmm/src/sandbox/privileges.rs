@@ -18,6 +18,9 @@ use crate::sys::open_files;
 const OF_A_BROKER: CapabilitySet =
     CapabilitySet::SYS_NICE.union(CapabilitySet::SYS_PTRACE).union(CapabilitySet::IPC_LOCK);
 
+/// What the thread of a network needs that opens its tap again: of a tap without an owner, Linux wants it.
+const OF_A_TAP: CapabilitySet = CapabilitySet::NET_ADMIN;
+
 /// Prepares this thread, and those that it starts: no program that it executes has more rights, and where `all` is to
 /// go, no core is written.
 ///
@@ -45,15 +48,18 @@ pub(super) fn limit(role: Role, descriptors: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// Drops the capabilities of the calling thread that its role has no use for.
+/// Drops the capabilities of the calling thread that its role has no use for, where the process opens devices again or
+/// does not.
 ///
 /// # Errors
 /// What the kernel answers.
-pub(super) fn drop_all(role: Role) -> io::Result<()> {
-    let kept = match role {
-        Role::Broker | Role::BrokerSession => OF_A_BROKER & capabilities(None)?.permitted,
+pub(super) fn drop_all(role: Role, opens_devices: bool) -> io::Result<()> {
+    let needed = match role {
+        Role::Broker | Role::BrokerSession => OF_A_BROKER,
+        Role::Net if opens_devices => OF_A_TAP,
         _ => CapabilitySet::empty(),
     };
+    let kept = needed & capabilities(None)?.permitted;
     let sets =
         CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() };
     Ok(set_capabilities(None, sets)?)
