@@ -8,9 +8,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use testing::broker::Broker;
 use testing::guest::{Finished, Guest, Plan};
 use testing::inject::{Change, thread_of};
-use testing::lab::{Lab, artifact};
+use testing::lab::Lab;
 use testing::scratch::Scratch;
-use testing::template::Holder;
 use testing::wait::until;
 use vmm::sandbox::{Files, Role, SandboxArgs, SandboxMode, SeccompMode};
 use vmm::sys::thread::spawn;
@@ -265,7 +264,7 @@ fn a_vm_keeps_no_capability_and_is_saved_where_it_was_allowed_to_be() {
             fs::create_dir(scratch.join(name)).unwrap();
             scratch.join(name)
         });
-        let plan = Plan::workload("count,50").with("--memory", "128M");
+        let plan = Plan::workload("count,50").with("--memory", "128M").with("--sandbox", "on");
         let mut guest = plan.with("--allow", allowed.to_str().unwrap()).start();
         guest.report("tick");
 
@@ -338,42 +337,12 @@ fn a_process_that_is_confined_prepares_no_guest() {
     });
 }
 
-/// The most open files of a process, as it may have them and as it may ask for them.
-fn limits(pid: u32, name: &str) -> [String; 2] {
-    let limits = fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
-    let line = limits.lines().find_map(|line| line.strip_prefix(name)).unwrap();
-    let mut words = line.split_whitespace().map(str::to_owned);
-    [words.next().unwrap(), words.next().unwrap()]
-}
-
-#[test]
-#[ignore = "long"]
-fn a_vm_a_broker_and_a_holder_have_few_descriptors_and_leave_no_core() {
-    Lab::new().as_root().run(|| {
-        let (scratch, broker) = (Scratch::new(), Broker::start(&["--capacity", "64M"]));
-        let holder = Holder::of_boot_files(&artifact("Image"), &artifact("initrd.cpio"));
-        let guest = with_all_devices(&scratch, &broker);
-
-        for pid in [guest.pid(), broker.pid(), holder.pid()] {
-            assert_eq!(limits(pid, "Max core file size"), ["0", "0"]);
-            let [soft, hard] = limits(pid, "Max open files");
-            assert_eq!(soft, hard);
-        }
-        let open = fs::read_dir(format!("/proc/{}/fd", guest.pid())).unwrap().count() as u64;
-        let [soft, _] = limits(guest.pid(), "Max open files");
-        let soft: u64 = soft.parse().unwrap();
-        // 1023 connections of the guest and 64 greetings; 128 others, and a number that is taken already.
-        assert!((open + 1000..open + 1400).contains(&soft), "{soft} with {open} open");
-        guest.stop();
-    });
-}
-
 #[test]
 #[ignore = "long"]
 fn a_vm_is_saved_beside_its_socket_without_being_asked() {
     Lab::new().as_root().run(|| {
         let (scratch, other) = (Scratch::new(), Scratch::new());
-        let plan = Plan::workload("count,50").with("--memory", "128M");
+        let plan = Plan::workload("count,50").with("--memory", "128M").with("--sandbox", "on");
         // Another folder than that of the tests.
         let mut guest = plan.with("--allow", other.path().to_str().unwrap()).start();
         guest.report("tick");
