@@ -300,7 +300,8 @@ impl Shared {
         if !self.may_load(chunk) {
             return Ok(());
         }
-        let is_empty = !self.is_pending(chunk);
+        // It may have no page in the end where some of it was given back before.
+        let is_empty = self.lock().pending.get(&chunk).is_none_or(|dropped| !dropped.is_empty());
         let loaded = source.as_mut().map_or(Ok(()), |source| self.read(source, chunk));
         let settled = loaded.and_then(|()| self.settle(chunk));
         match &settled {
@@ -381,7 +382,7 @@ impl Shared {
         slots.reservation.may_load(ChunkIndex(chunk)) || self.lock().watched.contains(&chunk)
     }
 
-    /// A chunk is loaded, and has been left to the kernel or not. `is_empty`: nothing was to be loaded.
+    /// A chunk is loaded, and has been left to the kernel or not. `is_empty`: it may have no page.
     fn loaded(&self, chunk: u64, left: Left, is_empty: bool) {
         let Some(slots) = &self.slots else { return };
         match left {

@@ -17,8 +17,10 @@ use crate::sys::vectored;
 /// further frame is taken until it is gone.
 #[derive(Debug)]
 pub(super) struct StreamPort {
-    peer: Peer,
+    /// Closed before the peer is waited for: passt of root runs as another user, whom a VM without capabilities cannot
+    /// end, and ends with its stream.
     stream: Option<UnixStream>,
+    peer: Peer,
     /// The peer has gone, and the stream is to be closed.
     lost: bool,
     incoming: Incoming,

@@ -42,6 +42,8 @@ impl<R: Reclaim> Reclaim for HeldReclaim<R> {
 
     fn begin_report(&mut self, bytes: u64) {
         if bytes >= self.memory.get() / LARGE_PART && bytes <= MOST_HELD.get() {
+            // One hold ends before the next begins.
+            self.held = None;
             self.held = Some(self.hold.hold());
         }
     }

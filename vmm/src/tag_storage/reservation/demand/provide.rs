@@ -33,6 +33,9 @@ impl Shared {
                 self.loader.grant(*chunk);
             } else if self.table().begin_populate(*chunk) {
                 begun.push(*chunk);
+            } else if self.table().state(*chunk) == Some(State::Loading) {
+                // It has had its slot before.
+                self.loader.grant(*chunk);
             } else {
                 left.push(*chunk);
             }

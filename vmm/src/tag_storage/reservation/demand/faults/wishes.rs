@@ -52,7 +52,9 @@ impl Faults {
     /// Reserves for chunks that are not touched, as long as no touch waits.
     pub(super) fn serve_wishes(&mut self) {
         if self.lack.is_some() {
-            self.wishes.drain(..).for_each(|wish| wish.answer(Err(Unreserved::Short)));
+            for wish in self.wishes.drain(..) {
+                wish.answer(Err(Unreserved::Short));
+            }
         }
         while self.pending.is_empty() && self.wish.is_none() {
             let Some(wish) = self.wishes.pop_front() else { break };
@@ -62,10 +64,12 @@ impl Faults {
 
     fn begin_wish(&mut self, wish: Wish) {
         if self.shared.table().state(wish.chunk) != Some(State::Unloaded) {
-            return wish.answer(Ok(()));
+            wish.answer(Ok(()));
+            return;
         }
         if wish.purpose == Purpose::Ahead && !self.ahead.has_plenty(&self.shared) {
-            return wish.answer(Err(Unreserved::Short));
+            wish.answer(Err(Unreserved::Short));
+            return;
         }
         self.asked_at = Instant::now();
         self.shared.counters.requests.add(1);
@@ -78,23 +82,42 @@ impl Faults {
     fn end_wish(&mut self, wish: Wish, answer: Answer) {
         match answer {
             Ok(_) => {
-                if !self.shared.begin_load(wish.chunk) {
-                    self.shared.pool.free(&[wish.chunk]);
+                let chunk = wish.chunk;
+                if !self.shared.begin_load(chunk) {
+                    self.shared.pool.free(&[chunk]);
+                    wish.answer(Ok(()));
+                    return;
                 }
-                wish.answer(Ok(()));
+                // It may have been touched since, and who has asked may wait no longer: its slot is there for both.
+                let is_touched = self.ends_wait(chunk);
+                let is_heard = wish.answer(Ok(()));
+                if is_touched || !is_heard {
+                    self.shared.loader.grant(chunk);
+                }
             }
             // What is ahead may be what is missing.
             Err(_) if wish.purpose == Purpose::Save && self.yield_ahead() > 0 => {
                 self.wishes.push_front(wish);
             }
-            Err(why) => wish.answer(Err(Unreserved::Refused(why))),
+            Err(why) => {
+                wish.answer(Err(Unreserved::Refused(why)));
+            }
         }
+    }
+
+    /// A chunk has its slot: nothing is asked for it any more. Whether a touch has waited.
+    fn ends_wait(&mut self, chunk: ChunkIndex) -> bool {
+        let before = self.pending.len();
+        self.pending.retain(|pending| pending.chunk != chunk);
+        self.shared.threads.remove(chunk);
+        self.count_pending();
+        self.pending.len() < before
     }
 }
 
 impl Wish {
-    fn answer(self, answer: Result<(), Unreserved>) {
-        // Who has asked may wait no longer: a slot stays the chunk's.
-        let _ = self.reply.try_send(answer);
+    /// Whether who has asked waits still.
+    fn answer(self, answer: Result<(), Unreserved>) -> bool {
+        self.reply.try_send(answer).is_ok()
     }
 }

@@ -211,12 +211,25 @@ fn a_broker_that_does_not_answer_holds_up_what_is_not_touched_for_a_while_only()
 
     let unanswered = loader.reserve_ahead(ChunkIndex(0));
     assert!(matches!(unanswered, Err(Unreserved::Unanswered)), "{unanswered:?}");
-    // A touch is asked for once the answer is there, and the slot that came with it stays.
+    // A touch is asked for once the answer is there, and the slot that came with it is not lost.
     assert!(!loader.touched(ChunkIndex(1), None));
     assert_eq!([side.serve(0), side.serve(1)], [1, 1]);
 
-    until("a slot", || told.granted() == [1]);
+    until("both slots", || told.granted() == [0, 1]);
     assert_eq!(demand.reserved(), 2);
     assert!(loader.touched(ChunkIndex(0), None) && loader.may_load(ChunkIndex(0)));
+
+    // One that is touched while it is asked for has one slot.
+    let unanswered = loader.reserve_ahead(ChunkIndex(2));
+    assert!(matches!(unanswered, Err(Unreserved::Unanswered)), "{unanswered:?}");
+    assert!(!loader.touched(ChunkIndex(2), None));
+    thread::sleep(Duration::from_millis(50));
+    assert_eq!(side.serve(2), 1);
+    until("its slot", || told.granted() == [0, 1, 2]);
+    assert!(!loader.touched(ChunkIndex(3), None));
+    assert_eq!(side.serve(3), 1);
+    until("the next", || told.granted().last() == Some(&3));
+    assert_eq!(demand.reserved(), 4);
+    assert!(loader.may_load(ChunkIndex(2)));
     drop(side);
 }
