@@ -165,7 +165,7 @@ fn wait_ends_when_the_process_has_gone() {
 /// Has another process of this program be a VM: where it listens, and the milliseconds that it lives on.
 const AS_VM: [&str; 2] = ["TESSERA_TEST_LISTENS_AT", "TESSERA_TEST_LIVES_FOR"];
 
-/// Started by [`wait_outlasts_a_process_whose_socket_is_gone`]: its socket goes before it ends itself.
+/// Started by [`wait_gives_a_process_whose_socket_is_gone_a_moment_to_end`]: its socket goes before it ends itself.
 #[test]
 #[ignore = "the life of another test's process"]
 fn listens_and_lives_on() {
@@ -178,7 +178,7 @@ fn listens_and_lives_on() {
 }
 
 #[test]
-fn wait_outlasts_a_process_whose_socket_is_gone() {
+fn wait_gives_a_process_whose_socket_is_gone_a_moment_to_end() {
     let directory = tempdir().unwrap();
     let path = directory.path().join("api");
     for (lives, timeout, ends) in [("300", DEFAULT_TIMEOUT, true), ("60000", SHORT, false)] {
@@ -193,9 +193,8 @@ fn wait_outlasts_a_process_whose_socket_is_gone() {
             }
         };
 
-        let waited = client.wait_gone(timeout);
+        client.wait_gone(timeout).unwrap();
 
-        assert_eq!(waited.is_ok(), ends, "{waited:?}");
         assert_eq!(process.try_wait().unwrap().is_some(), ends);
         process.kill().unwrap();
         process.wait().unwrap();
