@@ -2,11 +2,11 @@
 //! a named reason or goes on; it does not hang, and leaves nothing.
 
 use std::fs::{self, File};
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketType};
 use serde_json::{Value, json};
 use tesseractl::client::Client;
 use testing::broker::Broker;
@@ -413,9 +413,14 @@ fn broker(socket: &Path) -> Command {
 /// Waits until a broker serves, or has ended for a fault. One whose message could not be written serves as well.
 fn serves(run: &mut Run, socket: &Path) -> bool {
     until("a broker that serves or ends", || {
-        (run.has_ended() || UnixStream::connect(socket).is_ok()).then_some(())
+        (run.has_ended() || connects(socket).is_ok()).then_some(())
     });
     !run.has_ended()
+}
+
+fn connects(socket: &Path) -> rustix::io::Result<()> {
+    let connection = rustix::net::socket(AddressFamily::UNIX, SocketType::SEQPACKET, None)?;
+    rustix::net::connect(&connection, &SocketAddrUnix::new(socket)?)
 }
 
 fn terminate(run: Run) -> Ended {
