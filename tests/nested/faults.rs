@@ -136,7 +136,7 @@ impl Ended {
         let cannot_speak = self.injected.as_ref().is_some_and(|fault| fault.call == "write");
         findings.expect(!is_silent || cannot_speak, || format!("an end without a word: {self:#?}"));
         findings.injected += usize::from(self.injected.is_some());
-        findings.went_on += usize::from(self.code == Some(0));
+        findings.went_on += usize::from(self.injected.is_some() && self.code == Some(0));
     }
 }
 
@@ -487,7 +487,7 @@ fn calls_of_a_broker_that_fail() {
             let injected = run.injector.injected();
             run.injector.arm(None);
             findings.injected += usize::from(injected.is_some());
-            findings.went_on += usize::from(code == Some(0));
+            findings.went_on += usize::from(injected.is_some() && code == Some(0));
             let what = |text: &str| format!("{text} after {injected:?}: a VM ended with {code:?}");
             findings.expect(code.is_some_and(|code| NAMED.contains(&code)), || what("broker"));
             if run.has_ended() {
