@@ -5,6 +5,7 @@ use std::path::Path;
 
 use super::Check;
 use crate::sandbox;
+use crate::sys::cgroup;
 
 /// Each user may make so many; no file without CONFIG_USER_NS.
 const USER_NAMESPACES: &str = "/proc/sys/user/max_user_namespaces";
@@ -13,9 +14,7 @@ const SWITCHES: [(&str, &str); 2] = [
     ("/proc/sys/kernel/unprivileged_userns_clone", "1"),
     ("/proc/sys/kernel/apparmor_restrict_unprivileged_userns", "0"),
 ];
-/// The controllers of version 2.
-const CONTROLLERS: &str = "/sys/fs/cgroup/cgroup.controllers";
-/// Those that hold a VM within bounds.
+/// The controllers of version 2 that hold a VM within bounds.
 const WANTED: [&str; 3] = ["cpu", "memory", "pids"];
 
 /// What Landlock does not know before each version, where VMs gain by it (landlock(7), "ABI versions").
@@ -82,13 +81,13 @@ fn user_namespaces() -> Check {
 
 fn control_groups() -> Check {
     const NAME: &str = "control groups";
-    let Ok(text) = fs::read_to_string(CONTROLLERS) else {
+    let Ok(text) = fs::read_to_string(Path::new(cgroup::ROOT).join("cgroup.controllers")) else {
         return Check::warn(
             NAME,
             "no version 2",
             format!(
                 "--balloon auto sees no limits of groups: mount it at {} (systemd does)",
-                Path::new(CONTROLLERS).parent().unwrap_or(Path::new("")).display()
+                cgroup::ROOT
             ),
         );
     };

@@ -112,16 +112,16 @@ impl VcpuSet {
         let event = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(failed(0))?;
         let exit_slot = Arc::new(ExitSlot { end: Mutex::new(None), event });
         let patience = LEAVE_DEADLINE;
-        let mut threads = Started(Vec::new());
+        let mut threads = Vec::new();
         for (at, vcpu) in vcpus.into_iter().enumerate() {
             let exit_slot = Arc::clone(&exit_slot);
             let on_end = move |end| exit_slot.give(end);
             let services = Arc::clone(services);
             let thread =
                 VcpuThread::spawn(at as u32, vcpu, services, on_end).map_err(failed(at))?;
-            threads.0.push(thread);
+            threads.push(thread);
         }
-        let threads = std::mem::take(&mut threads.0).into();
+        let threads = threads.into();
         Ok(Self { threads, exit_slot, counter: None, stops_counter: true, paused: false, patience })
     }
 
@@ -288,26 +288,11 @@ impl VcpuSet {
 
 impl Drop for VcpuSet {
     fn drop(&mut self) {
-        end(&self.threads);
-    }
-}
-
-/// Threads of a set that may not become whole.
-struct Started(Vec<VcpuThread>);
-
-impl Drop for Started {
-    fn drop(&mut self) {
-        end(&self.0);
-    }
-}
-
-/// Ends threads, all at once, and waits for them.
-fn end(threads: &[VcpuThread]) {
-    for thread in threads {
-        thread.give(Order::Finish);
-    }
-    for thread in threads {
-        thread.join();
+        // All at once, and here: who holds them may have them for a little longer.
+        self.finish();
+        for thread in self.threads.iter() {
+            thread.join();
+        }
     }
 }
 

@@ -133,7 +133,7 @@ fn own_panic(vcpu: u32) -> VcpuExit {
     VcpuExit::Fault(Box::new(Fault { vcpu, what, registers: None }))
 }
 
-/// A vCPU and its thread.
+/// A vCPU and its thread. Dropped, it ends the thread and waits for it.
 pub(super) struct VcpuThread {
     mailbox: Arc<VcpuMailbox>,
     vcpu: Arc<Mutex<Box<dyn Vcpu>>>,
@@ -232,5 +232,12 @@ impl VcpuThread {
             // A panic has been reported by the panic hook.
             let _ = thread.join();
         }
+    }
+}
+
+impl Drop for VcpuThread {
+    fn drop(&mut self) {
+        self.give(Order::Finish);
+        self.join();
     }
 }

@@ -55,7 +55,7 @@ impl Mapping {
         let closed = unsafe { mmap_anonymous(at, length, ProtFlags::empty(), flags) };
         match closed {
             Ok(where_it_is) if where_it_is == at => {}
-            // Somebody was faster, or a kernel before 4.17 has put it elsewhere.
+            // Another thread was faster, or a kernel before 4.17 has put it elsewhere.
             _ => lost(),
         }
         let mut access = MprotectFlags::READ | MprotectFlags::WRITE;

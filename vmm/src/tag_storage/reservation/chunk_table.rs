@@ -167,62 +167,39 @@ impl ChunkTable {
     /// An absent chunk has its slot. `false`: it is not absent.
     #[must_use]
     pub(crate) fn begin_populate(&mut self, chunk: ChunkIndex) -> bool {
-        match self.entry(chunk) {
-            Some(at) if *at == ABSENT => *at = POPULATING,
-            _ => return false,
-        }
-        self.held += 1;
-        true
+        let has_begun = self.change(chunk, ABSENT, POPULATING);
+        self.held += u64::from(has_begun);
+        has_begun
     }
 
     /// The chunk has its memory.
     pub(crate) fn end_populate(&mut self, chunk: ChunkIndex) {
-        if let Some(at) = self.entry(chunk)
-            && *at == POPULATING
-        {
-            *at = POPULATED;
-        }
+        self.change(chunk, POPULATING, POPULATED);
     }
 
     /// What a snapshot has of an absent chunk is to be loaded, by what stops its touches.
     pub(crate) fn leave_to_loader(&mut self, chunk: ChunkIndex) {
-        if let Some(at) = self.entry(chunk)
-            && *at == ABSENT
-        {
-            *at = UNLOADED;
-        }
+        self.change(chunk, ABSENT, UNLOADED);
     }
 
     /// A chunk that is not loaded has its slot. `false`: it is no such chunk.
     #[must_use]
     pub(crate) fn begin_load(&mut self, chunk: ChunkIndex) -> bool {
-        match self.entry(chunk) {
-            Some(at) if *at == UNLOADED => *at = LOADING,
-            _ => return false,
-        }
-        self.held += 1;
-        true
+        let has_begun = self.change(chunk, UNLOADED, LOADING);
+        self.held += u64::from(has_begun);
+        has_begun
     }
 
     /// A part of the chunk is to go back. It is looked at when it is loaded, if it is being loaded.
     pub(crate) fn thin(&mut self, chunk: ChunkIndex) {
-        if let Some(at) = self.entry(chunk)
-            && *at == LOADING
-        {
-            *at = THINNED;
-        }
+        self.change(chunk, LOADING, THINNED);
     }
 
     /// The chunk is loaded. Returns whether some of it was given back meanwhile.
     #[must_use]
     pub(crate) fn end_load(&mut self, chunk: ChunkIndex) -> bool {
-        let Some(at) = self.entry(chunk) else { return false };
-        let was = *at;
-        if was != LOADING && was != THINNED {
-            return false;
-        }
-        *at = POPULATED;
-        was == THINNED
+        self.change(chunk, LOADING, POPULATED);
+        self.change(chunk, THINNED, POPULATED)
     }
 
     /// The chunks that are no loader's, those in a row together.
@@ -242,20 +219,14 @@ impl ChunkTable {
 
     /// The chunk can be touched from now on, and gets its memory then.
     pub(crate) fn end_ahead(&mut self, chunk: ChunkIndex) {
-        if let Some(at) = self.entry(chunk)
-            && *at == POPULATING
-        {
-            *at = AHEAD;
+        if self.change(chunk, POPULATING, AHEAD) {
             self.ahead.push(chunk);
         }
     }
 
     /// A chunk that was Ahead has memory.
     pub(crate) fn settle(&mut self, chunk: ChunkIndex) {
-        if let Some(at) = self.entry(chunk)
-            && *at == AHEAD
-        {
-            *at = POPULATED;
+        if self.change(chunk, AHEAD, POPULATED) {
             self.forget(chunk);
         }
     }
@@ -302,6 +273,12 @@ impl ChunkTable {
 
     fn forget(&mut self, chunk: ChunkIndex) {
         self.ahead.retain(|ahead| *ahead != chunk);
+    }
+
+    /// Has a chunk be `to` if it is `from`. Returns whether it was.
+    fn change(&mut self, chunk: ChunkIndex, from: u8, to: u8) -> bool {
+        let found = self.entry(chunk).filter(|at| **at == from);
+        found.map(|at| *at = to).is_some()
     }
 
     fn entry(&mut self, chunk: ChunkIndex) -> Option<&mut u8> {

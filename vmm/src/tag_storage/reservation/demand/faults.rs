@@ -207,7 +207,7 @@ impl Faults {
         self.shared.threads.set(fault.thread, waits);
         match touched {
             Touched::Absent => {
-                if self.pending.iter().all(|pending| pending.chunk != chunk) {
+                if !self.is_pending(chunk) {
                     self.pend(chunk);
                 }
                 Ok(())
@@ -322,26 +322,36 @@ impl Faults {
         }
         self.shared.provide(&had, &touched)?;
         // One that was touched while it was being asked for ahead has its slot now, and its waiters are woken.
-        self.pending.retain(|fault| {
-            let waits = had.binary_search(&fault.chunk).is_err();
-            if !waits {
-                self.shared.threads.remove(fault.chunk);
-            }
-            waits
-        });
-        self.count_pending();
+        self.end_waits(|chunk| had.binary_search(&chunk).is_ok());
         if is_short {
             self.yield_ahead();
         }
         Ok(())
     }
 
+    /// Asks no more for those of the touched chunks that have their slots. Returns whether one of them waited.
+    fn end_waits(&mut self, has_slot: impl Fn(ChunkIndex) -> bool) -> bool {
+        let before = self.pending.len();
+        self.pending.retain(|fault| {
+            let waits = !has_slot(fault.chunk);
+            if !waits {
+                self.shared.threads.remove(fault.chunk);
+            }
+            waits
+        });
+        self.count_pending();
+        self.pending.len() < before
+    }
+
+    fn is_pending(&self, chunk: ChunkIndex) -> bool {
+        self.pending.iter().any(|fault| fault.chunk == chunk)
+    }
+
     /// Frees what was given for chunks that are not touched, before any has a page.
     fn free_untouched(&self, had: &mut Vec<ChunkIndex>, touched: &[ChunkIndex]) {
-        let is_pending = |chunk| self.pending.iter().any(|fault| fault.chunk == chunk);
         let (kept, spare): (Vec<ChunkIndex>, Vec<ChunkIndex>) = std::mem::take(had)
             .into_iter()
-            .partition(|chunk| touched.contains(chunk) || is_pending(*chunk));
+            .partition(|chunk| touched.contains(chunk) || self.is_pending(*chunk));
         if !spare.is_empty() {
             self.shared.pool.free(&spare);
         }

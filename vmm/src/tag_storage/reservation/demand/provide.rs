@@ -27,19 +27,23 @@ impl Shared {
         chunks: &[ChunkIndex],
         touched: &[ChunkIndex],
     ) -> Result<(), Error> {
-        let (mut begun, mut left) = (Vec::new(), Vec::new());
-        for chunk in chunks {
-            if self.begin_load(*chunk) {
-                self.loader.grant(*chunk);
-            } else if self.table().begin_populate(*chunk) {
-                begun.push(*chunk);
-            } else if self.table().state(*chunk) == Some(State::Loading) {
-                // It has had its slot before.
-                self.loader.grant(*chunk);
-            } else {
-                left.push(*chunk);
+        let (mut begun, mut loading, mut left) = (Vec::new(), Vec::new(), Vec::new());
+        {
+            let mut table = self.table();
+            for chunk in chunks {
+                let begins_to_load = table.begin_load(*chunk);
+                self.counters.populated.add(u64::from(begins_to_load));
+                // One that is Loading already has had its slot before.
+                if begins_to_load || table.state(*chunk) == Some(State::Loading) {
+                    loading.push(*chunk);
+                } else if table.begin_populate(*chunk) {
+                    begun.push(*chunk);
+                } else {
+                    left.push(*chunk);
+                }
             }
         }
+        loading.iter().for_each(|chunk| self.loader.grant(*chunk));
         if !left.is_empty() {
             self.pool.free(&left);
         }

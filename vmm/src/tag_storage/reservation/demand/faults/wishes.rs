@@ -33,7 +33,7 @@ impl Faults {
             // Its slot has come since.
             self.shared.loader.grant(chunk);
         }
-        if waits.is_some() && self.pending.iter().all(|pending| pending.chunk != chunk) {
+        if waits.is_some() && !self.is_pending(chunk) {
             // No walk through new memory leads to what the guest has used before.
             self.pend_with(chunk, one(chunk));
         }
@@ -89,7 +89,7 @@ impl Faults {
                     return;
                 }
                 // It may have been touched since, and who has asked may wait no longer: its slot is there for both.
-                let is_touched = self.ends_wait(chunk);
+                let is_touched = self.end_waits(|waits| waits == chunk);
                 let is_heard = wish.answer(Ok(()));
                 if is_touched || !is_heard {
                     self.shared.loader.grant(chunk);
@@ -103,15 +103,6 @@ impl Faults {
                 wish.answer(Err(Unreserved::Refused(why)));
             }
         }
-    }
-
-    /// A chunk has its slot: nothing is asked for it any more. Whether a touch has waited.
-    fn ends_wait(&mut self, chunk: ChunkIndex) -> bool {
-        let before = self.pending.len();
-        self.pending.retain(|pending| pending.chunk != chunk);
-        self.shared.threads.remove(chunk);
-        self.count_pending();
-        self.pending.len() < before
     }
 }
 
