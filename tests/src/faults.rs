@@ -34,28 +34,23 @@ const CONTINUE: u32 = 1;
 /// Where the process has the listener, for this one to take: above what it opens itself.
 const LISTENER: RawFd = 900;
 
-const IOCTL: u32 = 29;
-const MMAP: u32 = 222;
 const KVM_RUN: u32 = 0xae80;
-/// Of epoll_ctl(2) only an addition (`EPOLL_CTL_ADD`) takes memory, and fails without a defect of the caller's.
-const EPOLL_CTL: u32 = 21;
+/// What adds to an epoll(7) (`EPOLL_CTL_ADD`): of epoll_ctl(2) that alone takes memory, and fails without a defect of the caller's.
 const ADD: u64 = 1;
-const READ: u32 = 63;
-const WRITE: u32 = 64;
 /// What is read from and written to an eventfd or a timerfd, which do not fail: eventfd(2).
 const COUNTER: u64 = 8;
 /// Memory of the allocator and of threads, which is not asked about: without it no Rust program goes on. Guest memory
 /// is larger.
 const SMALL: u64 = 16 << 20;
 
-/// A system call of arm64 and what it may answer when it fails.
+/// A system call and what it may answer when it fails.
 struct Call {
-    number: u32,
+    number: libc::c_long,
     name: &'static str,
     errnos: &'static [i32],
 }
 
-const fn call(number: u32, name: &'static str, errnos: &'static [i32]) -> Call {
+const fn call(number: libc::c_long, name: &'static str, errnos: &'static [i32]) -> Call {
     Call { number, name, errnos }
 }
 
@@ -63,68 +58,68 @@ const fn call(number: u32, name: &'static str, errnos: &'static [i32]) -> Call {
 /// the C library and Rust's know no failure (futex, exit, rt_sigprocmask, gettid), and those that only ever fail for a
 /// defect of the caller (close, munmap, getpid).
 const CALLS: &[Call] = &[
-    call(19, "eventfd2", &[EMFILE, ENOMEM]),
-    call(20, "epoll_create1", &[EMFILE, ENOMEM]),
-    call(EPOLL_CTL, "epoll_ctl", &[ENOMEM, ENOSPC]),
-    call(22, "epoll_pwait", &[EINTR]),
-    call(25, "fcntl", &[EINVAL, EMFILE, EAGAIN]),
-    call(IOCTL, "ioctl", &[EINTR, ENOMEM, EINVAL, EIO, EFAULT, EBUSY]),
-    call(32, "flock", &[EAGAIN, EINTR]),
-    call(35, "unlinkat", &[EACCES, ENOENT]),
-    call(37, "linkat", &[EEXIST, EACCES, EROFS]),
-    call(46, "ftruncate", &[ENOSPC, EIO, EINTR]),
-    call(47, "fallocate", &[ENOSPC, EOPNOTSUPP, EINTR]),
-    call(52, "fchmod", &[EPERM, EROFS]),
-    call(56, "openat", &[EACCES, ENOENT, EMFILE, EINTR, ENOMEM]),
-    call(59, "pipe2", &[EMFILE, ENFILE]),
-    call(61, "getdents64", &[EIO, ENOENT]),
-    call(62, "lseek", &[EINVAL]),
-    call(READ, "read", &[EINTR, EIO, EAGAIN]),
-    call(WRITE, "write", &[EINTR, EIO, EPIPE, ENOSPC, EAGAIN]),
-    call(65, "readv", &[EINTR, EIO]),
-    call(66, "writev", &[EINTR, EIO, ENOSPC]),
-    call(67, "pread64", &[EINTR, EIO]),
-    call(68, "pwrite64", &[EINTR, EIO, ENOSPC]),
-    call(69, "preadv", &[EINTR, EIO]),
-    call(70, "pwritev", &[EINTR, EIO, ENOSPC]),
-    call(73, "ppoll", &[EINTR, ENOMEM]),
-    call(79, "newfstatat", &[ENOENT, EACCES]),
-    call(80, "fstat", &[EIO, ENOMEM]),
-    call(82, "fsync", &[EIO, ENOSPC]),
-    call(83, "fdatasync", &[EIO, ENOSPC]),
-    call(85, "timerfd_create", &[EMFILE, ENOMEM]),
-    call(86, "timerfd_settime", &[EINVAL]),
-    call(101, "nanosleep", &[EINTR]),
-    call(115, "clock_nanosleep", &[EINTR]),
-    call(129, "kill", &[EPERM]),
-    call(167, "prctl", &[EINVAL, EPERM]),
-    call(198, "socket", &[EMFILE, EACCES, ENOMEM]),
-    call(199, "socketpair", &[EMFILE]),
-    call(200, "bind", &[EACCES, ENOENT, EROFS]),
-    call(201, "listen", &[EINVAL]),
-    call(203, "connect", &[ECONNREFUSED, EAGAIN, EINTR, EACCES]),
-    call(206, "sendto", &[EPIPE, EINTR, ECONNRESET]),
-    call(207, "recvfrom", &[ECONNRESET, EINTR, EAGAIN]),
-    call(208, "setsockopt", &[EINVAL, ENOMEM]),
-    call(209, "getsockopt", &[EINVAL]),
-    call(211, "sendmsg", &[EPIPE, EINTR, EAGAIN]),
-    call(212, "recvmsg", &[ECONNRESET, EINTR, EAGAIN]),
-    call(216, "mremap", &[ENOMEM]),
-    call(220, "clone", &[EAGAIN, ENOMEM]),
-    call(MMAP, "mmap", &[ENOMEM, EAGAIN]),
-    call(228, "mlock", &[ENOMEM, EPERM]),
-    call(233, "madvise", &[EINVAL, ENOMEM, EAGAIN]),
-    call(235, "mbind", &[EPERM, ENOMEM]),
-    call(242, "accept4", &[EMFILE, ECONNABORTED, EINTR, EPERM]),
-    call(260, "wait4", &[EINTR]),
-    call(261, "prlimit64", &[EPERM]),
-    call(276, "renameat2", &[EACCES, EROFS, ENOSPC, EINVAL]),
-    call(277, "seccomp", &[EINVAL, ENOMEM]),
-    call(278, "getrandom", &[EINTR, EAGAIN]),
-    call(279, "memfd_create", &[EMFILE, ENOMEM]),
-    call(282, "userfaultfd", &[EPERM, ENOSYS, EMFILE]),
-    call(291, "statx", &[ENOENT, EACCES]),
-    call(434, "pidfd_open", &[EMFILE, ETIMEDOUT]),
+    call(libc::SYS_eventfd2, "eventfd2", &[EMFILE, ENOMEM]),
+    call(libc::SYS_epoll_create1, "epoll_create1", &[EMFILE, ENOMEM]),
+    call(libc::SYS_epoll_ctl, "epoll_ctl", &[ENOMEM, ENOSPC]),
+    call(libc::SYS_epoll_pwait, "epoll_pwait", &[EINTR]),
+    call(libc::SYS_fcntl, "fcntl", &[EINVAL, EMFILE, EAGAIN]),
+    call(libc::SYS_ioctl, "ioctl", &[EINTR, ENOMEM, EINVAL, EIO, EFAULT, EBUSY]),
+    call(libc::SYS_flock, "flock", &[EAGAIN, EINTR]),
+    call(libc::SYS_unlinkat, "unlinkat", &[EACCES, ENOENT]),
+    call(libc::SYS_linkat, "linkat", &[EEXIST, EACCES, EROFS]),
+    call(libc::SYS_ftruncate, "ftruncate", &[ENOSPC, EIO, EINTR]),
+    call(libc::SYS_fallocate, "fallocate", &[ENOSPC, EOPNOTSUPP, EINTR]),
+    call(libc::SYS_fchmod, "fchmod", &[EPERM, EROFS]),
+    call(libc::SYS_openat, "openat", &[EACCES, ENOENT, EMFILE, EINTR, ENOMEM]),
+    call(libc::SYS_pipe2, "pipe2", &[EMFILE, ENFILE]),
+    call(libc::SYS_getdents64, "getdents64", &[EIO, ENOENT]),
+    call(libc::SYS_lseek, "lseek", &[EINVAL]),
+    call(libc::SYS_read, "read", &[EINTR, EIO, EAGAIN]),
+    call(libc::SYS_write, "write", &[EINTR, EIO, EPIPE, ENOSPC, EAGAIN]),
+    call(libc::SYS_readv, "readv", &[EINTR, EIO]),
+    call(libc::SYS_writev, "writev", &[EINTR, EIO, ENOSPC]),
+    call(libc::SYS_pread64, "pread64", &[EINTR, EIO]),
+    call(libc::SYS_pwrite64, "pwrite64", &[EINTR, EIO, ENOSPC]),
+    call(libc::SYS_preadv, "preadv", &[EINTR, EIO]),
+    call(libc::SYS_pwritev, "pwritev", &[EINTR, EIO, ENOSPC]),
+    call(libc::SYS_ppoll, "ppoll", &[EINTR, ENOMEM]),
+    call(libc::SYS_newfstatat, "newfstatat", &[ENOENT, EACCES]),
+    call(libc::SYS_fstat, "fstat", &[EIO, ENOMEM]),
+    call(libc::SYS_fsync, "fsync", &[EIO, ENOSPC]),
+    call(libc::SYS_fdatasync, "fdatasync", &[EIO, ENOSPC]),
+    call(libc::SYS_timerfd_create, "timerfd_create", &[EMFILE, ENOMEM]),
+    call(libc::SYS_timerfd_settime, "timerfd_settime", &[EINVAL]),
+    call(libc::SYS_nanosleep, "nanosleep", &[EINTR]),
+    call(libc::SYS_clock_nanosleep, "clock_nanosleep", &[EINTR]),
+    call(libc::SYS_kill, "kill", &[EPERM]),
+    call(libc::SYS_prctl, "prctl", &[EINVAL, EPERM]),
+    call(libc::SYS_socket, "socket", &[EMFILE, EACCES, ENOMEM]),
+    call(libc::SYS_socketpair, "socketpair", &[EMFILE]),
+    call(libc::SYS_bind, "bind", &[EACCES, ENOENT, EROFS]),
+    call(libc::SYS_listen, "listen", &[EINVAL]),
+    call(libc::SYS_connect, "connect", &[ECONNREFUSED, EAGAIN, EINTR, EACCES]),
+    call(libc::SYS_sendto, "sendto", &[EPIPE, EINTR, ECONNRESET]),
+    call(libc::SYS_recvfrom, "recvfrom", &[ECONNRESET, EINTR, EAGAIN]),
+    call(libc::SYS_setsockopt, "setsockopt", &[EINVAL, ENOMEM]),
+    call(libc::SYS_getsockopt, "getsockopt", &[EINVAL]),
+    call(libc::SYS_sendmsg, "sendmsg", &[EPIPE, EINTR, EAGAIN]),
+    call(libc::SYS_recvmsg, "recvmsg", &[ECONNRESET, EINTR, EAGAIN]),
+    call(libc::SYS_mremap, "mremap", &[ENOMEM]),
+    call(libc::SYS_clone, "clone", &[EAGAIN, ENOMEM]),
+    call(libc::SYS_mmap, "mmap", &[ENOMEM, EAGAIN]),
+    call(libc::SYS_mlock, "mlock", &[ENOMEM, EPERM]),
+    call(libc::SYS_madvise, "madvise", &[EINVAL, ENOMEM, EAGAIN]),
+    call(libc::SYS_mbind, "mbind", &[EPERM, ENOMEM]),
+    call(libc::SYS_accept4, "accept4", &[EMFILE, ECONNABORTED, EINTR, EPERM]),
+    call(libc::SYS_wait4, "wait4", &[EINTR]),
+    call(libc::SYS_prlimit64, "prlimit64", &[EPERM]),
+    call(libc::SYS_renameat2, "renameat2", &[EACCES, EROFS, ENOSPC, EINVAL]),
+    call(libc::SYS_seccomp, "seccomp", &[EINVAL, ENOMEM]),
+    call(libc::SYS_getrandom, "getrandom", &[EINTR, EAGAIN]),
+    call(libc::SYS_memfd_create, "memfd_create", &[EMFILE, ENOMEM]),
+    call(libc::SYS_userfaultfd, "userfaultfd", &[EPERM, ENOSYS, EMFILE]),
+    call(libc::SYS_statx, "statx", &[ENOENT, EACCES]),
+    call(libc::SYS_pidfd_open, "pidfd_open", &[EMFILE, ETIMEDOUT]),
 ];
 
 /// `struct seccomp_notif`.
@@ -231,14 +226,14 @@ fn filter() -> Vec<libc::sock_filter> {
     // The number; and the low word of an ioctl's second argument, behind number, architecture and place.
     let mut lines = vec![
         line(LOAD, 0, 0, 0),
-        line(EQUAL, 0, 3, IOCTL),
+        line(EQUAL, 0, 3, libc::SYS_ioctl as u32),
         line(LOAD, 0, 0, 16 + 8),
         line(EQUAL, 0, 1, KVM_RUN),
         line(RETURN, 0, 0, ALLOW),
         line(LOAD, 0, 0, 0),
     ];
     for call in CALLS {
-        lines.push(line(EQUAL, 0, 1, call.number));
+        lines.push(line(EQUAL, 0, 1, call.number as u32));
         lines.push(line(RETURN, 0, 0, ASK));
     }
     lines.push(line(RETURN, 0, 0, ALLOW));
@@ -313,11 +308,11 @@ fn decide(listener: &OwnedFd, state: &Mutex<State>) {
 impl State {
     /// The number that a call is to fail with, if it is.
     fn decide(&mut self, notice: &Notice) -> Option<i32> {
-        let call = CALLS.iter().find(|call| i64::from(call.number) == i64::from(notice.number))?;
+        let call = CALLS.iter().find(|call| call.number == libc::c_long::from(notice.number))?;
         let cannot_fail = match call.number {
-            MMAP => notice.arguments[1] < SMALL,
-            EPOLL_CTL => notice.arguments[1] != ADD,
-            READ | WRITE => notice.arguments[2] == COUNTER,
+            libc::SYS_mmap => notice.arguments[1] < SMALL,
+            libc::SYS_epoll_ctl => notice.arguments[1] != ADD,
+            libc::SYS_read | libc::SYS_write => notice.arguments[2] == COUNTER,
             _ => false,
         };
         if cannot_fail {
@@ -328,7 +323,7 @@ impl State {
         let fault = self.fault.filter(|fault| fault.after == at)?;
         let errno = call.errnos[fault.kind % call.errnos.len()];
         let request = match call.number {
-            IOCTL => format!(" {:#x}", notice.arguments[1] as u32),
+            libc::SYS_ioctl => format!(" {:#x}", notice.arguments[1] as u32),
             _ => String::new(),
         };
         self.injected = Some(Injected { call: format!("{}{request}", call.name), errno });
