@@ -8,7 +8,9 @@ use testing::broker::Broker;
 use testing::guest::{Guest, Plan};
 use testing::lab::Lab;
 use testing::scratch::Scratch;
-use testing::snapshot::{beat, continues, large, number, power_off, save, small, text, verified};
+use testing::snapshot::{
+    beat, continues, large, nothing_failed, number, power_off, save, saved, small, text, verified,
+};
 use testing::template::Holder;
 use testing::wait::until;
 
@@ -100,11 +102,7 @@ fn a_guest_waits_for_tag_storage_while_it_is_loaded_and_goes_on() {
     Lab::new().as_root().run(|| {
         let scratch = Scratch::new();
         let folder = scratch.join("one");
-        let mut guest = large().with("--cpus", "2").start();
-        let ready = guest.report("ready");
-        let before = verified(&mut guest);
-        save(&guest, &folder, &["--keep-paused"]);
-        guest.stop();
+        let (ready, before) = saved(large().with("--cpus", "2"), &folder);
         let other = 8 << 20;
         let broker = Broker::start(&["--capacity", &format!("{}K", (LEFT + other) >> 10)]);
         let idle = Plan::workload("idle").with("--memory", "256M").with("--mte", "require");
@@ -156,11 +154,8 @@ fn a_clone_on_demand_is_reserved_for_what_it_shares() {
     Lab::new().as_root().run(|| {
         let scratch = Scratch::new();
         let folder = scratch.join("one");
-        let mut guest = small().with("--cpus", "2").with("--tag-storage", "demand").start();
-        let ready = guest.report("ready");
-        let before = verified(&mut guest);
-        save(&guest, &folder, &["--keep-paused"]);
-        guest.stop();
+        let (ready, before) =
+            saved(small().with("--cpus", "2").with("--tag-storage", "demand"), &folder);
         let holder = Holder::start(&folder, &[]);
 
         let mut clone = holder.plan(&folder).flag("--paused").start();
@@ -178,8 +173,7 @@ fn a_clone_on_demand_is_reserved_for_what_it_shares() {
             balloon(&clone, 0);
             continues(&ready, &before, &verified(&mut clone));
         }
-        let footprint = clone.client().footprint().unwrap();
-        assert_eq!(footprint.failed_bytes, 0, "{footprint:?}");
+        nothing_failed(&clone);
         power_off(clone);
 
         let short = holder.plan(&folder).with("--tag-max", "256K").run();
@@ -214,8 +208,7 @@ fn what_a_clone_on_demand_frees_has_no_tag_storage_any_more() {
             clone.order(&format!("touch {TOUCH}"), "touched");
             assert!(Sample::of(&clone, "touched again").bytes_reserved() > TOUCH << 20);
         }
-        let footprint = clone.client().footprint().unwrap();
-        assert_eq!(footprint.failed_bytes, 0, "{footprint:?}");
+        nothing_failed(&clone);
         clone.stop();
     });
 }

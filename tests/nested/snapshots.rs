@@ -11,7 +11,7 @@ use testing::lab::{Lab, program};
 use testing::scratch::Scratch;
 use testing::snapshot::{
     Rounds, beat, continues, cycles, kills, large, moments_of_a_boot, number, plan, power_off,
-    restore, save, small, text, verified,
+    restore, save, saved, small, text, verified,
 };
 use testing::wait::until;
 use vmm::api::model::State;
@@ -183,11 +183,7 @@ fn memory_is_loaded_as_it_is_touched() {
     Lab::new().run(|| {
         let scratch = Scratch::new();
         let folder = scratch.join("one");
-        let mut guest = large().with("--cpus", "4").start();
-        let ready = guest.report("ready");
-        let before = verified(&mut guest);
-        save(&guest, &folder, &["--keep-paused"]);
-        guest.stop();
+        let (ready, before) = saved(large().with("--cpus", "4"), &folder);
 
         let mut guest = Plan::restore(&folder).flag("--lazy").flag("--paused").start();
         guest.is_loaded();

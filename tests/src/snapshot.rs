@@ -58,6 +58,22 @@ pub fn save(guest: &Guest, folder: &Path, words: &[&str]) -> Value {
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
+/// Starts a guest, saves it once it has looked at its memory, and ends it. What it said when it was ready, and then.
+pub fn saved(plan: Plan, folder: &Path) -> (Value, Value) {
+    let mut guest = plan.start();
+    let ready = guest.report("ready");
+    let before = verified(&mut guest);
+    save(&guest, folder, &["--keep-paused"]);
+    guest.stop();
+    (ready, before)
+}
+
+/// The host has taken back all that the guest gave.
+pub fn nothing_failed(guest: &Guest) {
+    let footprint = guest.client().footprint().unwrap();
+    assert_eq!(footprint.failed_bytes, 0, "{footprint:?}");
+}
+
 /// Has the guest look at all of its memory, which must be right.
 pub fn verified(guest: &mut Guest) -> Value {
     let report = guest.order("verify", "verified");
