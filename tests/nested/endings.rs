@@ -1,24 +1,12 @@
 //! How a VM ends, and the exit status that says so.
 
 use rustix::process::Signal;
+use testing::bare::image;
 use testing::broker::Broker;
 use testing::guest::Plan;
 use testing::lab::Lab;
 use testing::scratch::Scratch;
 use vmm::tag_storage::broker::BrokerReport;
-
-/// An arm64 Image that runs `code` and nothing else.
-pub(crate) fn image(code: &[u32]) -> Vec<u8> {
-    let mut bytes = vec![0; 64];
-    // b .+64: over the header to the code.
-    bytes[0..4].copy_from_slice(&0x1400_0010_u32.to_le_bytes());
-    let length = (64 + 4 * code.len()) as u64;
-    bytes[16..24].copy_from_slice(&length.to_le_bytes());
-    bytes[24..32].copy_from_slice(&0b1010_u64.to_le_bytes());
-    bytes[56..60].copy_from_slice(b"ARM\x64");
-    bytes.extend(code.iter().flat_map(|word| word.to_le_bytes()));
-    bytes
-}
 
 #[test]
 #[ignore = "long"]

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketType};
 use serde_json::{Value, json};
 use tesseractl::client::Client;
+use testing::bare::{POWERS_OFF, WAITS, image};
 use testing::broker::Broker;
 use testing::faults::{Fault, Injected, Injector};
 use testing::guest::Plan;
@@ -16,8 +17,6 @@ use testing::lab::{Lab, program};
 use testing::process::processes;
 use testing::scratch::Scratch;
 use testing::wait::until;
-
-use crate::endings::image;
 
 /// So many calls of a phase fail at least, if it makes as many, each with another of the errors that it may give.
 const FAULTS: usize = 24;
@@ -140,14 +139,14 @@ impl Ended {
     }
 }
 
-/// A guest that powers off at once: mov w0, #0x8400_0008; hvc #0.
+/// A guest that powers off at once.
 fn that_powers_off(scratch: &Scratch) -> PathBuf {
-    scratch.file("off", image(&[0x5280_0100, 0x72b0_8000, 0xd400_0002]))
+    scratch.file("off", image(&POWERS_OFF))
 }
 
-/// A guest that waits for an interrupt, for ever: wfi; b .-4.
+/// A guest that waits for an interrupt, for ever.
 fn that_waits(scratch: &Scratch) -> PathBuf {
-    scratch.file("waits", image(&[0xd503_207f, 0x17ff_ffff]))
+    scratch.file("waits", image(&WAITS))
 }
 
 /// A VM with a device of each kind.

@@ -9,13 +9,13 @@ use std::time::Instant;
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
+use testing::bare::{WAITS, image};
 use testing::broker::Broker;
 use testing::guest::Plan;
 use testing::lab::Lab;
 use testing::scratch::Scratch;
 use testing::wait::until;
 
-use crate::endings::image;
 use crate::place::Place;
 
 /// VMs that stay: Linux with tags and a balloon, and the smallest there are.
@@ -251,8 +251,7 @@ fn twenty_vms_that_come_and_go_are_all_listed_and_no_other() {
         let broker = Broker::start(&["--capacity", "64M"]);
         let linux = Plan::workload("idle").with("--memory", "128M").with("--mte", "require");
         let linux = linux.with("--tag-storage", "demand").with("--broker", broker.socket());
-        // Waits for an interrupt, for ever: wfi; b .-4.
-        let kernel = scratch.file("kernel", image(&[0xd503_207f, 0x17ff_ffff]));
+        let kernel = scratch.file("kernel", image(&WAITS));
         let small = Plan::bare(&kernel).with("--memory", "64M").with("--serial", "none");
         for number in 0..LINUX {
             let id = format!("linux{number}");

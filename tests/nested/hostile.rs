@@ -9,13 +9,13 @@ use std::process::{Command, Stdio};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::{Value, json};
+use testing::bare::{WAITS, image};
 use testing::guest::{Guest, Plan};
 use testing::lab::{Lab, artifact, program};
 use testing::scratch::Scratch;
 use testing::wait::{PATIENCE, until};
 use vmm::api::model::State;
 
-use crate::endings::image;
 use crate::place::Place;
 
 /// Clients that say nothing.
@@ -163,7 +163,7 @@ fn followers_that_do_not_read_hold_up_no_event_and_no_stop() {
 fn of_vms_with_one_id_that_start_at_once_one_runs() {
     Lab::new().run(|| {
         let (place, scratch) = (Place::new(), Scratch::new());
-        let kernel = scratch.file("kernel", image(&[0xd503_207f, 0x17ff_ffff]));
+        let kernel = scratch.file("kernel", image(&WAITS));
         let mut other = counting().start();
         ticks(&mut other);
 
@@ -211,7 +211,7 @@ fn of_vms_with_one_id_that_start_at_once_one_runs() {
 fn a_registry_with_files_of_every_kind_lists_what_lives() {
     Lab::new().as_root().run(|| {
         let (place, scratch) = (Place::new(), Scratch::new());
-        let kernel = scratch.file("kernel", image(&[0xd503_207f, 0x17ff_ffff]));
+        let kernel = scratch.file("kernel", image(&WAITS));
         let small = Plan::bare(&kernel).with("--memory", "64M").with("--serial", "none");
         assert!(place.run(&small, &["--id", "one"]).status.success());
         let entry = fs::read_to_string(place.vms("one.json")).unwrap();
@@ -316,7 +316,7 @@ fn where_run_is_full_vms_run_and_end() {
         // No room for a file's content, and none for a file.
         for options in ["size=16k,mode=700", "nr_inodes=9,mode=700"] {
             let scratch = Scratch::new();
-            let kernel = scratch.file("kernel", image(&[0xd503_207f, 0x17ff_ffff]));
+            let kernel = scratch.file("kernel", image(&WAITS));
             let full = Mounted::new(options);
             let tesseractl = |words: &[&str]| {
                 let mut command = Command::new(program("tesseractl"));

@@ -5,10 +5,9 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
+use testing::bare::{POWERS_OFF, image};
 use testing::lab::{Lab, artifact, program};
 use testing::scratch::Scratch;
-
-use crate::endings::image;
 
 fn tessera(arguments: &[&str]) -> Command {
     let mut command = Command::new(program("tessera"));
@@ -246,7 +245,7 @@ fn an_initrd_over_two_gibibytes_is_loaded() {
     Lab::new().memory("8G").run(|| {
         let scratch = Scratch::new();
         // Powers off by PSCI: mov w0, #0x8400_0008; hvc #0.
-        let kernel = scratch.file("off", image(&[0x5280_0100, 0x72b0_8000, 0xd400_0002]));
+        let kernel = scratch.file("off", image(&POWERS_OFF));
         let initrd = scratch.join("initrd");
         fs::File::create(&initrd).unwrap().set_len(2100 << 20).unwrap();
         let initrd = initrd.to_str().unwrap();

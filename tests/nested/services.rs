@@ -7,11 +7,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
 use serde_json::Value;
+use testing::bare::{WAITS, image};
 use testing::lab::{Lab, program};
 use testing::scratch::Scratch;
 use testing::wait::until;
-
-use crate::endings::image;
 
 /// Where services have their directories; root's own registry is there, too.
 const PLACE: &str = "/run/tessera";
@@ -94,7 +93,7 @@ fn root_sees_the_vms_of_services_and_controls_them() {
         // As the package has them, but for KVM's group.
         let (scratch, _kvm) = (Scratch::new(), Mode::set("/dev/kvm", 0o666));
         let _place = Mode::set(PLACE, 0o755);
-        let kernel = scratch.file("kernel", image(&[0xd503_207f, 0x17ff_ffff]));
+        let kernel = scratch.file("kernel", image(&WAITS));
         set_mode(scratch.path(), 0o755);
         let mut hidden = Service::start("hidden", &kernel, 0o700);
         let shown = Service::start("shown", &kernel, 0o750);

@@ -3,6 +3,7 @@
 use arch::layout;
 use vm_memory::Address;
 
+use crate::bare;
 use crate::dice::Dice;
 
 /// Where the table is in the image: behind the player and its vectors, which are at 0x800.
@@ -194,27 +195,17 @@ fn player() -> Vec<u32> {
 }
 
 fn image(table: &Table) -> Vec<u8> {
-    let mut bytes = vec![0; TABLE];
-    let length = TABLE + 16 + table.0.len() * 32;
-    // b .+64: over the header to the player.
-    bytes[0..4].copy_from_slice(&0x1400_0010_u32.to_le_bytes());
-    bytes[16..24].copy_from_slice(&(length as u64).to_le_bytes());
-    bytes[24..32].copy_from_slice(&0b1010_u64.to_le_bytes());
-    bytes[56..60].copy_from_slice(b"ARM\x64");
-    let mut put = |at: usize, words: &[u32]| {
-        for (word, place) in words.iter().zip(bytes[at..].chunks_exact_mut(4)) {
-            place.copy_from_slice(&word.to_le_bytes());
-        }
-    };
-    put(64, &player());
+    let word = |offset: usize| (offset - bare::CODE) / 4;
+    let mut code = player();
+    code.resize(word(VECTORS), 0);
     for vector in 0..16 {
+        code.resize(word(VECTORS + vector * 0x80), 0);
         // mrs x9, elr_el1; add x9, x9, #4; msr elr_el1, x9; eret: an access that ends in an abort is left out.
-        put(VECTORS + vector * 0x80, &[0xd538_4029, 0x9100_1129, 0xd518_4029, 0xd69f_03e0]);
+        code.extend([0xd538_4029, 0x9100_1129, 0xd518_4029, 0xd69f_03e0]);
     }
-    bytes.extend((table.0.len() as u64 * 32).to_le_bytes());
-    bytes.extend([0; 8]);
-    for word in table.0.iter().flatten() {
-        bytes.extend(word.to_le_bytes());
-    }
-    bytes
+    code.resize(word(TABLE), 0);
+    let head = [table.0.len() as u64 * 32, 0];
+    let words = head.iter().chain(table.0.iter().flatten());
+    code.extend(words.flat_map(|word| [*word as u32, (*word >> 32) as u32]));
+    bare::image(&code)
 }

@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, clippy::missing_panics_doc)]
 
 pub mod assault;
+pub mod bare;
 pub mod borrower;
 pub mod broker;
 pub mod calls;
