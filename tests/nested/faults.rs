@@ -1,5 +1,5 @@
 //! System calls that fail: at the start, in the run, in each request, at the end. A VM, a broker or a holder ends with
-//! a named reason or goes on; it does not hang, and leaves nothing.
+//! a named reason or continues; it does not hang, and leaves nothing.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};

@@ -68,7 +68,7 @@ fn device(table: &mut Table, dice: &mut Dice, devices: u32) {
     }
     for half in [0, 1] {
         table.register(base, 0x24, half);
-        // VERSION_1 in the upper half, as no driver goes on without it.
+        // VERSION_1 in the upper half, without which no driver continues.
         let wanted = if dice.below(2) == 0 { u64::MAX } else { random(dice) | half };
         table.register(base, 0x20, wanted);
     }

@@ -39,7 +39,7 @@ const KVM_RUN: u32 = 0xae80;
 const ADD: u64 = 1;
 /// What is read from and written to an eventfd or a timerfd, which do not fail: eventfd(2).
 const COUNTER: u64 = 8;
-/// Memory of the allocator and of threads, which is not asked about: without it no Rust program goes on. Guest memory
+/// Memory of the allocator and of threads, which is not asked about: without it no Rust program continues. Guest memory
 /// is larger.
 const SMALL: u64 = 16 << 20;
 
@@ -259,7 +259,7 @@ fn install(lines: &[libc::sock_filter]) -> io::Result<()> {
 
 /// The listener that a process has in its place.
 fn listener_of(process: u32) -> io::Result<OwnedFd> {
-    // SAFETY: the kernel gives a descriptor that nobody else has.
+    // SAFETY: the kernel gives a descriptor that nothing else has.
     unsafe {
         let pidfd = libc::syscall(libc::SYS_pidfd_open, process, 0);
         if pidfd < 0 {

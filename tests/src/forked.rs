@@ -20,7 +20,7 @@ pub fn call_in_a_copy(
     arguments: [u64; 6],
 ) -> io::Result<(Option<i32>, String)> {
     let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
-    // SAFETY: the child goes on with this thread's stack and memory, which are copies. Locks that other threads hold stay
+    // SAFETY: the child continues with this thread's stack and memory, which are copies. Locks that other threads hold stay
     // locked in it: those of the allocator are not among them (musl's fork takes them).
     let child = unsafe { libc::fork() };
     if child < 0 {

@@ -161,7 +161,7 @@ impl LazyMemory {
     /// Loads what is left of these chunks.
     ///
     /// # Errors
-    /// As for [`finish`](Self::finish); and when there is no tag storage for one, after which the VM goes on.
+    /// As for [`finish`](Self::finish); and when there is no tag storage for one, after which the VM continues.
     pub(crate) fn load_all(&self, wanted: impl Fn(u64) -> bool) -> Result<(), Error> {
         let pending: Vec<_> = self.shared.lock().pending.keys().copied().collect();
         for chunk in pending.into_iter().filter(|chunk| wanted(*chunk)) {

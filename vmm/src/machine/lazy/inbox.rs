@@ -1,4 +1,4 @@
-//! What the thread that loads chunks is told of their tag storage.
+//! Messages to the thread that loads chunks, of their tag storage.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

@@ -32,7 +32,7 @@ pub trait ChunkLoader: Send + Sync {
     /// A chunk that is touched has its slot, and is to be loaded. This may be said more than once.
     fn grant(&self, chunk: ChunkIndex);
 
-    /// Nothing is reserved any more, as the VM ends: touches go on without tag storage.
+    /// Nothing is reserved any more, as the VM ends: touches continue without tag storage.
     fn release(&self);
 }
 
