@@ -261,7 +261,11 @@ fn listen(path: &Path, kind: Kind) -> Result<OwnedFd, Errno> {
     // all threads share, stays as it is.
     rustix::fs::fchmod(&socket, kind.mode)?;
     rustix::net::bind(&socket, &address)?;
-    rustix::net::listen(&socket, kind.backlog)?;
+    if let Err(errno) = rustix::net::listen(&socket, kind.backlog) {
+        // The file of a socket that does not listen is of no use to anybody.
+        let _ = std::fs::remove_file(path);
+        return Err(errno);
+    }
     Ok(socket)
 }
 

@@ -24,6 +24,19 @@ fn socket_is_for_its_owner_only_and_is_not_inherited() {
 }
 
 #[test]
+fn where_the_kernel_does_not_listen_no_file_is_left() {
+    let directory = tempdir().unwrap();
+    let path = directory.path().join("api");
+    // listen(2): EOPNOTSUPP.
+    let kind = Kind { socket_type: SocketType::DGRAM, ..Kind::PRIVATE_STREAM };
+
+    let error = Socket::bind_as(&path, kind).unwrap_err();
+
+    assert!(matches!(error, Error::Create { .. }), "{error}");
+    assert!(!path.exists());
+}
+
+#[test]
 fn socket_of_a_dead_process_is_replaced() {
     let directory = tempdir().unwrap();
     let path = directory.path().join("api");
