@@ -100,6 +100,7 @@ const UNSAFE: &[&str] = &[
     "tests/guest/src/workload/unserved.rs",
     "tests/lab/src/child.rs",
     "tests/src/faults.rs",
+    "tests/src/faults/short.rs",
     "tests/src/forked.rs",
     "tests/src/inject.rs",
     "tests/src/pin.rs",

@@ -11,16 +11,16 @@ use serde_json::{Value, json};
 use tesseractl::client::Client;
 use testing::bare::{POWERS_OFF, WAITS, image};
 use testing::broker::Broker;
-use testing::faults::{Fault, Injected, Injector};
+use testing::faults::{Calls, Fault, Injected, Injector};
 use testing::guest::Plan;
 use testing::lab::{Lab, program};
 use testing::process::processes;
 use testing::scratch::Scratch;
 use testing::wait::until;
 
-/// So many calls of a phase fail at least, if it makes as many, each with another of the errors that it may give.
+/// So many calls of a phase fail at least, if it makes as many, each in another of the ways that it may.
 const FAULTS: usize = 24;
-/// With this variable every call fails, with each of its errors.
+/// With this variable every call fails, in each of its ways.
 const ALL: &str = "TESSERA_FAULTS_ALL";
 /// As long as a call is waited for that fails: a VM waits 10 s for a vCPU.
 const HANGS: Duration = Duration::from_secs(60);
@@ -59,14 +59,12 @@ impl Findings {
     }
 }
 
-/// The faults to try where so many calls are made.
-fn faults(calls: usize) -> Vec<Fault> {
-    if std::env::var_os(ALL).is_some() {
-        let kinds = |after| (0..6).map(move |kind| Fault { after, kind });
-        return (0..calls).flat_map(kinds).collect();
+/// The faults to try where these calls are made.
+fn faults(calls: &Calls) -> Vec<Fault> {
+    match std::env::var_os(ALL) {
+        Some(_) => calls.all_faults(),
+        None => calls.some_faults(FAULTS),
     }
-    let step = (calls / FAULTS).max(1);
-    (0..calls).step_by(step).map(|after| Fault { after, kind: after / step }).collect()
 }
 
 /// A process whose calls may fail, with its messages in a file.
@@ -83,7 +81,7 @@ struct Ended {
     code: Option<i32>,
     hung: bool,
     messages: String,
-    calls: usize,
+    calls: Calls,
     injected: Option<Injected>,
 }
 
@@ -185,13 +183,13 @@ fn calls_that_fail_at_the_start_and_at_the_end_of_a_vm() {
         assert_eq!(whole.code, Some(0), "{whole:#?}");
 
         let mut findings = Findings::default();
-        for fault in faults(whole.calls) {
+        for fault in faults(&whole.calls) {
             let ended = Run::start(plan().command(), &scratch, Some(fault)).end();
             ended.check(&mut findings);
             nothing_is_left(&scratch, &ended, &mut findings);
             broker.wait("the lease to end", |report| report.pool.leases.is_empty());
         }
-        findings.done(&format!("start and end, {} calls", whole.calls));
+        findings.done(&format!("start and end, {:?}", whole.calls));
     });
 }
 
@@ -220,13 +218,18 @@ impl<'a> Machine<'a> {
         answer["state"].as_str().map(str::to_owned)
     }
 
-    /// Does something while a call fails; what the client was told.
-    fn with_fault(&self, fault: Option<Fault>, request: &Request) -> Result<(), String> {
-        self.run.injector.arm(fault);
+    /// Does something while a call fails; what failed, and what the client was told.
+    fn with_fault(
+        &self,
+        fault: Fault,
+        request: &Request,
+    ) -> (Option<Injected>, Result<(), String>) {
+        self.run.injector.arm(Some(fault));
         let answer = self.ask(request);
         let injected = self.run.injector.injected();
         self.run.injector.arm(None);
-        answer.map_err(|error| format!("{injected:?}: {error}"))
+        let answer = answer.map_err(|error| format!("{injected:?}: {error}"));
+        (injected, answer)
     }
 
     fn ask(&self, (method, path, body): &Request) -> Result<(), String> {
@@ -260,7 +263,7 @@ fn requests_that_fail(
     machine.run.injector.arm(None);
     machine.ask(request).unwrap();
     let calls = machine.run.injector.seen();
-    for fault in faults(calls) {
+    for fault in faults(&calls) {
         nothing_saved(scratch);
         if machine.run.has_ended() || machine.ask(before).is_err() {
             let ended = machine.run.end();
@@ -269,10 +272,10 @@ fn requests_that_fail(
             machine.ask(before).unwrap();
         }
         let start = Instant::now();
-        let answer = machine.with_fault(Some(fault), request);
-        println!("{fault:?}: {:.1} s, {answer:?}", start.elapsed().as_secs_f64());
-        findings.injected += 1;
-        findings.went_on += usize::from(answer.is_ok());
+        let (injected, answer) = machine.with_fault(fault, request);
+        println!("{fault:?}: {:.1} s, {injected:?}, {answer:?}", start.elapsed().as_secs_f64());
+        findings.injected += usize::from(injected.is_some());
+        findings.went_on += usize::from(injected.is_some() && answer.is_ok());
         let state = machine.state();
         let ended = machine.run.has_ended();
         findings.expect(ended || state.is_some(), || {
@@ -359,7 +362,7 @@ fn restored(
     flags: &[&str],
     fault: Option<Fault>,
     findings: &mut Findings,
-) -> usize {
+) -> Calls {
     let plan = Plan::restore(&scratch.join("saved"));
     let plan = flags.iter().fold(plan, |plan, flag| plan.flag(flag));
     let plan = plan.with("--api-sock", scratch.join("api").to_str().unwrap());
@@ -395,10 +398,10 @@ fn calls_that_fail_while_a_vm_is_restored() {
         for flags in [&[][..], &["--lazy"]] {
             let mut findings = Findings::default();
             let calls = restored(&scratch, flags, None, &mut findings);
-            for fault in faults(calls) {
+            for fault in faults(&calls) {
                 restored(&scratch, flags, Some(fault), &mut findings);
             }
-            findings.done(&format!("restore {flags:?}, {calls} calls"));
+            findings.done(&format!("restore {flags:?}, {calls:?}"));
         }
     });
 }
@@ -452,7 +455,7 @@ fn calls_of_a_broker_that_fail() {
         let mut run = Run::start(broker(&socket), &own, None);
         assert!(serves(&mut run, &socket));
         let calls = terminate(run).calls;
-        for fault in faults(calls) {
+        for fault in faults(&calls) {
             let mut run = Run::start(broker(&socket), &own, Some(fault));
             match serves(&mut run, &socket) {
                 true => told_to_end(&terminate(run), &socket, &mut findings),
@@ -460,7 +463,7 @@ fn calls_of_a_broker_that_fail() {
             }
             let _ = fs::remove_file(&socket);
         }
-        findings.done(&format!("start and end of a broker, {calls} calls"));
+        findings.done(&format!("start and end of a broker, {calls:?}"));
 
         // A VM that comes and goes meanwhile.
         let plan = || {
@@ -480,7 +483,7 @@ fn calls_of_a_broker_that_fail() {
         run.injector.arm(None);
         assert_eq!(vm("vm"), Some(0));
         let calls = run.injector.seen();
-        for fault in faults(calls) {
+        for fault in faults(&calls) {
             run.injector.arm(Some(fault));
             let code = vm("vm");
             let injected = run.injector.injected();
@@ -498,6 +501,6 @@ fn calls_of_a_broker_that_fail() {
             findings.expect(vm("next") == Some(0), || what("the next VM was refused"));
         }
         told_to_end(&terminate(run), &socket, &mut findings);
-        findings.done(&format!("a VM that comes and goes, {calls} calls of the broker"));
+        findings.done(&format!("a VM that comes and goes, {calls:?} of the broker"));
     });
 }

@@ -2,12 +2,15 @@
 //!
 //! The process runs under a filter that asks a listener what becomes of each call that can fail (seccomp(2),
 //! "Seccomp user-space notification"). The listener counts them, lets them through, and has one of them fail with a
-//! number, as if the kernel had said so. The process is as it is built: nothing in it knows of this.
+//! number, or do half of what it was asked for, as if the kernel had. The process is as it is built: nothing in it knows of this.
 //!
 //! # References
 //! seccomp_unotify(2); include/uapi/linux/seccomp.h
 #![allow(unsafe_code)]
 
+mod short;
+
+use std::fmt;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
@@ -144,12 +147,12 @@ struct Answer {
     flags: u32,
 }
 
-/// One call that is to fail: the next but so many, with one of the numbers that it may give.
+/// One call that is to fail: the next but so many, in one of the ways that it may.
 #[derive(Clone, Copy, Debug)]
 pub struct Fault {
     /// Calls that are let through before it.
     pub after: usize,
-    /// Which of the call's numbers, counted around.
+    /// Which of the call's numbers, counted around; after them, for what moves bytes, half of them.
     pub kind: usize,
 }
 
@@ -158,14 +161,54 @@ pub struct Fault {
 pub struct Injected {
     /// The name of the call, and the request of an ioctl(2).
     pub call: String,
-    /// The number that it gave.
-    pub errno: i32,
+    /// What it gave.
+    pub given: Given,
+}
+
+/// What a call that was made to fail has given.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Given {
+    /// A number of errno(3).
+    Errno(i32),
+    /// So many bytes, half of what it was asked for at most.
+    Bytes(i64),
+}
+
+/// Calls that were let through or failed, each with in how many ways it may fail.
+#[derive(Clone, Default)]
+pub struct Calls(Vec<usize>);
+
+impl Calls {
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Each call fails, in each of its ways.
+    pub fn all_faults(&self) -> Vec<Fault> {
+        let ways =
+            |(after, kinds): (usize, &usize)| (0..*kinds).map(move |kind| Fault { after, kind });
+        self.0.iter().enumerate().flat_map(ways).collect()
+    }
+
+    /// At least so many calls fail, or as many as there are, at equal distances, each in the next of its ways.
+    pub fn some_faults(&self, least: usize) -> Vec<Fault> {
+        let step = (self.count() / least).max(1);
+        let calls = (0..self.count()).step_by(step);
+        calls.map(|after| Fault { after, kind: after / step }).collect()
+    }
+}
+
+impl fmt::Debug for Calls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} calls", self.count())
+    }
 }
 
 #[derive(Default)]
 struct State {
-    /// Calls since the last [`Injector::arm`].
-    seen: usize,
+    /// Those since the last [`Injector::arm`].
+    seen: Calls,
     fault: Option<Fault>,
     injected: Option<Injected>,
 }
@@ -186,10 +229,11 @@ impl Injector {
         // SAFETY: between fork and exec it makes system calls alone; the program was allocated before.
         unsafe { command.pre_exec(move || install(&program)) };
         let child = command.spawn()?;
-        let listener = listener_of(child.id())?;
+        let process = child.id();
+        let listener = copy_of(process, LISTENER)?;
         let state = Arc::new(Mutex::new(State { fault, ..State::default() }));
         let decides = Arc::clone(&state);
-        let thread = std::thread::spawn(move || decide(&listener, &decides));
+        let thread = std::thread::spawn(move || decide(process, &listener, &decides));
         Ok((child, Self { state, thread: Some(thread) }))
     }
 
@@ -200,8 +244,8 @@ impl Injector {
     }
 
     /// The calls since it was armed.
-    pub fn seen(&self) -> usize {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).seen
+    pub fn seen(&self) -> Calls {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).seen.clone()
     }
 
     /// What has failed since it was armed.
@@ -257,25 +301,24 @@ fn install(lines: &[libc::sock_filter]) -> io::Result<()> {
     Ok(())
 }
 
-/// The listener that a process has in its place.
-fn listener_of(process: u32) -> io::Result<OwnedFd> {
-    // SAFETY: the kernel gives a descriptor that nothing else has.
+/// A descriptor of what a process has open.
+fn copy_of(process: u32, descriptor: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: the kernel gives descriptors that nothing else has.
     unsafe {
         let pidfd = libc::syscall(libc::SYS_pidfd_open, process, 0);
         if pidfd < 0 {
             return Err(io::Error::last_os_error());
         }
         let pidfd = OwnedFd::from_raw_fd(pidfd as RawFd);
-        let listener = libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_raw_fd(), LISTENER, 0);
-        match listener {
+        match libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_raw_fd(), descriptor, 0) {
             -1 => Err(io::Error::last_os_error()),
-            listener => Ok(OwnedFd::from_raw_fd(listener as RawFd)),
+            copy => Ok(OwnedFd::from_raw_fd(copy as RawFd)),
         }
     }
 }
 
 /// Answers until no process is left.
-fn decide(listener: &OwnedFd, state: &Mutex<State>) {
+fn decide(process: u32, listener: &OwnedFd, state: &Mutex<State>) {
     loop {
         let mut poll = libc::pollfd { fd: listener.as_raw_fd(), events: libc::POLLIN, revents: 0 };
         // SAFETY: the kernel writes the one entry.
@@ -293,21 +336,21 @@ fn decide(listener: &OwnedFd, state: &Mutex<State>) {
             // Its thread was killed meanwhile.
             continue;
         }
-        let errno = state.lock().unwrap_or_else(PoisonError::into_inner).decide(&notice);
-        let mut answer = Answer {
-            id: notice.id,
-            value: 0,
-            error: errno.map_or(0, |errno| -errno),
-            flags: if errno.is_none() { CONTINUE } else { 0 },
+        let given = state.lock().unwrap_or_else(PoisonError::into_inner).decide(process, &notice);
+        let (value, error, flags) = match given {
+            None => (0, 0, CONTINUE),
+            Some(Given::Errno(errno)) => (0, -errno, 0),
+            Some(Given::Bytes(count)) => (count, 0, 0),
         };
+        let mut answer = Answer { id: notice.id, value, error, flags };
         // SAFETY: the kernel reads an answer, which has this form. It fails where the thread is gone.
         unsafe { libc::ioctl(listener.as_raw_fd(), SEND as _, &raw mut answer) };
     }
 }
 
 impl State {
-    /// The number that a call is to fail with, if it is.
-    fn decide(&mut self, notice: &Notice) -> Option<i32> {
+    /// What a call is to give instead of its answer, if it is to fail.
+    fn decide(&mut self, process: u32, notice: &Notice) -> Option<Given> {
         let call = CALLS.iter().find(|call| call.number == libc::c_long::from(notice.number))?;
         let cannot_fail = match call.number {
             libc::SYS_mmap => notice.arguments[1] < SMALL,
@@ -318,15 +361,19 @@ impl State {
         if cannot_fail {
             return None;
         }
-        let at = self.seen;
-        self.seen += 1;
+        let ways = call.errnos.len() + usize::from(short::is_transfer(call.number));
+        let at = self.seen.count();
+        self.seen.0.push(ways);
         let fault = self.fault.filter(|fault| fault.after == at)?;
-        let errno = call.errnos[fault.kind % call.errnos.len()];
+        let given = match call.errnos.get(fault.kind % ways) {
+            Some(errno) => Given::Errno(*errno),
+            None => Given::Bytes(short::halve(process, notice)?),
+        };
         let request = match call.number {
             libc::SYS_ioctl => format!(" {:#x}", notice.arguments[1] as u32),
             _ => String::new(),
         };
-        self.injected = Some(Injected { call: format!("{}{request}", call.name), errno });
-        Some(errno)
+        self.injected = Some(Injected { call: format!("{}{request}", call.name), given });
+        Some(given)
     }
 }
