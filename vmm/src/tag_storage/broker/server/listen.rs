@@ -186,11 +186,8 @@ impl Server {
             match self.socket.accept() {
                 Ok(stream) => self.welcome(OwnedFd::from(stream), scope),
                 Err(error) => match Remedy::for_accept(&error) {
-                    Remedy::TurnAway => {
-                        self.state.turned_away.add(1);
-                        self.socket.turn_away();
-                    }
-                    Remedy::Pause => {
+                    Remedy::TurnAway if self.socket.turn_away() => self.state.turned_away.add(1),
+                    Remedy::TurnAway | Remedy::Pause => {
                         let mut stopped = [PollFd::new(stop, PollFlags::IN)];
                         // Whether it is to stop is looked at next.
                         let _ = poll(&mut stopped, Some(&PAUSE));

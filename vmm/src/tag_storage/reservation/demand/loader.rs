@@ -29,7 +29,7 @@ const SAVE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Loads chunks. The fault thread and those that end a VM call these: they must return at once.
 pub trait ChunkLoader: Send + Sync {
-    /// A chunk that is touched has its slot, and is to be loaded. This may be said more than once.
+    /// A chunk that is touched has its slot, and is to be loaded if it is not. This may be said more than once.
     fn grant(&self, chunk: ChunkIndex);
 
     /// Nothing is reserved any more, as the VM ends: touches continue without tag storage.
@@ -85,7 +85,7 @@ pub(super) struct LoaderRequests {
 }
 
 impl LoaderRequests {
-    fn lock(&self) -> MutexGuard<'_, Requests> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, Requests> {
         self.requests.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

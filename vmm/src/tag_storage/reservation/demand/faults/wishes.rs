@@ -29,11 +29,10 @@ impl Faults {
         let state = self.shared.table().state(chunk);
         let waits = (state == Some(State::Unloaded)).then_some(chunk);
         self.shared.threads.set(thread, waits);
-        if state == Some(State::Loading) {
-            // Its slot has come since.
+        if waits.is_none() {
+            // Its slot has come since, and it may even be loaded.
             self.shared.loader.grant(chunk);
-        }
-        if waits.is_some() && !self.is_pending(chunk) {
+        } else if !self.is_pending(chunk) {
             // No walk through new memory leads to what the guest has used before.
             self.pend_with(chunk, one(chunk));
         }

@@ -102,6 +102,24 @@ fn a_touch_of_what_is_not_loaded_waits_as_any_touch_does() {
 }
 
 #[test]
+fn a_touch_of_what_was_loaded_meanwhile_waits_for_nothing() {
+    if !may_catch_faults() {
+        return;
+    }
+    let (guest, loader, told) = guest(8);
+    load(&guest, &loader, &told, 1);
+    told.granted.lock().unwrap().clear();
+
+    // As if it had been loaded between the look at its state and the fault thread's.
+    guest.demand.shared.loader.lock().touches.push((ChunkIndex(1), None));
+    guest.demand.shared.signal();
+
+    until("an answer", || told.granted() == [1]);
+    assert!(!loader.may_load(ChunkIndex(1)));
+    assert_eq!(guest.live(), 1);
+}
+
+#[test]
 fn what_is_not_touched_is_reserved_for_where_there_is_plenty_or_for_a_save() {
     if !may_catch_faults() {
         return;
