@@ -153,7 +153,7 @@ impl LazyMemory {
     /// Loads all that is left.
     ///
     /// # Errors
-    /// When a chunk cannot be loaded. The VM ends then.
+    /// When a chunk cannot be loaded. It is left as it is: the VM continues, until its guest touches that chunk.
     pub(crate) fn finish(&self) -> Result<(), Error> {
         self.load_all(|_| true)
     }
@@ -168,10 +168,10 @@ impl LazyMemory {
             if let Some(slots) = &self.shared.slots {
                 slots.reserve_to_save(chunk)?;
             }
-            self.shared.load(chunk)?;
+            self.shared.load_unless(chunk, || self.shared.is_pending(chunk))?;
         }
         match &self.shared.lock().failure {
-            // What could not be loaded is not pending any more.
+            // What the guest touched and could not be loaded is not pending any more.
             Some(failure) => Err(Error::Failed(failure.clone())),
             None => Ok(()),
         }
@@ -349,17 +349,21 @@ impl Shared {
     }
 
     /// Gives the guest a chunk that was read, for which the staging was made ready.
-    fn place(&self, staging: &Staging, chunk: u64, read: Result<(), Error>) -> Result<(), Error> {
+    fn place(
+        &self,
+        staging: &mut Staging,
+        chunk: u64,
+        read: Result<(), Error>,
+    ) -> Result<(), Error> {
         let mut chunks = self.lock();
         // What is not used must not be part of the next one, nor of the guest's memory.
         let all = whole_chunk();
-        let empty = || staging.drop_pages(&all).map_err(Error::Host);
         let dropped = self.end_read(&mut chunks, chunk);
         if dropped == all {
-            return empty();
+            return staging.drop_pages(&all).map_err(Error::Host);
         }
         if let Err(error) = read {
-            empty()?;
+            staging.drop_pages(&all).map_err(Error::Host)?;
             return Err(error);
         }
         staging.drop_pages(&dropped).map_err(Error::Host)?;
@@ -369,11 +373,17 @@ impl Shared {
         let Some(from) = staging.to_move() else { return Ok(()) };
         // SAFETY: the memory aside is this one's own, and anonymous; guest memory may have any contents, and none is in
         // this chunk yet, as all touches of it are stopped.
-        let moved = unsafe { self.uffd.move_in(&self.addresses(chunk), from) };
-        moved.map_err(|source| {
-            let _ = empty();
-            Error::Move { chunk, source }
-        })
+        match unsafe { self.uffd.move_in(&self.addresses(chunk), from) } {
+            Ok(()) => {
+                staging.moved();
+                Ok(())
+            }
+            Err(source) => {
+                // The next chunk is told where this fails.
+                let _ = staging.drop_pages(&all);
+                Err(Error::Move { chunk, source })
+            }
+        }
     }
 
     /// Whether a chunk may be loaded now, and touches of it are stopped here still.

@@ -106,7 +106,8 @@ impl Machine {
     /// Loads what a snapshot is to have, of memory that is loaded as it is touched: all of it, or what has changed.
     ///
     /// # Errors
-    /// When the snapshot that it was restored from cannot be read. The VM ends then.
+    /// When the snapshot that it was restored from cannot be read, or there is no tag storage for a part of it. The VM
+    /// continues.
     pub(crate) fn load_memory(&self, changes: Option<&Changes>) -> Result<(), SaveStateError> {
         let Some(lazy) = &self.lazy else { return Ok(()) };
         match changes {

@@ -21,6 +21,8 @@ use crate::sys::uffd::{self, Uffd};
 pub(super) struct Staging {
     memory: GuestRam,
     kind: Kind,
+    /// Memory that is not the guest's may have something of a chunk that was read: it could not be dropped.
+    has_rest: bool,
 }
 
 /// How the guest comes to have what is there.
@@ -46,7 +48,7 @@ impl Staging {
             }
             Backing::Hugetlbfs { .. } => return Err(Error::Backing),
         };
-        Ok(Self { memory, kind })
+        Ok(Self { memory, kind, has_rest: false })
     }
 
     /// What stops touches of memory that is loaded this way.
@@ -60,6 +62,13 @@ impl Staging {
     /// Makes ready for a chunk, which is at `guest` in this process. After an error it may still be the guest's memory that
     /// is shown here.
     pub(super) fn turn_to(&mut self, chunk: u64, guest: &Range<u64>) -> io::Result<()> {
+        if self.has_rest {
+            match &self.kind {
+                Kind::Aside { .. } => self.destination().discard(&whole_chunk())?,
+                Kind::Window { data } => data.discard(&whole_chunk())?,
+            }
+            self.has_rest = false;
+        }
         match &mut self.kind {
             Kind::Aside { rule } => {
                 // The pages become those of the guest, which a lender of tag storage has a rule for (mbind(2)).
@@ -77,7 +86,8 @@ impl Staging {
     }
 
     /// Reads the chunk that it was made ready for. After an error there may be half of it.
-    pub(super) fn load(&self, reader: &MemoryReader, chunk: u64) -> Result<(), Error> {
+    pub(super) fn load(&mut self, reader: &MemoryReader, chunk: u64) -> Result<(), Error> {
+        self.has_rest = true;
         let own = self.destination();
         let Kind::Window { data } = &self.kind else {
             return Ok(reader.load_chunk(chunk, &own, 0)?);
@@ -89,6 +99,7 @@ impl Staging {
         };
         // What is not in the next chunk must read zero there.
         data.discard(&whole_chunk()).map_err(Error::Host)?;
+        self.has_rest = false;
         copied
     }
 
@@ -104,11 +115,18 @@ impl Staging {
         }
     }
 
+    /// All pages have been moved.
+    pub(super) fn moved(&mut self) {
+        self.has_rest = false;
+    }
+
     /// Has pages read zero, data and tags.
-    pub(super) fn drop_pages(&self, pages: &PageSet) -> io::Result<()> {
+    pub(super) fn drop_pages(&mut self, pages: &PageSet) -> io::Result<()> {
         let destination = self.destination();
         if let Kind::Aside { .. } = self.kind {
-            return destination.discard(pages);
+            destination.discard(pages)?;
+            self.has_rest &= *pages != whole_chunk();
+            return Ok(());
         }
         if self.memory.has_tags() {
             // The file may keep a page, which it then clears, but not its tags (`MemoryFile::punch`).

@@ -33,11 +33,17 @@ fn pages_per_chunk() -> usize {
 
 /// A memory file in which each page has contents of its own.
 fn file() -> (TempDir, PathBuf) {
+    file_with(|_, _| true)
+}
+
+/// One that has these pages of its chunks and no others.
+fn file_with(has: impl Fn(usize, usize) -> bool) -> (TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
-    let page = |at: usize| Page::Present(Filling::One(byte(at)), Filling::Zero);
-    let chunk = |chunk: usize| {
-        (0..pages_per_chunk()).map(|at| page(chunk * pages_per_chunk() + at)).collect()
+    let page = |chunk: usize, at: usize| match has(chunk, at) {
+        true => Page::Present(Filling::One(byte(chunk * pages_per_chunk() + at)), Filling::Zero),
+        false => Page::Absent,
     };
+    let chunk = |chunk: usize| (0..pages_per_chunk()).map(|at| page(chunk, at)).collect();
     let chunks: Vec<Vec<Page>> = (0..CHUNKS).map(chunk).collect();
     let memory = FakeMemory::with(&chunks, Bytes::new(page_size()), false);
     let path = folder.path().join("memory");
@@ -278,7 +284,13 @@ fn what_cannot_be_read_ahead_is_left_until_it_is_touched() {
 
         assert!(order.ahead.is_empty() && lazy.loaded_ahead() == 0);
         assert_eq!(lazy.pending(), ram.range().size);
+        // Nor by a save.
+        lazy.finish().unwrap_err();
+        assert_eq!(lazy.pending(), ram.range().size);
         assert!(lazy.shared.lock().failure.is_none());
+        // A touch is for a page that there must be.
+        lazy.shared.load(0).unwrap_err();
+        assert!(lazy.shared.lock().failure.is_some());
         lazy.finish().unwrap_err();
     }
 }
@@ -339,6 +351,27 @@ fn what_is_all_given_back_while_it_is_read_reads_zero() {
             lazy.finish().unwrap();
         }
     }
+}
+
+#[test]
+fn what_of_a_chunk_could_not_be_dropped_is_in_no_other() {
+    let (_folder, path) = file_with(|chunk, at| chunk == 0 || at == 0);
+    let Some((ram, lazy)) = start(&path) else { return };
+    let shared = &lazy.shared;
+    {
+        let mut source = shared.source.lock().unwrap();
+        let Source { reader, staging } = source.as_mut().unwrap();
+        staging.turn_to(0, &shared.addresses(0)).unwrap();
+        // And it stays there.
+        staging.load(reader, 0).unwrap();
+    }
+
+    shared.load(1).unwrap();
+
+    let second = pages_per_chunk();
+    assert_eq!([read(&ram, second), read(&ram, second + 1)], [byte(second), 0]);
+    lazy.finish().unwrap();
+    assert_eq!(read(&ram, 1), byte(1));
 }
 
 /// Where a process has as many mappings as it can have, a chunk that is loaded stays watched, and has all its pages.
