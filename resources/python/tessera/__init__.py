@@ -4,6 +4,7 @@ from .client import Client
 from .errors import Ended, Fault, GuestError, NotFound, SnapshotError, TesseraError
 from .events import Event
 from .guest import Completed
+from .template import Template
 from .vm import Vm
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "GuestError",
     "NotFound",
     "SnapshotError",
+    "Template",
     "TesseraError",
     "Vm",
 ]

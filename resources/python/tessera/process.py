@@ -1,14 +1,15 @@
-"""The process of a VM, and the folder that it has while it runs."""
+"""A process, and the folder that it has while it runs."""
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import tempfile
 import time
 import weakref
 from pathlib import Path
-from typing import Optional, Sequence
+from typing import Mapping, Optional, Sequence
 
 #: How much of a console or of messages is read: the end of it.
 _MOST_TEXT = 1 << 20
@@ -19,7 +20,7 @@ _ORDERLY = 10.0
 
 
 class Process:
-    """`tessera run` with a folder for its sockets, console and messages. Both are gone at the end."""
+    """A process of `tessera` with a folder for its sockets, console and messages. Both are gone at the end."""
 
     def __init__(self) -> None:
         parent = tempfile.gettempdir()
@@ -31,8 +32,10 @@ class Process:
         self._removed = weakref.finalize(self, _remove, self.folder)
         self._ended: Optional["weakref.finalize[..., Process]"] = None
 
-    def start(self, command: Sequence[str], pass_fds: Sequence[int]) -> None:
-        """Starts it. The messages go to a file: no reader is needed for the VM to run on."""
+    def start(
+        self, command: Sequence[str], pass_fds: Sequence[int], variables: Optional[Mapping[str, str]] = None
+    ) -> None:
+        """Starts it, with more variables in its environment. The messages go to a file: no reader is needed for the VM to run on."""
         with open(self.folder / "messages", "wb") as messages:
             # In a session of its own: Ctrl-C is for this process, which then ends the VM.
             child = subprocess.Popen(
@@ -41,6 +44,7 @@ class Process:
                 stdout=messages,
                 stderr=subprocess.STDOUT,
                 pass_fds=tuple(pass_fds),
+                env={**os.environ, **(variables or {})},
                 start_new_session=True,
             )
         self._child = child

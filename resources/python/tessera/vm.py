@@ -90,9 +90,8 @@ class Vm:
         """The VM of a snapshot, which is restored by `start` or a `with` block, and runs unless it is to be `paused`.
 
         With `lazy` its memory is read when the guest touches it. With `shared` it is a clone: it shares memory with
-        other VMs of the snapshot through a process that has to run, `tessera template FOLDER`. Other arguments are
-        those of a VM, but for what would change the machine; `vsock=False` where the one that was saved had no vsock
-        device.
+        other VMs of the snapshot through a process that has to run, a `Template`. Other arguments are those of a VM,
+        but for what would change the machine; `vsock=False` where the one that was saved had no vsock device.
         """
         words = [f"--restore={os.fspath(folder)}"]
         words += ["--lazy"] if lazy else []

@@ -1,4 +1,4 @@
-"""A process that plays `tessera run`: its control socket, its events, its exit statuses; no guest.
+"""A process that plays `tessera run`, and `tessera template`: its control socket, its events, its exit statuses; no guest.
 
 Words of the guest's command line say how it behaves: see `behaves`.
 """
@@ -8,6 +8,7 @@ import json
 import os
 import queue
 import signal
+import socket
 import socketserver
 import sys
 import threading
@@ -174,7 +175,21 @@ class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
         pass
 
 
+def hold(words):
+    """Plays `tessera template`: of the folder /none there is nothing to hold, and /slow is never read."""
+    if "/none" in words:
+        print("tessera: there is no snapshot in /none", file=sys.stderr)
+        sys.exit(66)
+    print(f"tessera: {' '.join(words)}", file=sys.stderr, flush=True)
+    if "/slow" not in words:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+            manager.sendto(b"READY=1", os.environ["NOTIFY_SOCKET"])
+    threading.Event().wait()
+
+
 def main():
+    if sys.argv[1] == "template":
+        hold(sys.argv[1:])
     parser = argparse.ArgumentParser()
     parser.add_argument("command", choices=["run"])
     for flag in ("--api-sock", "--id", "--kernel", "--initrd", "--cmdline", "--serial", "--memory", "--vsock"):

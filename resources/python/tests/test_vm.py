@@ -10,7 +10,7 @@ from pathlib import Path
 
 from support import HERE, WithPrograms
 
-from tessera import Client, Ended, Fault, GuestError, NotFound, SnapshotError, Vm
+from tessera import Client, Ended, Fault, GuestError, NotFound, SnapshotError, Template, Vm
 
 
 class Lifecycle(WithPrograms):
@@ -206,6 +206,29 @@ class Snapshots(WithPrograms):
             vm.resume()
             vm.wait_for("resumed", 5)
         self.assert_nothing_left(vm.pid)
+
+
+class Templates(WithPrograms):
+    def test_a_template_is_there_in_its_block(self):
+        with Template("/snapshots/one", linger=5) as template:
+            self.assertIn("template --linger=5 -- /snapshots/one", template.log)
+            self.assertTrue(Path(f"/proc/{template.pid}").exists())
+        self.assertIn("/snapshots/one", template.log)
+        with Template(kernel="/Image", initrd=Path("/initrd")) as boot:
+            self.assertIn("template --linger=600 --kernel=/Image --initrd=/initrd", boot.log)
+        self.assert_nothing_left(template.pid, boot.pid)
+
+    def test_one_that_does_not_come_is_an_error(self):
+        with self.assertRaises(Ended) as raised:
+            Template("/none").start()
+        self.assertEqual(raised.exception.status, 66)
+        self.assertIn("there is no snapshot", str(raised.exception))
+        slow = Template("/slow", timeout=0.5)
+        with self.assertRaises(TimeoutError):
+            slow.start()
+        with self.assertRaises(ValueError):
+            Template("/snapshots/one", kernel="/Image")
+        self.assert_nothing_left(slow.pid)
 
 
 class Events(WithPrograms):
