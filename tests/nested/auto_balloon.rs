@@ -1,17 +1,14 @@
 //! `--balloon auto`: a VMM whose control group is short of memory takes what its guest can do without, and gives it back.
 
-use std::fs;
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::{Value, json};
 use tesseractl::client::Client;
+use testing::control_group::ControlGroup;
 use testing::footprint::{Footprint, mib};
 use testing::guest::{Guest, Plan};
 use testing::lab::Lab;
 use testing::wait::until;
-
-const ROOT: &str = "/sys/fs/cgroup";
 
 /// MiB: of the guest, of what it has used and freed, and what it keeps in any case.
 const MEMORY: &str = "1G";
@@ -22,38 +19,6 @@ const FLOOR: u64 = 200;
 /// what the driver takes at a time.
 const LIMIT: u64 = 640;
 const LEFT: u64 = 100;
-
-/// A control group for one process.
-struct Group(PathBuf);
-
-impl Group {
-    fn new(name: &str, pid: u32) -> Self {
-        fs::write(Path::new(ROOT).join("cgroup.subtree_control"), "+memory").unwrap();
-        let group = Self(Path::new(ROOT).join(name));
-        fs::create_dir(&group.0).unwrap();
-        fs::write(group.0.join("cgroup.procs"), pid.to_string()).unwrap();
-        group
-    }
-
-    fn limit(&self, high: &str) {
-        fs::write(self.0.join("memory.high"), high).unwrap();
-    }
-
-    fn current(&self) -> u64 {
-        fs::read_to_string(self.0.join("memory.current")).unwrap().trim().parse().unwrap()
-    }
-}
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        let procs = fs::read_to_string(self.0.join("cgroup.procs")).unwrap_or_default();
-        for pid in procs.lines() {
-            let _ = fs::write(Path::new(ROOT).join("cgroup.procs"), pid);
-        }
-        let _ = fs::remove_dir(&self.0);
-        let _ = fs::write(Path::new(ROOT).join("cgroup.subtree_control"), "-memory");
-    }
-}
 
 fn balloon(client: &mut Client) -> Value {
     client.get("/balloon").unwrap()
@@ -86,7 +51,7 @@ fn a_control_group_that_is_short_gets_what_the_guest_can_do_without() {
         let balloon_of = format!("auto,reporting=off,floor={FLOOR}M");
         let plan = Plan::workload("memory").with("--memory", MEMORY).with("--mte", "require");
         let mut guest = plan.with("--balloon", &balloon_of).start();
-        let group = Group::new("auto-balloon", guest.pid());
+        let group = ControlGroup::new("auto-balloon", guest.pid());
         guest.report("ready");
         let mut client = guest.client();
         guest.order(&format!("touch {USED}"), "touched");
@@ -96,7 +61,7 @@ fn a_control_group_that_is_short_gets_what_the_guest_can_do_without() {
         assert_eq!(balloon(&mut client)["auto"]["on"], true);
         assert_eq!(balloon(&mut client)["amount_mib"], 0);
 
-        group.limit(&format!("{LIMIT}M"));
+        group.set("memory.high", &format!("{LIMIT}M"));
         until("memory of the group", || (group.current() <= (LIMIT - LEFT) << 20).then_some(()));
         let taken = balloon(&mut client);
         println!(
@@ -106,7 +71,7 @@ fn a_control_group_that_is_short_gets_what_the_guest_can_do_without() {
         );
         assert!(taken["amount_mib"].as_u64().unwrap() <= 1024 - FLOOR, "{taken}");
 
-        group.limit("max");
+        group.set("memory.high", "max");
         until("an empty balloon", || (balloon(&mut client)["actual_mib"] == 0).then_some(()));
         until("a VMM that has settled", || {
             let auto = &balloon(&mut client)["auto"];

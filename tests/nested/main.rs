@@ -21,6 +21,7 @@ mod faults;
 mod filters;
 mod fleet;
 mod footprint;
+mod host_faults;
 mod hostile;
 mod hostile_guest;
 mod hosts;

@@ -11,6 +11,7 @@ pub mod borrower;
 pub mod broker;
 pub mod calls;
 pub mod client;
+pub mod control_group;
 pub mod dice;
 pub mod faults;
 pub mod footprint;
