@@ -13,7 +13,7 @@ LAB_DIRECTORY := $(or $(TESSERA_LAB),target/lab)
 
 # ---- set-up: checked before every goal that builds, written down once ----
 
-BUILDING := run shell lab test check bench lint setup programs docs-generated install install-guest deb nested-tests nested-benches artifacts peers calls image image-tests soak fuzz release-programs reproducible audit sbom
+BUILDING := run shell lab test check bench lint setup programs docs-generated install install-guest deb nested-tests nested-benches artifacts peers calls image image-tests soak fuzz release-programs reproducible audit sbom mutants miri
 SETUP_GOALS := $(filter $(BUILDING),$(MAKECMDGOALS))
 ifneq ($(SETUP_GOALS),)
 SETUP_GOALS += $(if $(IMAGE),image) $(if $(filter image-tests,$(MAKECMDGOALS)),image test deb) $(if $(filter sbom,$(MAKECMDGOALS)),deb) $(if $(filter soak,$(MAKECMDGOALS)),bench)
@@ -35,7 +35,7 @@ endif
 $(LAB_DIRECTORY)/setup.mk: FORCE
 	@tests/lab/setup.sh $(SETUP_GOALS)
 
-.PHONY: FORCE help setup run shell lab test check bench lint clean programs docs-generated install install-guest deb nested-tests nested-benches artifacts peers calls image image-tests soak fuzz release-programs reproducible audit sbom
+.PHONY: FORCE help setup run shell lab test check bench lint clean programs docs-generated install install-guest deb nested-tests nested-benches artifacts peers calls image image-tests soak fuzz release-programs reproducible audit sbom mutants miri
 
 help:
 	@printf '%s\n' \
@@ -59,6 +59,9 @@ help:
 	  'make docs-generated  manual pages and completions of shells, in $(LAB_DIRECTORY)/share' \
 	  'make reproducible  build the programs twice, in two places, and compare them byte by byte' \
 	  'make audit [OFFLINE=1]  licences, sources and advisories of all dependencies, by cargo-deny; OFFLINE: no advisories' \
+	  'make mutants [FILES="vmm/src/tag_storage/pool/**"] [SHARD=0/8] [JOBS=1]' \
+	  '              change the code of arch, devices, the pool and the snapshot format, once in each place: a test must fail' \
+	  'make miri     the unit tests of arch and devices under Miri, which finds undefined behaviour; takes a while' \
 	  'make deb      Debian packages for arm64, in $(LAB_DIRECTORY)/debs' \
 	  'make install [PREFIX=/usr/local] [DESTDIR=/]' \
 	  '              install what a host needs; make install-guest: the agent' \
@@ -195,6 +198,18 @@ fuzz:
 	$(BUILD)/debug/tessera-fuzz --program "$$engine" --folder $(BUILD)/fuzz/work \
 	  --time $(or $(TIME),60) --jobs $(or $(JOBS),1) $(if $(RUNS),--runs $(RUNS)) $(if $(INPUT),--input "$(INPUT)") \
 	  $(if $(MINIMISE),--minimise) $(TARGET)
+
+# What is changed, unless FILES says so. A package is tested by its own tests.
+MUTATED := arch/src/** devices/src/** vmm/src/tag_storage/pool/** vmm/src/snapshot/**
+
+mutants: export FILES ?= $(MUTATED)
+mutants: $(LAB_DIRECTORY)/setup.mk
+	@files=(); read -ra globs <<<"$$FILES"; for glob in "$${globs[@]}"; do files+=(--file "$$glob"); done; \
+	PATH=$(TOOLS):$$PATH cargo mutants --test-tool nextest --no-shuffle --output $(BUILD) --jobs $(or $(JOBS),1) \
+	  $(if $(SHARD),--shard $(SHARD)) "$${files[@]}"
+
+miri: $(LAB_DIRECTORY)/setup.mk
+	@MIRIFLAGS="-Zmiri-disable-isolation" cargo +nightly miri test --package tessera-arch --package tessera-devices
 
 check: lint
 	@tests/lab/test.sh

@@ -2,7 +2,7 @@
 # Sets a machine up for this project, or says what is missing. Usage: setup.sh [GOAL]...
 #
 # GOALs are the Makefile's: `test`, `check` and `bench` also need cargo-nextest, `lint` and `check` clippy and rustfmt,
-# `fuzz` a C++ compiler, `audit` and `deb` tools of cargo's, `image` what installs Debian into a file; `test` and `check` want passt, and do without. What is there is used; what is
+# `fuzz` a C++ compiler, `audit`, `deb` and `mutants` tools of cargo's, `miri` a nightly toolchain, `image` what installs Debian into a file; `test` and `check` want passt, and do without. What is there is used; what is
 # missing is installed: packages by apt-get on Debian 12 and 13 (as root or through sudo), Rust by rustup into the user's
 # home, cargo-nextest from its crate into the project's cache. Nothing is done twice.
 # The decisions go to target/lab/setup.mk (TESSERA_LAB names another folder), which the Makefile includes.
@@ -12,6 +12,7 @@ readonly RUST_VERSION=1.95.0 # what is installed where no Rust, or an older one,
 readonly QEMU_MINIMUM=9.1    # a second serial line in a machine with EL2 and MTE
 readonly CYCLONEDX_VERSION=0.5.9
 readonly DENY_VERSION=0.20.2
+readonly MUTANTS_VERSION=27.1.0
 readonly RUST_HOST=https://static.rust-lang.org
 readonly DEBIAN_KEYRING=/usr/share/keyrings/debian-archive-keyring.gpg
 
@@ -350,6 +351,15 @@ install_nextest() {
 
 # ---------------------------------------------------------------- other tools of cargo's
 
+# Nightly toolchains alone have it.
+install_miri() {
+    find_rustup || die "Miri is a part of nightly Rust, which rustup installs: there is no rustup"
+    [[ $("$rustup" component list --installed --toolchain nightly 2>/dev/null) != *miri* ]] || return 0
+    say "adding a nightly Rust with Miri, which finds undefined behaviour"
+    "$rustup" toolchain install nightly --profile minimal --component miri --component rust-src >&2 ||
+        die "there is no nightly Rust with Miri for this machine today; try again tomorrow"
+}
+
 # install_tool NAME VERSION WHAT: into the cache, in this version, once.
 install_tool() {
     [[ $("$CACHE/tools/bin/$1" "${1#cargo-}" --version 2>/dev/null) != *" $2"* ]] || return 0
@@ -396,4 +406,6 @@ has_rust || install_rust
 has_nextest || ! { wants test || wants check || wants bench; } || install_nextest
 ! wants deb || install_tool cargo-cyclonedx "$CYCLONEDX_VERSION" "which lists what a package is made of"
 ! wants audit || install_tool cargo-deny "$DENY_VERSION" "which checks licences, sources and advisories"
+! wants mutants || install_tool cargo-mutants "$MUTANTS_VERSION" "which changes code to see whether a test fails"
+! wants miri || install_miri
 write_settings
