@@ -1,4 +1,9 @@
-//! Gives back the pages that only the start-up needs: the deepest part of the main thread's stack.
+//! Gives back the pages that only the start-up needs: the deepest part of the main thread's stack, and the mappings of
+//! the program's file. The kernel maps what is used of the file again, from its page cache; what parses the command line,
+//! reads the kernel and describes the board is not used again.
+//!
+//! # References
+//! madvise(2), MADV_DONTNEED; ld(1), `PROVIDE` (`__executable_start`, `etext`)
 #![allow(unsafe_code)]
 
 use std::ffi::c_void;
@@ -14,12 +19,29 @@ const KEPT: usize = 2 << 10;
 /// other mappings below a stack (`stack_guard_gap` in mm/mmap.c, 256 pages).
 const DEPTH: usize = 256 << 10;
 
-/// Gives them back. Nothing happens on a thread that is not the main thread: other stacks are smaller than the depth.
+/// Gives them back, once a guest runs. Nothing happens on a thread that is not the main thread: other stacks are smaller
+/// than the depth.
 /// Advice that the kernel does not take changes nothing.
 pub(crate) fn release() {
     if rustix::thread::gettid() == rustix::process::getpid() {
         release_stack();
+        release_program();
     }
+}
+
+/// The program's constants and text, which nothing writes to: relocations are behind them.
+fn release_program() {
+    // Made by the linker: where the first segment of the file begins, and where its text ends.
+    unsafe extern "C" {
+        static __executable_start: u8;
+        static etext: u8;
+    }
+    let page = rustix::param::page_size();
+    let (start, end) = ((&raw const __executable_start).addr(), (&raw const etext).addr());
+    // The last page may have something else behind the text.
+    // SAFETY: these are private mappings of the program's file without the right to write. What is in them is read
+    // from the file again.
+    let _ = unsafe { advise(start.next_multiple_of(page), end & !(page - 1)) };
 }
 
 #[inline(never)]
