@@ -35,6 +35,17 @@ const MEASURED: u32 = 1;
 /// Of the throughput on a host with memory for all, at least.
 const LEAST: f64 = 0.9;
 
+/// What the host's kernel counts while a load is measured (/proc/vmstat): faults, huge ones and those that found no huge
+/// page, and what it did for free memory.
+const COUNTED: [&str; 6] = [
+    "pgfault",
+    "thp_fault_alloc",
+    "thp_fault_fallback",
+    "compact_stall",
+    "pgsteal_kswapd",
+    "pgsteal_direct",
+];
+
 const LIMIT: Duration = Duration::from_secs(3000);
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -83,10 +94,15 @@ fn throughput(guest: &Guest, load: Load) -> Option<f64> {
         settling.push(pass(guest, load)?);
         thread::sleep(REST);
     }
+    let before = COUNTED.map(|name| field("/proc/vmstat", name));
     let mut seconds = 0.0;
     for _ in 0..MEASURED {
         seconds += pass(guest, load)?;
     }
+    for (name, before) in COUNTED.iter().zip(before) {
+        print!("    {name} {}", field("/proc/vmstat", name) - before);
+    }
+    println!();
     if load == Load::Caches {
         println!("    {} MiB of the disk in the guest's cache", cached_mib(guest).unwrap_or(0));
     }
