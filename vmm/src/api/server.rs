@@ -119,10 +119,9 @@ impl<C: Lifecycle> Server<C> {
     /// Without a free descriptor the waiting client cannot even be turned away, and the listener
     /// would announce it for ever. So one is freed: the longest silent client's, or the spare.
     fn refuse(&mut self, ops: &mut EventOps<'_>) {
-        if self.evict(ops) {
-            return;
+        if !self.evict(ops) && !self.socket.turn_away() {
+            self.pause.start(self.event(), ops);
         }
-        self.socket.turn_away();
     }
 
     /// Closes the connection that was silent longest, if there is any.

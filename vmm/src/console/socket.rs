@@ -13,6 +13,7 @@ use rustix::net::{SendFlags, send};
 
 use super::Error;
 use super::input::Feeder;
+use crate::error::say;
 use crate::sys::accept::{AcceptPause, Remedy};
 use crate::sys::unix_socket::Socket;
 
@@ -97,8 +98,8 @@ impl Listener {
             Ok(stream) => stream,
             Err(error) => {
                 return match Remedy::for_accept(&error) {
-                    Remedy::TurnAway => self.socket.turn_away(),
-                    Remedy::Pause => self.pause.start(self.event(), ops),
+                    Remedy::TurnAway if self.socket.turn_away() => {}
+                    Remedy::TurnAway | Remedy::Pause => self.pause.start(self.event(), ops),
                     Remedy::None => {}
                 };
             }
@@ -169,11 +170,17 @@ impl Listener {
 
 impl MutEventSubscriber for Listener {
     fn init(&mut self, ops: &mut EventOps<'_>) {
-        // Without the listener's event no client can attach; the guest runs all the same.
-        let _ = ops.add(self.event());
-        let _ = ops.add(Events::with_data(&self.pause, PAUSED, EventSet::IN));
-        if let Some(feeder) = &self.feeder {
-            let _ = ops.add(Events::with_data(feeder.drained(), DRAINED, EventSet::IN));
+        let paused = Events::with_data(&self.pause, PAUSED, EventSet::IN);
+        let drained = self.feeder.as_ref().map(|feeder| feeder.drained());
+        let drained = drained.map(|event| Events::with_data(event, DRAINED, EventSet::IN));
+        for event in [Some(self.event()), Some(paused), drained].into_iter().flatten() {
+            // The guest runs all the same.
+            if let Err(error) = ops.add(event) {
+                say(&format!(
+                    "no client reaches the console's socket, as it cannot be watched: {error}"
+                ));
+                return;
+            }
         }
     }
 

@@ -11,16 +11,17 @@ use event_manager::{EventOps, Events};
 
 use super::timer::Timer;
 
-/// How long a listener is not watched while the kernel is short of memory. It stays readable, and would
+/// How long a listener is not watched while the kernel is short of something. It stays readable, and would
 /// wake its thread again at once.
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// What to do when a connection cannot be accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Remedy {
-    /// Accept and close it: there is no descriptor for it.
+    /// Accept and close it: this process has no descriptor for it.
     TurnAway,
-    /// Wait a moment: the kernel is short of memory, and the listener stays readable.
+    /// Wait a moment: the kernel is short of memory, or of open files for all its processes, and the listener stays
+    /// readable.
     Pause,
     /// The client went away while it waited.
     None,
@@ -30,8 +31,8 @@ impl Remedy {
     /// The remedy for an error of accept(2).
     pub(crate) fn for_accept(error: &io::Error) -> Self {
         match error.raw_os_error() {
-            Some(libc::EMFILE | libc::ENFILE) => Self::TurnAway,
-            Some(libc::ENOMEM | libc::ENOBUFS) => Self::Pause,
+            Some(libc::EMFILE) => Self::TurnAway,
+            Some(libc::ENFILE | libc::ENOMEM | libc::ENOBUFS) => Self::Pause,
             _ => Self::None,
         }
     }
@@ -82,12 +83,10 @@ mod tests {
     fn each_error_of_accept_has_its_remedy() {
         let remedy = |errno| Remedy::for_accept(&io::Error::from_raw_os_error(errno));
 
-        for errno in [libc::ENOMEM, libc::ENOBUFS] {
+        for errno in [libc::ENOMEM, libc::ENOBUFS, libc::ENFILE] {
             assert_eq!(remedy(errno), Remedy::Pause);
         }
-        for errno in [libc::EMFILE, libc::ENFILE] {
-            assert_eq!(remedy(errno), Remedy::TurnAway);
-        }
+        assert_eq!(remedy(libc::EMFILE), Remedy::TurnAway);
         for errno in [libc::ECONNABORTED, libc::EAGAIN, libc::EINTR] {
             assert_eq!(remedy(errno), Remedy::None);
         }

@@ -11,6 +11,7 @@ use rustix::fs::Mode;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
+use super::accept::Remedy;
 use super::fatal::OnFault;
 use crate::exit_status::ExitStatus;
 
@@ -193,12 +194,14 @@ impl Socket {
     }
 
     /// Turns the waiting client away after `accept` has failed for want of a descriptor: otherwise the
-    /// listener would announce it for ever. The spare descriptor makes room for the moment it takes.
-    pub(crate) fn turn_away(&mut self) {
+    /// listener would announce it for ever. The spare descriptor makes room for the moment it takes. Whether the client
+    /// has gone: without a spare there may be no room.
+    pub(crate) fn turn_away(&mut self) -> bool {
         self.spare = None;
         // Accepted and closed at once.
-        let _ = self.listener.accept();
+        let accepted = self.listener.accept();
         self.spare = self.listener.try_clone().ok().map(OwnedFd::from);
+        accepted.map_or_else(|error| Remedy::for_accept(&error) == Remedy::None, |_| true)
     }
 
     /// Whether it took the place of a socket that a dead process left.

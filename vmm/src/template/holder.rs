@@ -126,8 +126,8 @@ impl Holder {
                 }
             }
             Err(error) => match Remedy::for_accept(&error) {
-                Remedy::TurnAway => self.socket.turn_away(),
-                Remedy::Pause => {
+                Remedy::TurnAway if self.socket.turn_away() => {}
+                Remedy::TurnAway | Remedy::Pause => {
                     let mut stopped = [PollFd::new(stop, PollFlags::IN)];
                     // Whether it is to stop is looked at next.
                     let _ = poll(&mut stopped, Some(&PAUSE));
