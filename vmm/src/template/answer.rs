@@ -23,7 +23,7 @@ pub enum HolderError {
     #[error("it is of another user")]
     Stranger,
     /// It has not answered in time.
-    #[error("it has not answered within {} s", PATIENCE.as_secs())]
+    #[error("it has not answered in time")]
     Silent(#[source] io::Error),
     /// It has closed the connection.
     #[error(

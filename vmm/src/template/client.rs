@@ -95,13 +95,15 @@ pub(super) fn socket_of(id: SnapshotId) -> Result<PathBuf, Error> {
     registry::templates().map(|folder| folder.join(id.to_string())).map_err(Error::Place)
 }
 
-/// Waits until a process that holds the template of a memory file, or is about to, gives it. It holds the template at
-/// least as long as the connection is there.
+/// Waits until a process that holds the template of a memory file, or is about to, gives it: so long, and a minute at
+/// most. It holds the template at least as long as the connection is there.
 ///
 /// # Errors
 /// As for a VM that would have it: [`Error::Absent`] if there is no such process.
-pub fn wait_for(reader: &MemoryReader) -> Result<Connection, Error> {
-    connect(reader).map(|template| Connection { _socket: template.connection })
+pub fn wait_for(reader: &MemoryReader, patience: Duration) -> Result<Connection, Error> {
+    let socket = socket_of(reader.about().id)?;
+    let template = connect_at(&socket, reader, patience.min(PATIENCE))?;
+    Ok(Connection { _socket: template.connection })
 }
 
 /// Where the messages of a holder are that was started in the background.

@@ -24,19 +24,48 @@ const PAUSE: Duration = Duration::from_millis(10);
 /// Has a process hold the memory of the snapshot, and waits until it does, which is as long as the connection is there.
 ///
 /// # Errors
-/// When the snapshot cannot be read, or the process does not start or ends.
+/// When the snapshot cannot be read, or the process does not start, ends, or has not read it in time.
 pub(super) fn ensure(program: &Path, args: &CloneCommand) -> Result<Connection, Failure> {
     let files = SnapshotFiles::in_folder(&args.folder());
     let pair = Pair::open(&files.state, &files.memory)
         .map_err(|error| Failure::refused(printable(&chain(&error))))?;
     let _waiting = Waiting::on("the memory of the snapshot is to be read");
-    match template::wait_for(&pair.memory) {
-        Ok(connection) => Ok(connection),
-        // There is none, or it is about to end.
-        Err(Error::Absent { .. } | Error::Holder { source: HolderError::Refused, .. }) => {
-            start(program, args, &pair.memory)
+    let deadline = Instant::now() + args.start.timeout;
+    match wait(&pair.memory, deadline)? {
+        Held::By(connection) => Ok(connection),
+        Held::ByNobody => start(program, args, &pair.memory, deadline),
+        Held::Late => Err(Failure::refused(
+            "the process that holds the memory of the snapshot has not answered in time: give more with --timeout"
+                .to_owned(),
+        )),
+    }
+}
+
+/// Who holds a template.
+enum Held {
+    By(Connection),
+    /// There is no process, or it is about to end.
+    ByNobody,
+    /// A process has not read it in time.
+    Late,
+}
+
+/// Waits until a process that is there holds it, however long that reads.
+fn wait(memory: &MemoryReader, deadline: Instant) -> Result<Held, Failure> {
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now()).max(PAUSE);
+        match template::wait_for(memory, left) {
+            Ok(connection) => return Ok(Held::By(connection)),
+            Err(Error::Absent { .. } | Error::Holder { source: HolderError::Refused, .. }) => {
+                return Ok(Held::ByNobody);
+            }
+            Err(Error::Holder { source: HolderError::Silent(_), .. }) => {
+                if Instant::now() >= deadline {
+                    return Ok(Held::Late);
+                }
+            }
+            Err(error) => return Err(failed(&error)),
         }
-        Err(error) => Err(failed(&error)),
     }
 }
 
@@ -44,6 +73,7 @@ fn start(
     program: &Path,
     args: &CloneCommand,
     memory: &MemoryReader,
+    deadline: Instant,
 ) -> Result<Connection, Failure> {
     let path = template::log_of(memory.about().id).map_err(|error| failed(&error))?;
     let log = create(&path).map_err(|error| {
@@ -53,30 +83,25 @@ fn start(
     let linger = args.linger.to_string();
     let words: [OsString; 4] = ["template".into(), folder.into(), "--linger".into(), linger.into()];
     let mut child = spawn::spawn(program, &words, log)?;
-    let deadline = Instant::now() + args.start.timeout;
     loop {
-        match template::wait_for(memory) {
-            Ok(connection) => {
+        // Before the look: another process may have been first, and this one have ended for it.
+        let ended = has_ended(&mut child);
+        match wait(memory, deadline)? {
+            Held::By(connection) => {
                 // It has said what there was to say; no file is to stay when it ends.
                 let _ = std::fs::remove_file(&path);
                 return Ok(connection);
             }
-            // It has ended, or is about to, or has no socket yet.
-            Err(Error::Absent { .. } | Error::Holder { source: HolderError::Refused, .. }) => {}
-            Err(error) => return Err(failed(&error)),
+            Held::ByNobody if ended => return Err(said(&path)),
+            Held::ByNobody if Instant::now() < deadline => std::thread::sleep(PAUSE),
+            Held::ByNobody | Held::Late => {
+                return Err(Failure::refused(format!(
+                    "process {}, which is to hold the memory of the snapshot, has not read it in time, and goes on: \
+                     give more with --timeout; {path:?} has its messages",
+                    child.id()
+                )));
+            }
         }
-        if has_ended(&mut child) {
-            // Another may have been first.
-            return template::wait_for(memory).map_err(|_| said(&path));
-        }
-        if Instant::now() >= deadline {
-            return Err(Failure::refused(format!(
-                "process {}, which is to hold the memory of the snapshot, has not answered in time: {path:?} has its \
-                 messages",
-                child.id()
-            )));
-        }
-        std::thread::sleep(PAUSE);
     }
 }
 

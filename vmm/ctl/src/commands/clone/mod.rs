@@ -38,11 +38,14 @@ pub fn clone(args: &CloneCommand, form: Form) -> Result<u8, Failure> {
                 }
                 answers.push(answer);
             }
-            Ok(Outcome::Ended(status)) => end = Ok(status),
-            Err(failure) => end = Err(failure),
-        }
-        if end != Ok(0) {
-            break;
+            Ok(Outcome::Ended(status)) => {
+                end = Ok(status);
+                break;
+            }
+            Err(failure) => {
+                end = Err(failure);
+                break;
+            }
         }
     }
     if form == Form::Json {
