@@ -10,6 +10,7 @@ use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::Error;
+use crate::error::say;
 
 /// The UART's receive FIFO has 64 bytes (vm-superio); more is never read at once.
 const MAX_READ: usize = 64;
@@ -181,10 +182,16 @@ impl<Q: FnMut(Verb)> MutEventSubscriber for Input<Q> {
         if ops.add(drained).is_err() {
             return;
         }
-        // epoll refuses regular files.
         self.source = match ops.add(self.event()) {
             Ok(()) => Source::Watched,
-            Err(_) => Source::AlwaysReady,
+            // epoll refuses regular files, which never have a read wait.
+            Err(event_manager::Error::Epoll(errno)) if errno.errno() == libc::EPERM => {
+                Source::AlwaysReady
+            }
+            Err(error) => {
+                say(&format!("the console has no input, as it cannot be watched: {error}"));
+                Source::Ended
+            }
         };
         while self.source == Source::AlwaysReady && self.pass() {}
     }

@@ -133,6 +133,13 @@ impl DiskFile {
         }
         lock(&cached, spec)?;
         let direct = spec.direct.then(|| Direct::open(spec)).transpose()?;
+        if let Some(direct) = &direct {
+            let other = direct.file.metadata().map_err(open)?;
+            // It was locked and looked at by the first description.
+            if (kind.dev(), kind.ino()) != (other.dev(), other.ino()) {
+                return Err(open(io::Error::other("another file has taken its place")));
+            }
+        }
         let sectors = sectors(&cached, path)?;
         let discards = match is_regular {
             true => takes_holes(&cached),

@@ -166,7 +166,14 @@ impl NetEvents {
     fn watch(&mut self, wanted: Watch, ops: &mut EventOps<'_>) {
         match (self.watched.port, wanted.port) {
             (None, Some((descriptor, blocked))) => {
-                add(ops, Events::with_data_raw(descriptor, PORT, edges(blocked)));
+                if !add(ops, Events::with_data_raw(descriptor, PORT, edges(blocked))) {
+                    // One that can be had again is tried later, when it may be watched.
+                    self.watched = Watch { port: None, ..wanted };
+                    if self.queues.with(|transport| transport.device_mut().port_mut().close()) {
+                        self.try_later();
+                    }
+                    return;
+                }
                 self.since = (Instant::now(), self.counters.rx_frames.load(Ordering::Relaxed));
             }
             (Some((before, was_blocked)), Some((descriptor, blocked))) => {
@@ -254,10 +261,13 @@ fn edges(blocked: bool) -> EventSet {
     if blocked { readable | EventSet::OUT } else { readable }
 }
 
-fn add(ops: &mut EventOps<'_>, events: Events) {
-    if let Err(error) = ops.add(events) {
-        say(&format!("a network device is dead, as its port cannot be watched: {error}"));
+/// Whether these are watched from now on.
+fn add(ops: &mut EventOps<'_>, events: Events) -> bool {
+    let added = ops.add(events);
+    if let Err(error) = &added {
+        say(&format!("the port of a network device cannot be watched: {error}"));
     }
+    added.is_ok()
 }
 
 impl MutEventSubscriber for NetEvents {

@@ -16,6 +16,7 @@ mod peer;
 mod port;
 mod stream;
 mod tap;
+mod told;
 
 use std::io;
 use std::os::fd::RawFd;

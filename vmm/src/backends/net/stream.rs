@@ -3,6 +3,7 @@
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
+use std::time::Instant;
 
 use vm_memory::VolatileSlice;
 use vm_memory::bitmap::BitmapSlice;
@@ -10,6 +11,7 @@ use vm_memory::bitmap::BitmapSlice;
 use super::OpenError;
 use super::frames::{Incoming, PREFIX};
 use super::peer::Peer;
+use super::told::Told;
 use crate::error::{chain, say};
 use crate::sys::vectored;
 
@@ -29,6 +31,7 @@ pub(super) struct StreamPort {
     blocked: bool,
     /// Why the last attempt to connect failed; it is printed once.
     refused: Option<String>,
+    told: Told,
 }
 
 impl StreamPort {
@@ -46,6 +49,7 @@ impl StreamPort {
             outgoing: Vec::new(),
             blocked: false,
             refused: None,
+            told: Told::new(Instant::now()),
         })
     }
 
@@ -58,7 +62,7 @@ impl StreamPort {
             Ok(stream) => {
                 self.stream = Some(stream);
                 self.refused = None;
-                say(&format!("{} is back: the guest's link is up", self.peer));
+                self.told.say(&format!("{} is back: the guest's link is up", self.peer));
                 true
             }
             Err(error) => {
@@ -85,7 +89,7 @@ impl StreamPort {
     pub(super) fn lose(&mut self, why: &str) {
         if !self.lost && self.stream.is_some() {
             self.lost = true;
-            say(&format!("{} is gone, as {why}: the guest's link is down", self.peer));
+            self.told.say(&format!("{} is gone, as {why}: the guest's link is down", self.peer));
         }
     }
 
@@ -176,7 +180,7 @@ impl StreamPort {
             match stream.write(&self.outgoing) {
                 Ok(count) => drop(self.outgoing.drain(..count.min(self.outgoing.len()))),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return,
+                Err(error) if is_passing(&error) => return,
                 Err(error) => self.lose(&error.to_string()),
             }
         }
@@ -214,4 +218,9 @@ fn scatter<B: BitmapSlice>(
     let over = left.len().min(rest.len());
     rest[..over].copy_from_slice(&left[..over]);
     frame.len()
+}
+/// Whether the same bytes may be taken later: there is no room, or the kernel is short of memory.
+fn is_passing(error: &io::Error) -> bool {
+    let is_short = matches!(error.raw_os_error(), Some(libc::ENOBUFS | libc::ENOMEM));
+    is_short || error.kind() == ErrorKind::WouldBlock
 }

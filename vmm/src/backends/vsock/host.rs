@@ -130,8 +130,8 @@ impl HostPeers {
             match self.socket.accept() {
                 Ok(stream) => self.greet(stream),
                 Err(error) => match Remedy::for_accept(&error) {
-                    Remedy::TurnAway => self.socket.turn_away(),
-                    Remedy::Pause => self.pause = Some(self.clock.now() + PAUSE),
+                    Remedy::TurnAway if self.socket.turn_away() => {}
+                    Remedy::TurnAway | Remedy::Pause => self.pause = Some(self.clock.now() + PAUSE),
                     Remedy::None if error.kind() == io::ErrorKind::WouldBlock => break,
                     Remedy::None => {}
                 },
@@ -306,7 +306,7 @@ impl Peers for HostPeers {
         peer: PeerId,
         into: &[VolatileSlice<'_, B>],
     ) -> io::Result<usize> {
-        vectored::readv(self.stream(peer)?, into)
+        vectored::readv(self.stream(peer)?, into).map_err(passing)
     }
 
     fn write<B: BitmapSlice>(
@@ -314,12 +314,17 @@ impl Peers for HostPeers {
         peer: PeerId,
         from: &[VolatileSlice<'_, B>],
     ) -> io::Result<usize> {
-        vectored::writev(self.stream(peer)?, from)
+        vectored::writev(self.stream(peer)?, from).map_err(passing)
     }
 
     fn write_bytes(&mut self, peer: PeerId, from: &[u8]) -> io::Result<usize> {
         let mut stream = self.stream(peer)?;
-        stream.write(from)
+        loop {
+            match stream.write(from) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                done => return done.map_err(passing),
+            }
+        }
     }
 
     fn want_room(&mut self, peer: PeerId, wanted: bool) {
@@ -379,5 +384,13 @@ impl Error {
             Self::Socket(error) => error.status(),
             Self::Watch(_) => ExitStatus::Unavailable,
         }
+    }
+}
+
+/// A kernel that is short of memory has no room for now: what is not taken is sent later.
+fn passing(error: io::Error) -> io::Error {
+    match error.raw_os_error() {
+        Some(libc::ENOBUFS | libc::ENOMEM) => io::ErrorKind::WouldBlock.into(),
+        _ => error,
     }
 }

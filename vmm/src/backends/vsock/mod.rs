@@ -32,6 +32,8 @@ pub struct VsockEvents {
     host: Arc<OwnedFd>,
     /// Whether events of the host's sockets are taken: not while the VM is paused.
     watched: bool,
+    /// Whether it has been said that they cannot be.
+    has_complained: bool,
     timer: Timer,
     /// The deadline that the timer is set for.
     armed: Option<Duration>,
@@ -60,7 +62,7 @@ impl VsockEvents {
             .peers()
             .events();
         let timer = Timer::new()?;
-        Ok(Self { queues, host, watched: false, timer, armed: None })
+        Ok(Self { queues, host, watched: false, has_complained: false, timer, armed: None })
     }
 
     fn host_events(&self) -> Events {
@@ -69,10 +71,15 @@ impl VsockEvents {
 
     fn watch(&mut self, ops: &mut EventOps<'_>) {
         match ops.add(self.host_events()) {
-            Ok(()) => self.watched = true,
-            Err(error) => say(&format!(
-                "no process of the host reaches the guest's sockets, as they cannot be watched: {error}"
-            )),
+            Ok(()) => (self.watched, self.has_complained) = (true, false),
+            // It is tried again whenever the guest has something to say.
+            Err(_) if self.has_complained => {}
+            Err(error) => {
+                self.has_complained = true;
+                say(&format!(
+                    "no process of the host reaches the guest's sockets, as they cannot be watched: {error}"
+                ));
+            }
         }
     }
 
