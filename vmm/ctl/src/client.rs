@@ -309,7 +309,8 @@ impl Client {
         let answer = loop {
             self.write(request.as_bytes(), &deadline)?;
             match self.read_answer(&deadline) {
-                Err(Error::Unanswered) => self.reconnect(&deadline)?,
+                // An idle connection may have been closed for another client. What can be done twice is asked again.
+                Err(Error::Unanswered) if method != "PUT" => self.reconnect(&deadline)?,
                 answer => break answer?,
             }
         };

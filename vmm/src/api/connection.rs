@@ -284,10 +284,13 @@ impl AsRawFd for Connection {
     }
 }
 
-/// An error that says "not now" is none.
+/// An error that says "not now" is none. So is a kernel that is short of memory: a client without an answer does not know
+/// what has been done.
 fn later(error: io::Error) -> io::Result<()> {
+    let is_short = matches!(error.raw_os_error(), Some(libc::ENOBUFS | libc::ENOMEM));
     match error.kind() {
         io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => Ok(()),
+        _ if is_short => Ok(()),
         _ => Err(error),
     }
 }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{CWD, FlockOperation, Mode, OFlags, fchmod, flock, fstat, mkdirat, openat};
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
 use rustix::process::{Uid, geteuid};
 
 use super::Error;
@@ -141,7 +141,8 @@ impl Directory {
     pub(super) fn file(&self, name: &str) -> io::Result<File> {
         // A FIFO would hold the open.
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let file = File::from(openat(&self.fd, name, flags, Mode::empty())?);
+        let opened = retry_on_intr(|| openat(&self.fd, name, flags, Mode::empty()));
+        let file = File::from(opened?);
         let metadata = file.metadata()?;
         match metadata.is_file() && metadata.uid() == self.owner().as_raw() {
             true => Ok(file),

@@ -1,10 +1,11 @@
 //! The entry of this process.
 
 use std::fs::File;
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::Path;
 
 use rustix::fs::{Mode, OFlags, fchmod, openat, renameat};
+use rustix::io::Errno;
 
 use super::directory::{Directory, system};
 use super::record::{Draft, Record};
@@ -115,6 +116,9 @@ fn is_free(directory: &Directory, name: &str, id: Option<&str>) -> Result<(), Er
     let path = || directory.path().join(&file);
     let found = match directory.file(&file) {
         Ok(found) => found,
+        Err(source) if is_passing(&source) => {
+            return Err(Error::System { what: "look at", path: path(), source });
+        }
         // What is no file of ours is replaced, or the rename says why it cannot be.
         Err(_) => return Ok(()),
     };
@@ -131,6 +135,12 @@ fn is_free(directory: &Directory, name: &str, id: Option<&str>) -> Result<(), Er
             Err(Error::AlreadyRuns { id: id.to_owned(), pid })
         }
     }
+}
+
+/// Whether an error says nothing of the file that was looked at.
+fn is_passing(error: &io::Error) -> bool {
+    let errno = error.raw_os_error().map(Errno::from_raw_os_error);
+    matches!(errno, Some(Errno::INTR | Errno::NOMEM | Errno::MFILE | Errno::NFILE | Errno::IO))
 }
 
 /// Writes an entry and locks it before it has its name, so that none is ever seen without its lock.

@@ -1,6 +1,6 @@
 //! The file of counters: a JSON object on a line each minute, at the end, and when a client asks for one.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::rc::{Rc, Weak};
 use std::time::Duration;
@@ -27,6 +27,8 @@ pub(super) struct MetricsFile(Rc<Open>);
 struct Open {
     output: NonBlocking,
     id: Option<String>,
+    /// Whether the last line has its first part alone.
+    is_cut: Cell<bool>,
 }
 
 impl MetricsFile {
@@ -42,7 +44,11 @@ impl MetricsFile {
             source,
         })?;
         let id = with_id.then(|| spec.id.clone());
-        Ok(Some(Self(Rc::new(Open { output: NonBlocking::own(output), id }))))
+        Ok(Some(Self(Rc::new(Open {
+            output: NonBlocking::own(output),
+            id,
+            is_cut: Cell::default(),
+        }))))
     }
 
     /// Writes the counters.
@@ -54,8 +60,11 @@ impl MetricsFile {
         if let Some(id) = &self.0.id {
             metrics["id"] = Value::from(id.as_str());
         }
-        let line = format!("{metrics}\n");
+        // A part of a line is not the beginning of the next.
+        let before = if self.0.is_cut.get() { "\n" } else { "" };
+        let line = format!("{before}{metrics}\n");
         let written = self.0.output.write(line.as_bytes()).map_err(failed)?;
+        self.0.is_cut.set(written < line.len() && (written > 0 || self.0.is_cut.get()));
         match written == line.len() {
             true => Ok(()),
             false => Err(failed(io::ErrorKind::WriteZero.into())),
