@@ -27,11 +27,11 @@ fn vms_in_the_background_are_found_by_name() {
         let expected =
             [("one", "Running"), ("two", "Paused")].map(|(a, b)| (a.to_owned(), b.to_owned()));
         assert_eq!(place.states(), expected);
-        let table = place.said(&["top"]);
+        let table = place.answered(&["top"]);
         println!("{}\n{table}", place.said(&["list"]));
         assert!(table.contains("one  Running") && table.contains("two  Paused"), "{table}");
         assert!(place.list()[0]["resident_bytes"].as_u64() > Some(16 << 20));
-        let figures = place.said(&["metrics", "--all"]);
+        let figures = place.answered(&["metrics", "--all"]);
         assert!(figures.contains("tessera_up{vm=\"one\"} 1\n"), "{figures}");
         assert!(figures.contains("tessera_paused{vm=\"two\"} 1\n"), "{figures}");
 

@@ -151,7 +151,7 @@ fn each_on_exhausted_does_what_it_says_beside_another_vm() {
         assert_eq!(waits.client().instance().unwrap().state.as_str(), "Running");
         waits.stop();
 
-        let mut killed = start(demand(&broker, "vm-killed", "kill,deadline=1"));
+        let mut killed = start(demand(&broker, "vm-killed", "kill,deadline=5"));
         killed.type_line("touch 300");
         let finished = killed.finish();
         assert_eq!(finished.code, Some(14), "{finished:#?}");

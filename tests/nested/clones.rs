@@ -215,7 +215,7 @@ fn a_holder_ends_when_no_clone_is_left() {
         let scratch = Scratch::new();
         let folder = scratch.join("one");
         snapshot(small(), &folder);
-        let holder = Holder::start(&folder, &["--linger", "1"]);
+        let holder = Holder::start(&folder, &["--linger", "20"]);
         let clone = holder.plan(&folder).start();
         clone.is_loaded();
         let memory = || {

@@ -43,6 +43,7 @@ fn a_paused_guest_counts_nothing_and_loses_nothing() {
         assert_eq!(client.instance().unwrap().state, State::Paused);
         assert_eq!(late, Vec::<String>::new(), "the guest went on");
 
+        let resumed = Instant::now();
         client.resume().unwrap();
         assert_eq!(client.instance().unwrap().state, State::Running);
         let mut before = match last {
@@ -51,11 +52,16 @@ fn a_paused_guest_counts_nothing_and_loses_nothing() {
             }
             None => tick(&mut guest),
         };
+        let first = before.1;
         for _ in 0..10 {
             let after = tick(&mut guest);
             assert_eq!(after.0, before.0 + 1, "a tick was lost");
-            let step = Duration::from_nanos(after.1 - before.1);
-            assert!(step < PAUSE / 2, "the guest's clock went on while it was paused: {step:?}");
+            // A vCPU of a busy host may not run for long; that time passes for both.
+            let passed = Duration::from_nanos(after.1 - first);
+            assert!(
+                passed < resumed.elapsed() + PAUSE / 2,
+                "the guest's clock went on while it was paused: {passed:?}"
+            );
             before = after;
         }
         client.stop().unwrap();

@@ -206,8 +206,8 @@ fn figures(place: &Place, broker: &Broker) {
     let pids: Vec<u64> = place.list().iter().map(|vm| vm["pid"].as_u64().unwrap()).collect();
     let kernel = || pids.iter().map(|pid| (resident(*pid), cpu(*pid))).collect::<Vec<_>>();
     let before = kernel();
-    let top: Value =
-        serde_json::from_str(&place.said(&["top", "--broker", broker.socket(), "--json"])).unwrap();
+    let top = place.answered(&["top", "--broker", broker.socket(), "--json"]);
+    let top: Value = serde_json::from_str(&top).unwrap();
     let after = kernel();
 
     let vms = top["vms"].as_array().unwrap();

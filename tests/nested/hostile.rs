@@ -354,11 +354,13 @@ fn where_run_is_full_vms_run_and_end() {
                 tesseractl(&["status", socket.to_str().unwrap()]).status.success().then_some(())
             });
 
-            let listed = tesseractl(&["list", "--json"]);
-            assert!(listed.status.success(), "{listed:?}");
-            let names: Vec<Value> = serde_json::from_slice(&listed.stdout).unwrap();
-            assert_eq!(names.len(), 1, "{names:?}");
-            assert_eq!((&names[0]["name"], &names[0]["state"]), (&json!("one"), &json!("Running")));
+            until("the one VM that is listed to answer", || {
+                let listed = tesseractl(&["list", "--json"]);
+                assert!(listed.status.success(), "{listed:?}");
+                let names: Vec<Value> = serde_json::from_slice(&listed.stdout).unwrap();
+                assert_eq!((names.len(), &names[0]["name"]), (1, &json!("one")), "{names:?}");
+                (names[0]["state"] == "Running").then_some(())
+            });
             for socket in sockets.iter().chain([&socket]) {
                 let stopped = tesseractl(&["stop", socket.to_str().unwrap(), "--force"]);
                 assert!(stopped.status.success(), "{stopped:?}");

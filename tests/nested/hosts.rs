@@ -74,7 +74,7 @@ fn a_host_is_shared_until_a_program_leaves_something_or_hangs_and_ends_with_the_
     runner.run(leave, LONG, 121, &left);
 
     let fresh = ["after 0 others", "60", "timed out"];
-    runner.run("cat /proc/sys/vm/swappiness; sleep 1000", 5, 124, &fresh);
+    runner.run("cat /proc/sys/vm/swappiness; sleep 1000", 15, 124, &fresh);
 
     let client = runner.command("sleep 1000", LONG).spawn().unwrap();
     until("a third host", || (runner.keepers() > 0).then_some(()));

@@ -4,6 +4,7 @@ use std::fs;
 
 use testing::guest::Plan;
 use testing::lab::Lab;
+use testing::wait::until;
 
 /// What a host has in use.
 #[derive(Debug)]
@@ -100,7 +101,10 @@ fn five_boots_in_a_row_leave_no_thread_file_socket_or_page() {
         // The kernel frees descriptors and page lists behind a grace period, and counts in batches.
         assert!(after.files <= before.files + 32, "{before:?} {after:?}");
         assert!(after.sockets <= before.sockets + 2, "{before:?} {after:?}");
-        // One guest touches some 60 MiB: a leak of one chunk in each of five boots is over this.
-        assert!(after.memory < before.memory + (8 << 10), "{before:?} {after:?}");
+        // One guest touches some 60 MiB: a leak of one chunk in each of five boots is over this. What processors keep in
+        // lists of free pages is not counted as free, and goes back after a while.
+        until("memory that is free again", || {
+            (usage().memory < before.memory + (8 << 10)).then_some(())
+        });
     });
 }

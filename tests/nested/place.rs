@@ -8,6 +8,7 @@ use serde_json::Value;
 use testing::guest::Plan;
 use testing::lab::program;
 use testing::scratch::Scratch;
+use testing::wait::until;
 
 /// A runtime directory of its own; dropped, none of its VMs is left.
 pub(crate) struct Place(Scratch);
@@ -44,6 +45,17 @@ impl Place {
         String::from_utf8(output.stdout).unwrap()
     }
 
+    /// What a command says of all VMs once each has answered: on a busy host that may take one longer than the command
+    /// waits.
+    pub(crate) fn answered(&self, words: &[&str]) -> String {
+        let is_silent = |line: &str| {
+            line.contains("no answer") || (line.starts_with("tessera_up") && line.ends_with(" 0"))
+        };
+        until("an answer of each VM", || {
+            Some(self.said(words)).filter(|said| !said.lines().any(is_silent))
+        })
+    }
+
     /// Starts a guest in the background.
     pub(crate) fn run(&self, plan: &Plan, words: &[&str]) -> Output {
         let command = plan.command();
@@ -57,7 +69,7 @@ impl Place {
     }
 
     pub(crate) fn list(&self) -> Vec<Value> {
-        let list: Value = serde_json::from_str(&self.said(&["list", "--json"])).unwrap();
+        let list: Value = serde_json::from_str(&self.answered(&["list", "--json"])).unwrap();
         list.as_array().unwrap().clone()
     }
 

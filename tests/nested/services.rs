@@ -78,10 +78,14 @@ fn tesseractl_as(user: u32, group: u32, words: &[&str]) -> Output {
 }
 
 fn listed(user: u32, group: u32) -> Vec<(String, String, u64)> {
-    let output = tesseractl_as(user, group, &["list", "--json"]);
-    assert!(output.status.success(), "{output:?}");
-    let vms: Vec<Value> = serde_json::from_slice(&output.stdout).unwrap();
     let text = |value: &Value| value.as_str().unwrap().to_owned();
+    // On a busy host an answer may take longer than the command waits.
+    let vms = until("an answer of each VM", || {
+        let output = tesseractl_as(user, group, &["list", "--json"]);
+        assert!(output.status.success(), "{output:?}");
+        let vms: Vec<Value> = serde_json::from_slice(&output.stdout).unwrap();
+        Some(vms).filter(|vms| vms.iter().all(|vm| vm["state"] != "no answer"))
+    });
     vms.iter()
         .map(|vm| (text(&vm["name"]), text(&vm["state"]), vm["uid"].as_u64().unwrap()))
         .collect()
@@ -101,9 +105,11 @@ fn root_sees_the_vms_of_services_and_controls_them() {
         let both = [vm("hidden", "Running"), vm("shown", "Running")];
 
         until("both VMs", || (listed(0, 0) == both).then_some(()));
-        let top = tesseractl_as(0, 0, &["top"]);
-        let top = String::from_utf8(top.stdout).unwrap();
-        assert!(top.contains("hidden  Running") && top.contains("shown   Running"), "{top}");
+        until("both VMs in the table", || {
+            let top = String::from_utf8(tesseractl_as(0, 0, &["top"]).stdout).unwrap();
+            let has_both = top.contains("hidden  Running") && top.contains("shown   Running");
+            has_both.then_some(())
+        });
         // Who is in the group of the one sees it, and cannot control it; others see neither.
         assert_eq!(listed(65_534, GROUP), [vm("shown", "no access")]);
         let refused = tesseractl_as(65_534, GROUP, &["stop", "shown", "--force"]);

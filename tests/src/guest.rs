@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use serde_json::Value;
-use tesseractl::client::{Client, DEFAULT_TIMEOUT};
+use tesseractl::client::Client;
 
 use crate::lab::{artifact, program};
 use crate::scratch::Scratch;
@@ -252,15 +252,25 @@ impl Guest {
 
     /// A client of the control socket.
     pub fn client(&self) -> Client {
-        Client::connect(&self.socket, DEFAULT_TIMEOUT).unwrap()
+        Client::connect(&self.socket, PATIENCE).unwrap()
     }
 
-    /// Waits until the guest's memory has what it starts with: only then there is a control socket.
+    /// Waits until the guest's memory has what it starts with: only then there is a control socket. Or until the VMM has
+    /// ended.
     ///
     /// # Panics
-    /// When the VMM has gone, or takes too long.
+    /// When it takes too long.
     pub fn is_loaded(&self) {
-        until("the control socket", || Client::connect(&self.socket, DEFAULT_TIMEOUT).ok());
+        until("the control socket", || {
+            let is_there = Client::connect(&self.socket, PATIENCE).is_ok();
+            (is_there || self.has_ended()).then_some(())
+        });
+    }
+
+    /// Whether the VMM has ended (proc_pid_stat(5): its state, behind its name in parentheses).
+    fn has_ended(&self) -> bool {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid()));
+        stat.is_ok_and(|stat| stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('Z')))
     }
 
     /// Types something on the guest's console.

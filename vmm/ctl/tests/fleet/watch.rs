@@ -15,8 +15,13 @@ fn events_are_lines_until_the_vm_has_ended() {
     let follow = |words: &[&str]| {
         place.command(words).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
     };
-    let text = follow(&["events", "web"]);
-    let raw = follow(&["events", "web", "--json"]);
+    let (mut text, mut raw) = (follow(&["events", "web"]), follow(&["events", "web", "--json"]));
+    // Each is connected once it has shown the first event.
+    let first = [&mut text, &mut raw].map(|follower| {
+        let mut first = [0];
+        follower.stdout.as_mut().unwrap().read_exact(&mut first).unwrap();
+        char::from(first[0]).to_string()
+    });
 
     place.tesseractl(&["pause", "web"]);
     place.tesseractl(&["resume", "web"]);
@@ -24,15 +29,17 @@ fn events_are_lines_until_the_vm_has_ended() {
 
     let text = text.wait_with_output().unwrap();
     assert_eq!(
-        said(&text),
+        first[0].clone() + said(&text),
         "2026-01-01T00:00:00.000Z  started\n\
          2026-01-01T00:00:00.000Z  paused  reason=request\n\
          2026-01-01T00:00:00.000Z  resumed\n\
          2026-01-01T00:00:00.000Z  ended  reason=stopped  status=12\n"
     );
     let raw = raw.wait_with_output().unwrap();
-    let events: Vec<Value> =
-        said(&raw).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let events: Vec<Value> = (first[1].clone() + said(&raw))
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
     assert_eq!(events.len(), 4);
     assert_eq!(events[3]["status"], 12);
 }

@@ -176,7 +176,8 @@ impl Server {
             let mut fds = [PollFd::new(stop, PollFlags::IN), PollFd::new(listener, PollFlags::IN)];
             match poll(&mut fds, Some(&FOLLOWING)) {
                 Ok(0) => self.state.pool.follow_at_once(),
-                Ok(_) | Err(Errno::INTR) => {}
+                // Both pass.
+                Ok(_) | Err(Errno::INTR | Errno::NOMEM) => {}
                 Err(errno) => return Err(Error::Events(errno.into())),
             }
             if !fds[0].revents().is_empty() {
