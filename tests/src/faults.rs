@@ -118,7 +118,8 @@ const CALLS: &[Call] = &[
     call(libc::SYS_prlimit64, "prlimit64", &[EPERM]),
     call(libc::SYS_renameat2, "renameat2", &[EACCES, EROFS, ENOSPC, EINVAL]),
     call(libc::SYS_seccomp, "seccomp", &[EINVAL, ENOMEM]),
-    call(libc::SYS_getrandom, "getrandom", &[EINTR, EAGAIN]),
+    // EAGAIN is for GRND_NONBLOCK alone, which Rust's library does not give.
+    call(libc::SYS_getrandom, "getrandom", &[EINTR]),
     call(libc::SYS_memfd_create, "memfd_create", &[EMFILE, ENOMEM]),
     call(libc::SYS_userfaultfd, "userfaultfd", &[EPERM, ENOSYS, EMFILE]),
     call(libc::SYS_statx, "statx", &[ENOENT, EACCES]),
