@@ -149,7 +149,8 @@ impl<'h> Launcher<'h> {
         let Launched { running, subscribers } = launched;
         subscribers.into_iter().for_each(|subscriber| self.subscribers.add(subscriber));
         *self.running.borrow_mut() = Some(running);
-        startup_pages::release();
+        startup_pages::release_stack();
+        self.subscribers.started();
     }
 
     /// Ends the machine, if there is one.

@@ -19,18 +19,27 @@ const KEPT: usize = 2 << 10;
 /// other mappings below a stack (`stack_guard_gap` in mm/mmap.c, 256 pages).
 const DEPTH: usize = 256 << 10;
 
-/// Gives them back, once a guest runs. Nothing happens on a thread that is not the main thread: other stacks are smaller
-/// than the depth.
-/// Advice that the kernel does not take changes nothing.
-pub(crate) fn release() {
+/// Gives the stack back that is below the caller's. Nothing happens on a thread that is not the main thread: other stacks
+/// are smaller than the depth. Advice that the kernel does not take changes nothing.
+pub(crate) fn release_stack() {
     if rustix::thread::gettid() == rustix::process::getpid() {
-        release_stack();
-        release_program();
+        release_below();
     }
 }
 
-/// The program's constants and text, which nothing writes to: relocations are behind them.
-fn release_program() {
+#[inline(never)]
+fn release_below() {
+    let here = 0u8;
+    let page = rustix::param::page_size();
+    let end = ((&raw const here).addr() - KEPT) & !(page - 1);
+    // SAFETY: a stack grows down on every Linux machine that this runs on, so what lies this far below a local
+    // variable of the running function belongs to calls that have returned; or to no mapping at all.
+    let _ = unsafe { advise(end.saturating_sub(DEPTH), end) };
+}
+
+/// Takes the program's constants and text out of this process's page tables: nothing writes to them, as relocations are
+/// behind them. A debugger's breakpoints go with them.
+pub(crate) fn release_program() {
     // Made by the linker: where the first segment of the file begins, and where its text ends.
     unsafe extern "C" {
         static __executable_start: u8;
@@ -42,16 +51,6 @@ fn release_program() {
     // SAFETY: these are private mappings of the program's file without the right to write. What is in them is read
     // from the file again.
     let _ = unsafe { advise(start.next_multiple_of(page), end & !(page - 1)) };
-}
-
-#[inline(never)]
-fn release_stack() {
-    let here = 0u8;
-    let page = rustix::param::page_size();
-    let end = ((&raw const here).addr() - KEPT) & !(page - 1);
-    // SAFETY: a stack grows down on every Linux machine that this runs on, so what lies this far below a local
-    // variable of the running function belongs to calls that have returned; or to no mapping at all.
-    let _ = unsafe { advise(end.saturating_sub(DEPTH), end) };
 }
 
 /// # Safety
