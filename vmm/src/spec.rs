@@ -101,6 +101,21 @@ pub struct Spec {
     pub id: String,
 }
 
+/// What a VM does with a path that its description names.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum PathUse {
+    /// It reads a file or a disk.
+    Read,
+    /// It writes to a disk, and reads it.
+    Write,
+    /// It connects to a socket, and does so again when its listener has been replaced.
+    Connect,
+    /// It makes a socket: which one.
+    Listen(&'static str),
+    /// It writes to a file, and makes it: which one.
+    Make(&'static str),
+}
+
 /// Where the counters are written.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct MetricsSpec {
@@ -469,6 +484,38 @@ impl Spec {
         let mut named = self.named_paths(CommandLineOnly::default());
         named.extend(written.map(|(name, path)| (name, path.as_path(), true)));
         check_paths(&named)
+    }
+
+    /// The paths that it names, each with what it is for.
+    pub fn paths_mut(&mut self) -> Vec<(PathUse, &mut PathBuf)> {
+        let Self { kernel, initrd, disks, serial, vsock, log, metrics, .. } = self;
+        let kernel = Some(kernel).filter(|kernel| **kernel != Path::new(""));
+        let mut paths: Vec<_> =
+            kernel.into_iter().chain(initrd).map(|path| (PathUse::Read, path)).collect();
+        paths.extend(disks.iter_mut().map(|disk| match disk.read_only {
+            true => (PathUse::Read, &mut disk.path),
+            false => (PathUse::Write, &mut disk.path),
+        }));
+        match serial {
+            SerialTarget::File(path) => paths.push((PathUse::Make("the serial target"), path)),
+            SerialTarget::Socket(path) => {
+                paths.push((PathUse::Listen("the console's socket"), path))
+            }
+            SerialTarget::Stdio | SerialTarget::None => {}
+        }
+        let vsock = vsock.as_mut().map(|vsock| &mut vsock.path);
+        paths.extend(vsock.map(|path| (PathUse::Listen("the socket of --vsock"), path)));
+        paths.extend(log.as_mut().map(|path| (PathUse::Make("the log"), path)));
+        let metrics = metrics.as_mut().map(|metrics| &mut metrics.path);
+        paths.extend(metrics.map(|path| (PathUse::Make("the file of counters"), path)));
+        let broker = self.tag_storage.as_mut().and_then(|tags| tags.broker.as_mut());
+        let peers = self.net.iter_mut().filter_map(|net| match &mut net.backend {
+            NetBackendSpec::Stream(path) => Some(path),
+            _ => None,
+        });
+        let connected = broker.into_iter().chain(self.lender.as_mut()).chain(peers);
+        paths.extend(connected.map(|path| (PathUse::Connect, path)));
+        paths
     }
 
     /// The files that it names, each with what it is and whether it is written.

@@ -43,6 +43,11 @@ impl Draft {
         &self.0.id
     }
 
+    /// The description, a kernel that is not named having an empty path.
+    pub fn spec_mut(&mut self) -> &mut Spec {
+        &mut self.0
+    }
+
     /// The finished description.
     ///
     /// # Errors

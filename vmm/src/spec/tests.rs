@@ -495,3 +495,37 @@ fn the_default_of_huge_pages_is_not_shown() {
     assert_eq!(shown(Some(HugePages::Transparent)), None);
     assert_eq!(shown(Some(HugePages::None)), Some(HugePages::None));
 }
+
+#[test]
+fn every_path_that_a_description_names_can_be_changed() {
+    let args = RunArgs {
+        initrd: Some("initrd".into()),
+        disk: vec!["disk".parse().unwrap(), "cd,ro".parse().unwrap()],
+        net: vec!["stream=peer".parse().unwrap()],
+        vsock: Some("vsock".parse().unwrap()),
+        serial: Some("socket:console".to_owned()),
+        broker: Some("broker".into()),
+        log: Some("log".into()),
+        metrics: Some("metrics".into()),
+        ..minimal()
+    };
+    let mut spec = check(&args).unwrap();
+    let named = spec.named_paths(CommandLineOnly::default()).len();
+
+    let paths = spec.paths_mut();
+
+    // The broker's twice: of a guest with MTE, and of one without.
+    assert_eq!(paths.len(), named + 2, "{paths:?}");
+    for (path_use, path) in paths {
+        let expected = match path.to_str().unwrap() {
+            "Image" | "initrd" | "cd" => PathUse::Read,
+            "disk" => PathUse::Write,
+            "broker" | "peer" => PathUse::Connect,
+            "vsock" => PathUse::Listen("the socket of --vsock"),
+            "console" => PathUse::Listen("the console's socket"),
+            "log" => PathUse::Make("the log"),
+            _ => PathUse::Make("the file of counters"),
+        };
+        assert_eq!(path_use, expected, "{}", path.display());
+    }
+}
