@@ -109,6 +109,7 @@ const UNSAFE: &[&str] = &[
     "vmm/agent/src/sys/ntp.rs",
     "vmm/agent/src/sys/vsock.rs",
     "vmm/ctl/src/commands/run/spawn.rs",
+    "vmm/src/jail/process.rs",
     "vmm/src/kvm/gic_state.rs",
     "vmm/src/kvm/kick.rs",
     "vmm/src/kvm/vcpu.rs",

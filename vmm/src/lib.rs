@@ -16,6 +16,7 @@ mod folder;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
 pub mod hypervisor;
+pub mod jail;
 #[cfg(target_arch = "aarch64")]
 pub mod kvm;
 pub mod machine;

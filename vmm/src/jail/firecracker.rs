@@ -1,0 +1,536 @@
+//! The options of Firecracker's `jailer`, for programs that start one: it makes a jail as that does, and executes a program
+//! in it.
+//!
+//! # References
+//! Firecracker's docs/jailer.md, 1.16
+
+use std::convert::Infallible;
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::io::{self, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::str::FromStr;
+
+use clap::Args;
+use rustix::fs::CWD;
+use rustix::mount::{MoveMountFlags, OpenTreeFlags, mount_bind, move_mount, open_tree};
+use rustix::process::{Pid, Resource, Rlimit, setrlimit, setsid};
+use thiserror::Error as ThisError;
+
+use super::cgroup::{Entrance, Group};
+use super::namespaces::{self, Network};
+use super::process::{self, Forked, OneThread, fork};
+use super::root::{change_root, failed, make_folder, mount_processes};
+use super::{Error, Setting, User, devices, user};
+use crate::exit_status::ExitStatus;
+use crate::vm_id::{RULE, is_vm_id};
+
+/// Where jails are, unless another place is named.
+const BASE: &str = "/srv/jailer";
+/// What the name of a program has in it that this may execute.
+const PROGRAM: &str = "firecracker";
+/// Descriptors of the program, unless another number is given.
+const DESCRIPTORS: u64 = 2048;
+/// Folders that are the user's.
+const FOLDERS: [&str; 4] = ["/", "/dev", "/dev/net", "/run"];
+/// What a VM reads of the CPUs' caches.
+const CPUS: &str = "/sys/devices/system/cpu";
+
+/// Put a VM into a jail as Firecracker's jailer would: its options
+#[derive(Args, Clone, Debug, Default)]
+#[command(disable_version_flag = true)]
+pub struct JailerArgs {
+    /// The VM's name
+    #[arg(long, value_name = "ID", required_unless_present = "version")]
+    pub id: Option<String>,
+
+    /// The program that is executed in the jail, whose name has the word firecracker in it
+    #[arg(long, value_name = "FILE", required_unless_present = "version")]
+    pub exec_file: Option<PathBuf>,
+
+    /// The program's user
+    #[arg(long, value_name = "UID", required_unless_present = "version")]
+    pub uid: Option<u32>,
+
+    /// The program's group
+    #[arg(long, value_name = "GID", required_unless_present = "version")]
+    pub gid: Option<u32>,
+
+    /// Where jails are: this one is DIR/NAME/ID/root, where NAME is the program's
+    #[arg(long, value_name = "DIR", default_value = BASE)]
+    pub chroot_base_dir: PathBuf,
+
+    /// The network namespace of the program, as a file
+    #[arg(long, value_name = "FILE")]
+    pub netns: Option<PathBuf>,
+
+    /// Make a session for the program, with /dev/null as its input and outputs
+    #[arg(long)]
+    pub daemonize: bool,
+
+    /// Execute the program in a PID namespace of its own; the jailer ends, and leaves its number in NAME.pid
+    #[arg(long)]
+    pub new_pid_ns: bool,
+
+    /// A setting of the program's control group; may be given several times
+    #[arg(long, value_name = "FILE=VALUE")]
+    pub cgroup: Vec<Setting>,
+
+    /// The version of control groups; those of version 1 cannot be had
+    #[arg(long, value_name = "1|2", default_value = "1", value_parser = clap::value_parser!(u8).range(1..=2))]
+    pub cgroup_version: u8,
+
+    /// The control group in which that of the program is made; without --cgroup, the one that it is put into [default: the
+    /// program's name]
+    #[arg(long, value_name = "PATH")]
+    pub parent_cgroup: Option<String>,
+
+    /// A limit of the program's process, fsize or no-file; may be given several times [default: no-file=2048]
+    #[arg(long, value_name = "NAME=NUMBER")]
+    pub resource_limit: Vec<ResourceLimit>,
+
+    /// Print the version
+    #[arg(long)]
+    pub version: bool,
+
+    /// Options of the program
+    #[arg(last = true, value_name = "OPTIONS")]
+    pub rest: Vec<OsString>,
+}
+
+/// A limit of a process.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum ResourceLimit {
+    /// The longest file that it makes, in bytes.
+    FileSize(u64),
+    /// One more than its highest descriptor.
+    Descriptors(u64),
+}
+
+/// A text that is no limit.
+#[derive(Clone, Debug, Eq, PartialEq, ThisError)]
+#[error("'{0}' is no limit of a process: give fsize=BYTES or no-file=NUMBER")]
+pub struct ParseLimitError(String);
+
+impl FromStr for ResourceLimit {
+    type Err = ParseLimitError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let refused = || ParseLimitError(text.to_owned());
+        let (name, number) = text.split_once('=').ok_or_else(refused)?;
+        let number = number.parse().map_err(|_| refused())?;
+        match name {
+            "fsize" => Ok(Self::FileSize(number)),
+            "no-file" => Ok(Self::Descriptors(number)),
+            _ => Err(refused()),
+        }
+    }
+}
+
+/// Why a program was not executed in a jail.
+#[derive(Debug, ThisError)]
+pub enum JailerError {
+    /// The jail cannot be made.
+    #[error(transparent)]
+    Jail(#[from] Error),
+    /// A name that no VM has.
+    #[error("Invalid instance ID '{0}': {RULE}")]
+    Id(String),
+    /// A path that leads nowhere.
+    #[error("Failed to canonicalize path {}", path.display())]
+    Path {
+        /// The path.
+        path: PathBuf,
+        /// The system's reason.
+        #[source]
+        source: io::Error,
+    },
+    /// The program is none.
+    #[error("{} is not a file", .0.display())]
+    NotAFile(PathBuf),
+    /// The jails' place is none.
+    #[error("{} is not a directory", .0.display())]
+    NotADirectory(PathBuf),
+    /// A program of another kind.
+    #[error(
+        "Invalid filename. The filename of `--exec-file` option must contain \"{PROGRAM}\": {0}"
+    )]
+    Program(String),
+    /// Control groups of version 1.
+    #[error(
+        "control groups of version 1 cannot be had: give --cgroup-version 2, and settings of version 2"
+    )]
+    Version,
+    /// The program cannot be copied into the jail.
+    #[error("Failed to copy {} to {}", from.display(), to.display())]
+    Copy {
+        /// The program.
+        from: PathBuf,
+        /// Where it would be.
+        to: PathBuf,
+        /// The system's reason.
+        #[source]
+        source: io::Error,
+    },
+    /// There is no new session.
+    #[error(
+        "Failed to daemonize: a process that leads a group cannot (setsid): start it as another's child"
+    )]
+    Session(#[source] io::Error),
+    /// The program cannot be executed.
+    #[error("Failed to exec into {}", program.display())]
+    Exec {
+        /// The program, in the jail.
+        program: PathBuf,
+        /// The system's reason.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl JailerError {
+    /// The status that the process ends with.
+    pub fn status(&self) -> ExitStatus {
+        match self {
+            Self::Jail(error) => error.status(),
+            Self::Id(_) | Self::Program(_) | Self::Version => ExitStatus::Usage,
+            Self::Path { source, .. } => ExitStatus::for_input(source.kind()),
+            Self::NotAFile(_) | Self::NotADirectory(_) => ExitStatus::NoInput,
+            Self::Copy { source, .. } => ExitStatus::for_output(source.kind()),
+            Self::Session(_) | Self::Exec { .. } => ExitStatus::Unavailable,
+        }
+    }
+}
+
+/// Makes the jail and executes the program in it. It returns in a process that has left the program in a PID namespace
+/// alone.
+///
+/// # Errors
+/// When it cannot be done.
+pub fn run(args: &JailerArgs) -> Result<ExitStatus, JailerError> {
+    // A program has nothing of who has started the jailer, but for its input and outputs.
+    process::close(process::inherited().map_err(Error::Process)?);
+    let jailer = Jailer::new(args)?;
+    if !rustix::process::geteuid().is_root() {
+        return Err(Error::NotRoot.into());
+    }
+    // While there is a /proc to ask.
+    jailer.run(OneThread::new().map_err(Error::Process)?)
+}
+
+/// Options that make sense.
+struct Jailer<'a> {
+    args: &'a JailerArgs,
+    id: &'a str,
+    program: PathBuf,
+    name: OsString,
+    root: PathBuf,
+    user: User,
+}
+
+impl<'a> Jailer<'a> {
+    fn new(args: &'a JailerArgs) -> Result<Self, JailerError> {
+        let id = args.id.as_deref().unwrap_or_default();
+        if !is_vm_id(id) {
+            return Err(JailerError::Id(id.to_owned()));
+        }
+        let given = args.exec_file.as_deref().unwrap_or(Path::new(""));
+        let program = canonical(given)?;
+        if !program.is_file() {
+            return Err(JailerError::NotAFile(program));
+        }
+        // The name that was given: it may be a link to this program.
+        let name = given.file_name().unwrap_or_default().to_owned();
+        if !name.to_string_lossy().contains(PROGRAM) {
+            return Err(JailerError::Program(name.to_string_lossy().into_owned()));
+        }
+        let base = canonical(&args.chroot_base_dir)?;
+        if !base.is_dir() {
+            return Err(JailerError::NotADirectory(base));
+        }
+        if !args.cgroup.is_empty() && args.cgroup_version == 1 {
+            return Err(JailerError::Version);
+        }
+        let root = base.join(&name).join(id).join("root");
+        let user = User { uid: args.uid.unwrap_or_default(), gid: args.gid.unwrap_or_default() };
+        Ok(Self { args, id, program, name, root, user })
+    }
+
+    fn run(&self, one: OneThread) -> Result<ExitStatus, JailerError> {
+        let network = self.args.netns.as_deref().map(Network::open).transpose()?;
+        let entrance = self.group()?;
+        let nodes = devices::of_the_host();
+        let null = open_null(self.args.daemonize)?;
+        make_folder(&self.root).map_err(failed("make", &self.root))?;
+        self.copy_program()?;
+        network.as_ref().map(Network::enter).transpose()?;
+        self.limit()?;
+        if let Some(entrance) = entrance {
+            entrance.enter().map_err(failed("enter the control group of", &self.root))?;
+        }
+        namespaces::new_mounts()?;
+        let cpus =
+            open_tree(CWD, CPUS, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC);
+        mount_bind(&self.root, &self.root)
+            .map_err(|errno| failed("mount", &self.root)(errno.into()))?;
+        change_root(&self.root)?;
+        // From here on no link leads out of the jail.
+        self.make_folders()?;
+        devices::make(Path::new("/dev"), &nodes, self.user)?;
+        show_cpus(cpus.ok())?;
+        if let Some(null) = null {
+            setsid().map_err(|errno| JailerError::Session(errno.into()))?;
+            into_null(&null).map_err(JailerError::Session)?;
+        }
+        match self.args.new_pid_ns {
+            true => self.execute_as_first(one),
+            false => match self.execute()? {},
+        }
+    }
+
+    /// The control group that the program is to be in.
+    fn group(&self) -> Result<Option<Entrance>, JailerError> {
+        let JailerArgs { cgroup, cgroup_version, parent_cgroup, .. } = self.args;
+        let name = self.name.to_string_lossy();
+        let parent = parent_cgroup.as_deref().unwrap_or(&name);
+        Ok(match (cgroup.is_empty(), cgroup_version, parent_cgroup) {
+            (false, ..) => {
+                let group = Group::that_stays(parent, self.id.to_owned(), cgroup.clone())?;
+                Some(group.make()?)
+            }
+            (true, 2, Some(_)) => Some(Entrance::of_existing(parent)?),
+            _ => None,
+        })
+    }
+
+    /// Puts the program into the jail, in the place of what a jail before this one had there.
+    fn copy_program(&self) -> Result<(), JailerError> {
+        let to = self.root.join(&self.name);
+        let copy = || -> io::Result<()> {
+            let mut from = fs::File::open(&self.program)?;
+            match fs::remove_file(&to) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+            // The folder is the user's: a link that waits there is not followed.
+            let mut file =
+                fs::OpenOptions::new().write(true).create_new(true).mode(0o755).open(&to)?;
+            io::copy(&mut from, &mut file)?;
+            file.set_permissions(fs::Permissions::from_mode(0o755))
+        };
+        copy().map_err(|source| JailerError::Copy { from: self.program.clone(), to, source })
+    }
+
+    fn limit(&self) -> Result<(), JailerError> {
+        let given = &self.args.resource_limit;
+        let is_of_descriptors =
+            |limit: &ResourceLimit| matches!(limit, ResourceLimit::Descriptors(_));
+        let default = (!given.iter().any(is_of_descriptors))
+            .then_some(ResourceLimit::Descriptors(DESCRIPTORS));
+        for limit in given.iter().copied().chain(default) {
+            let (resource, what, number) = match limit {
+                ResourceLimit::FileSize(number) => (Resource::Fsize, "fsize", number),
+                ResourceLimit::Descriptors(number) => (Resource::Nofile, "no-file", number),
+            };
+            let both = Rlimit { current: Some(number), maximum: Some(number) };
+            setrlimit(resource, both)
+                .map_err(|errno| Error::Limit { what, source: errno.into() })?;
+        }
+        Ok(())
+    }
+
+    fn make_folders(&self) -> Result<(), JailerError> {
+        for folder in FOLDERS.map(Path::new) {
+            let make = || -> io::Result<()> {
+                fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+                fs::set_permissions(folder, fs::Permissions::from_mode(0o700))?;
+                self.user.own_at(folder)
+            };
+            make().map_err(failed("make", folder))?;
+        }
+        Ok(())
+    }
+
+    /// Executes it in a PID namespace, whose process 1 it is.
+    fn execute_as_first(&self, one: OneThread) -> Result<ExitStatus, JailerError> {
+        namespaces::new_pids()?;
+        match fork(one).map_err(Error::Process)? {
+            Forked::Child => match self.execute()? {},
+            Forked::Parent(child) => {
+                let path = PathBuf::from("/").join(pid_file(&self.name));
+                note(child, &path).map_err(failed("write", &path))?;
+                Ok(ExitStatus::Success)
+            }
+        }
+    }
+
+    fn execute(&self) -> Result<Infallible, JailerError> {
+        let at = Path::new("/proc");
+        make_folder(at).map_err(failed("make", at))?;
+        mount_processes(at)?;
+        user::forget_capabilities().map_err(Error::User)?;
+        let program = Path::new("/").join(&self.name);
+        let mut command = Command::new(&program);
+        // There is no time of a start that the program would report.
+        command.args(["--id", self.id, "--start-time-us", "0", "--start-time-cpu-us", "0"]);
+        command.args(["--parent-cpu-time-us", "0"]).args(&self.args.rest);
+        let source = command.env_clear().gid(self.user.gid).uid(self.user.uid).exec();
+        Err(JailerError::Exec { program, source })
+    }
+}
+
+fn canonical(path: &Path) -> Result<PathBuf, JailerError> {
+    path.canonicalize().map_err(|source| JailerError::Path { path: path.to_owned(), source })
+}
+
+/// Opened while there is one.
+fn open_null(is_wanted: bool) -> Result<Option<fs::File>, JailerError> {
+    let open = || fs::File::options().read(true).write(true).open("/dev/null");
+    let opened = is_wanted.then(open).transpose();
+    opened.map_err(|source| Error::Input { path: "/dev/null".into(), source }.into())
+}
+
+fn into_null(null: &fs::File) -> io::Result<()> {
+    rustix::stdio::dup2_stdin(null)?;
+    rustix::stdio::dup2_stdout(null)?;
+    Ok(rustix::stdio::dup2_stderr(null)?)
+}
+
+/// Shows the host's CPUs where the host has them.
+fn show_cpus(cpus: Option<OwnedFd>) -> Result<(), Error> {
+    let Some(cpus) = cpus else { return Ok(()) };
+    let at = Path::new(CPUS);
+    make_folder(at).map_err(failed("make", at))?;
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    let moved = move_mount(&cpus, "", CWD, at, flags);
+    moved.map_err(|errno| failed("show", at)(errno.into()))
+}
+
+/// What has the number of a program's process.
+fn pid_file(name: &OsStr) -> OsString {
+    let mut file = name.to_owned();
+    file.push(".pid");
+    file
+}
+
+fn note(process: Pid, path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut file = fs::File::create_new(path)?;
+    write!(file, "{}", process.as_raw_nonzero())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    #[command(disable_version_flag = true)]
+    struct Process {
+        #[command(flatten)]
+        args: JailerArgs,
+    }
+
+    fn parse(line: &str) -> Result<JailerArgs, clap::Error> {
+        let words = std::iter::once("jailer").chain(line.split_ascii_whitespace());
+        Process::try_parse_from(words).map(|process| process.args)
+    }
+
+    #[test]
+    fn every_option_of_the_jailer_is_taken() {
+        let line = "--id vm1 --exec-file /bin/firecracker --uid 123 --gid 100 --chroot-base-dir /jails --netns /run/n \
+                    --daemonize --new-pid-ns --cgroup cpu.weight=5 --cgroup memory.max=1G --cgroup-version 2 \
+                    --parent-cgroup all/vms --resource-limit fsize=5 --resource-limit no-file=64 -- --api-sock /run/a \
+                    --id other";
+        let args = parse(line).unwrap();
+
+        assert_eq!((args.uid, args.gid), (Some(123), Some(100)));
+        assert_eq!(args.chroot_base_dir, Path::new("/jails"));
+        assert!(args.daemonize && args.new_pid_ns);
+        assert_eq!((args.cgroup.len(), args.cgroup_version), (2, 2));
+        assert_eq!(args.parent_cgroup.as_deref(), Some("all/vms"));
+        let limits = [ResourceLimit::FileSize(5), ResourceLimit::Descriptors(64)];
+        assert_eq!(args.resource_limit, limits);
+        assert_eq!(args.rest, ["--api-sock", "/run/a", "--id", "other"]);
+    }
+
+    #[test]
+    fn four_options_are_needed() {
+        let all = ["--id a", "--exec-file /f", "--uid 1", "--gid 1"];
+        for left_out in all {
+            let others: Vec<_> = all.into_iter().filter(|option| *option != left_out).collect();
+            assert!(parse(&others.join(" ")).is_err(), "{left_out}");
+        }
+        let args = parse(&all.join(" ")).unwrap();
+        assert_eq!((args.chroot_base_dir.to_str(), args.cgroup_version), (Some(BASE), 1));
+        assert!(parse("--version").unwrap().version);
+        for wrong in ["--uid -1", "--uid x", "--cgroup-version 3", "--resource-limit cpu=1"] {
+            assert!(parse(&format!("--id a --exec-file /f --gid 1 {wrong}")).is_err(), "{wrong}");
+        }
+    }
+
+    /// Options for a program and a place that are there.
+    fn options(folder: &Path, name: &str, more: &str) -> JailerArgs {
+        let program = folder.join(name);
+        fs::write(&program, "").unwrap();
+        let base = folder.join("jails");
+        fs::create_dir_all(&base).unwrap();
+        let (program, base) = (program.display(), base.display());
+        let line = format!("--exec-file {program} --uid 1 --gid 1 --chroot-base-dir {base} {more}");
+        parse(&line).unwrap()
+    }
+
+    #[test]
+    fn the_jail_is_where_firecracker_has_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let args = options(folder.path(), "firecracker-v1", "--id vm-1");
+
+        let jailer = Jailer::new(&args).unwrap();
+
+        let base = folder.path().canonicalize().unwrap();
+        assert_eq!(jailer.root, base.join("jails/firecracker-v1/vm-1/root"));
+        assert_eq!(pid_file(&jailer.name), "firecracker-v1.pid");
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused_before_anything_is_made() {
+        let folder = tempfile::tempdir().unwrap();
+        let refused = |name: &str, more: &str| {
+            let args = options(folder.path(), name, more);
+            Jailer::new(&args).map(|_| ()).unwrap_err().to_string()
+        };
+
+        assert!(refused("firecracker", "--id a_b").starts_with("Invalid instance ID"));
+        assert!(refused("tessera", "--id a").contains("must contain \"firecracker\": tessera"));
+        let group = refused("firecracker", "--id a --cgroup cpu.shares=5");
+        assert!(group.contains("--cgroup-version 2"), "{group}");
+        let made = fs::read_dir(folder.path().join("jails")).unwrap().count();
+        assert_eq!(made, 0);
+    }
+
+    #[test]
+    fn a_link_in_the_jail_is_not_followed() {
+        let folder = tempfile::tempdir().unwrap();
+        let args = options(folder.path(), "firecracker", "--id a");
+        let jailer = Jailer::new(&args).unwrap();
+        let victim = folder.path().join("victim");
+        fs::write(&victim, "kept").unwrap();
+        fs::create_dir_all(&jailer.root).unwrap();
+        std::os::unix::fs::symlink(&victim, jailer.root.join("firecracker")).unwrap();
+
+        jailer.copy_program().unwrap();
+
+        assert_eq!(fs::read_to_string(&victim).unwrap(), "kept");
+        assert!(jailer.root.join("firecracker").symlink_metadata().unwrap().is_file());
+    }
+}
