@@ -3,6 +3,7 @@
 use clap::{Parser, Subcommand};
 
 use crate::config::{Deferred, FirecrackerArgs, RunArgs};
+use crate::jail::firecracker::JailerArgs;
 use crate::tag_storage::broker::BrokerArgs;
 use crate::template::TemplateArgs;
 
@@ -26,6 +27,8 @@ pub enum Command {
     Template(Deferred<TemplateArgs>),
     /// Run a VM as Firecracker's process would: its options, its API
     Firecracker(Deferred<FirecrackerArgs>),
+    /// Put such a VM into a jail as Firecracker's jailer would: its options
+    Jailer(Deferred<JailerArgs>),
     /// Say what this host can do for guests, and what to do about what it cannot
     Doctor {
         /// Answer in JSON

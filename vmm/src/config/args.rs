@@ -9,6 +9,7 @@ use super::{
     BalloonFlag, ClockMode, DiskFlag, ExhaustedFlag, MemoryBacking, MteMode, NetFlag,
     TagStorageMode, VsockFlag,
 };
+use crate::jail::JailArgs;
 use crate::sandbox::SandboxArgs;
 
 /// Boot a guest and run it until it ends.
@@ -167,6 +168,10 @@ pub struct RunArgs {
     /// How the process is confined.
     #[command(flatten)]
     pub sandbox: SandboxArgs,
+
+    /// The jail that it is put into.
+    #[command(flatten)]
+    pub jail: JailArgs,
 
     /// Whether the files of sockets stay when the VM has ended, as under the name `firecracker`.
     #[arg(skip)]

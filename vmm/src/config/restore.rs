@@ -208,6 +208,7 @@ impl RunArgs {
             paused: _,
             sandbox: _,
             allow: _,
+            jail: _,
             leave_sockets: _,
         } = self;
         let of_the_machine = [

@@ -4,7 +4,6 @@ use std::cell::RefCell;
 use std::path::Path;
 use std::rc::Rc;
 
-#[cfg(target_arch = "aarch64")]
 use super::{Error, Request};
 use crate::config::CommandLineOnly;
 use crate::error::{chain, say};
@@ -39,7 +38,6 @@ impl Listed {
 ///
 /// # Errors
 /// When a VM of this id runs. Where there is no registry, the VM runs without an entry.
-#[cfg(target_arch = "aarch64")]
 pub(super) fn publish(
     request: &Request<'_>,
     flags: CommandLineOnly<'_>,

@@ -9,6 +9,7 @@ use super::snapshots::LoadError;
 use crate::config;
 use crate::console;
 use crate::exit_status::ExitStatus;
+use crate::jail;
 use crate::machine;
 use crate::registry;
 use crate::sandbox;
@@ -62,6 +63,9 @@ pub enum Error {
     /// The process cannot be confined.
     #[error(transparent)]
     Sandbox(#[from] sandbox::Error),
+    /// There can be no jail.
+    #[error(transparent)]
+    Jail(#[from] jail::Error),
     /// The host gives no descriptors for events.
     #[error("cannot set up the event loop: look at ulimit -n")]
     Events(#[source] io::Error),
@@ -85,6 +89,7 @@ impl Error {
             Self::Console(error) => error.status(),
             Self::Control(error) => error.status(),
             Self::Sandbox(error) => error.status(),
+            Self::Jail(error) => error.status(),
             Self::Registry(_) => ExitStatus::CannotCreate,
             Self::Terminal(_) => ExitStatus::Io,
             Self::Output { source, .. } => ExitStatus::for_output(source.kind()),

@@ -9,6 +9,7 @@ mod event_loop;
 mod exit_reason;
 mod exit_watcher;
 mod files;
+mod jail;
 mod launch;
 mod metrics_file;
 mod power_key;
@@ -21,6 +22,7 @@ mod watch;
 
 pub use error::Error;
 pub use exit_reason::ExitReason;
+pub use jail::{Ended, run_in_jail};
 pub use shutdown::ShutdownRequest;
 pub use snapshots::{LoadError, Restore, Saved, saved_config};
 
@@ -39,18 +41,27 @@ use crate::spec::{Draft, Spec};
 /// When it cannot be started; nothing is left behind then.
 pub fn run(args: &RunArgs) -> Result<ExitReason, Error> {
     let request = Request::of(args)?;
+    run_request(args, request, entry::publish)
+}
+
+/// Runs what the command line asks for, with an entry in the registry that `publish` makes.
+fn run_request<'a>(
+    args: &'a RunArgs,
+    request: Request<'a>,
+    publish: impl FnOnce(&Request<'_>, CommandLineOnly<'_>) -> Result<Option<Entry>, Error>,
+) -> Result<ExitReason, Error> {
     #[cfg(target_arch = "aarch64")]
     {
         let flags = args.command_line_only();
         let host = crate::kvm::Host::open().map_err(crate::machine::Error::from)?;
-        let entry = entry::publish(&request, flags)?;
+        let entry = publish(&request, flags)?;
         let files = files::of_the_process(flags, &args.allow, entry.as_ref());
         sandbox::begin(&args.sandbox, files)?;
         run_listed(&host, request, entry)
     }
     #[cfg(not(target_arch = "aarch64"))]
     {
-        drop(request);
+        drop((args, request, publish));
         Err(Error::NotArm64)
     }
 }
