@@ -26,6 +26,7 @@ mod hostile;
 mod hostile_guest;
 mod hosts;
 mod hwrng;
+mod jail;
 mod kernels;
 mod kills;
 mod kvm_state;

@@ -166,12 +166,19 @@ impl Plan {
         command
     }
 
-    /// Starts it, its console on pipes, its control socket in a folder of its own.
+    /// Starts it, its console on pipes, its control socket in a folder of its own unless a flag names one.
     pub fn start(self) -> Guest {
         let scratch = Scratch::new();
-        let socket = scratch.join("api.sock");
         let mut command = self.command();
-        command.arg("--api-sock").arg(&socket);
+        let given = self.flags.iter().position(|flag| flag == "--api-sock");
+        let socket = match given.and_then(|at| self.flags.get(at + 1)) {
+            Some(socket) => PathBuf::from(socket),
+            None => {
+                let socket = scratch.join("api.sock");
+                command.arg("--api-sock").arg(&socket);
+                socket
+            }
+        };
         let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
