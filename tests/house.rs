@@ -129,6 +129,7 @@ const UNSAFE: &[&str] = &[
     "vmm/src/sys/fatal.rs",
     "vmm/src/sys/file_lock.rs",
     "vmm/src/sys/numa.rs",
+    "vmm/src/sys/open_files.rs",
     "vmm/src/sys/peer.rs",
     "vmm/src/sys/signals.rs",
     "vmm/src/sys/startup_pages.rs",

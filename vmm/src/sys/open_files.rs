@@ -1,10 +1,12 @@
 //! How many descriptors this process may have.
+#![allow(unsafe_code, reason = "rustix asks for descriptors that are open")]
 
 use std::io;
-use std::os::fd::AsRawFd;
 
-use rustix::event::{EventfdFlags, eventfd};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+/// How many numbers are looked at with one call.
+const AT_ONCE: usize = 256;
 
 /// Asks for so many; how many the process may have then, which can be less or more.
 pub(crate) fn raise_limit(wanted: u64) -> u64 {
@@ -20,18 +22,69 @@ pub(crate) fn raise_limit(wanted: u64) -> u64 {
 /// # Errors
 /// When the limit cannot be set.
 pub(crate) fn lower_limit(more: u64) -> io::Result<()> {
-    // A new one is the lowest that is free. Where there is none, no more are had.
-    let lowest = eventfd(0, EventfdFlags::CLOEXEC).map(|lowest| lowest.as_raw_fd());
-    let lowest = lowest.ok().and_then(|lowest| u64::try_from(lowest).ok()).unwrap_or(u64::MAX);
-    let enough = lowest.saturating_add(more);
     let have = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-    let current = Some(enough.min(have)).filter(|limit| *limit != u64::MAX);
+    // All that there are: no number has to be looked at.
+    let enough = if more >= have { have } else { limit_for(more, have)? };
+    let current = Some(enough).filter(|limit| *limit != u64::MAX);
     Ok(setrlimit(Resource::Nofile, Rlimit { current, maximum: current })?)
+}
+
+/// The limit, at most `have`, below which so many numbers are free. New descriptors get the lowest of them, and those that
+/// are open may be anywhere, as who starts the process can pass any.
+///
+/// # Errors
+/// When the kernel does not say which are open.
+fn limit_for(more: u64, have: u64) -> io::Result<u64> {
+    let (mut start, mut wanted) = (0, more);
+    while wanted > 0 && start < have {
+        let length = (have - start).min(AT_ONCE as u64);
+        for is_open in are_open(start, length as usize)? {
+            if wanted == 0 {
+                break;
+            }
+            start += 1;
+            wanted -= u64::from(!is_open);
+        }
+    }
+    Ok(start)
+}
+
+/// Which of `length` numbers from `start` on are open. Asked of poll(2), as /proc need not be there, and costs an inode for
+/// each.
+fn are_open(start: u64, length: usize) -> io::Result<impl Iterator<Item = bool>> {
+    let no_events = libc::pollfd { fd: -1, events: 0, revents: 0 };
+    let mut numbers = [no_events; AT_ONCE];
+    let numbers_asked = &mut numbers[..length.min(AT_ONCE)];
+    for (place, number) in numbers_asked.iter_mut().zip(start..) {
+        // The kernel has none beyond an int.
+        place.fd = libc::c_int::try_from(number).unwrap_or(-1);
+    }
+    // SAFETY: the kernel reads and writes as many places as there are. It does not wait, and takes no number that is not
+    // open for an error.
+    let answer =
+        unsafe { libc::poll(numbers_asked.as_mut_ptr(), numbers_asked.len() as libc::nfds_t, 0) };
+    if answer < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(numbers.into_iter().take(length).map(|place| place.revents & libc::POLLNVAL == 0))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+    use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+
+    use rustix::event::{EventfdFlags, eventfd};
+
     use super::*;
+
+    /// Has a descriptor under a number as well.
+    fn at(file: &OwnedFd, number: i32) -> OwnedFd {
+        // SAFETY: the number is free, and the descriptor that the kernel gives has no other owner.
+        unsafe {
+            OwnedFd::from_raw_fd(libc::fcntl(file.as_raw_fd(), libc::F_DUPFD_CLOEXEC, number))
+        }
+    }
 
     /// In a process of its own, as it is for good.
     #[test]
@@ -46,13 +99,20 @@ mod tests {
         }
         let open = || eventfd(0, EventfdFlags::CLOEXEC);
         let before = open().expect("one");
+        // Others are open between those that are free, and far beyond, as after a start by a program that leaves its own.
+        let first = before.as_raw_fd();
+        let between = [2, 3, 5].map(|offset| at(&before, first + offset));
+        let beyond = at(&before, 700);
+        assert_eq!(beyond.as_raw_fd(), 700);
 
         lower_limit(5).expect("a limit");
 
         let more: Vec<_> = std::iter::from_fn(|| open().ok()).collect();
         assert_eq!(more.len(), 5);
-        drop((before, more));
+        drop((before, between, more));
         assert!(raise_limit(u64::MAX) < 64);
+        // What is open stays so.
+        File::from(beyond).metadata().expect("it is open");
         // What is lower already stays so.
         let limit = getrlimit(Resource::Nofile).current;
         lower_limit(u64::MAX).expect("a limit");
