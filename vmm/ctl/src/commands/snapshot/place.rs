@@ -16,7 +16,7 @@ use vmm::snapshot::WorkingSet;
 
 use crate::failure::Failure;
 
-/// The place of a snapshot, which is made in another one beside it. Dropped before it is whole, nothing of it is left.
+/// The place of a snapshot, which is made in a folder of its own first. Dropped before it is whole, nothing of it is left.
 #[derive(Debug)]
 pub(super) struct Place {
     path: PathBuf,
@@ -24,54 +24,59 @@ pub(super) struct Place {
     work: PathBuf,
     /// That folder, locked: it is in use, whatever process ids another sees.
     _lock: File,
-    /// Whether there is a snapshot already.
-    replaces: bool,
+    found: Found,
+}
+
+/// What is at the place of a snapshot.
+///
+/// Into a folder that is there the files are written below it: the VM may be allowed that folder (`--allow`) and no other.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Found {
+    Nothing,
+    EmptyFolder,
+    Snapshot,
 }
 
 impl Place {
-    /// Checks that a snapshot may be at `path`, and makes the folder beside it.
+    /// Checks that a snapshot may be at `path`, and makes the folder for its files.
     pub(super) fn prepare(path: &Path, replace: bool) -> Result<Self, Failure> {
         let shown = path.display();
         let failed = |what: &str, error: io::Error| {
             Failure::refused(format!("cannot {what} {shown}: {error}"))
         };
-        let found = match fs::read_dir(path) {
-            Ok(entries) => {
-                let names = entries.map(|entry| entry.map(|entry| entry.file_name()));
-                let names = names.collect::<io::Result<Vec<_>>>();
-                Some(names.map_err(|error| failed("look into", error))?)
-            }
-            Err(error) if error.kind() == ErrorKind::NotFound => None,
-            Err(error) => return Err(failed("look into", error)),
+        // Through links, so that what is replaced is the folder itself; absolute for the VM's process.
+        let absolute = match path.canonicalize() {
+            Err(error) if error.kind() == ErrorKind::NotFound => std::path::absolute(path),
+            found => found,
         };
-        let replaces = found.as_ref().is_some_and(|names| !names.is_empty());
-        let own = own_names();
-        if let Some(name) = found.iter().flatten().find(|name| !own.contains(name)) {
+        let absolute = absolute.map_err(|error| failed("look into", error))?;
+        let name = absolute.file_name().map(OsStr::to_owned);
+        let name = name.ok_or_else(|| Failure::usage(format!("{shown} names no folder")))?;
+        let parent = absolute.parent().unwrap_or(Path::new("/")).to_owned();
+        let found = look(&absolute, &name).map_err(|error| failed("look into", error))?;
+        if let Some(name) = found.other {
             return Err(Failure::refused(format!(
                 "{shown} has other files, such as {name:?}: name a folder for the snapshot alone"
             )));
         }
-        if replaces && !replace {
+        if found.what == Found::Snapshot && !replace {
             return Err(Failure::refused(format!(
                 "{shown} has a snapshot already: name another folder, or replace it with --replace"
             )));
         }
-        // Through links, so that what is replaced is the folder itself; absolute for the VM's process.
-        let path = match found {
-            Some(_) => path.canonicalize(),
-            None => std::path::absolute(path),
+        remove_abandoned(&parent, &name);
+        remove_abandoned(&absolute, &name);
+        let (folder, what) = match found.what {
+            Found::Nothing => (&parent, "make a folder beside"),
+            Found::EmptyFolder | Found::Snapshot => (&absolute, "make a folder in"),
         };
-        let path = path.map_err(|error| failed("find", error))?;
-        let name = path.file_name();
-        let name = name.ok_or_else(|| Failure::usage(format!("{shown} names no folder")))?;
-        remove_abandoned(&path, name);
-        let work = path.with_file_name(beside(name, std::process::id()));
+        let work = folder.join(working_name(&name, std::process::id()));
         // Guest memory is for its user's eyes only.
         let made = DirBuilder::new().mode(0o700).create(&work).and_then(|()| File::open(&work));
-        let lock = made.map_err(|error| failed("make a folder beside", error))?;
+        let lock = made.map_err(|error| failed(what, error))?;
         // Where a file system has no locks, nothing finds it abandoned either.
         let _ = flock(&lock, FlockOperation::NonBlockingLockExclusive);
-        Ok(Self { path, work, _lock: lock, replaces })
+        Ok(Self { path: absolute, work, _lock: lock, found: found.what })
     }
 
     /// The files to write.
@@ -79,25 +84,83 @@ impl Place {
         SnapshotFiles::in_folder(&self.work)
     }
 
-    /// Puts the snapshot into its place, in one step; how much it takes.
-    pub(super) fn commit(self) -> Result<Bytes, Failure> {
-        let shown = self.path.display();
-        let failed = |error: io::Error| {
+    /// Puts the snapshot into its place, where there is a whole one at any time or none; how much it takes.
+    pub(super) fn commit(mut self) -> Result<Bytes, Failure> {
+        let size = self.size().and_then(|size| {
+            match self.found {
+                Found::Nothing => self.rename(&self.path, RenameFlags::empty())?,
+                Found::EmptyFolder => self.fill()?,
+                Found::Snapshot => self.replace()?,
+            }
+            Ok(size)
+        });
+        size.map_err(|error| {
+            let shown = self.path.display();
             Failure::refused(format!("cannot put the snapshot into its place {shown}: {error}"))
-        };
+        })
+    }
+
+    fn size(&self) -> io::Result<Bytes> {
         let SnapshotFiles { state, memory } = self.files();
         let mut size = Bytes::ZERO;
         for file in [state, memory] {
-            let length = Bytes::new(fs::metadata(file).map_err(failed)?.len());
+            let length = Bytes::new(fs::metadata(file)?.len());
             size = size.checked_add(length).unwrap_or(Bytes::MAX);
         }
-        let flags = if self.replaces { RenameFlags::EXCHANGE } else { RenameFlags::empty() };
-        renameat_with(CWD, &self.work, CWD, &self.path, flags)
-            .map_err(|errno| failed(errno.into()))?;
-        let parent = self.path.parent().unwrap_or(Path::new("/"));
-        File::open(parent).and_then(|folder| folder.sync_all()).map_err(failed)?;
         Ok(size)
     }
+
+    /// Gives the folder of the files another name, beside the place or that of the place itself.
+    fn rename(&self, to: &Path, flags: RenameFlags) -> io::Result<()> {
+        renameat_with(CWD, &self.work, CWD, to, flags)?;
+        sync(self.path.parent().unwrap_or(Path::new("/")))
+    }
+
+    /// Moves the files into the folder, the state file last: where it is, the snapshot is complete.
+    fn fill(&self) -> io::Result<()> {
+        let (from, to) = (self.files(), SnapshotFiles::in_folder(&self.path));
+        let moved = |from: &Path, to: &Path| -> io::Result<()> {
+            Ok(renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE)?)
+        };
+        moved(&from.memory, &to.memory)?;
+        let whole = sync(&self.path).and_then(|()| moved(&from.state, &to.state));
+        whole.inspect_err(|_| {
+            // Memory without a state is no snapshot, and is in the way of the next one.
+            let _ = fs::rename(&to.memory, &from.memory);
+        })?;
+        sync(&self.path)
+    }
+
+    /// Exchanges the folder for that of the files.
+    fn replace(&mut self) -> io::Result<()> {
+        let name = self.work.file_name().unwrap_or_default();
+        let beside = self.path.with_file_name(name);
+        self.rename(&beside, RenameFlags::NOREPLACE)?;
+        self.work = beside;
+        self.rename(&self.path, RenameFlags::EXCHANGE)?;
+        // What a VM is allowed is a folder, not its name. Where this fails the snapshot is whole all the same.
+        let _ = self.restore_folder();
+        Ok(())
+    }
+
+    /// Brings the folder back that was at the place, with the files of the new snapshot.
+    fn restore_folder(&self) -> io::Result<()> {
+        for name in own_names() {
+            match fs::remove_file(self.work.join(name)) {
+                Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        let (from, to) = (SnapshotFiles::in_folder(&self.path), self.files());
+        fs::hard_link(&from.memory, &to.memory)?;
+        fs::hard_link(&from.state, &to.state)?;
+        sync(&self.work)?;
+        self.rename(&self.path, RenameFlags::EXCHANGE)
+    }
+}
+
+fn sync(folder: &Path) -> io::Result<()> {
+    File::open(folder)?.sync_all()
 }
 
 impl Drop for Place {
@@ -107,18 +170,45 @@ impl Drop for Place {
     }
 }
 
-/// The name of the folder in which this process makes a snapshot.
-fn beside(name: &OsStr, process: u32) -> OsString {
-    let mut beside = OsString::from(".");
-    beside.push(name);
-    beside.push(format!(".{process}.new"));
-    beside
+/// What is in the folder of a snapshot.
+struct Looked {
+    what: Found,
+    /// A file that is none of a snapshot.
+    other: Option<OsString>,
 }
 
-/// Removes what processes have left that were killed while they made this snapshot, as a second Ctrl-C does.
-fn remove_abandoned(path: &Path, name: &OsStr) {
-    let parent = path.parent().unwrap_or(Path::new("/"));
-    for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
+fn look(path: &Path, name: &OsStr) -> io::Result<Looked> {
+    let entries = match fs::read_dir(path) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            return Ok(Looked { what: Found::Nothing, other: None });
+        }
+        Err(error) => return Err(error),
+    };
+    let own = own_names();
+    let mut looked = Looked { what: Found::EmptyFolder, other: None };
+    for entry in entries {
+        let entry = entry?.file_name();
+        if own.contains(&entry) {
+            looked.what = Found::Snapshot;
+        } else if maker(&entry, name).is_none() {
+            looked.other = Some(entry);
+        }
+    }
+    Ok(looked)
+}
+
+/// The name of the folder in which this process makes a snapshot.
+fn working_name(name: &OsStr, process: u32) -> OsString {
+    let mut working = OsString::from(".");
+    working.push(name);
+    working.push(format!(".{process}.new"));
+    working
+}
+
+/// Removes what processes have left in a folder that were killed while they made this snapshot, as a second Ctrl-C does.
+fn remove_abandoned(folder: &Path, name: &OsStr) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
         if entry.file_type().is_ok_and(|kind| kind.is_dir())
             && let Some(process) = maker(&entry.file_name(), name)
             && is_gone(process)
@@ -131,7 +221,7 @@ fn remove_abandoned(path: &Path, name: &OsStr) {
     }
 }
 
-/// The process that a folder is of, if it is one beside `name`.
+/// The process that a folder is of, if it is one for the snapshot `name`.
 fn maker(folder: &OsStr, name: &OsStr) -> Option<Pid> {
     let rest = folder.as_bytes().strip_prefix(b".")?.strip_prefix(name.as_bytes())?;
     let process = rest.strip_prefix(b".")?.strip_suffix(b".new")?;
@@ -153,7 +243,7 @@ fn own_names() -> [OsString; 3] {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
-    use std::os::unix::fs::{PermissionsExt, symlink};
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 
     use super::*;
 
@@ -252,6 +342,64 @@ mod tests {
         assert_eq!(fs::read_to_string(path.join("memory")).unwrap(), "new");
         assert_eq!(names(&path), ["memory", "state"]);
         assert_eq!(names(scratch.path()), ["link", "one"]);
+    }
+
+    #[test]
+    fn a_folder_that_is_there_stays_the_same_and_has_a_whole_snapshot() {
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("one");
+        fs::create_dir(&path).unwrap();
+        let inode = || fs::metadata(&path).unwrap().ino();
+        let folder = inode();
+
+        for text in ["first", "second", "third"] {
+            let place = Place::prepare(&path, true).unwrap();
+            // Below the folder, which may be all that the VM may write to.
+            assert!(place.files().memory.starts_with(&path));
+            write(&place, text);
+            place.commit().unwrap();
+
+            assert_eq!(inode(), folder);
+            assert_eq!(fs::read_to_string(path.join("state")).unwrap(), text);
+            assert_eq!(fs::read_to_string(path.join("memory")).unwrap(), text);
+            assert_eq!(names(&path), ["memory", "state"]);
+            assert_eq!(names(scratch.path()), ["one"]);
+        }
+    }
+
+    #[test]
+    fn one_that_is_not_finished_leaves_a_folder_as_it_was() {
+        let scratch = tempfile::tempdir().unwrap();
+        let (empty, old) = (scratch.path().join("empty"), scratch.path().join("old"));
+        fs::create_dir(&empty).unwrap();
+        let place = Place::prepare(&old, false).unwrap();
+        write(&place, "old");
+        place.commit().unwrap();
+
+        for path in [&empty, &old] {
+            let place = Place::prepare(path, true).unwrap();
+            fs::write(place.files().memory, "half").unwrap();
+            place.commit().unwrap_err();
+        }
+
+        assert!(names(&empty).is_empty());
+        assert_eq!(names(&old), ["memory", "state"]);
+        assert_eq!(fs::read_to_string(old.join("memory")).unwrap(), "old");
+    }
+
+    #[test]
+    fn two_that_are_made_at_once_in_an_empty_folder_do_not_mix() {
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("one");
+        fs::create_dir(&path).unwrap();
+        let place = Place::prepare(&path, false).unwrap();
+        write(&place, "mine");
+        fs::write(path.join("state"), "theirs").unwrap();
+        let refused = place.commit().unwrap_err();
+
+        assert!(refused.message.contains("into its place"), "{refused:?}");
+        assert_eq!(names(&path), ["state"]);
+        assert_eq!(fs::read_to_string(path.join("state")).unwrap(), "theirs");
     }
 
     #[test]
