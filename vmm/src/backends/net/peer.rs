@@ -5,17 +5,24 @@ use std::io;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
+use rustix::event::{Timespec, poll};
 use rustix::fd::{AsFd, AsRawFd};
 use rustix::net::SocketType;
 
 use super::OpenError;
+use crate::error::say;
 use crate::sandbox;
 use crate::spec::PortForward;
 use crate::sys::unix_socket;
 
 /// The program that connects a stream of frames to the sockets of the host (<https://passt.top>).
 const PASST: &str = "passt";
+
+/// How long a passt is waited for that this process may not end: longer than one takes whose stream is closed, and too
+/// short to be taken for a VM that hangs.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Whom to connect to, again if need be.
 #[derive(Debug)]
@@ -89,12 +96,32 @@ impl Passt {
         Ok(own)
     }
 
+    /// Its stream is closed.
     fn stop(&mut self) {
-        if let Some(mut child) = self.child.take() {
+        let Some(mut child) = self.child.take() else { return };
+        match child.kill() {
             // It has ended already, or ends now.
-            let _ = child.kill();
-            let _ = child.wait();
+            Ok(()) => drop(child.wait()),
+            // passt of root runs as another user, whom a process without capabilities may not end. It ends by itself.
+            Err(_) if ends_within(&mut child, PATIENCE) => {}
+            Err(error) => say(&format!("{PASST} (pid {}) does not end: {error}", child.id())),
         }
+    }
+}
+
+/// Waits for the end of a process, with the calls that each filter has.
+fn ends_within(child: &mut Child, limit: Duration) -> bool {
+    const PAUSE: Timespec = Timespec { tv_sec: 0, tv_nsec: 5_000_000 };
+    let deadline = Instant::now() + limit;
+    loop {
+        if !matches!(child.try_wait(), Ok(None)) {
+            return true;
+        }
+        if Instant::now() >= deadline {
+            return false;
+        }
+        // Of nothing, until the time is over.
+        let _ = poll(&mut [], Some(&PAUSE));
     }
 }
 
