@@ -33,7 +33,7 @@ fn seccomp() -> Check {
     const NAME: &str = "seccomp";
     match sandbox::can_filter() {
         Ok(()) => Check::ok(NAME, "filters of system calls"),
-        Err(_) => Check::warn(
+        Err(_) => Check::fail(
             NAME,
             "none",
             "no VM starts without --seccomp off: use a kernel with CONFIG_SECCOMP_FILTER",
