@@ -91,7 +91,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("sys", &[]),
     ("spec", &["config", "folder", "vm_id"]),
     ("config", &["jail", "sandbox"]),
-    ("sandbox", &["sys"]),
+    ("sandbox", &["folder", "sys"]),
     // It is around the VM, of which it knows nothing.
     ("jail", &["folder", "sys", "vm_id"]),
     ("cli", &["config", "jail", BROKER_SERVER, "template"]),

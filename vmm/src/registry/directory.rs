@@ -218,6 +218,11 @@ fn place() -> Result<PathBuf, Error> {
     place_for(|name| std::env::var_os(name), geteuid().is_root())
 }
 
+/// Where the entries of this user are, if there is a place for them; there may be none yet.
+pub(crate) fn entries() -> Option<PathBuf> {
+    place().ok().map(|place| place.join(NAME))
+}
+
 /// As [`place`], with this environment. Root's is the same in a session and in a service: the session's directory
 /// goes with the session, and a service has none.
 pub(super) fn place_for(

@@ -24,8 +24,8 @@ mod service;
 use std::io;
 use std::path::PathBuf;
 
-pub(crate) use directory::lock_templates;
 pub use directory::{Directory, templates};
+pub(crate) use directory::{entries, lock_templates};
 pub use entry::{Entry, Publication};
 pub use list::{Listing, Skipped, Vm};
 pub use process::Process;

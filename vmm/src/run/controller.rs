@@ -1,7 +1,7 @@
 //! The machine as the control socket sees it.
 
 use std::cell::RefCell;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::{Rc, Weak};
 
 use serde::Serialize;
@@ -13,11 +13,12 @@ use super::power_key::PowerKeyTimer;
 use super::shutdown::ShutdownRequest;
 use super::snapshots;
 use crate::api::{ControlError, Controller, model};
-use crate::backends::balloon;
+use crate::backends::{balloon, block};
 use crate::config::ConfigChange;
 use crate::error::chain;
 use crate::events::Event;
 use crate::machine::{Machine, NotProvisional, PauseReason};
+use crate::sandbox::{self, FileUse};
 use crate::snapshot::SnapshotId;
 use crate::spec::{DiskSpec, NetSpec, RateLimiterChange, Spec};
 use crate::vcpu;
@@ -130,7 +131,7 @@ impl Controller for MachineController {
         let mut machine = machine.borrow_mut();
         let disk = machine.disk_mut(id).ok_or_else(|| ControlError::no_such("disk", id))?;
         if let Some(path) = update.path_on_host {
-            disk.refresh(&path).map_err(|error| ControlError::refused(chain(&error)))?;
+            disk.refresh(&path).map_err(|error| not_replaced(disk.spec(), &path, &error))?;
         }
         disk.limit(limits);
         Ok(())
@@ -279,6 +280,19 @@ fn refresh(config: &mut Value, list: &str, sections: impl Iterator<Item = impl S
 
 fn confirm(machine: &mut Machine, snapshot: SnapshotId) -> Result<(), ControlError> {
     machine.confirm(snapshot).map_err(|error| ControlError::refused(error.to_string()))
+}
+
+/// Why a disk has no other file.
+fn not_replaced(disk: &DiskSpec, path: &Path, error: &block::Error) -> ControlError {
+    let file_use = if disk.read_only { FileUse::Read } else { FileUse::Write };
+    let reason = chain(error);
+    ControlError::refused(match error.is_denied() && sandbox::forbids(path, file_use) {
+        true => format!(
+            "{reason}: a VM opens files in the folders of the disks that it was started with, where these are no places \
+             of others, and in those that were named: start it with --allow DIR, or with --sandbox off"
+        ),
+        false => reason,
+    })
 }
 
 /// What becomes of limits.

@@ -1,22 +1,19 @@
 //! Which files a VM opens, makes and removes once its guest runs.
 
-#[cfg(target_arch = "aarch64")]
 use std::env;
-#[cfg(any(target_arch = "aarch64", test))]
 use std::ffi::OsString;
-#[cfg(any(target_arch = "aarch64", test))]
-use std::path::Path;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::snapshots::Restore;
 use crate::backends::{balloon, vsock};
 #[cfg(target_arch = "aarch64")]
 use crate::config::CommandLineOnly;
 use crate::folder::folder_of;
+use crate::registry;
 #[cfg(target_arch = "aarch64")]
 use crate::registry::Entry;
-use crate::sandbox::Files;
-use crate::spec::{NetBackendSpec, SerialTarget, Spec};
+use crate::sandbox::{FileUse, Files};
+use crate::spec::{DiskSpec, NetBackendSpec, SerialTarget, Spec};
 
 /// Descriptors of a VM that runs, beside those of its start and those of its guest's sockets: ten clients of the control
 /// socket, one of the console, a broker and a network that are looked for, two snapshots (one is read, one is written)
@@ -38,33 +35,42 @@ pub(super) fn of_the_process(
     entry: Option<&Entry>,
 ) -> Files {
     let mut files = Files { made_in: allowed.to_vec(), ..Files::default() };
-    let registry = entry.map(|entry| entry.folder().to_owned());
     if let Some(folder) = flags.api_sock.map(folder_of) {
-        let saved_in = folder.canonicalize().ok();
-        let variable = |name: &str| env::var_os(name);
-        let saved_in =
-            saved_in.filter(|folder| is_for_snapshots(folder, registry.as_deref(), variable));
-        files.made_in.extend(saved_in);
+        files.made_in_if_there.extend(unnamed(folder));
         files.removed_in.push(folder.to_owned());
     }
-    files.removed_in.extend(registry);
+    files.removed_in.extend(entry.map(|entry| entry.folder().to_owned()));
     files
 }
 
-/// Whether a VM may make files in the folder of its control socket without being asked for it (`--allow`). Not where
-/// others are that decide what its user's programs do, or which VMs there are. The folder is a canonical path.
-#[cfg(any(target_arch = "aarch64", test))]
-fn is_for_snapshots(
-    folder: &Path,
-    registry: Option<&Path>,
+/// A folder in which a VM may have files without being asked for it (`--allow`), by its canonical path.
+fn unnamed(folder: &Path) -> Option<PathBuf> {
+    let shared = shared_places(|name| env::var_os(name), registry::entries());
+    folder.canonicalize().ok().filter(|folder| is_of_vms(folder, &shared))
+}
+
+/// Places of the user in which others decide what programs do, or which VMs there are.
+fn shared_places(
     variable: impl Fn(&str) -> Option<OsString>,
-) -> bool {
-    let is_of_the_system = folder.parent().is_none_or(|above| above.parent().is_none());
+    registry: Option<PathBuf>,
+) -> Vec<PathBuf> {
     let places = ["HOME", "XDG_RUNTIME_DIR"].map(|name| variable(name).map(PathBuf::from));
-    let places = places.into_iter().flatten().map(|place| place.canonicalize().unwrap_or(place));
-    let has = |place: &Path| place.starts_with(folder);
-    let is_shared = places.chain(registry.map(Path::to_owned)).any(|place| has(&place));
+    let places = places.into_iter().flatten().chain(registry);
+    places.map(|place| place.canonicalize().unwrap_or(place)).collect()
+}
+
+/// Whether a folder can be of VMs alone: not one of the system's, and none that has one of these places in it.
+fn is_of_vms(folder: &Path, shared: &[PathBuf]) -> bool {
+    let is_of_the_system = folder.parent().is_none_or(|above| above.parent().is_none());
+    let is_shared = shared.iter().any(|place| place.starts_with(folder));
     (!is_of_the_system || folder == Path::new("/tmp")) && !is_shared
+}
+
+/// The folder of a disk, in which a client may name another file for it. Where devices are, each is named at the start.
+fn beside(disk: &DiskSpec) -> Option<(PathBuf, FileUse)> {
+    let file_use = if disk.read_only { FileUse::Read } else { FileUse::Write };
+    let folder = unnamed(folder_of(&disk.path))?;
+    (!folder.starts_with("/dev")).then_some((folder, file_use))
 }
 
 /// Those of a VM.
@@ -79,7 +85,9 @@ pub(super) fn of_the_vm(spec: &Spec, restore: Option<&Restore>) -> Files {
         files.removed_in.push(folder_of(path.as_ref()).to_owned());
     }
     // A record of what was touched gets its name when it is complete.
-    files.made_in.extend(restore.and_then(Restore::record).map(folder_of).map(PathBuf::from));
+    let record = restore.and_then(Restore::record);
+    files.made_in_if_there.extend(record.map(folder_of).map(PathBuf::from));
+    files.opened_in.extend(spec.disks.iter().filter_map(beside));
     if spec.net.iter().any(|net| matches!(net.backend, NetBackendSpec::Tap(_))) {
         files.devices.push(TAPS.into());
     }
@@ -88,21 +96,23 @@ pub(super) fn of_the_vm(spec: &Spec, restore: Option<&Restore>) -> Files {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+
     use super::*;
+    use crate::spec::RateLimiterSpec;
 
     #[test]
-    fn a_vm_is_saved_beside_its_socket_unless_that_is_a_place_of_others() {
-        let is_for_snapshots = |folder: &str| {
-            let variable = |name: &str| match name {
-                "HOME" => Some("/home/me".into()),
-                "XDG_RUNTIME_DIR" => Some("/run/user/7".into()),
-                _ => None,
-            };
-            is_for_snapshots(Path::new(folder), Some(Path::new("/run/tessera/vms")), variable)
+    fn a_vm_has_the_folders_of_its_socket_and_disks_unless_they_are_places_of_others() {
+        let variable = |name: &str| match name {
+            "HOME" => Some("/home/me".into()),
+            "XDG_RUNTIME_DIR" => Some("/run/user/7".into()),
+            _ => None,
         };
+        let shared = shared_places(variable, Some("/run/tessera/vms".into()));
+        let is_of_vms = |folder: &str| is_of_vms(Path::new(folder), &shared);
 
         for folder in ["/tmp", "/tmp/a", "/home/me/vms", "/srv/vms", "/run/tessera/vms/one"] {
-            assert!(is_for_snapshots(folder), "{folder}");
+            assert!(is_of_vms(folder), "{folder}");
         }
         for folder in [
             "/",
@@ -115,7 +125,35 @@ mod tests {
             "/run/tessera",
             "/run/tessera/vms",
         ] {
-            assert!(!is_for_snapshots(folder), "{folder}");
+            assert!(!is_of_vms(folder), "{folder}");
+        }
+    }
+
+    #[test]
+    fn a_disk_may_be_replaced_by_a_file_beside_it_and_never_by_a_device() {
+        let scratch = tempfile::tempdir().unwrap();
+        let folder = scratch.path().canonicalize().unwrap();
+        let disk = |path: &Path, read_only| DiskSpec {
+            id: "data".into(),
+            path: path.to_owned(),
+            root: false,
+            partuuid: None,
+            read_only,
+            direct: false,
+            rate_limiter: RateLimiterSpec::default(),
+        };
+
+        assert_eq!(
+            beside(&disk(&folder.join("a.img"), false)),
+            Some((folder.clone(), FileUse::Write))
+        );
+        assert_eq!(
+            beside(&disk(&folder.join("a.img"), true)),
+            Some((folder.clone(), FileUse::Read))
+        );
+        assert_eq!(beside(&disk(&folder.join("none/a.img"), true)), None);
+        for device in ["/dev/null", "/dev/shm/disk"] {
+            assert_eq!(beside(&disk(Path::new(device), false)), None, "{device}");
         }
     }
 }

@@ -19,7 +19,7 @@ use crate::exit_status::ExitStatus;
 use crate::hypervisor::state::VcpuState;
 use crate::hypervisor::{self, Hypervisor};
 use crate::machine::{self, Board, Machine, MachineState, NoBase, PausedMemory, SavedMemory};
-use crate::sandbox;
+use crate::sandbox::{self, FileUse};
 use crate::snapshot::{
     self, CpuFeatures, Fault, Kind, Manifest, MemoryReader, NewPair, Pair, SnapshotId, State,
     WorkingSet,
@@ -136,7 +136,7 @@ impl From<SaveError> for ControlError {
         match &error {
             // What waits for tag storage or for a disk may have it the next time.
             SaveError::Machine(machine) if machine.may_pass() => Self::unavailable(ACTION, error),
-            SaveError::File(file) if is_forbidden(&file.fault) => Self::refused(format!(
+            SaveError::File(file) if is_forbidden(file) => Self::refused(format!(
                 "{}: a VM makes files in the folder of its control socket and in those that it was started with alone: \
                  start it with --allow DIR, or with --sandbox off",
                 chain(&error)
@@ -148,10 +148,11 @@ impl From<SaveError> for ControlError {
     }
 }
 
-/// Whether the sandbox may be what keeps a file from being made.
-fn is_forbidden(fault: &Fault) -> bool {
-    let is_denied = |source: &io::Error| matches!(source.kind(), io::ErrorKind::PermissionDenied);
-    sandbox::has_file_rules() && matches!(fault, Fault::Create(source) if is_denied(source))
+/// Whether the sandbox is what keeps a file from being made. Where it lets the file be made, modes keep it from that.
+fn is_forbidden(error: &snapshot::Error) -> bool {
+    let is_denied = |source: &io::Error| source.kind() == io::ErrorKind::PermissionDenied;
+    matches!(&error.fault, Fault::Create(source) if is_denied(source))
+        && sandbox::forbids(&error.file, FileUse::Make)
 }
 
 /// Whether a file cannot be written for a reason that another path would not have.

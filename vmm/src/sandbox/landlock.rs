@@ -4,11 +4,13 @@
 //! landlock(7); Linux Documentation/userspace-api/landlock.rst, include/uapi/linux/landlock.h
 #![allow(unsafe_code)]
 
+use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{Mode, OFlags, fstat};
 
 use super::answer;
 
@@ -33,6 +35,10 @@ impl Access {
 
     /// To read files, and to list folders.
     pub(super) const READ: Self = Self(Self::READ_FILE | Self::READ_DIR);
+    /// To read what files have.
+    pub(super) const READ_FILES: Self = Self(Self::READ_FILE);
+    /// To read and write files that are there. They are not cut.
+    pub(super) const WRITE_FILES: Self = Self(Self::READ_FILE | Self::WRITE_FILE);
     /// To remove files.
     pub(super) const REMOVE: Self = Self(Self::REMOVE_FILE);
     /// To make, read, write and remove files.
@@ -99,6 +105,8 @@ pub(super) fn version() -> io::Result<u32> {
 pub(super) struct Ruleset {
     fd: OwnedFd,
     handled: Access,
+    /// What each rule allows, by the device and inode that it is of.
+    rules: Vec<((u64, u64), Access)>,
     /// What is read. A rule is one of an inode, and procfs makes another for a name that has gone from the kernel's cache
     /// (proc_pid_lookup in Linux fs/proc/base.c), as it does where memory is short. An open one stays.
     kept: Vec<OwnedFd>,
@@ -121,7 +129,8 @@ impl Ruleset {
         // A descriptor is an int.
         let fd = answer(fd)? as RawFd;
         // SAFETY: the descriptor was just made, close-on-exec, and has no other owner.
-        Ok(Self { fd: unsafe { OwnedFd::from_raw_fd(fd) }, handled, kept: Vec::new() })
+        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        Ok(Self { fd, handled, rules: Vec::new(), kept: Vec::new() })
     }
 
     /// Allows something beneath a folder, or with a file.
@@ -138,10 +147,25 @@ impl Ruleset {
             }
             added => added,
         }?;
+        let found = fstat(&place)?;
+        self.rules.push(((found.st_dev, found.st_ino), access));
         if access == Access::READ {
             self.kept.push(place);
         }
         Ok(())
+    }
+
+    /// Whether the rules allow something with what is at a path, or would beneath it. Where
+    /// that cannot be seen it is not for the rules, which hide nothing. For messages: the kernel alone decides.
+    pub(super) fn allows(&self, path: &Path, access: Access) -> bool {
+        let Ok(path) = path.canonicalize() else { return true };
+        let above = path.ancestors().filter_map(|place| fs::metadata(place).ok());
+        let granted = above.fold(0, |granted, place| {
+            let is_of = |(inode, _): &&_| *inode == (place.dev(), place.ino());
+            self.rules.iter().filter(is_of).fold(granted, |all, (_, allowed)| all | allowed.0)
+        });
+        let wanted = access.0 & self.handled.0;
+        granted & wanted == wanted
     }
 
     fn add(&self, place: &OwnedFd, allowed: u64) -> io::Result<()> {
@@ -168,8 +192,6 @@ impl Ruleset {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-
-    use std::fs;
 
     use super::*;
     use crate::testing::{Means, skip};
@@ -222,5 +244,31 @@ mod tests {
         );
         // No other thread is under them.
         fs::read(path("other").join("file")).unwrap();
+    }
+
+    #[test]
+    fn what_rules_allow_is_known_by_the_folder_itself_and_what_is_below() {
+        let Ok(version) = version() else {
+            return skip(Means::Landlock, "the kernel has no Landlock");
+        };
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        fs::create_dir_all(path("images/below")).unwrap();
+        fs::create_dir(path("other")).unwrap();
+        fs::write(path("images/below/disk"), "").unwrap();
+        fs::write(path("other/disk"), "").unwrap();
+        std::os::unix::fs::symlink(path("other/disk"), path("images/link")).unwrap();
+        let mut rules = Ruleset::new(version).unwrap();
+        rules.allow(&path("images"), Access::WRITE_FILES).unwrap();
+
+        assert!(rules.allows(&path("images/below/disk"), Access::WRITE_FILES));
+        assert!(rules.allows(&path("images/below/disk"), Access::READ_FILES));
+        assert!(!rules.allows(&path("images"), Access::FILES));
+        assert!(!rules.allows(&path("images/link"), Access::READ_FILES));
+        assert!(!rules.allows(&path("other/disk"), Access::READ_FILES));
+        // It is not the rules that keep it from being found.
+        assert!(rules.allows(&path("none/disk"), Access::READ_FILES));
+        fs::rename(path("images"), path("moved")).unwrap();
+        assert!(rules.allows(&path("moved/below/disk"), Access::WRITE_FILES));
     }
 }

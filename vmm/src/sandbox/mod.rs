@@ -11,7 +11,7 @@ mod seccomp;
 
 use std::ffi::c_long;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -22,6 +22,7 @@ use landlock::{Access, Ruleset};
 
 use crate::error::{chain, say, say_last};
 use crate::exit_status::ExitStatus;
+use crate::folder::folder_of;
 use crate::sys::fatal;
 use crate::sys::thread;
 pub use crate::sys::thread::{ROLES, Role};
@@ -72,6 +73,27 @@ impl Error {
     }
 }
 
+/// What a process does with a file.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum FileUse {
+    /// It reads one that is there.
+    Read,
+    /// It reads and writes one that is there.
+    Write,
+    /// It makes one.
+    Make,
+}
+
+impl FileUse {
+    fn access(self) -> Access {
+        match self {
+            Self::Read => Access::READ_FILES,
+            Self::Write => Access::WRITE_FILES,
+            Self::Make => Access::FILES,
+        }
+    }
+}
+
 /// What a process may do with files when it is confined, beside those that are open.
 #[derive(Clone, Debug, Default)]
 pub struct Files {
@@ -79,6 +101,10 @@ pub struct Files {
     pub removed_in: Vec<PathBuf>,
     /// Where it makes, reads, writes and removes files.
     pub made_in: Vec<PathBuf>,
+    /// The same, in folders that nobody has named: without one that has gone, it does without.
+    pub made_in_if_there: Vec<PathBuf>,
+    /// Where it reads files, and reads and writes files, that are there.
+    pub opened_in: Vec<(PathBuf, FileUse)>,
     /// What it reads.
     pub read: Vec<PathBuf>,
     /// Devices that it opens again.
@@ -86,6 +112,23 @@ pub struct Files {
     /// How many descriptors it has at most beside those that are open, sockets included. All that it may have now where
     /// there is none.
     pub descriptors: Option<u64>,
+}
+
+impl Files {
+    /// All but what was named to have files made in.
+    fn unnamed(&self) -> impl Iterator<Item = (&Path, Access)> {
+        let all = [
+            (&self.made_in_if_there, Access::FILES),
+            (&self.removed_in, Access::REMOVE),
+            (&self.read, Access::READ),
+            (&self.devices, Access::DEVICE),
+        ];
+        let all = all
+            .into_iter()
+            .flat_map(|(paths, access)| paths.iter().map(move |path| (path, access)));
+        let opened = self.opened_in.iter().map(|(path, file_use)| (path, file_use.access()));
+        all.chain(opened).map(|(path, access)| (path.as_path(), access))
+    }
 }
 
 /// What holds from a thread's start on.
@@ -159,20 +202,16 @@ fn ruleset(files: &Files, more: &Files) -> Result<Option<Ruleset>, Error> {
         ));
     }
     let mut ruleset = Ruleset::new(version).map_err(Error::Files)?;
-    let all = [
-        ([&files.made_in, &more.made_in], Access::FILES),
-        ([&files.removed_in, &more.removed_in], Access::REMOVE),
-        ([&files.read, &more.read], Access::READ),
-        ([&files.devices, &more.devices], Access::DEVICE),
-    ];
-    let wanted = all.iter().flat_map(|(paths, access)| {
-        paths.iter().flat_map(|paths| paths.iter()).map(|path| (path, *access))
-    });
-    for (path, access) in wanted {
+    // What was named and is not there is a mistake.
+    for path in [&files.made_in, &more.made_in].into_iter().flatten() {
+        let allowed = ruleset.allow(path, Access::FILES);
+        allowed.map_err(|source| Error::Folder { path: path.clone(), source })?;
+    }
+    for (path, access) in files.unnamed().chain(more.unnamed()) {
         match ruleset.allow(path, access) {
             // There is nothing to use then. Who needs it says so in words of its own.
-            Err(error) if access != Access::FILES && is_out_of_reach(&error) => {}
-            allowed => allowed.map_err(|source| Error::Folder { path: path.clone(), source })?,
+            Err(error) if is_out_of_reach(&error) => {}
+            allowed => allowed.map_err(Error::Files)?,
         }
     }
     Ok(Some(ruleset))
@@ -209,7 +248,11 @@ pub fn confine(role: Role) -> Result<(), Error> {
             let descriptors = rules.descriptors.unwrap_or(u64::MAX);
             privileges::limit(role, descriptors).map_err(Error::Privileges)?;
         }
-        privileges::drop_all(role, rules.opens_devices).map_err(Error::Privileges)?;
+        let kept = privileges::Kept {
+            opens_devices: rules.opens_devices,
+            has_file_rules: rules.files.is_some(),
+        };
+        privileges::drop_unneeded(role, kept).map_err(Error::Privileges)?;
         if let Some(files) = &rules.files {
             files.restrict().map_err(Error::Files)?;
         }
@@ -227,9 +270,12 @@ pub fn check_free() -> Result<(), Error> {
     if thread::is_confined() { Err(Error::Confined) } else { Ok(()) }
 }
 
-/// Whether there are rules for files.
-pub fn has_file_rules() -> bool {
-    rules().files.is_some()
+/// Whether the rules for files are what keeps the process from using one so, whatever the modes of files say. What is made
+/// is in a folder that is there. For messages: the kernel alone decides.
+pub fn forbids(path: &Path, file_use: FileUse) -> bool {
+    let place = if file_use == FileUse::Make { folder_of(path) } else { path };
+    let rules = rules();
+    rules.files.as_ref().is_some_and(|files| !files.allows(place, file_use.access()))
 }
 
 /// Whether the kernel has filters of system calls.

@@ -21,6 +21,19 @@ const OF_A_BROKER: CapabilitySet =
 /// What the thread of a network needs that opens its tap again: of a tap without an owner, Linux wants it.
 const OF_A_TAP: CapabilitySet = CapabilitySet::NET_ADMIN;
 
+/// What lets a process pass the modes of files: a VM of root's reaches brokers, sockets and disks of other users by it.
+/// Kept where Landlock says which files there are; without it, modes are all that bounds the process.
+const PAST_MODES: CapabilitySet = CapabilitySet::DAC_OVERRIDE.union(CapabilitySet::DAC_READ_SEARCH);
+
+/// What decides on the capabilities of threads.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Kept {
+    /// Whether the process opens devices again.
+    pub(super) opens_devices: bool,
+    /// Whether there are rules for files.
+    pub(super) has_file_rules: bool,
+}
+
 /// Prepares this thread, and those that it starts: no program that it executes has more rights, and where `all` is to
 /// go, no core is written.
 ///
@@ -48,19 +61,47 @@ pub(super) fn limit(role: Role, descriptors: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// Drops the capabilities of the calling thread that its role has no use for, where the process opens devices again or
-/// does not.
+/// Drops the capabilities of the calling thread that its role has no use for.
 ///
 /// # Errors
 /// What the kernel answers.
-pub(super) fn drop_all(role: Role, opens_devices: bool) -> io::Result<()> {
-    let needed = match role {
-        Role::Broker | Role::BrokerSession => OF_A_BROKER,
-        Role::Net if opens_devices => OF_A_TAP,
-        _ => CapabilitySet::empty(),
-    };
-    let kept = needed & capabilities(None)?.permitted;
+pub(super) fn drop_unneeded(role: Role, kept: Kept) -> io::Result<()> {
+    let kept = needed(role, kept) & capabilities(None)?.permitted;
     let sets =
         CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() };
     Ok(set_capabilities(None, sets)?)
+}
+
+/// What a thread of this role may need, if it has it.
+fn needed(role: Role, kept: Kept) -> CapabilitySet {
+    let own = match role {
+        Role::Broker | Role::BrokerSession => OF_A_BROKER,
+        Role::Net if kept.opens_devices => OF_A_TAP,
+        _ => CapabilitySet::empty(),
+    };
+    // These open and remove no file, and connect to none, by a path.
+    let is_without_paths =
+        matches!(role, Role::Vcpu | Role::Disk | Role::Footprint | Role::BrokerSession);
+    if kept.has_file_rules && !is_without_paths { own | PAST_MODES } else { own }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::thread::ROLES;
+
+    #[test]
+    fn modes_of_files_are_passed_only_under_rules_for_files() {
+        for role in ROLES {
+            for opens_devices in [false, true] {
+                let kept = Kept { opens_devices, has_file_rules: false };
+                assert!(!needed(role, kept).intersects(PAST_MODES), "{role:?}");
+                let ruled = needed(role, Kept { has_file_rules: true, ..kept });
+                assert_eq!(ruled - PAST_MODES, needed(role, kept), "{role:?}");
+            }
+        }
+        let ruled = Kept { opens_devices: false, has_file_rules: true };
+        assert_eq!(needed(Role::Vcpu, ruled), CapabilitySet::empty());
+        assert_eq!(needed(Role::Main, ruled), PAST_MODES);
+    }
 }

@@ -81,6 +81,11 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether it may not be opened.
+    pub fn is_denied(&self) -> bool {
+        matches!(self, Self::Open { source, .. } if source.kind() == io::ErrorKind::PermissionDenied)
+    }
+
     /// The status that the process ends with.
     pub fn status(&self) -> ExitStatus {
         match self {

@@ -88,7 +88,7 @@ pub fn run(args: &BrokerArgs) -> Result<ExitStatus, Error> {
     let folder = folder_of(&args.socket).to_owned();
     // For the mark of its successor; and what the kernel shows of borrowers, nodes and memory.
     let files = Files {
-        made_in: vec![folder],
+        made_in_if_there: vec![folder],
         read: vec!["/proc".into(), "/sys".into()],
         ..Files::default()
     };
