@@ -18,6 +18,7 @@ mod diffs;
 mod disk;
 mod endings;
 mod faults;
+mod file_rules;
 mod filters;
 mod fleet;
 mod footprint;

@@ -160,8 +160,8 @@ pub struct RunArgs {
     #[arg(long, requires = "restore")]
     pub paused: bool,
 
-    /// A folder in which a client of the control API may have the VM saved, beside that of the control socket; may be
-    /// given several times
+    /// A folder in which a client of the control API may have the VM saved, or find another file for a disk, beside those
+    /// of the control socket and of the disks; may be given several times
     #[arg(long, value_name = "DIR")]
     pub allow: Vec<PathBuf>,
 

@@ -161,7 +161,7 @@ impl FirecrackerArgs {
             leave_sockets: true,
             sandbox: SandboxArgs {
                 seccomp: if self.no_seccomp { SeccompMode::Off } else { SeccompMode::On },
-                sandbox: SandboxMode::Off,
+                sandbox: SandboxMode::On,
             },
             // Its clients name files when they like, and have no option for folders.
             allow: vec!["/".into()],
@@ -212,7 +212,7 @@ mod tests {
         assert_eq!(run.id.as_deref(), Some("anonymous-instance"));
         assert_eq!(run.config, None);
         assert!(run.leave_sockets);
-        assert_eq!((run.sandbox.sandbox, run.allow), (SandboxMode::Off, vec!["/".into()]));
+        assert_eq!((run.sandbox.sandbox, run.allow), (SandboxMode::On, vec!["/".into()]));
         assert_eq!(run.sandbox.seccomp, SeccompMode::On);
     }
 

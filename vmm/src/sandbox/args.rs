@@ -18,9 +18,9 @@ pub enum SeccompMode {
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq, ValueEnum)]
 pub enum SandboxMode {
     /// Capabilities, files and descriptors that it does not need, cores.
+    #[default]
     On,
     /// It keeps all that its user has.
-    #[default]
     Off,
 }
 
@@ -32,6 +32,6 @@ pub struct SandboxArgs {
     pub seccomp: SeccompMode,
 
     /// Capabilities and files that the process has no need of: on gives them up
-    #[arg(long, value_name = "on|off", default_value = "off")]
+    #[arg(long, value_name = "on|off", default_value = "on")]
     pub sandbox: SandboxMode,
 }
