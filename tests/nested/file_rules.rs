@@ -62,7 +62,9 @@ fn a_vm_is_saved_in_the_folder_that_it_was_allowed_and_in_no_other() {
 
         // The folder itself, again and again, and one below it.
         for _ in 0..3 {
-            saved(&guest, &allowed).unwrap();
+            if let Err(said) = saved(&guest, &allowed) {
+                panic!("{said}: {:#?}", guest.finish());
+            }
             let mut names = fs::read_dir(&allowed).unwrap().map(|entry| entry.unwrap().file_name());
             assert!(names.all(|name| name == "state" || name == "memory"));
         }
