@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use arch::units::Bytes;
 use serde_json::json;
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::flag;
 use vmm::api::model::{SnapshotConfirm, SnapshotCreate, SnapshotType, State};
 use vmm::error::{chain, printable};
@@ -73,7 +73,9 @@ pub(crate) fn save(args: &SaveArgs) -> Result<Saved, Failure> {
     let what = if args.diff { SnapshotType::Diff } else { SnapshotType::Full };
     let start = Instant::now();
     if was_running {
-        client.pause()?;
+        // Without an answer it may be paused a moment later.
+        let paused = client.pause();
+        paused.map_err(|error| not_saved(error.into(), was_running, &target))?;
     }
     let files = place.files();
     let confirmation = SnapshotConfirm { snapshot_path: files.state.clone() };
@@ -97,7 +99,12 @@ pub(crate) fn save(args: &SaveArgs) -> Result<Saved, Failure> {
     let unconfirmed = confirmed.err();
     let runs = args.resume || (was_running && !args.keep_paused);
     if runs {
-        client.resume().map_err(|error| not_resumed(error.into(), folder))?;
+        // A connection that has failed is of no further use.
+        let resumed = match unconfirmed {
+            None => client.resume().map_err(Failure::from),
+            Some(_) => resume(&target),
+        };
+        resumed.map_err(|failure| not_resumed(failure, folder))?;
     }
     drop(waiting);
     let stopped = stop.is_wanted();
@@ -199,15 +206,18 @@ fn not_saved(mut failure: Failure, was_running: bool, target: &Target) -> Failur
         return failure;
     }
     // The connection of the call may be of no further use.
-    let resumed = target.client_within(DEFAULT_TIMEOUT).and_then(|mut client: Client| {
-        client.resume()?;
-        Ok(())
-    });
-    failure.message.push_str(match resumed {
+    failure.message.push_str(match resume(target) {
         Ok(()) => "; the VM runs again",
         Err(_) => "; the VM may be paused: `tesseractl resume` lets it run again",
     });
     failure
+}
+
+/// Lets a VM run again, over a connection of its own.
+fn resume(target: &Target) -> Result<(), Failure> {
+    let mut client: Client = target.client_within(DEFAULT_TIMEOUT)?;
+    client.resume()?;
+    Ok(())
 }
 
 /// A signal that asks to stop. The VM cannot stop within a save, and must not stay paused; a second signal ends the
@@ -217,7 +227,7 @@ struct Stop(Arc<AtomicBool>);
 impl Stop {
     fn catch() -> Result<Self, Failure> {
         let stop = Self(Arc::default());
-        for signal in [SIGINT, SIGTERM] {
+        for signal in [SIGHUP, SIGINT, SIGTERM] {
             let at_once = flag::register_conditional_shutdown(
                 signal,
                 EXIT_INTERRUPTED.into(),

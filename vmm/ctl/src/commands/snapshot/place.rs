@@ -25,6 +25,8 @@ pub(super) struct Place {
     /// That folder, locked: it is in use, whatever process ids another sees.
     _lock: File,
     found: Found,
+    /// Whether that folder is the one that was at the place: files that are not of a snapshot stay in it.
+    was_replaced: bool,
 }
 
 /// What is at the place of a snapshot.
@@ -76,7 +78,7 @@ impl Place {
         let lock = made.map_err(|error| failed(what, error))?;
         // Where a file system has no locks, nothing finds it abandoned either.
         let _ = flock(&lock, FlockOperation::NonBlockingLockExclusive);
-        Ok(Self { path: absolute, work, _lock: lock, found: found.what })
+        Ok(Self { path: absolute, work, _lock: lock, found: found.what, was_replaced: false })
     }
 
     /// The files to write.
@@ -113,7 +115,8 @@ impl Place {
     /// Gives the folder of the files another name, beside the place or that of the place itself.
     fn rename(&self, to: &Path, flags: RenameFlags) -> io::Result<()> {
         renameat_with(CWD, &self.work, CWD, to, flags)?;
-        sync(self.path.parent().unwrap_or(Path::new("/")))
+        sync_if_possible(self.path.parent().unwrap_or(Path::new("/")));
+        Ok(())
     }
 
     /// Moves the files into the folder, the state file last: where it is, the snapshot is complete.
@@ -128,7 +131,8 @@ impl Place {
             // Memory without a state is no snapshot, and is in the way of the next one.
             let _ = fs::rename(&to.memory, &from.memory);
         })?;
-        sync(&self.path)
+        sync_if_possible(&self.path);
+        Ok(())
     }
 
     /// Exchanges the folder for that of the files.
@@ -138,8 +142,11 @@ impl Place {
         self.rename(&beside, RenameFlags::NOREPLACE)?;
         self.work = beside;
         self.rename(&self.path, RenameFlags::EXCHANGE)?;
+        self.was_replaced = true;
         // What a VM is allowed is a folder, not its name. Where this fails the snapshot is whole all the same.
-        let _ = self.restore_folder();
+        if self.restore_folder().is_ok() {
+            self.was_replaced = false;
+        }
         Ok(())
     }
 
@@ -163,10 +170,28 @@ fn sync(folder: &Path) -> io::Result<()> {
     File::open(folder)?.sync_all()
 }
 
+/// A name that has been given stays given, whether the file system can be told to keep it or not: some folders cannot be
+/// read, and some file systems do not sync them (EINVAL).
+fn sync_if_possible(folder: &Path) {
+    let _ = sync(folder);
+}
+
+/// Removes the files of a snapshot, and the folder if it has no others.
+fn remove_own(folder: &Path) {
+    for name in own_names() {
+        let _ = fs::remove_file(folder.join(name));
+    }
+    let _ = fs::remove_dir(folder);
+}
+
 impl Drop for Place {
     fn drop(&mut self) {
-        // It holds what was not finished, or the snapshot that was replaced; or is not there any more.
-        let _ = fs::remove_dir_all(&self.work);
+        // It is not there any more, or holds the snapshot that was replaced, or what was not finished.
+        if self.was_replaced {
+            remove_own(&self.work);
+        } else {
+            let _ = fs::remove_dir_all(&self.work);
+        }
     }
 }
 
@@ -400,6 +425,42 @@ mod tests {
         assert!(refused.message.contains("into its place"), "{refused:?}");
         assert_eq!(names(&path), ["state"]);
         assert_eq!(fs::read_to_string(path.join("state")).unwrap(), "theirs");
+    }
+
+    #[test]
+    fn what_comes_into_a_folder_while_it_is_replaced_stays() {
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("one");
+        for text in ["old", "new"] {
+            let place = Place::prepare(&path, true).unwrap();
+            write(&place, text);
+            if text == "new" {
+                fs::write(path.join("notes"), "mine").unwrap();
+            }
+            place.commit().unwrap();
+        }
+
+        assert_eq!(fs::read_to_string(path.join("memory")).unwrap(), "new");
+        assert_eq!(fs::read_to_string(path.join("notes")).unwrap(), "mine");
+        assert_eq!(names(scratch.path()), ["one"]);
+    }
+
+    #[test]
+    fn the_folder_that_was_replaced_goes_with_its_snapshot_alone() {
+        let scratch = tempfile::tempdir().unwrap();
+        for (name, others) in [("a", &[][..]), ("b", &["notes"])] {
+            let folder = scratch.path().join(name);
+            fs::create_dir(&folder).unwrap();
+            for file in own_names() {
+                fs::write(folder.join(file), "").unwrap();
+            }
+            others.iter().for_each(|other| fs::write(folder.join(other), "").unwrap());
+
+            remove_own(&folder);
+
+            assert_eq!(folder.exists(), !others.is_empty());
+        }
+        assert_eq!(names(&scratch.path().join("b")), ["notes"]);
     }
 
     #[test]
