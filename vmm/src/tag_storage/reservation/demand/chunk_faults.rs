@@ -155,15 +155,19 @@ impl ChunkFaults {
     /// (`anon_vma`) of their own, and a guest that touches its chunks in no order would run into the
     /// limit on mappings. The first page of memory, which must not be there, is not there afterwards. No chunk may be a huge
     /// page until it is [disarmed](Self::disarm_absent).
-    pub(super) fn prepare(&self) {
+    ///
+    /// # Errors
+    /// When that page stays. What is written to it is lost then, as it counts as absent: the memory must not be used.
+    pub(super) fn prepare(&self) -> io::Result<()> {
         let page = self.ram.backing().page_size();
         let start = self.ram.host_address();
         self.forgo_huge_pages(
             &(ChunkIndex(0)..ChunkIndex(self.ram.range().size.get() / CHUNK.get())),
         );
         // Without it the guest runs as well; at the limit its chunks are filled instead.
-        if self.uffd.populate(&(start..start + page.get())).is_ok() {
-            let _ = self.ram.discard(MemoryRange::new(self.ram.range().base, page));
+        match self.uffd.populate(&(start..start + page.get())) {
+            Ok(()) => self.ram.discard(MemoryRange::new(self.ram.range().base, page)).map(drop),
+            Err(_) => Ok(()),
         }
     }
 

@@ -74,6 +74,9 @@ pub enum Error {
          with CONFIG_PROC_PAGE_MONITOR"
     )]
     Residency(#[source] io::Error),
+    /// Memory cannot be made ready.
+    #[error("a page of guest memory stays that is to come with its first touch: try again")]
+    Prepare(#[source] io::Error),
     /// A page is more than a chunk.
     #[error(
         "tag storage is reserved on demand in pieces of {CHUNK}, and this guest's memory has pages of \
@@ -353,7 +356,7 @@ impl Shared {
         let anonymous = ram.backing() == Backing::Anonymous;
         let faults = ChunkFaults::new(ram)?;
         if anonymous {
-            faults.prepare();
+            faults.prepare().map_err(Error::Prepare)?;
         }
         Ok(Self {
             ram: range,
