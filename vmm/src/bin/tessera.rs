@@ -42,7 +42,9 @@ fn main() -> ExitCode {
     fatal::install();
     panic::set_hook(Box::new(report_panic));
     // No input is known to panic the VMM; if one is found, it ends as any other fault of its own.
-    panic::catch_unwind(run_command).unwrap_or(ExitStatus::VmmFault.into())
+    let status = panic::catch_unwind(run_command).unwrap_or(ExitStatus::VmmFault.into());
+    fatal::clean_up();
+    status
 }
 
 /// The standard library's own report would wait for a reader of standard error, in any thread.

@@ -313,6 +313,7 @@ pub fn program(name: &str) -> Option<&'static [u64]> {
 fn confine_thread(role: Role) {
     if let Err(error) = confine(role) {
         say_last(&chain(&error));
+        fatal::clean_up();
         process::exit((error.status() as u8).into());
     }
 }

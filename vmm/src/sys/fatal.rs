@@ -153,7 +153,7 @@ pub fn install() {
 extern "C" fn handle(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
     // SAFETY: the kernel hands a siginfo to a handler that is installed with SA_SIGINFO.
     let info = unsafe { &*info };
-    LEFTOVERS.iter().for_each(clean_up);
+    clean_up();
     if signal == libc::SIGBUS && (NO_PAGE..=POISON).contains(&info.si_code) {
         // SAFETY: the kernel fills in an address for these codes.
         let address = unsafe { info.si_addr() } as u64;
@@ -189,8 +189,14 @@ extern "C" fn handle(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_
     }
 }
 
+/// Cleans up what would outlive the process, which is about to end: what is still registered belongs to threads that are
+/// left.
+pub fn clean_up() {
+    LEFTOVERS.iter().for_each(clean_up_place);
+}
+
 /// Cleans one place up. Nothing is freed: the allocator may be in the middle of something.
-fn clean_up(place: &AtomicPtr<Leftover>) {
+fn clean_up_place(place: &AtomicPtr<Leftover>) {
     let leftover = place.swap(ptr::null_mut(), Ordering::SeqCst);
     // SAFETY: a pointer in a place is null or from a box; once swapped out nothing else has it.
     match unsafe { leftover.as_ref() } {
