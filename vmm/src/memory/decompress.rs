@@ -33,7 +33,7 @@ impl Stored {
     }
 
     /// The next bytes, which stay unread; fewer than asked for only at the end.
-    fn peek<'a>(&self, buffer: &'a mut [u8]) -> io::Result<&'a [u8]> {
+    pub(super) fn peek<'a>(&self, buffer: &'a mut [u8]) -> io::Result<&'a [u8]> {
         let want = buffer.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
         let mut done = 0;
         while done < want {

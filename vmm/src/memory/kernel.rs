@@ -3,7 +3,6 @@
 use std::fs::File;
 use std::io::{self, Chain, Cursor, Read};
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use arch::image::{self, Compression, Doubt, Form, HEAD_LEN, Header, zstd};
@@ -137,10 +136,10 @@ impl Kernel {
         let mut stream = match compression {
             Compression::Gzip => Decompressor::Gzip(Box::new(Gzip::new(Stored::new(file, place)))),
             Compression::Zstd => {
+                let stored = Stored::new(file, place);
                 let mut header = [0; zstd::HEADER_LEN];
-                let n = file.read_at(&mut header, place.start).map_err(damaged)?;
-                check_window(&header[..n]).map_err(image_error)?;
-                let frames = Zstd::new(Stored::new(file, place)).map_err(damaged)?;
+                check_window(stored.peek(&mut header).map_err(damaged)?).map_err(image_error)?;
+                let frames = Zstd::new(stored).map_err(damaged)?;
                 Decompressor::Zstd(Box::new(frames))
             }
         };
