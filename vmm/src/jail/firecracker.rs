@@ -17,8 +17,11 @@ use std::str::FromStr;
 
 use clap::Args;
 use rustix::fs::CWD;
-use rustix::mount::{MoveMountFlags, OpenTreeFlags, mount_bind, move_mount, open_tree};
-use rustix::process::{Pid, Resource, Rlimit, setrlimit, setsid};
+use rustix::mount::{
+    MountFlags, MoveMountFlags, OpenTreeFlags, mount_bind_recursive, mount_remount, move_mount,
+    open_tree,
+};
+use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, setrlimit, setsid};
 use thiserror::Error as ThisError;
 
 use super::cgroup::{Entrance, Group};
@@ -275,7 +278,8 @@ impl<'a> Jailer<'a> {
         namespaces::new_mounts()?;
         let cpus =
             open_tree(CWD, CPUS, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC);
-        mount_bind(&self.root, &self.root)
+        // With what the client has mounted in it.
+        mount_bind_recursive(&self.root, &self.root)
             .map_err(|errno| failed("mount", &self.root)(errno.into()))?;
         change_root(&self.root)?;
         // From here on no link leads out of the jail.
@@ -283,13 +287,26 @@ impl<'a> Jailer<'a> {
         devices::make(Path::new("/dev"), &nodes, self.user)?;
         show_cpus(cpus.ok())?;
         if let Some(null) = null {
+            // The one that was started may lead a group, which cannot begin a session.
+            if let Forked::Parent(_) = fork(one).map_err(Error::Process)? {
+                return Ok(ExitStatus::Success);
+            }
             setsid().map_err(|errno| JailerError::Session(errno.into()))?;
             into_null(&null).map_err(JailerError::Session)?;
         }
         match self.args.new_pid_ns {
             true => self.execute_as_first(one),
-            false => match self.execute()? {},
+            false => {
+                self.note(rustix::process::getpid())?;
+                match self.execute()? {}
+            }
         }
+    }
+
+    /// Writes the number of the program's process into its file.
+    fn note(&self, process: Pid) -> Result<(), JailerError> {
+        let path = PathBuf::from("/").join(pid_file(&self.name));
+        Ok(note(process, &path).map_err(failed("write", &path))?)
     }
 
     /// The control group that the program is to be in.
@@ -361,8 +378,11 @@ impl<'a> Jailer<'a> {
         match fork(one).map_err(Error::Process)? {
             Forked::Child => match self.execute()? {},
             Forked::Parent(child) => {
-                let path = PathBuf::from("/").join(pid_file(&self.name));
-                note(child, &path).map_err(failed("write", &path))?;
+                if let Err(error) = self.note(child) {
+                    // Nobody would know of it.
+                    let _ = kill_process(child, Signal::KILL);
+                    return Err(error);
+                }
                 Ok(ExitStatus::Success)
             }
         }
@@ -406,7 +426,10 @@ fn show_cpus(cpus: Option<OwnedFd>) -> Result<(), Error> {
     let at = Path::new(CPUS);
     make_folder(at).map_err(failed("make", at))?;
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
-    let moved = move_mount(&cpus, "", CWD, at, flags);
+    let moved = move_mount(&cpus, "", CWD, at, flags).and_then(|()| {
+        let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+        mount_remount(at, MountFlags::BIND | MountFlags::RDONLY | flags, c"")
+    });
     moved.map_err(|errno| failed("show", at)(errno.into()))
 }
 

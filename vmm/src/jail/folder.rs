@@ -2,8 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::OwnedFd;
-use std::os::unix::fs::MetadataExt;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
@@ -18,17 +17,24 @@ pub struct Folder {
 }
 
 impl Folder {
-    /// Opens a folder that is empty, or this user's already: no other is given to a user.
+    /// Opens a folder that is this user's already, or is empty and the caller's own: no other is given to a user.
     ///
     /// # Errors
     /// When it is no such folder.
     pub fn open(path: &Path, user: User) -> Result<Self, Error> {
         let failed = |source| Error::Folder { path: path.to_owned(), source };
         let path = path.canonicalize().map_err(failed)?;
+        // Of what is open, whatever has its path by now.
         let open = || -> io::Result<(OwnedFd, bool)> {
             let fd = open_folder(&path)?;
-            let is_its_own = fs::metadata(&path)?.uid() == user.uid;
-            Ok((fd, is_its_own || fs::read_dir(&path)?.next().is_none()))
+            let owner = rustix::fs::fstat(&fd)?.st_uid;
+            let is_empty = || -> io::Result<bool> {
+                let open = format!("/proc/self/fd/{}", fd.as_raw_fd());
+                Ok(fs::read_dir(open)?.next().is_none())
+            };
+            let is_own = owner == rustix::process::geteuid().as_raw();
+            let may_be_given = owner == user.uid || (is_own && is_empty()?);
+            Ok((fd, may_be_given))
         };
         match open() {
             Ok((fd, true)) => Ok(Self { path, fd }),
@@ -80,6 +86,8 @@ fn open_folder(path: &Path) -> io::Result<OwnedFd> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+
+    use std::os::unix::fs::MetadataExt;
 
     use super::*;
 

@@ -59,7 +59,8 @@ pub enum Error {
     },
     /// The folder has files of others.
     #[error(
-        "{} has files in it, and is not the folder of the jail's user: name an empty one (--jail DIR)",
+        "{} is not the folder of the jail's user, and has files in it or is another user's: name an empty one of yours \
+         (--jail DIR)",
         .0.display()
     )]
     NotEmpty(PathBuf),
@@ -116,6 +117,28 @@ pub enum Error {
         /// The path.
         path: PathBuf,
         /// The jail's folder.
+        folder: PathBuf,
+    },
+    /// A link of the jail's folder leads out of it.
+    #[error(
+        "{} is in the jail's folder and leads to {}, out of it: who has written it is not known, so name the file itself",
+        path.display(), target.display()
+    )]
+    LeadsOut {
+        /// The path.
+        path: PathBuf,
+        /// Where it leads.
+        target: PathBuf,
+    },
+    /// The jail's folder is in another that the VM would see.
+    #[error(
+        "the folder {} has the jail's folder {} in it, and all beside it: give what the VM needs a folder of its own",
+        path.display(), folder.display()
+    )]
+    Around {
+        /// The folder.
+        path: PathBuf,
+        /// The jail's.
         folder: PathBuf,
     },
     /// A VM that waits keeps the paths that it was given.
@@ -197,6 +220,8 @@ impl Error {
             | Self::NotEmpty(_)
             | Self::Parent(_)
             | Self::Outside { .. }
+            | Self::LeadsOut { .. }
+            | Self::Around { .. }
             | Self::Relative { .. }
             | Self::Unsupported { .. } => ExitStatus::Config,
             Self::Folder { source, .. }

@@ -11,6 +11,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
+use rustix::mount::{MountPropagationFlags, mount_change};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
 
 use super::{Error, process};
@@ -71,7 +72,7 @@ pub(super) fn enter(network: Option<&Network>) -> Result<(), Error> {
         None => process::unshare(flags | UnshareFlags::NEWNET),
     }
     .map_err(Error::Namespaces)?;
-    private_mounts().map_err(Error::Namespaces)
+    keep_mounts(MountPropagationFlags::PRIVATE).map_err(Error::Namespaces)
 }
 
 /// Leaves the host's mounts alone.
@@ -80,12 +81,11 @@ pub(super) fn enter(network: Option<&Network>) -> Result<(), Error> {
 /// When the kernel refuses.
 pub(super) fn new_mounts() -> Result<(), Error> {
     process::unshare(UnshareFlags::NEWNS).map_err(Error::Namespaces)?;
-    private_mounts().map_err(Error::Namespaces)
+    // What the client mounts in the root later comes here, and nothing goes the other way.
+    keep_mounts(MountPropagationFlags::DOWNSTREAM).map_err(Error::Namespaces)
 }
 
-/// What is mounted in one namespace is not to be in others, as mounts of systemd's are.
-fn private_mounts() -> io::Result<()> {
-    use rustix::mount::{MountPropagationFlags, mount_change};
-
-    Ok(mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?)
+/// What is mounted in this namespace is not to be in others, as mounts of systemd's are.
+fn keep_mounts(how: MountPropagationFlags) -> io::Result<()> {
+    Ok(mount_change("/", how | MountPropagationFlags::REC)?)
 }

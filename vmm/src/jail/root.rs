@@ -23,8 +23,9 @@ use super::{Error, Folder, User};
 
 /// What is in a root: names of folders and links.
 const SIZE: &std::ffi::CStr = c"size=1m,mode=755";
-/// Processes of the jail, those of its user alone, and nothing else of what procfs shows.
-const PROCESSES: &std::ffi::CStr = c"subset=pid,hidepid=2";
+/// Processes of the jail, those of its user alone, and nothing else of what procfs shows. A group that nobody is in sees all
+/// of them: by default it is root's, which a VM may be in.
+const PROCESSES: &std::ffi::CStr = c"subset=pid,hidepid=2,gid=4294967294";
 /// Where they are in the jail. `/proc/self` leads there.
 const PIDS: &str = "proc/pids";
 
@@ -74,6 +75,21 @@ impl Seen {
     pub fn at(&self) -> &Path {
         &self.at
     }
+
+    /// Checks that a jail with this folder may show it. The VM may have written what is in the folder.
+    ///
+    /// # Errors
+    /// When it is reached by a link there that leads elsewhere, or has the folder in it.
+    pub(super) fn check(&self, folder: &Path) -> Result<(), Error> {
+        if self.at.starts_with(folder) && !self.source.starts_with(folder) {
+            return Err(Error::LeadsOut { path: self.at.clone(), target: self.source.clone() });
+        }
+        let is_around = |path: &Path| folder.starts_with(path) && folder != path;
+        if is_around(&self.at) || is_around(&self.source) {
+            return Err(Error::Around { path: self.at.clone(), folder: folder.to_owned() });
+        }
+        Ok(())
+    }
 }
 
 /// The path of a file from the root, in a folder that is there, without links to that folder.
@@ -110,8 +126,8 @@ impl Root<'_> {
     /// When the kernel refuses. What was mounted goes with the process.
     pub(super) fn enter(mut self) -> Result<(), Error> {
         let root = self.folder.path().to_owned();
-        self.folder.give_to(self.user)?;
         let folder = self.folder.open_again()?;
+        self.folder.give_to(self.user)?;
         memory_at(&root, MountFlags::NODEV)?;
         let devices = self.make_devices(&root)?;
         self.show_folder(&root, &folder)?;
@@ -166,9 +182,8 @@ fn from_beneath(root: &Path, seen: &Seen) -> Option<Seen> {
     match (seen.source.starts_with(root), seen.at.starts_with(root)) {
         (true, true) => return None,
         (true, false) => seen.source = inside(root, &seen.source),
-        // A link in the folder leads to it.
-        (false, true) => seen.at.clone_from(&seen.source),
-        (false, false) => {}
+        // Not by a link in the folder (`Seen::check`).
+        (false, _) => {}
     }
     Some(seen)
 }
@@ -315,7 +330,31 @@ mod tests {
         assert_eq!(seen("/srv/jail/a", "/srv/jail/b"), None);
         assert_eq!(seen("/boot/a", "/boot/b"), pair("/boot/a", "/boot/b"));
         assert_eq!(seen("/srv/jail/a", "/boot/b"), pair("/srv/jail/srv/jail/a", "/boot/b"));
-        assert_eq!(seen("/boot/a", "/srv/jail/b"), pair("/boot/a", "/boot/a"));
+    }
+
+    #[test]
+    fn what_leads_out_of_the_jails_folder_or_is_around_it_is_not_shown() {
+        let folder = Path::new("/srv/vms/one");
+        let check = |source: &str, at: &str| {
+            Seen { source: source.into(), at: at.into(), access: Access::Read }.check(folder)
+        };
+
+        for (source, at) in [
+            ("/boot/a", "/boot/b"),
+            ("/srv/vms/one/a", "/boot/b"),
+            ("/srv/vms/one/a", "/srv/vms/one/b"),
+            ("/srv/vms/one", "/srv/vms/one"),
+            ("/srv/vms/other", "/srv/vms/other"),
+        ] {
+            check(source, at).unwrap();
+        }
+        for (source, at) in [("/etc", "/srv/vms/one/saved"), ("/", "/srv/vms/one/disk")] {
+            assert!(matches!(check(source, at), Err(Error::LeadsOut { .. })), "{source}");
+        }
+        for path in ["/srv/vms", "/srv", "/"] {
+            assert!(matches!(check(path, path), Err(Error::Around { .. })), "{path}");
+        }
+        assert!(matches!(check("/srv/vms", "/vms"), Err(Error::Around { .. })));
     }
 
     #[test]

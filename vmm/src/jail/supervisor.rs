@@ -2,13 +2,14 @@
 
 use std::io::{PipeReader, PipeWriter, Read, Write};
 use std::os::fd::{AsFd, RawFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::process::exit;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::Mode;
 use rustix::process::{
-    Pid, PidfdFlags, Resource, Rlimit, Signal, kill_process, pidfd_open, setrlimit, umask,
+    Pid, PidfdFlags, Resource, Rlimit, Signal, kill_process, pidfd_open, setrlimit, setsid, umask,
 };
 use rustix::thread::CapabilitySet;
 
@@ -75,9 +76,10 @@ impl Plan {
     /// Shows something of the host in the jail, and says where.
     ///
     /// # Errors
-    /// When it is not there.
+    /// When it is not there, is reached by a link in the jail's folder that leads out of it, or has that folder in it.
     pub fn show(&mut self, path: &std::path::Path, access: Access) -> Result<PathBuf, Error> {
         let seen = Seen::new(path, access)?;
+        seen.check(self.folder.path())?;
         let at = seen.at().to_owned();
         match self.seen.iter_mut().find(|known| known.at() == at) {
             // Of two uses the one that writes counts.
@@ -86,6 +88,13 @@ impl Plan {
             None => self.seen.push(seen),
         }
         Ok(at)
+    }
+
+    /// Whether the jail's user can change a folder: it is its own, or in the jail's folder.
+    pub fn is_of_its_user(&self, folder: &std::path::Path) -> bool {
+        let owner = |path: &std::path::Path| std::fs::metadata(path).map(|it| it.uid());
+        folder.starts_with(self.folder.path())
+            || owner(folder).is_ok_and(|owner| owner == self.user.uid)
     }
 
     /// Has the VM keep a descriptor that this process was started with.
@@ -157,6 +166,9 @@ fn supervise_init(init: Pid, signals: &Signals, alive: &mut PipeWriter) -> u8 {
 
 /// Process 1 of the jail. It returns in the process that it starts for the VM alone, or with an error.
 fn init(plan: Plan, one: OneThread, signals: Signals, mut life: PipeReader) -> Result<(), Error> {
+    // The VM is not to have the terminal of the session that has started it (TIOCSTI). A copy leads no group, so that it
+    // cannot fail.
+    let _ = setsid();
     // Without an answer the supervisor has gone, or has nothing to run.
     if life.read_exact(&mut [0]).is_err() {
         exit((ExitStatus::Success as u8).into());

@@ -22,6 +22,12 @@ pub enum Ended {
 /// Why memory that other VMs share cannot be had: it is given to processes of its holder's user.
 const OTHER_USER: &str =
     "what holds it gives it to processes of its own user, and the VM has another";
+/// Why what a VM was saved with cannot be recorded.
+const OPENED_BEFORE: &str = "its file would be opened before there is a jail, with a way to the host's folders: record it \
+                             without a jail";
+/// Why a snapshot of the jail's own is not restored.
+const READ_BEFORE: &str = "the snapshot says which taps, disks and sockets of the host the VM has, and is read as root. If you \
+                           trust it, give its folder and files to root, outside of the jail's folder";
 /// Where firmware describes the tag storage of a VM's own pool.
 const FIRMWARE: &str = "/sys/firmware/devicetree/base";
 
@@ -53,9 +59,11 @@ pub fn run_in_jail(args: &RunArgs) -> Result<Ended, Error> {
 
 /// The same flags with the paths that they have in the jail.
 fn in_jail(args: &RunArgs, plan: &mut Plan) -> Result<RunArgs, Error> {
-    for (option, is_given, why) in
-        [("--shared", args.shared, OTHER_USER), ("--boot-image", args.boot_image, OTHER_USER)]
-    {
+    for (option, is_given, why) in [
+        ("--shared", args.shared, OTHER_USER),
+        ("--boot-image", args.boot_image, OTHER_USER),
+        ("--record-working-set", args.record_working_set, OPENED_BEFORE),
+    ] {
         if is_given {
             return Err(jail::Error::Unsupported { option, why }.into());
         }
@@ -65,8 +73,11 @@ fn in_jail(args: &RunArgs, plan: &mut Plan) -> Result<RunArgs, Error> {
         *socket = made(socket, "the control socket", plan)?;
     }
     if let Some(folder) = &mut args.restore {
-        let access = if args.record_working_set { Access::Write } else { Access::Read };
-        *folder = plan.show(folder, access)?;
+        *folder = plan.show(folder, Access::Read)?;
+        if plan.is_of_its_user(folder) {
+            let option = "--restore of a folder in which the jail's user may write";
+            return Err(jail::Error::Unsupported { option, why: READ_BEFORE }.into());
+        }
     }
     for folder in &mut args.allow {
         *folder = plan.show(folder, Access::Write)?;
