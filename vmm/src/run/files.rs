@@ -43,7 +43,15 @@ pub(super) fn of_the_process(
     files
 }
 
-/// A folder in which a VM may have files without being asked for it (`--allow`), by its canonical path.
+/// Folders of the system: what is in them decides what others do.
+const OF_THE_SYSTEM: [&str; 10] =
+    ["/bin", "/boot", "/dev", "/etc", "/lib", "/lib64", "/proc", "/sbin", "/sys", "/usr"];
+
+/// Folders with one for each user, or each part of the system: those in them are somebody's.
+const OF_OTHERS: [&str; 3] = ["/home", "/run/user", "/var"];
+
+/// A folder in which a VM may have files without being asked for it (`--allow`), by its canonical path. Rules are for all
+/// that is below.
 fn unnamed(folder: &Path) -> Option<PathBuf> {
     let shared = shared_places(|name| env::var_os(name), registry::entries());
     folder.canonicalize().ok().filter(|folder| is_of_vms(folder, &shared))
@@ -61,16 +69,22 @@ fn shared_places(
 
 /// Whether a folder can be of VMs alone: not one of the system's, and none that has one of these places in it.
 fn is_of_vms(folder: &Path, shared: &[PathBuf]) -> bool {
-    let is_of_the_system = folder.parent().is_none_or(|above| above.parent().is_none());
+    let is_at_the_root = folder.parent().is_none_or(|above| above.parent().is_none());
+    let is_of_the_system = OF_THE_SYSTEM.iter().any(|place| folder.starts_with(place));
+    let is_of_others = OF_OTHERS.iter().any(|place| folder.parent() == Some(Path::new(place)));
     let is_shared = shared.iter().any(|place| place.starts_with(folder));
-    (!is_of_the_system || folder == Path::new("/tmp")) && !is_shared
+    (!is_at_the_root || folder == Path::new("/tmp"))
+        && !is_of_the_system
+        && !is_of_others
+        && !is_shared
 }
 
 /// The folder of a disk, in which a client may name another file for it. Where devices are, each is named at the start.
 fn beside(disk: &DiskSpec) -> Option<(PathBuf, FileUse)> {
     let file_use = if disk.read_only { FileUse::Read } else { FileUse::Write };
-    let folder = unnamed(folder_of(&disk.path))?;
-    (!folder.starts_with("/dev")).then_some((folder, file_use))
+    // That of the file, whatever link leads to it.
+    let file = disk.path.canonicalize().ok()?;
+    Some((unnamed(folder_of(&file))?, file_use))
 }
 
 /// Those of a VM.
@@ -86,7 +100,7 @@ pub(super) fn of_the_vm(spec: &Spec, restore: Option<&Restore>) -> Files {
     }
     // A record of what was touched gets its name when it is complete.
     let record = restore.and_then(Restore::record);
-    files.made_in_if_there.extend(record.map(folder_of).map(PathBuf::from));
+    files.made_in_if_there.extend(record.map(folder_of).and_then(unnamed));
     files.opened_in.extend(spec.disks.iter().filter_map(beside));
     if spec.net.iter().any(|net| matches!(net.backend, NetBackendSpec::Tap(_))) {
         files.devices.push(TAPS.into());
@@ -124,6 +138,12 @@ mod tests {
             "/run/user/7",
             "/run/tessera",
             "/run/tessera/vms",
+            "/home/you",
+            "/run/user/8",
+            "/var/lib",
+            "/etc/cron.d",
+            "/usr/local/bin",
+            "/root",
         ] {
             assert!(!is_of_vms(folder), "{folder}");
         }
@@ -143,6 +163,7 @@ mod tests {
             rate_limiter: RateLimiterSpec::default(),
         };
 
+        std::fs::write(folder.join("a.img"), "").unwrap();
         assert_eq!(
             beside(&disk(&folder.join("a.img"), false)),
             Some((folder.clone(), FileUse::Write))
@@ -155,5 +176,11 @@ mod tests {
         for device in ["/dev/null", "/dev/shm/disk"] {
             assert_eq!(beside(&disk(Path::new(device), false)), None, "{device}");
         }
+        // By the file, not by the link to it.
+        let images = folder.join("images");
+        std::fs::create_dir(&images).unwrap();
+        std::fs::write(images.join("v1"), "").unwrap();
+        std::os::unix::fs::symlink(images.join("v1"), folder.join("current")).unwrap();
+        assert_eq!(beside(&disk(&folder.join("current"), false)), Some((images, FileUse::Write)));
     }
 }
