@@ -231,7 +231,7 @@ impl Injector {
         unsafe { command.pre_exec(move || install(&program)) };
         let child = command.spawn()?;
         let process = child.id();
-        let listener = copy_of(process, LISTENER)?;
+        let listener = Arc::new(copy_of(process, LISTENER)?);
         let state = Arc::new(Mutex::new(State { fault, ..State::default() }));
         let decides = Arc::clone(&state);
         let thread = std::thread::spawn(move || decide(process, &listener, &decides));
@@ -319,7 +319,7 @@ fn copy_of(process: u32, descriptor: RawFd) -> io::Result<OwnedFd> {
 }
 
 /// Answers until no process is left.
-fn decide(process: u32, listener: &OwnedFd, state: &Mutex<State>) {
+fn decide(process: u32, listener: &Arc<OwnedFd>, state: &Arc<Mutex<State>>) {
     loop {
         let mut poll = libc::pollfd { fd: listener.as_raw_fd(), events: libc::POLLIN, revents: 0 };
         // SAFETY: the kernel writes the one entry.
@@ -337,22 +337,56 @@ fn decide(process: u32, listener: &OwnedFd, state: &Mutex<State>) {
             // Its thread was killed meanwhile.
             continue;
         }
-        let given = state.lock().unwrap_or_else(PoisonError::into_inner).decide(process, &notice);
-        let (value, error, flags) = match given {
-            None => (0, 0, CONTINUE),
-            Some(Given::Errno(errno)) => (0, -errno, 0),
-            Some(Given::Bytes(count)) => (count, 0, 0),
-        };
-        let mut answer = Answer { id: notice.id, value, error, flags };
-        // SAFETY: the kernel reads an answer, which has this form. It fails where the thread is gone.
-        unsafe { libc::ioctl(listener.as_raw_fd(), SEND as _, &raw mut answer) };
+        let verdict = state.lock().unwrap_or_else(PoisonError::into_inner).judge(&notice);
+        match verdict {
+            Verdict::Continue => answer(listener, &notice, None),
+            Verdict::Fail(injected) => {
+                let given = injected.given;
+                state.lock().unwrap_or_else(PoisonError::into_inner).injected = Some(injected);
+                answer(listener, &notice, Some(given));
+            }
+            // Memory that it reads or writes may be waited for, by the leave of calls of other threads.
+            Verdict::Halve(call) => {
+                let (listener, state) = (Arc::clone(listener), Arc::clone(state));
+                std::thread::spawn(move || {
+                    let given = short::halve(process, &notice).map(Given::Bytes);
+                    if let Some(given) = given {
+                        let injected = Some(Injected { call, given });
+                        state.lock().unwrap_or_else(PoisonError::into_inner).injected = injected;
+                    }
+                    answer(&listener, &notice, given);
+                });
+            }
+        }
     }
 }
 
+/// Has a call give this, or do what it is asked for.
+fn answer(listener: &OwnedFd, notice: &Notice, given: Option<Given>) {
+    let (value, error, flags) = match given {
+        None => (0, 0, CONTINUE),
+        Some(Given::Errno(errno)) => (0, -errno, 0),
+        Some(Given::Bytes(count)) => (count, 0, 0),
+    };
+    let mut answer = Answer { id: notice.id, value, error, flags };
+    // SAFETY: the kernel reads an answer, which has this form. It fails where the thread is gone.
+    unsafe { libc::ioctl(listener.as_raw_fd(), SEND as _, &raw mut answer) };
+}
+
+/// What becomes of a call.
+enum Verdict {
+    Continue,
+    Fail(Injected),
+    /// It is to do half of what it is asked for. Its name.
+    Halve(String),
+}
+
 impl State {
-    /// What a call is to give instead of its answer, if it is to fail.
-    fn decide(&mut self, process: u32, notice: &Notice) -> Option<Given> {
-        let call = CALLS.iter().find(|call| call.number == libc::c_long::from(notice.number))?;
+    fn judge(&mut self, notice: &Notice) -> Verdict {
+        let number = libc::c_long::from(notice.number);
+        let Some(call) = CALLS.iter().find(|call| call.number == number) else {
+            return Verdict::Continue;
+        };
         let cannot_fail = match call.number {
             libc::SYS_mmap => notice.arguments[1] < SMALL,
             libc::SYS_epoll_ctl => notice.arguments[1] != ADD,
@@ -360,21 +394,22 @@ impl State {
             _ => false,
         };
         if cannot_fail {
-            return None;
+            return Verdict::Continue;
         }
         let ways = call.errnos.len() + usize::from(short::is_transfer(call.number));
         let at = self.seen.count();
         self.seen.0.push(ways);
-        let fault = self.fault.filter(|fault| fault.after == at)?;
-        let given = match call.errnos.get(fault.kind % ways) {
-            Some(errno) => Given::Errno(*errno),
-            None => Given::Bytes(short::halve(process, notice)?),
+        let Some(fault) = self.fault.filter(|fault| fault.after == at) else {
+            return Verdict::Continue;
         };
         let request = match call.number {
             libc::SYS_ioctl => format!(" {:#x}", notice.arguments[1] as u32),
             _ => String::new(),
         };
-        self.injected = Some(Injected { call: format!("{}{request}", call.name), given });
-        Some(given)
+        let name = format!("{}{request}", call.name);
+        match call.errnos.get(fault.kind % ways) {
+            Some(errno) => Verdict::Fail(Injected { call: name, given: Given::Errno(*errno) }),
+            None => Verdict::Halve(name),
+        }
     }
 }
