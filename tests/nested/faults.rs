@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tesseractl::client::Client;
 use testing::bare::{POWERS_OFF, WAITS, image};
 use testing::broker::Broker;
-use testing::faults::{Calls, Fault, Injected, Injector};
+use testing::faults::{Calls, Fault, Given, Injected, Injector};
 use testing::guest::Plan;
 use testing::lab::{Lab, program};
 use testing::process::processes;
@@ -116,9 +116,18 @@ impl Run {
 }
 
 impl Ended {
-    /// What cannot be removed stays, and so does a file of which it is not known whose it is.
+    /// What cannot be removed stays, and so does a file of which it is not known whose it is, or whose folder is said not to
+    /// be there or not to be entered: it is in no rule of the sandbox then.
     fn could_not_remove(&self) -> bool {
-        let removal = |fault: &Injected| matches!(&*fault.call, "unlinkat" | "newfstatat");
+        let is_of_the_folder = |given: Given| {
+            let errnos = [libc::ENOENT, libc::EACCES];
+            matches!(given, Given::Errno(errno) if errnos.contains(&errno))
+        };
+        let removal = |fault: &Injected| match &*fault.call {
+            "unlinkat" | "newfstatat" => true,
+            "openat" => is_of_the_folder(fault.given),
+            _ => false,
+        };
         self.injected.as_ref().is_some_and(removal)
     }
 
