@@ -11,7 +11,7 @@ use testing::lab::Lab;
 use testing::memory::mappings;
 use testing::scratch::Scratch;
 use testing::snapshot::{
-    continues, nothing_failed, number, power_off, save, small, text, verified,
+    continues, nothing_failed, number, power_off, save, saved, small, text, verified,
 };
 use testing::template::Holder;
 use testing::wait::until;
@@ -19,17 +19,6 @@ use testing::wait::until;
 use crate::place::Place;
 use crate::reporting;
 use crate::snapshots::balloon;
-
-/// A snapshot of a guest that knows what its memory has, and what that said when it was ready and when it was last
-/// looked at.
-fn snapshot(plan: Plan, folder: &Path) -> (Value, Value) {
-    let mut guest = plan.start();
-    let ready = guest.report("ready");
-    let before = verified(&mut guest);
-    save(&guest, folder, &["--keep-paused"]);
-    guest.stop();
-    (ready, before)
-}
 
 /// What a clone still has of the template.
 fn of_the_template(guest: &Guest) -> u64 {
@@ -57,7 +46,7 @@ fn clones_have_all_tags_and_each_goes_its_own_way() {
     Lab::new().run(|| {
         let scratch = Scratch::new();
         let folder = scratch.join("one");
-        let (ready, before) = snapshot(small().with("--cpus", "2"), &folder);
+        let (ready, before) = saved(small().with("--cpus", "2"), &folder);
         let holder = Holder::start(&folder, &[]);
         let template = holder.checksum();
 
@@ -93,7 +82,7 @@ fn what_a_clone_gives_back_never_shows_the_template_again() {
     Lab::new().run(|| {
         let scratch = Scratch::new();
         let folder = scratch.join("one");
-        let (ready, before) = snapshot(small(), &folder);
+        let (ready, before) = saved(small(), &folder);
         let holder = Holder::start(&folder, &[]);
         let mut clone = holder.plan(&folder).start();
         clone.is_loaded();
@@ -151,7 +140,7 @@ fn a_snapshot_of_a_clone_has_what_the_clone_never_touched() {
     Lab::new().run(|| {
         let scratch = Scratch::new();
         let [one, two] = ["one", "two"].map(|name| scratch.join(name));
-        let (ready, before) = snapshot(small(), &one);
+        let (ready, before) = saved(small(), &one);
         let holder = Holder::start(&one, &[]);
         // One that has not run, and one that has given memory back.
         let clone = holder.plan(&one).flag("--paused").start();
@@ -183,7 +172,7 @@ fn clones_do_not_need_the_process_that_held_their_template() {
     Lab::new().run(|| {
         let scratch = Scratch::new();
         let folder = scratch.join("one");
-        let (ready, before) = snapshot(small(), &folder);
+        let (ready, before) = saved(small(), &folder);
         let mut holder = Holder::start(&folder, &[]);
         let mut clones = [holder.plan(&folder).start(), waiting(&holder)];
         load_shared(&clones[1], &folder).unwrap();
@@ -214,7 +203,7 @@ fn a_holder_ends_when_no_clone_is_left() {
     Lab::new().run(|| {
         let scratch = Scratch::new();
         let folder = scratch.join("one");
-        snapshot(small(), &folder);
+        saved(small(), &folder);
         let holder = Holder::start(&folder, &["--linger", "20"]);
         let clone = holder.plan(&folder).start();
         clone.is_loaded();

@@ -125,7 +125,7 @@ fn a_disk_is_replaced_by_a_file_beside_it_or_in_a_folder_that_was_named() {
     });
 }
 
-/// What root may do by its capabilities alone: a folder of another user's that nobody else may enter.
+/// What root may do by its capabilities alone: a folder of another user's that no other may enter.
 #[test]
 #[ignore = "long"]
 fn a_vm_of_root_reaches_disks_and_brokers_of_other_users() {
@@ -162,7 +162,7 @@ fn a_vm_of_root_reaches_disks_and_brokers_of_other_users() {
     });
 }
 
-/// The folder of its control socket, which nobody has named to be written to.
+/// The folder of its control socket, which was not named to be written to.
 #[test]
 #[ignore = "long"]
 fn a_vm_starts_when_the_folder_of_its_socket_has_gone() {

@@ -17,6 +17,13 @@ fn leases(count: usize) -> impl Fn(&BrokerReport) -> bool {
     move |report| report.pool.leases.len() == count
 }
 
+/// A guest of 512 MiB whose tag storage is the broker's.
+fn of_the_broker(broker: &Broker, name: &str) -> Plan {
+    let plan = Plan::workload("memory").with("--memory", "512M").with("--id", name);
+    let plan = plan.with("--mte", "require").with("--tag-storage", "demand");
+    plan.with("--broker", broker.socket())
+}
+
 /// The VMs that `tesseractl list` names.
 fn listed() -> String {
     let output = Command::new(program("tesseractl")).arg("list").output().unwrap();
@@ -29,11 +36,7 @@ fn listed() -> String {
 fn a_control_group_without_memory_ends_its_vm_and_no_other() {
     Lab::new().as_root().run(|| {
         let broker = Broker::start(&["--capacity", "64M"]);
-        let plan = |name| {
-            let plan = Plan::workload("memory").with("--memory", "512M").with("--id", name);
-            let plan = plan.with("--mte", "require").with("--tag-storage", "demand");
-            plan.with("--broker", broker.socket())
-        };
+        let plan = |name| of_the_broker(&broker, name);
         let (mut short, mut neighbour) = (plan("short").start(), plan("neighbour").start());
         short.report("ready");
         neighbour.report("ready");
@@ -106,11 +109,7 @@ fn a_clock_that_jumps_disturbs_no_vm() {
 fn a_vm_that_is_stopped_for_a_while_holds_up_no_other_and_continues() {
     Lab::new().as_root().run(|| {
         let broker = Broker::start(&["--capacity", "64M"]);
-        let plan = |name| {
-            let plan = Plan::workload("memory").with("--memory", "512M").with("--id", name);
-            let plan = plan.with("--mte", "require").with("--tag-storage", "demand");
-            plan.with("--broker", broker.socket())
-        };
+        let plan = |name| of_the_broker(&broker, name);
         let (mut stopped, mut neighbour) = (plan("stopped").start(), plan("neighbour").start());
         stopped.report("ready");
         neighbour.report("ready");
@@ -119,14 +118,14 @@ fn a_vm_that_is_stopped_for_a_while_holds_up_no_other_and_continues() {
         stopped.signal(Signal::STOP);
         neighbour.order("touch 300", "touched");
         assert_eq!(neighbour.order("free", "freed")["wrong"], 0);
-        // Who asks it is told so, and does not wait for good.
+        // A request ends with an error, and does not wait for good.
         let output = stopped.tesseractl(&["pause"]).output().unwrap();
         assert!(!output.status.success() && !output.stderr.is_empty(), "{output:?}");
         std::thread::sleep(Duration::from_secs(5));
         broker.wait("both leases", leases(2));
         stopped.signal(Signal::CONT);
 
-        // The request that nobody waits for any more is done all the same.
+        // The request whose client has gone is done all the same.
         let mut client = stopped.client();
         until("a VM that is paused", || {
             (client.instance().ok()?.state == State::Paused).then_some(())

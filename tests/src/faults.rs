@@ -15,7 +15,7 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use libc::{
@@ -240,18 +240,17 @@ impl Injector {
 
     /// Begins to count anew, and has a call fail.
     pub fn arm(&self, fault: Option<Fault>) {
-        *self.state.lock().unwrap_or_else(PoisonError::into_inner) =
-            State { fault, ..State::default() };
+        *lock(&self.state) = State { fault, ..State::default() };
     }
 
     /// The calls since it was armed.
     pub fn seen(&self) -> Calls {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).seen.clone()
+        lock(&self.state).seen.clone()
     }
 
     /// What has failed since it was armed.
     pub fn injected(&self) -> Option<Injected> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).injected.clone()
+        lock(&self.state).injected.clone()
     }
 
     /// Waits until no process is left that it decides for.
@@ -260,6 +259,10 @@ impl Injector {
             thread.join().expect("the injector's thread");
         }
     }
+}
+
+fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Asks about the calls of the table.
@@ -337,12 +340,12 @@ fn decide(process: u32, listener: &Arc<OwnedFd>, state: &Arc<Mutex<State>>) {
             // Its thread was killed meanwhile.
             continue;
         }
-        let verdict = state.lock().unwrap_or_else(PoisonError::into_inner).judge(&notice);
+        let verdict = lock(state).judge(&notice);
         match verdict {
             Verdict::Continue => answer(listener, &notice, None),
             Verdict::Fail(injected) => {
                 let given = injected.given;
-                state.lock().unwrap_or_else(PoisonError::into_inner).injected = Some(injected);
+                lock(state).injected = Some(injected);
                 answer(listener, &notice, Some(given));
             }
             // Memory that it reads or writes may be waited for, by the leave of calls of other threads.
@@ -352,7 +355,7 @@ fn decide(process: u32, listener: &Arc<OwnedFd>, state: &Arc<Mutex<State>>) {
                     let given = short::halve(process, &notice).map(Given::Bytes);
                     if let Some(given) = given {
                         let injected = Some(Injected { call, given });
-                        state.lock().unwrap_or_else(PoisonError::into_inner).injected = injected;
+                        lock(&state).injected = injected;
                     }
                     answer(&listener, &notice, given);
                 });

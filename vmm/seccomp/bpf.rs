@@ -152,7 +152,7 @@ impl Program {
         }
     }
 
-    /// A place that a conditional jump reaches at which the program goes on with the target.
+    /// A place that a conditional jump reaches at which the program continues with the target.
     fn near(&mut self, target: Target) -> usize {
         let next = self.code.len();
         match target {
@@ -178,7 +178,7 @@ impl Program {
         }
     }
 
-    /// Goes on here or there, by what is loaded.
+    /// Continues here or there, by what is loaded.
     fn branch(
         &mut self,
         code: u16,

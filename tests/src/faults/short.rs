@@ -10,7 +10,7 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
-use libc::{c_int, iovec, off_t, pid_t, socklen_t};
+use libc::{c_int, c_long, iovec, off_t, pid_t, socklen_t};
 
 use super::{Notice, copy_of};
 
@@ -27,8 +27,8 @@ struct Transfer {
 }
 
 impl Transfer {
-    fn of(number: i32) -> Option<Self> {
-        let (is_write, is_vector, has_offset) = match libc::c_long::from(number) {
+    fn of(number: c_long) -> Option<Self> {
+        let (is_write, is_vector, has_offset) = match number {
             libc::SYS_read => (false, false, false),
             libc::SYS_write => (true, false, false),
             libc::SYS_pread64 => (false, false, true),
@@ -44,13 +44,13 @@ impl Transfer {
 }
 
 /// Whether a call can be short.
-pub(super) fn is_transfer(number: libc::c_long) -> bool {
-    i32::try_from(number).is_ok_and(|number| Transfer::of(number).is_some())
+pub(super) fn is_transfer(number: c_long) -> bool {
+    Transfer::of(number).is_some()
 }
 
 /// Does half of a call for a process. What it answers; `None` where such a call is not short, or would wait.
 pub(super) fn halve(process: u32, notice: &Notice) -> Option<i64> {
-    let transfer = Transfer::of(notice.number)?;
+    let transfer = Transfer::of(notice.number.into())?;
     // Not one of its children.
     fs::metadata(format!("/proc/{process}/task/{}", notice.thread)).ok()?;
     let file = copy_of(process, notice.arguments[0] as c_int).ok()?;

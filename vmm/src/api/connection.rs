@@ -11,6 +11,7 @@ use super::Lifecycle;
 use super::http::{self, CONTINUE, Parser, Step};
 use super::routes::{self, Answer};
 use crate::events::EventLog;
+use crate::sys::accept::is_short_of_memory;
 
 /// Bytes taken from a socket at once; a stack buffer. Any of our requests fits.
 pub(crate) const READ_CHUNK: usize = 8 << 10;
@@ -287,10 +288,9 @@ impl AsRawFd for Connection {
 /// An error that says "not now" is none. So is a kernel that is short of memory: a client without an answer does not know
 /// what has been done.
 fn later(error: io::Error) -> io::Result<()> {
-    let is_short = matches!(error.raw_os_error(), Some(libc::ENOBUFS | libc::ENOMEM));
     match error.kind() {
         io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => Ok(()),
-        _ if is_short => Ok(()),
+        _ if is_short_of_memory(&error) => Ok(()),
         _ => Err(error),
     }
 }

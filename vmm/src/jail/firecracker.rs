@@ -379,7 +379,7 @@ impl<'a> Jailer<'a> {
             Forked::Child => match self.execute()? {},
             Forked::Parent(child) => {
                 if let Err(error) = self.note(child) {
-                    // Nobody would know of it.
+                    // Its number would be lost.
                     let _ = kill_process(child, Signal::KILL);
                     return Err(error);
                 }

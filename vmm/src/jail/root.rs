@@ -23,7 +23,7 @@ use super::{Error, Folder, User};
 
 /// What is in a root: names of folders and links.
 const SIZE: &std::ffi::CStr = c"size=1m,mode=755";
-/// Processes of the jail, those of its user alone, and nothing else of what procfs shows. A group that nobody is in sees all
+/// Processes of the jail, those of its user alone, and nothing else of what procfs shows. A group without members sees all
 /// of them: by default it is root's, which a VM may be in.
 const PROCESSES: &std::ffi::CStr = c"subset=pid,hidepid=2,gid=4294967294";
 /// Where they are in the jail. `/proc/self` leads there.

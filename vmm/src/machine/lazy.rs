@@ -379,7 +379,7 @@ impl Shared {
                 Ok(())
             }
             Err(source) => {
-                // The next chunk is told where this fails.
+                // Where this fails, it is tried again before the next chunk.
                 let _ = staging.drop_pages(&all);
                 Err(Error::Move { chunk, source })
             }

@@ -47,7 +47,7 @@ pub(super) fn of_the_process(
 const OF_THE_SYSTEM: [&str; 10] =
     ["/bin", "/boot", "/dev", "/etc", "/lib", "/lib64", "/proc", "/sbin", "/sys", "/usr"];
 
-/// Folders with one for each user, or each part of the system: those in them are somebody's.
+/// Folders with one for each user, or each part of the system: those in them have an owner each.
 const OF_OTHERS: [&str; 3] = ["/home", "/run/user", "/var"];
 
 /// A folder in which a VM may have files without being asked for it (`--allow`), by its canonical path. Rules are for all

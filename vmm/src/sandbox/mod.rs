@@ -101,7 +101,7 @@ pub struct Files {
     pub removed_in: Vec<PathBuf>,
     /// Where it makes, reads, writes and removes files.
     pub made_in: Vec<PathBuf>,
-    /// The same, in folders that nobody has named: without one that has gone, it does without.
+    /// The same, in folders that were not named: without one that has gone, it does without.
     pub made_in_if_there: Vec<PathBuf>,
     /// Where it reads files, and reads and writes files, that are there.
     pub opened_in: Vec<(PathBuf, FileUse)>,

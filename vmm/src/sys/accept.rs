@@ -27,12 +27,18 @@ pub(crate) enum Remedy {
     None,
 }
 
+/// Whether a call on a socket has failed as the kernel is short of memory, and may succeed a moment later.
+pub(crate) fn is_short_of_memory(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOMEM | libc::ENOBUFS))
+}
+
 impl Remedy {
     /// The remedy for an error of accept(2).
     pub(crate) fn for_accept(error: &io::Error) -> Self {
         match error.raw_os_error() {
             Some(libc::EMFILE) => Self::TurnAway,
-            Some(libc::ENFILE | libc::ENOMEM | libc::ENOBUFS) => Self::Pause,
+            Some(libc::ENFILE) => Self::Pause,
+            _ if is_short_of_memory(error) => Self::Pause,
             _ => Self::None,
         }
     }

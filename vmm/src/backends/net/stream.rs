@@ -13,6 +13,7 @@ use super::frames::{Incoming, PREFIX};
 use super::peer::Peer;
 use super::told::Told;
 use crate::error::{chain, say};
+use crate::sys::accept::is_short_of_memory;
 use crate::sys::vectored;
 
 /// A peer on a stream as a port. Nothing of it waits: what the peer does not take of a frame is kept, and no
@@ -221,6 +222,5 @@ fn scatter<B: BitmapSlice>(
 }
 /// Whether the same bytes may be taken later: there is no room, or the kernel is short of memory.
 fn is_passing(error: &io::Error) -> bool {
-    let is_short = matches!(error.raw_os_error(), Some(libc::ENOBUFS | libc::ENOMEM));
-    is_short || error.kind() == ErrorKind::WouldBlock
+    is_short_of_memory(error) || error.kind() == ErrorKind::WouldBlock
 }

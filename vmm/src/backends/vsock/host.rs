@@ -23,7 +23,7 @@ use vm_memory::bitmap::BitmapSlice;
 use super::greeting::{Greeting, Progress};
 use crate::backends::gate::QueueGate;
 use crate::exit_status::ExitStatus;
-use crate::sys::accept::Remedy;
+use crate::sys::accept::{Remedy, is_short_of_memory};
 use crate::sys::unix_socket::{self, Kind, Socket};
 use crate::sys::{open_files, vectored};
 
@@ -389,8 +389,5 @@ impl Error {
 
 /// A kernel that is short of memory has no room for now: what is not taken is sent later.
 fn passing(error: io::Error) -> io::Error {
-    match error.raw_os_error() {
-        Some(libc::ENOBUFS | libc::ENOMEM) => io::ErrorKind::WouldBlock.into(),
-        _ => error,
-    }
+    if is_short_of_memory(&error) { io::ErrorKind::WouldBlock.into() } else { error }
 }

@@ -96,7 +96,7 @@ fn start(
             Held::ByNobody if Instant::now() < deadline => std::thread::sleep(PAUSE),
             Held::ByNobody | Held::Late => {
                 return Err(Failure::refused(format!(
-                    "process {}, which is to hold the memory of the snapshot, has not read it in time, and goes on: \
+                    "process {}, which is to hold the memory of the snapshot, has not read it in time, and continues: \
                      give more with --timeout; {path:?} has its messages",
                     child.id()
                 )));
