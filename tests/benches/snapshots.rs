@@ -61,7 +61,7 @@ struct Cost {
 fn restore(plan: Plan) -> Cost {
     let before = now();
     let guest = plan.start();
-    guest.is_loaded();
+    guest.answers();
     // The answer has come after the guest has run; a second is what an idle guest does of its own.
     std::thread::sleep(Duration::from_secs(2));
     let metrics = guest.client().metrics().unwrap();
@@ -147,7 +147,7 @@ fn sixteen_clones_beside_sixteen_boots() {
 
         let holder = Holder::start(&folder, &[]);
         let clones: Vec<_> = (0..VMS).map(|_| holder.plan(&folder).start()).collect();
-        clones.iter().for_each(Guest::is_loaded);
+        clones.iter().for_each(Guest::answers);
         std::thread::sleep(Duration::from_secs(2));
         let cloned = together(&clones);
         clones.into_iter().for_each(Guest::stop);

@@ -81,7 +81,7 @@ fn the_api_answers_while_a_disk_stalls() {
         let disk = file_system.0.join("disk");
         File::create(&disk).unwrap().set_len(8 << 20).unwrap();
         let guest = Plan::agent(&scratch).with("--disk", disk.to_str().unwrap()).start();
-        guest.is_loaded();
+        guest.answers();
         let write = [
             "exec",
             "--timeout",

@@ -104,7 +104,7 @@ fn commands_run_fifty_at_once_write_100_mib_and_outlive_their_clients() {
     lab().run(|| {
         let scratch = Scratch::new();
         let guest = plan(&scratch).start();
-        guest.is_loaded();
+        guest.answers();
         timed("boot", || said(exec(&guest, &["systemctl", "is-system-running", "--wait"])));
 
         timed("50 commands at once", || fifty_at_once(&guest));

@@ -48,7 +48,7 @@ pub(crate) fn on_a_tap(plan: Plan) -> Plan {
 pub(crate) fn start_on_a_tap(plan: Plan) -> Guest {
     said(host("modprobe tun"));
     let guest = plan.start();
-    guest.is_loaded();
+    guest.answers();
     said(host(&format!("ip addr add {HOST}/24 dev tap0 && ip link set tap0 up")));
     guest
 }

@@ -18,7 +18,7 @@ fn the_package_for_hosts_is_installed_used_and_removed_without_a_trace() {
     lab().file(&image("../debs"), "/debs").run(|| {
         let scratch = Scratch::new();
         let guest = plan(&scratch).start();
-        guest.is_loaded();
+        guest.answers();
         let sh = |script: &str| said(sh(&guest, script));
         sh("systemctl is-system-running --wait");
         said(tesseractl(&guest, &["cp", "/debs", ":/root/"]));

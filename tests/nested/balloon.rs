@@ -107,12 +107,13 @@ fn what_is_in_the_balloon_is_not_resident() {
         let before = Footprint::of(&mut client);
 
         aim(&mut client, 350);
-        reaches(&mut client, 350);
+        settles(&mut guest, 350, "a higher target");
 
         let after = Footprint::of(&mut client);
-        assert_eq!(after.inflated, 350 << 20);
+        // The guest's kernel moves a page of the balloon now and then: one more or less is there for a moment.
+        assert!(after.inflated.abs_diff(350 << 20) <= 1 << 20, "{after:?}");
         assert!(after.resident + (180 << 20) < before.resident, "{before:?} {after:?}");
-        assert!(after.resident <= after.guest - after.inflated, "{after:?}");
+        assert!(after.resident <= after.guest - (349 << 20), "{after:?}");
         assert_eq!(after.failed, 0);
         // Memory that went page by page comes back in huge pages.
         aim(&mut client, 0);

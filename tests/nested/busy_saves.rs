@@ -101,7 +101,7 @@ fn a_guest_is_saved_while_its_devices_are_at_work() {
         let plan = Plan::agent(&scratch).with("--memory", "256M").with("--cpus", "2");
         let plan = plan.with("--mte", "require").with("--disk", text(&disk));
         let guest = plan.with("--net", "tap=tap0").start();
-        guest.is_loaded();
+        guest.answers();
         sh(&guest, "ip addr add 198.51.100.2/24 dev eth0 && ip link set eth0 up");
         address("tap0");
         sh(&guest, &format!("({BLOCKS}) </dev/null >/dev/null 2>&1 &"));
@@ -156,7 +156,7 @@ fn a_guest_is_saved_while_its_devices_are_at_work() {
             let plan = restore(folder, number % 2 == 1).with("--vsock", text(&other));
             let plan = plan.with("--disk", &format!("{},id=disk0", copy.display()));
             let guest = plan.with("--net", "tap=tap1,id=eth0").start();
-            guest.is_loaded();
+            guest.answers();
             address("tap1");
             // A connection that is made while the guest still resets those that it had may be reset with them.
             let answers = || begin(&guest, "true").wait_with_output().unwrap().status.success();
@@ -214,7 +214,7 @@ fn a_guest_is_saved_while_its_balloon_moves() {
 
         for (folder, target, lazy) in [(&up, FULL, true), (&down, 0, false)] {
             let mut guest = restore(folder, lazy).start();
-            guest.is_loaded();
+            guest.answers();
             reaches(&guest, target);
             continues(&ready, &before, &verified(&mut guest));
             power_off(guest);
@@ -255,7 +255,7 @@ fn a_guest_is_saved_while_it_reports_free_memory() {
         guest.stop();
         for lazy in [false, true] {
             let mut guest = restore(&folder, lazy).start();
-            guest.is_loaded();
+            guest.answers();
             // What was held over the save is right, and what was free is new.
             takes_again(&mut guest);
             Footprint::wait(&guest, "reports after a restore", |now| now.discarded > 16 * MIB);

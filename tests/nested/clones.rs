@@ -28,7 +28,7 @@ fn of_the_template(guest: &Guest) -> u64 {
 /// A VM that has not started, and would find the holder of a template.
 fn waiting(holder: &Holder) -> Guest {
     let guest = holder.waits().start();
-    until("the control socket", || guest.socket().exists().then_some(()));
+    guest.answers();
     guest
 }
 
@@ -51,7 +51,7 @@ fn clones_have_all_tags_and_each_goes_its_own_way() {
         let template = holder.checksum();
 
         let mut clones = [(); 2].map(|()| holder.plan(&folder).start());
-        clones.iter().for_each(Guest::is_loaded);
+        clones.iter().for_each(Guest::answers);
         for clone in &mut clones {
             continues(&ready, &before, &verified(clone));
             assert!(of_the_template(clone) > 32 << 20);
@@ -85,7 +85,7 @@ fn what_a_clone_gives_back_never_shows_the_template_again() {
         let (ready, before) = saved(small(), &folder);
         let holder = Holder::start(&folder, &[]);
         let mut clone = holder.plan(&folder).start();
-        clone.is_loaded();
+        clone.answers();
         let all = of_the_template(&clone);
 
         for _ in 0..2 {
@@ -116,7 +116,7 @@ fn memory_that_a_clone_frees_is_reported_and_goes_back() {
         guest.stop();
         let holder = Holder::start(&folder, &[]);
         let mut clone = holder.plan(&folder).start();
-        clone.is_loaded();
+        clone.answers();
         let all = of_the_template(&clone);
         assert!(all > TOUCH << 20, "{all}");
 
@@ -144,14 +144,14 @@ fn a_snapshot_of_a_clone_has_what_the_clone_never_touched() {
         let holder = Holder::start(&one, &[]);
         // One that has not run, and one that has given memory back.
         let clone = holder.plan(&one).flag("--paused").start();
-        clone.is_loaded();
+        clone.answers();
         save(&clone, &two, &[]);
         clone.stop();
         let mut restored = Plan::restore(&two).start();
         continues(&ready, &before, &verified(&mut restored));
         restored.stop();
         let clone = holder.plan(&one).start();
-        clone.is_loaded();
+        clone.answers();
         balloon(&clone, 32);
         save(&clone, &two, &["--replace"]);
         clone.stop();
@@ -176,7 +176,7 @@ fn clones_do_not_need_the_process_that_held_their_template() {
         let mut holder = Holder::start(&folder, &[]);
         let mut clones = [holder.plan(&folder).start(), waiting(&holder)];
         load_shared(&clones[1], &folder).unwrap();
-        clones.iter().for_each(Guest::is_loaded);
+        clones.iter().for_each(Guest::answers);
 
         holder.kill();
 
@@ -206,7 +206,7 @@ fn a_holder_ends_when_no_clone_is_left() {
         saved(small(), &folder);
         let holder = Holder::start(&folder, &["--linger", "20"]);
         let clone = holder.plan(&folder).start();
-        clone.is_loaded();
+        clone.answers();
         let memory = || {
             let all = mappings(holder.pid());
             all.into_iter().map(|mapping| mapping.anonymous).sum::<u64>()
@@ -247,7 +247,7 @@ fn tesseractl_starts_clones_and_what_they_share() {
         let (scratch, place) = (Scratch::new(), Place::new());
         let folder = scratch.join("one");
         let guest = Plan::agent(&scratch).start();
-        guest.is_loaded();
+        guest.answers();
         let write = ["exec", "--timeout", "60", "--", "sh", "-c", "echo kept >/tmp/file"];
         assert!(guest.tesseractl(&write).status().unwrap().success());
         save(&guest, &folder, &["--keep-paused"]);

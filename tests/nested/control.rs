@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use testing::guest::{Guest, Plan, parse};
 use testing::lab::{Lab, artifact, program};
-use testing::wait::until;
 use vmm::api::model::State;
 
 fn tick(guest: &mut Guest) -> (u64, u64) {
@@ -104,7 +103,7 @@ fn follow(guest: &Guest) -> JoinHandle<Vec<Value>> {
 fn a_client_configures_a_vm_starts_it_and_sees_its_life() {
     Lab::new().run(|| {
         let mut guest = Plan::waiting().start();
-        until("the control socket", || guest.socket().exists().then_some(()));
+        guest.answers();
         let mut client = guest.client();
         assert_eq!(client.instance().unwrap().state, State::NotStarted);
         assert!(client.pause().is_err());

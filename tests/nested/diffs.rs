@@ -188,7 +188,7 @@ fn a_restored_guest_is_saved_by_what_it_changes() {
         }
         // It tracks nothing unless that is asked for.
         let guest = Plan::restore(&full).start();
-        guest.is_loaded();
+        guest.answers();
         let refused = snapshot(&guest, &scratch.join("none"), &["--diff"]);
         let said = String::from_utf8_lossy(&refused.stderr).into_owned();
         assert!(said.contains("--track-dirty-pages"), "{said}");

@@ -53,7 +53,7 @@ fn a_guest_reads_and_writes_its_disks_and_sees_them_grow() {
             .with("--disk", &format!("{},id=data", data.display()))
             .with("--disk", &format!("{},ro", fixed.display()))
             .start();
-        guest.is_loaded();
+        guest.answers();
 
         let sys = |what: &str| said(&guest, &format!("cat /sys/block/{what}"));
         assert_eq!((sys("vda/size"), sys("vda/ro")), ("32768".to_owned(), "0".to_owned()));
@@ -99,7 +99,7 @@ fn a_full_or_shrunk_disk_fails_alone() {
             .with("--disk", full.to_str().unwrap())
             .with("--disk", cut.to_str().unwrap())
             .start();
-        guest.is_loaded();
+        guest.answers();
 
         let write = "dd if=/dev/zero of=/dev/vda bs=1M count=16 conv=fsync";
         assert!(!sh(&guest, write).status.success());
@@ -139,7 +139,7 @@ fn nothing_durable_is_lost_when_a_vm_is_killed_as_it_writes() {
         for round in 0..=KILLS {
             let scratch = Scratch::new();
             let guest = Plan::agent(&scratch).with("--disk", disk.to_str().unwrap()).start();
-            guest.is_loaded();
+            guest.answers();
             said(&guest, "mkdir -p /mnt && mount -t ext4 /dev/vda /mnt");
             let found = said(
                 &guest,

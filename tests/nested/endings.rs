@@ -53,7 +53,7 @@ fn signals_end_the_vm_with_the_shells_statuses() {
                 let plan = flags.iter().fold(plan, |plan, (flag, value)| plan.with(flag, value));
                 let guest = plan.start();
                 // All threads run by then; what the guest does is of no account.
-                guest.is_loaded();
+                guest.answers();
                 let has_tags = |report: &BrokerReport| report.pool.chunks.reserved > 0;
                 if flags.contains(&shared) {
                     broker.wait("tag storage for the VM", has_tags);

@@ -170,7 +170,7 @@ fn a_vm_starts_when_the_folder_of_its_socket_has_gone() {
         let scratch = Scratch::new();
         let plan = Plan::waiting().with("--allow", scratch.path().to_str().unwrap());
         let mut guest = plan.start();
-        guest.is_loaded();
+        guest.answers();
         let mut client = guest.client();
         client.instance().unwrap();
         let folder = guest.socket().parent().unwrap().to_owned();

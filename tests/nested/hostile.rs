@@ -126,7 +126,7 @@ fn followers_that_do_not_read_hold_up_no_event_and_no_stop() {
     Lab::new().run(|| {
         let (one, mut two) = (counting().start(), counting().start());
         ticks(&mut two);
-        one.is_loaded();
+        one.answers();
         let memory = own_memory(one.pid());
         let mut slow: Vec<UnixStream> = (0..8)
             .map(|_| {
@@ -467,7 +467,7 @@ fn calls_in_every_wrong_order_and_bodies_that_are_none_change_nothing() {
         let mut other = counting().start();
         ticks(&mut other);
         let mut guest = Plan::waiting().start();
-        guest.is_loaded();
+        guest.answers();
         let socket = guest.socket().to_owned();
         let config = |socket: &Path| ask(socket, "GET", "/vm/config", b"").1;
 

@@ -78,7 +78,7 @@ fn a_guest_that_does_what_it_likes_harms_no_neighbour() {
                 .flag("--rng")
                 .with("--serial", "none");
             let guest = plan.start();
-            guest.is_loaded();
+            guest.answers();
             thread::sleep(Duration::from_secs(5));
             // It answers, or has ended with a reason.
             let stopped = guest.tesseractl(&["stop", "--force"]).output().unwrap();

@@ -317,7 +317,7 @@ fn a_vm_that_waits_is_configured_by_what_is_in_its_folder() {
         // What is in it is to be the user's.
         chown(jail.folder(), Some(USER), Some(GROUP)).unwrap();
         let guest = jail.plan(Plan::waiting()).start();
-        guest.is_loaded();
+        guest.answers();
         let mut client = guest.client();
         let boot = json!({
             "kernel_image_path": jail.path("Image"),

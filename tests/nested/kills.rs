@@ -365,8 +365,8 @@ fn round_of_vms(host: &mut Host) {
     if victim == 0 {
         // A VM that finds no broker, or loses it while it is being loaded, would be refused.
         guests.are_all_of(host);
-        guests.holder.is_loaded();
-        guests.borrower.is_loaded();
+        guests.holder.answers();
+        guests.borrower.answers();
         host.pass(A_START);
         host.kill_broker();
         guests.continue_lending(host);

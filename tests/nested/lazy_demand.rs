@@ -43,7 +43,7 @@ fn memory_is_reserved_for_when_it_is_touched_and_loaded_then() {
         guest.stop();
 
         let mut guest = Plan::restore(&one).flag("--lazy").flag("--paused").start();
-        guest.is_loaded();
+        guest.answers();
         let (all, first) = (unloaded(&guest), reserved(&guest));
         // What is not loaded has none.
         assert!(all > 64 << 20 && all + first <= held + CHUNK, "{all} {first} {held}");
@@ -77,7 +77,7 @@ fn memory_is_reserved_for_when_it_is_touched_and_loaded_then() {
         guest.stop();
         let recorded = (fs::metadata(two.join("memory.working-set")).unwrap().len() - 36) / 4;
         let mut guest = lazy().flag("--paused").start();
-        guest.is_loaded();
+        guest.answers();
         until("the recorded chunks", || (waits_and_prefetched(&guest).1 == recorded).then_some(()));
         let sample = Sample::of_paused(&guest, "with a working set");
         assert!(sample.bytes_reserved() >= recorded * CHUNK, "{sample:?} {recorded}");
@@ -108,7 +108,7 @@ fn a_guest_waits_for_tag_storage_while_it_is_loaded_and_goes_on() {
         let idle = Plan::workload("idle").with("--memory", "256M").with("--mte", "require");
         let idle = idle.with("--id", "other").with("--broker", broker.socket());
         let idle = idle.with("--tag-storage", "strict").start();
-        idle.is_loaded();
+        idle.answers();
 
         let restored = Plan::restore(&folder).flag("--lazy").with("--broker", broker.socket());
         let restored = restored.with("--tag-storage", "demand").with("--id", "lazy");
@@ -159,7 +159,7 @@ fn a_clone_on_demand_is_reserved_for_what_it_shares() {
         let holder = Holder::start(&folder, &[]);
 
         let mut clone = holder.plan(&folder).flag("--paused").start();
-        clone.is_loaded();
+        clone.answers();
         let sample = Sample::of_paused(&clone, "a clone that has not run");
         let template = number(&clone.client().metrics().unwrap()["snapshot"], "template_bytes");
         assert!(sample.bytes_reserved() >= template && sample.bytes_reserved() < 128 << 20);
@@ -195,7 +195,7 @@ fn what_a_clone_on_demand_frees_has_no_tag_storage_any_more() {
         guest.stop();
         let holder = Holder::start(&folder, &[]);
         let mut clone = holder.plan(&folder).start();
-        clone.is_loaded();
+        clone.answers();
         let all = Sample::of(&clone, "a clone").bytes_reserved();
         assert!(all > TOUCH << 20, "{all}");
 

@@ -131,7 +131,7 @@ fn a_direct_disk_of_a_guest_that_may_borrow_goes_through_the_page_cache_and_that
             let plan = borrower(&broker, 256);
             let disk = format!("{},direct,id=data", disk.display());
             let guest = plan.with("--disk", &disk).start();
-            guest.is_loaded();
+            guest.answers();
 
             assert_eq!(direct_files(guest.pid()), direct, "{lend}");
 

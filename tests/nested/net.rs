@@ -80,7 +80,7 @@ impl Drop for Taps {
 /// A guest with an address on its interface.
 fn start(plan: Plan) -> Guest {
     let machine = plan.with("--memory", "256M").start();
-    machine.is_loaded();
+    machine.answers();
     guest(&machine, "ip addr add 198.51.100.2/24 dev eth0 && ip link set eth0 up");
     machine
 }

@@ -108,7 +108,7 @@ fn a_restored_guest_is_paused_where_that_is_asked_for() {
         guest.stop();
 
         let mut guest = Plan::restore(&folder).flag("--paused").start();
-        guest.is_loaded();
+        guest.answers();
         assert_eq!(guest.client().instance().unwrap().state, State::Paused);
         // A second snapshot of what has not run is the first.
         save(&guest, &scratch.join("two"), &[]);
@@ -145,7 +145,7 @@ fn a_client_saves_and_restores_by_the_interface() {
         guest.stop();
 
         let mut guest = Plan::waiting().start();
-        until("the control socket", || guest.socket().exists().then_some(()));
+        guest.answers();
         let mut client = guest.client();
         let load = |memory: &Path| {
             json!({ "snapshot_path": files[0], "mem_file_path": memory, "resume_vm": true })
@@ -186,7 +186,7 @@ fn memory_is_loaded_as_it_is_touched() {
         let (ready, before) = saved(large().with("--cpus", "4"), &folder);
 
         let mut guest = Plan::restore(&folder).flag("--lazy").flag("--paused").start();
-        guest.is_loaded();
+        guest.answers();
         let all = unloaded(&guest);
         assert!(all > 64 << 20 && all < 256 << 20, "{all}");
         guest.client().resume().unwrap();
@@ -229,7 +229,7 @@ fn memory_of_a_memfd_is_loaded_as_it_is_touched() {
         guest.stop();
 
         let mut guest = Plan::restore(&folder).flag("--lazy").flag("--paused").start();
-        guest.is_loaded();
+        guest.answers();
         let all = unloaded(&guest);
         guest.client().resume().unwrap();
         beat(&mut guest);
@@ -317,7 +317,7 @@ fn a_guest_and_its_copy_are_reached_by_their_agents() {
         let scratch = Scratch::new();
         let folder = scratch.join("one");
         let guest = Plan::agent(&scratch).with("--cpus", "2").start();
-        guest.is_loaded();
+        guest.answers();
         sh(&guest, "echo kept >/tmp/file");
         let boot = sh(&guest, "cat /proc/sys/kernel/random/boot_id");
         save(&guest, &folder, &[]);
@@ -332,7 +332,7 @@ fn a_guest_and_its_copy_are_reached_by_their_agents() {
         assert_eq!(same.code, Some(73), "{same:?}");
         let other = scratch.join("other");
         let copy = Plan::restore(&folder).with("--vsock", text(&other)).start();
-        copy.is_loaded();
+        copy.answers();
 
         assert_eq!(sh(&copy, "cat /tmp/file"), "kept");
         assert_eq!(sh(&guest, "cat /tmp/file"), "later");
@@ -364,14 +364,14 @@ fn what_a_guest_touches_first_is_read_before_at_its_next_restore() {
         let scratch = Scratch::new();
         let folder = scratch.join("one");
         let guest = Plan::agent(&scratch).start();
-        guest.is_loaded();
+        guest.answers();
         sh(&guest, "true");
         save(&guest, &folder, &["--keep-paused"]);
         guest.stop();
         let lazy = || Plan::restore(&folder).flag("--lazy");
 
         let guest = lazy().flag("--record-working-set").start();
-        guest.is_loaded();
+        guest.answers();
         answers(&guest);
         let (without, none) = waits_and_prefetched(&guest);
         guest.stop();
@@ -381,7 +381,7 @@ fn what_a_guest_touches_first_is_read_before_at_its_next_restore() {
         assert!(none == 0 && recorded > 0, "{none} {recorded}");
 
         let guest = lazy().flag("--paused").start();
-        guest.is_loaded();
+        guest.answers();
         until("the recorded chunks", || (waits_and_prefetched(&guest).1 == recorded).then_some(()));
         guest.client().resume().unwrap();
         answers(&guest);
@@ -394,7 +394,7 @@ fn what_a_guest_touches_first_is_read_before_at_its_next_restore() {
         damaged[40] ^= 1;
         fs::write(&record, damaged).unwrap();
         let guest = lazy().start();
-        guest.is_loaded();
+        guest.answers();
         answers(&guest);
         assert_eq!(waits_and_prefetched(&guest).1, 0);
         assert!(guest.tesseractl(&["stop"]).status().unwrap().success());

@@ -139,7 +139,7 @@ fn streams_pass_in_both_directions_before_the_boot_is_over_and_through_a_pause()
     Lab::new().run(|| {
         let scratch = Scratch::new();
         let mut guest = Plan::with_sockets("sockets", &scratch).start();
-        guest.is_loaded();
+        guest.answers();
         let socket = scratch.join("vsock");
 
         // Long before there is a driver; the answer comes when there is.

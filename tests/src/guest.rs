@@ -262,15 +262,16 @@ impl Guest {
         Client::connect(&self.socket, PATIENCE).unwrap()
     }
 
-    /// Waits until the guest's memory has what it starts with: only then there is a control socket. Or until the VMM has
-    /// ended.
+    /// Waits until the VMM answers on its control socket: it has loaded what its guest starts with, or waits for a
+    /// client to say what that is. The socket is there before, and connections wait. Or until the VMM has ended.
     ///
     /// # Panics
     /// When it takes too long.
-    pub fn is_loaded(&self) {
-        until("the control socket", || {
-            let is_there = Client::connect(&self.socket, PATIENCE).is_ok();
-            (is_there || self.has_ended()).then_some(())
+    pub fn answers(&self) {
+        until("an answer on the control socket", || {
+            let client = Client::connect(&self.socket, PATIENCE);
+            let answered = client.is_ok_and(|mut client| client.instance().is_ok());
+            (answered || self.has_ended()).then_some(())
         });
     }
 

@@ -25,7 +25,7 @@ pub fn moments_of_a_boot(plan: &Plan, moments: u32) -> u32 {
     power_off(whole);
     let mut guest = plan.clone().start();
     // It has just begun.
-    guest.is_loaded();
+    guest.answers();
     guest.client().pause().unwrap();
     let mut early = 0;
     for moment in 0..moments {

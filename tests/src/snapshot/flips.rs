@@ -12,7 +12,6 @@ use super::{power_off, save, small, text, verified};
 use crate::dice::Dice;
 use crate::guest::{Guest, Plan};
 use crate::scratch::Scratch;
-use crate::wait::until;
 
 /// Which bits are flipped, one at a time.
 #[derive(Clone, Copy, Debug)]
@@ -41,7 +40,7 @@ struct Waiting {
 impl Waiting {
     fn new(folder: &Path) -> Self {
         let guest = Plan::waiting().start();
-        until("the control socket", || guest.socket().exists().then_some(()));
+        guest.answers();
         Self { guest, state: folder.join("state"), memory: folder.join("memory") }
     }
 

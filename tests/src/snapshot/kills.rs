@@ -236,7 +236,7 @@ impl Place {
         let mut holder = is_shared.then(|| self.holder(&base));
         let one = self.start(&base, round.ways[0]);
         if round.ends || round.diffs == 2 || self.dice.below(2) == 0 {
-            one.is_loaded();
+            one.answers();
             self.pass(A_WHILE);
         }
         if round.diffs == 2 {
@@ -302,7 +302,7 @@ impl Place {
             |name: &String| name != "base" && !["chain", "new", "whole"].contains(&&**name);
         if self.snapshots.names().iter().any(is_left) {
             let guest = self.start(&self.base(), Way::Lazy);
-            guest.is_loaded();
+            guest.answers();
             save(&guest, &self.snapshots.join("new"), &["--replace"]);
             guest.stop();
         }

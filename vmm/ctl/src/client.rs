@@ -35,6 +35,12 @@ const MAX_BODY: usize = 4 << 20;
 /// Before a client connects anew: many clients at once come through in turns.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(20);
 
+/// Before a client asks again for a footprint that the VMM still counts.
+const COUNT_PAUSE: Duration = Duration::from_millis(200);
+
+/// The status of what the VMM cannot do just now.
+const UNAVAILABLE: u16 = 503;
+
 /// How long a process may take to end whose VM is gone: the host takes back the guest's memory meanwhile.
 const PROCESS_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -200,12 +206,22 @@ impl Client {
         self.send("PATCH", "/balloon/statistics", &update)
     }
 
-    /// `GET /footprint`.
+    /// `GET /footprint`, again for as long as the VMM still counts.
     ///
     /// # Errors
     /// See [`Error`].
     pub fn footprint(&mut self) -> Result<Footprint, Error> {
-        self.get("/footprint")
+        let deadline = Deadline::after(self.timeout);
+        loop {
+            match self.get("/footprint") {
+                Err(Error::Refused { status: UNAVAILABLE, .. })
+                    if deadline.left().is_ok_and(|left| left > COUNT_PAUSE) =>
+                {
+                    std::thread::sleep(COUNT_PAUSE);
+                }
+                answer => return answer,
+            }
+        }
     }
 
     /// `GET /tag-storage`.

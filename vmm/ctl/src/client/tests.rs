@@ -50,6 +50,41 @@ fn request_is_framed_by_its_length() {
     assert!(request.ends_with("\r\n\r\n{\"state\":\"Paused\"}"));
 }
 
+/// A VMM that says `count` times that it still counts, and then how much.
+fn counting(count: usize, timeout: Duration) -> Result<Footprint, Error> {
+    let directory = tempdir().unwrap();
+    let path = directory.path().join("api");
+    let listener = UnixListener::bind(&path).unwrap();
+    let mut client = Client::connect(&path, timeout).unwrap();
+    let server = thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let footprint = serde_json::to_string(&Footprint::default()).unwrap();
+        for answered in 0.. {
+            if stream.read(&mut [0; 4096]).unwrap() == 0 {
+                return;
+            }
+            let (status, body) = match answered < count {
+                true => ("503 Service Unavailable", r#"{"fault_message":"it counts"}"#),
+                false => ("200 OK", &*footprint),
+            };
+            let head = format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\n\r\n", body.len());
+            stream.write_all((head + body).as_bytes()).unwrap();
+        }
+    });
+    let result = client.footprint();
+    drop(client);
+    server.join().unwrap();
+    result
+}
+
+#[test]
+fn a_footprint_that_is_still_counted_is_asked_for_again_until_the_deadline() {
+    assert_eq!(counting(2, DEFAULT_TIMEOUT).unwrap(), Footprint::default());
+
+    let refused = counting(usize::MAX, COUNT_PAUSE * 5).unwrap_err();
+    assert!(matches!(refused, Error::Refused { status: UNAVAILABLE, .. }), "{refused}");
+}
+
 #[test]
 fn a_request_whose_connection_goes_to_another_client_is_sent_again() {
     let directory = tempdir().unwrap();
