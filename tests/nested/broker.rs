@@ -64,6 +64,7 @@ fn nothing_left(broker: Broker) {
 }
 
 #[test]
+#[ignore = "long"]
 fn strict_refuses_the_second_vm_by_name() {
     Lab::new().as_root().run(|| {
         let broker = Broker::start(&["--capacity", CAPACITY]);

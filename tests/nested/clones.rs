@@ -199,6 +199,7 @@ fn clones_do_not_need_the_process_that_held_their_template() {
 }
 
 #[test]
+#[ignore = "long"]
 fn a_holder_ends_when_no_clone_is_left() {
     Lab::new().run(|| {
         let scratch = Scratch::new();

@@ -228,6 +228,7 @@ fn expired(client: &mut Client) -> Value {
 }
 
 #[test]
+#[ignore = "long"]
 fn a_guest_that_may_wait_goes_on_waiting_and_can_be_paused_and_ended() {
     Lab::new().as_root().run(|| {
         let mut guest = start(short("wait,deadline=1"));
