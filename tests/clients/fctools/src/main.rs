@@ -1,5 +1,6 @@
-//! The crate fctools, unchanged, against the program under the name `firecracker`: creates, configures, starts, pauses,
-//! resumes, changes the balloon and the disk, stops. `fctools-client FIRECRACKER KERNEL INITRD DISK FOLDER`.
+//! The crate fctools, unchanged, against the program under the names `firecracker` and `jailer`: creates, configures,
+//! starts, pauses, resumes, changes the balloon and the disk, stops; as it is, and in a jail.
+//! `fctools-client FIRECRACKER JAILER KERNEL INITRD DISK FOLDER`, by root.
 //!
 //! A line for each call; the first one that fails ends it.
 
@@ -18,7 +19,10 @@ use fctools::vm::models::{
     UpdateBalloonDevice, UpdateBalloonStatistics, UpdateDrive, VsockDevice,
 };
 use fctools::vm::shutdown::{VmShutdownAction, VmShutdownMethod};
+use fctools::vmm::arguments::jailer::{JailerArguments, JailerCgroupVersion};
 use fctools::vmm::arguments::{VmmApiSocket, VmmArguments, VmmLogLevel};
+use fctools::vmm::executor::VmmExecutor;
+use fctools::vmm::executor::jailed::{FlatVirtualPathResolver, JailedVmmExecutor};
 use fctools::vmm::executor::unrestricted::UnrestrictedVmmExecutor;
 use fctools::vmm::id::VmmId;
 use fctools::vmm::installation::VmmInstallation;
@@ -28,13 +32,18 @@ use fctools::vmm::resource::{CreatedResourceType, MovedResourceType, ResourceTyp
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
 type Resources = ResourceSystem<DirectProcessSpawner, TokioRuntime>;
-type Machine = Vm<UnrestrictedVmmExecutor, DirectProcessSpawner, TokioRuntime>;
+type Machine<E> = Vm<E, DirectProcessSpawner, TokioRuntime>;
 
 /// How long a guest may take to start or to power off under emulation.
 const PATIENCE: Duration = Duration::from_secs(300);
 
+/// Who the VM is, and the user that it is in a jail.
+const ID: &str = "fctools-vm";
+const USER: u32 = 2001;
+
 struct Files {
     firecracker: PathBuf,
+    jailer: PathBuf,
     kernel: PathBuf,
     initrd: PathBuf,
     disk: PathBuf,
@@ -46,7 +55,12 @@ fn given(resources: &mut Resources, file: &Path) -> Outcome<fctools::vmm::resour
     Ok(resources.create_resource(file, kind)?)
 }
 
-fn configuration(files: &Files, resources: &mut Resources) -> Outcome<VmConfigurationData> {
+/// What is made is in this folder, as the VM sees it.
+fn configuration(
+    files: &Files,
+    folder: &Path,
+    resources: &mut Resources,
+) -> Outcome<VmConfigurationData> {
     let bucket = || TokenBucket { size: 1 << 20, one_time_burst: Some(1 << 20), refill_time: 100 };
     let limiter = || RateLimiter { bandwidth: bucket(), ops: bucket() };
     let created = ResourceType::Created(CreatedResourceType::File);
@@ -83,37 +97,45 @@ fn configuration(files: &Files, resources: &mut Resources) -> Outcome<VmConfigur
         }),
         vsock_device: Some(VsockDevice {
             guest_cid: 3,
-            uds: resources.create_resource(files.folder.join("vsock"), ResourceType::Produced)?,
+            uds: resources.create_resource(folder.join("vsock"), ResourceType::Produced)?,
         }),
         logger_system: Some(LoggerSystem {
-            logs: Some(resources.create_resource(files.folder.join("log"), created)?),
+            logs: Some(resources.create_resource(folder.join("log"), created)?),
             level: Some(VmmLogLevel::Info),
             show_level: Some(true),
             show_log_origin: Some(true),
             module: None,
         }),
         metrics_system: Some(MetricsSystem {
-            metrics: resources.create_resource(files.folder.join("metrics"), created)?,
+            metrics: resources.create_resource(folder.join("metrics"), created)?,
         }),
         mmds_configuration: None,
         entropy_device: Some(EntropyDevice { rate_limiter: Some(limiter()) }),
     })
 }
 
-async fn machine(files: &Files) -> Outcome<Machine> {
-    let mut resources =
-        Resources::new(DirectProcessSpawner, TokioRuntime, VmmOwnershipModel::Shared);
-    let data = configuration(files, &mut resources)?;
-    let arguments = VmmArguments::new(VmmApiSocket::Enabled(files.folder.join("api")))
+fn resources(owner: VmmOwnershipModel) -> Resources {
+    Resources::new(DirectProcessSpawner, TokioRuntime, owner)
+}
+
+fn arguments(folder: &Path) -> VmmArguments {
+    VmmArguments::new(VmmApiSocket::Enabled(folder.join("api")))
         .log_level(VmmLogLevel::Info)
         .show_log_level()
         .show_log_origin()
         .enable_boot_timer()
-        .disable_seccomp();
-    let executor =
-        UnrestrictedVmmExecutor::new(arguments).disable_pipes().id(VmmId::new("fctools-vm")?);
-    let installation =
-        VmmInstallation::new(&files.firecracker, &files.firecracker, &files.firecracker);
+        .disable_seccomp()
+}
+
+async fn machine<E: VmmExecutor>(
+    files: &Files,
+    folder: &Path,
+    owner: VmmOwnershipModel,
+    executor: E,
+) -> Outcome<Machine<E>> {
+    let mut resources = resources(owner);
+    let data = configuration(files, folder, &mut resources)?;
+    let installation = VmmInstallation::new(&files.firecracker, &files.jailer, &files.firecracker);
     Ok(Vm::prepare(
         executor,
         resources,
@@ -121,6 +143,37 @@ async fn machine(files: &Files) -> Outcome<Machine> {
         VmConfiguration::New { init_method: InitMethod::ViaApiCalls, data },
     )
     .await?)
+}
+
+async fn direct(files: &Files) -> Outcome<()> {
+    let executor = UnrestrictedVmmExecutor::new(arguments(&files.folder)).disable_pipes();
+    let executor = executor.id(VmmId::new(ID)?);
+    let owner = VmmOwnershipModel::Shared;
+    let mut vm = machine(files, &files.folder, owner, executor).await?;
+    done("start", vm.start(PATIENCE).await)?;
+    use_it(&mut vm).await?;
+    change_disk(&mut vm, &files.disk).await?;
+    end(vm).await
+}
+
+async fn jailed(files: &Files) -> Outcome<()> {
+    let jails = files.folder.join("jails");
+    std::fs::create_dir(&jails)?;
+    let jailer = JailerArguments::new(VmmId::new(ID)?)
+        .chroot_base_dir(&jails)
+        .cgroup_version(JailerCgroupVersion::V2)
+        .cgroup("memory.max", "1G")
+        .max_fd_limit(1024);
+    let root = Path::new("/");
+    let executor = JailedVmmExecutor::new(arguments(root), jailer, FlatVirtualPathResolver);
+    let owner = VmmOwnershipModel::Downgraded { uid: USER, gid: USER };
+    let mut vm = machine(files, root, owner, executor).await?;
+    done("jailed: start", vm.start(PATIENCE).await)?;
+    use_it(&mut vm).await?;
+    end(vm).await?;
+    let left: Vec<_> = std::fs::read_dir(jails.join("firecracker"))?.collect();
+    assert!(left.is_empty(), "{left:?}");
+    Ok(())
 }
 
 /// Reports a call.
@@ -144,9 +197,9 @@ fn refused<T>(call: &str, result: Result<T, VmApiError>) -> Outcome<()> {
     }
 }
 
-async fn use_it(vm: &mut Machine, disk: &Path) -> Outcome<()> {
+async fn use_it<E: VmmExecutor>(vm: &mut Machine<E>) -> Outcome<()> {
     let info = done("get_info", vm.get_info().await)?;
-    assert_eq!((&*info.id, info.is_paused), ("fctools-vm", false));
+    assert_eq!((&*info.id, info.is_paused), (ID, false));
     done("get_firecracker_version", vm.get_firecracker_version().await)?;
     let machine = done("get_machine_configuration", vm.get_machine_configuration().await)?;
     assert_eq!((machine.vcpu_count, machine.mem_size_mib), (2, 256));
@@ -170,22 +223,21 @@ async fn use_it(vm: &mut Machine, disk: &Path) -> Outcome<()> {
         done("get_balloon_statistics", statistics)?;
         break;
     }
-    let mut resources =
-        Resources::new(DirectProcessSpawner, TokioRuntime, VmmOwnershipModel::Shared);
+    refused("create_mmds", vm.create_mmds(1).await)?;
+    refused("get_mmds", vm.get_mmds::<i32>().await)
+}
+
+async fn change_disk<E: VmmExecutor>(vm: &mut Machine<E>, disk: &Path) -> Outcome<()> {
+    let mut resources = resources(VmmOwnershipModel::Shared);
     let block = given(&mut resources, disk)?;
     block.start_initialization_with_same_path()?;
     resources.synchronize().await?;
     let update =
         UpdateDrive { drive_id: "data".to_owned(), block: Some(block), rate_limiter: None };
-    done("update_drive", vm.update_drive(update).await)?;
-    refused("create_mmds", vm.create_mmds(1).await)?;
-    refused("get_mmds", vm.get_mmds::<i32>().await)
+    done("update_drive", vm.update_drive(update).await)
 }
 
-async fn life(files: &Files) -> Outcome<()> {
-    let mut vm = machine(files).await?;
-    done("start", vm.start(PATIENCE).await)?;
-    use_it(&mut vm, &files.disk).await?;
+async fn end<E: VmmExecutor>(mut vm: Machine<E>) -> Outcome<()> {
     // The guest listens to the power key when its init has come so far.
     let ask = || VmShutdownAction {
         method: VmShutdownMethod::CtrlAltDel,
@@ -208,10 +260,11 @@ async fn life(files: &Files) -> Outcome<()> {
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Outcome<()> {
     let words: Vec<PathBuf> = std::env::args_os().skip(1).map(PathBuf::from).collect();
-    let [firecracker, kernel, initrd, disk, folder] = <[PathBuf; 5]>::try_from(words)
-        .map_err(|_| "give FIRECRACKER KERNEL INITRD DISK FOLDER")?;
-    let files = Files { firecracker, kernel, initrd, disk, folder };
-    life(&files).await?;
+    let [firecracker, jailer, kernel, initrd, disk, folder] = <[PathBuf; 6]>::try_from(words)
+        .map_err(|_| "give FIRECRACKER JAILER KERNEL INITRD DISK FOLDER")?;
+    let files = Files { firecracker, jailer, kernel, initrd, disk, folder };
+    direct(&files).await?;
+    jailed(&files).await?;
     println!("fctools: done");
     Ok(())
 }
