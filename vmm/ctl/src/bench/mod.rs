@@ -1,0 +1,18 @@
+//! Figures of benches: what one is, files of them, the report that is made of them, and what has moved between two.
+//!
+//! docs/benchmarks.md describes the files and how to read a report.
+
+mod compare;
+mod figure;
+mod file;
+mod merge;
+#[cfg(test)]
+mod samples;
+
+pub use compare::{Change, Comparison, compare};
+pub use figure::{
+    Aim, BEST_PEER, Better, Bound, Figure, Host, Invalid, MAX_SAMPLES, MAX_TEXT, Method, OWN,
+    Reference, Setting, Vmm,
+};
+pub use file::{Error, MAX_BYTES, MAX_FIGURES, Report, SCHEMA, line, read};
+pub use merge::{Conflict, merge};
