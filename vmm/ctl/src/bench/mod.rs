@@ -2,13 +2,21 @@
 //!
 //! docs/benchmarks.md describes the files and how to read a report.
 
+mod aims;
+mod chart;
 mod compare;
 mod figure;
 mod file;
+mod html;
+mod markdown;
 mod merge;
+mod number;
+mod page;
 #[cfg(test)]
 mod samples;
+mod table;
 
+pub use aims::{Outcome, Verdict, verdicts};
 pub use compare::{Change, Comparison, compare};
 pub use figure::{
     Aim, BEST_PEER, Better, Bound, Figure, Host, Invalid, MAX_SAMPLES, MAX_TEXT, Method, OWN,
@@ -16,3 +24,4 @@ pub use figure::{
 };
 pub use file::{Error, MAX_BYTES, MAX_FIGURES, Report, SCHEMA, line, read};
 pub use merge::{Conflict, merge};
+pub use page::write;

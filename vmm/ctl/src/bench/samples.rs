@@ -1,6 +1,6 @@
 //! Figures for tests.
 
-use super::figure::{Better, Figure, Host, Method, Setting, Vmm};
+use super::figure::{Aim, Better, Bound, Figure, Host, Method, Reference, Setting, Vmm};
 
 pub(super) fn figure(vmm: &str, value: f64) -> Figure {
     Figure {
@@ -29,4 +29,10 @@ pub(super) fn figure(vmm: &str, value: f64) -> Figure {
 /// One that the VMM cannot do.
 pub(super) fn dash(vmm: &str, cannot: &str) -> Figure {
     Figure { value: None, cannot: Some(cannot.to_owned()), ..figure(vmm, 0.0) }
+}
+
+/// An aim that is a multiple of another VMM's figure.
+pub(super) fn at_most(value: f64, vmm: &str, case: Option<&str>) -> Option<Aim> {
+    let of = Reference { vmm: vmm.to_owned(), case: case.map(str::to_owned) };
+    Some(Aim { bound: Bound::AtMost, value, of: Some(of) })
 }

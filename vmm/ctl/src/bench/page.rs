@@ -1,0 +1,162 @@
+//! The folder of a report: report.json, report.md, report.html, and a file for each plot.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use super::aims::verdicts;
+use super::chart::draw;
+use super::file::Report;
+use super::table::{memory, sections};
+use super::{html, markdown};
+
+/// Letters of a plot's name in that of its file.
+const NAME: usize = 60;
+
+/// A plot.
+pub(super) struct Drawn {
+    /// Its file, in the folder of the report.
+    pub(super) path: String,
+    /// Of that file.
+    alone: String,
+    /// For a page that has the style sheet.
+    pub(super) inline: String,
+}
+
+/// Writes a report to a folder, which is made; the files that it has of another are replaced.
+///
+/// # Errors
+/// When they cannot be written.
+pub fn write(report: &Report, folder: &Path) -> io::Result<()> {
+    let sections = sections(&report.figures);
+    let verdicts = verdicts(&report.figures);
+    let mut names = BTreeSet::new();
+    let drawn: Vec<_> = sections
+        .iter()
+        .map(|section| {
+            let plots = section.plots.iter().map(|plot| Drawn {
+                path: format!("plots/{}.svg", file_name(&[section.bench, plot.name], &mut names)),
+                alone: draw(plot, &verdicts, true),
+                inline: draw(plot, &verdicts, false),
+            });
+            (section, plots.collect::<Vec<_>>())
+        })
+        .collect();
+    fs::create_dir_all(folder.join("plots"))?;
+    for plot in drawn.iter().flat_map(|(_, plots)| plots) {
+        fs::write(folder.join(&plot.path), &plot.alone)?;
+    }
+    let json = serde_json::to_string_pretty(report).map_err(io::Error::other)?;
+    fs::write(folder.join("report.json"), json + "\n")?;
+    fs::write(folder.join("report.md"), markdown::write(report, &drawn, &verdicts))?;
+    fs::write(folder.join("report.html"), html::write(report, &drawn, &verdicts))
+}
+
+/// What the figures were found on, a line each: the versions of the VMMs, then the machines.
+pub(super) fn hosts(report: &Report) -> Vec<String> {
+    let vmms: BTreeSet<String> = report
+        .figures
+        .iter()
+        .map(|figure| format!("{}: {}", figure.vmm.name, figure.vmm.version))
+        .collect();
+    let hosts: BTreeSet<_> = report.figures.iter().map(|figure| &figure.host).collect();
+    let hosts = hosts.into_iter().map(|host| match host.cpus {
+        0 => format!("machine: {}", host.machine),
+        cpus => format!(
+            "host: {}; Linux {}; {}; {cpus} CPU",
+            host.machine,
+            host.kernel,
+            memory(host.memory_mib)
+        ),
+    });
+    vmms.into_iter().chain(hosts).collect()
+}
+
+/// A name of a file that no other plot has.
+fn file_name(words: &[&str], taken: &mut BTreeSet<String>) -> String {
+    let joined = words.join("-").to_lowercase();
+    let plain: String = joined
+        .chars()
+        .map(|letter| if letter.is_ascii_alphanumeric() { letter } else { '-' })
+        .collect();
+    let parts: Vec<&str> = plain.split('-').filter(|part| !part.is_empty()).collect();
+    let mut name: String = parts.join("-").chars().take(NAME).collect();
+    if name.is_empty() {
+        name = "plot".to_owned();
+    }
+    let mut names = std::iter::once(name.clone()).chain((2..).map(|at| format!("{name}-{at}")));
+    // There are more numbers than plots.
+    let free = names.find(|name| !taken.contains(name)).unwrap_or(name);
+    taken.insert(free.clone());
+    free
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use roxmltree::Document;
+
+    use super::super::file::{SCHEMA, read};
+    use super::super::samples::{at_most, dash, figure};
+    use super::*;
+    use crate::bench::Figure;
+
+    fn report() -> Report {
+        let own = Figure { aim: at_most(0.5, "QEMU", None), ..figure("tessera", 10.0) };
+        let mut other = dash("QEMU", "<none> | & _nothing_");
+        other.case = "restore".to_owned();
+        Report {
+            schema: SCHEMA,
+            notes: [("commit".to_owned(), "<b>".to_owned())].into(),
+            figures: vec![own, figure("QEMU", 30.0), other],
+        }
+    }
+
+    #[test]
+    fn a_folder_has_all_forms_and_its_json_is_read_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let out = folder.path().join("new/report");
+        write(&report(), &out).unwrap();
+        write(&report(), &out).unwrap();
+
+        assert_eq!(read(&out.join("report.json")).unwrap(), report());
+        let text = |name: &str| fs::read_to_string(out.join(name)).unwrap();
+        let (page, markdown) = (text("report.html"), text("report.md"));
+        let svg = text("plots/start-exec-to-exit.svg");
+        Document::parse(&svg).unwrap();
+        assert!(markdown.contains("(plots/start-exec-to-exit.svg)"), "{markdown}");
+        assert!(
+            markdown.contains("| 0.333 × | at most 0.5 × QEMU | pass, 33.3 % below |"),
+            "{markdown}"
+        );
+        assert!(markdown.contains("– QEMU: \\<none\\> \\| \\& \\_nothing\\_"), "{markdown}");
+        assert!(page.contains("<td class=\"met\">pass, 33.3 % below</td>"), "{page}");
+        assert!(page.contains("– QEMU: &lt;none&gt; | &amp; _nothing_"), "{page}");
+        assert!(!page.contains("<b>") && !page.contains("<none>"), "{page}");
+    }
+
+    #[test]
+    fn the_page_is_well_formed_but_for_tags_that_html_leaves_open() {
+        let folder = tempfile::tempdir().unwrap();
+        write(&report(), folder.path()).unwrap();
+
+        let page = fs::read_to_string(folder.path().join("report.html")).unwrap();
+
+        let page = page.strip_prefix("<!doctype html>").unwrap();
+        let page = page.replace("<meta charset=\"utf-8\">", "");
+        let page = page.replace("<meta name=\"viewport\" content=\"width=device-width\">", "");
+        Document::parse(&page).unwrap();
+    }
+
+    #[test]
+    fn names_of_files_are_plain_and_differ() {
+        let mut taken = BTreeSet::new();
+        let mut name = |words: &[&str]| file_name(words, &mut taken);
+
+        assert_eq!(name(&["io", "TCP to the host"]), "io-tcp-to-the-host");
+        assert_eq!(name(&["io", "TCP: to the host!"]), "io-tcp-to-the-host-2");
+        assert_eq!(name(&["../..", "/"]), "plot");
+        assert_eq!(name(&["../..", "."]), "plot-2");
+    }
+}
