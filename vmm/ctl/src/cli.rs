@@ -8,6 +8,7 @@ use arch::units::Bytes;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use vmm::config::RunArgs;
 
+use crate::bench::MAX_TEXT;
 use crate::commands;
 use crate::failure::Failure;
 use crate::guest::args::{AgentArgs, CopyArgs, ExecArgs, ProxyArgs, ShellArgs};
@@ -19,8 +20,9 @@ socket. For exec, shell, cp, proxy and agent, vsock:PATH is the Unix socket of a
 
 Exit codes:
   0   done
-  1   the VM or the broker refused, something did not happen in time, or a copy is not complete
+  1   the VM or the broker refused, something did not happen in time, a copy is not complete, or two reports differ
   64  the command line is wrong
+  65  a file of figures (bench) is not one, or its figures contradict each other
   69  the VM or the broker cannot be reached, or does not run
 `run` ends as `tessera run` does where the VM does not start. `exec` and `shell` end as their command does,
 with 128 and the number of the signal that ended it:
@@ -98,6 +100,9 @@ pub enum Command {
     TagStorage(OfVm),
     /// Show a broker's tag storage: blocks by state, and the leases of VMs
     Pool(PoolArgs),
+    /// Make a report of what benches have found, or show what has moved between two
+    #[command(subcommand)]
+    Bench(BenchCommand),
 }
 
 /// `run`.
@@ -397,6 +402,46 @@ pub struct PoolArgs {
     pub prometheus: bool,
 }
 
+/// `bench`.
+#[derive(Clone, Debug, Subcommand)]
+pub enum BenchCommand {
+    /// Write JSON, Markdown and an HTML page with plots
+    Report(BenchReportArgs),
+    /// Show what has moved between two reports; the exit status is 1 if anything has
+    Compare(BenchCompareArgs),
+}
+
+/// `bench report`.
+#[derive(Clone, Debug, Args)]
+pub struct BenchReportArgs {
+    /// Files of figures as `make bench` writes them, or reports
+    #[arg(value_name = "FILE", required = true)]
+    pub files: Vec<PathBuf>,
+    /// The folder for the report, which is made
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// What stands at the top, for instance `commit=1a2b3c`; as often as wanted
+    #[arg(long = "note", value_name = "NAME=TEXT", value_parser = note)]
+    pub notes: Vec<(String, String)>,
+}
+
+/// `bench compare`.
+#[derive(Clone, Debug, Args)]
+pub struct BenchCompareArgs {
+    /// A report, or a file of figures
+    #[arg(value_name = "A.json")]
+    pub before: PathBuf,
+    /// The one that it is compared with
+    #[arg(value_name = "B.json")]
+    pub after: PathBuf,
+    /// By how many percent a figure may differ without having moved
+    #[arg(long, value_name = "PERCENT", default_value = "0", value_parser = percent)]
+    pub tolerance: f64,
+    /// Let what is better or new not count for the exit status
+    #[arg(long)]
+    pub worse: bool,
+}
+
 /// Does what the command line says; the exit status.
 ///
 /// # Errors
@@ -428,6 +473,7 @@ pub fn run(arguments: Arguments) -> Result<u8, Failure> {
         Command::Footprint(of) => commands::status::footprint(&of, form),
         Command::TagStorage(of) => commands::status::tag_storage(&of, form),
         Command::Pool(args) => commands::pool::pool(&args, form),
+        Command::Bench(command) => return commands::bench::bench(&command, form),
     }
     .map(|()| 0)
 }
@@ -435,6 +481,22 @@ pub fn run(arguments: Arguments) -> Result<u8, Failure> {
 fn seconds(text: &str) -> Result<Duration, String> {
     let seconds: f64 = text.parse().map_err(|_| "it is not a number of seconds".to_owned())?;
     Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
+}
+
+fn percent(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(percent) if percent.is_finite() && percent >= 0.0 => Ok(percent),
+        _ => Err("it is not a number of percent, 0 or more".to_owned()),
+    }
+}
+
+fn note(text: &str) -> Result<(String, String), String> {
+    let (name, note) = text.split_once('=').ok_or("it has no `=`: try commit=1a2b3c")?;
+    let fits = |text: &str| text.chars().count() <= MAX_TEXT && !text.chars().any(char::is_control);
+    match !name.is_empty() && fits(name) && fits(note) {
+        true => Ok((name.to_owned(), note.to_owned())),
+        false => Err(format!("a note is a name and one line of {MAX_TEXT} letters at most")),
+    }
 }
 
 fn whole_mib(text: &str) -> Result<Bytes, String> {

@@ -12,6 +12,8 @@ use crate::{client, guest};
 pub const EXIT_REFUSED: u8 = 1;
 /// The command line is wrong (EX_USAGE of sysexits.h).
 pub const EXIT_USAGE: u8 = 64;
+/// A file is not what it should be (EX_DATAERR of sysexits.h).
+pub const EXIT_DATA: u8 = 65;
 /// The VM cannot be reached (EX_UNAVAILABLE of sysexits.h).
 pub const EXIT_UNREACHABLE: u8 = 69;
 /// A signal ended it before it was done, as a shell reports SIGINT.
@@ -35,6 +37,11 @@ impl Failure {
     /// The command line is wrong.
     pub fn usage(message: impl Into<String>) -> Self {
         Self { code: EXIT_USAGE, message: message.into() }
+    }
+
+    /// A file is not what it should be.
+    pub fn data(message: impl Into<String>) -> Self {
+        Self { code: EXIT_DATA, message: message.into() }
     }
 
     /// The VM cannot be reached.

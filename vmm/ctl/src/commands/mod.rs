@@ -1,6 +1,7 @@
 //! The verbs, one a file.
 
 pub mod balloon;
+pub mod bench;
 pub mod clone;
 pub mod console;
 pub mod events;

@@ -1,0 +1,111 @@
+//! Figures of benches: a report of them, and what has moved between two.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde_json::json;
+use vmm::error::{chain, printable};
+
+use crate::bench::{Change, Comparison, Outcome, Report, compare, merge, read, verdicts, write};
+use crate::cli::{BenchCommand, BenchCompareArgs, BenchReportArgs};
+use crate::failure::Failure;
+use crate::output::Form;
+
+/// Two reports differ.
+const EXIT_MOVED: u8 = 1;
+
+/// Does what is asked; the exit status.
+///
+/// # Errors
+/// When a file is no such file, or cannot be written.
+pub fn bench(command: &BenchCommand, form: Form) -> Result<u8, Failure> {
+    match command {
+        BenchCommand::Report(args) => report(args, form).map(|()| 0),
+        BenchCommand::Compare(args) => differences(args, form),
+    }
+}
+
+fn load(path: &Path) -> Result<Report, Failure> {
+    read(path).map_err(|error| Failure::data(printable(&chain(&error))))
+}
+
+fn report(args: &BenchReportArgs, form: Form) -> Result<(), Failure> {
+    let notes: BTreeMap<String, String> = args.notes.iter().cloned().collect();
+    let mut reports = vec![Report { notes, ..Report::default() }];
+    for file in &args.files {
+        reports.push(load(file)?);
+    }
+    let whole =
+        merge(reports).map_err(|conflict| Failure::data(printable(&conflict.to_string())))?;
+    write(&whole, &args.out).map_err(|error| {
+        Failure::refused(format!(
+            "cannot write the report to {:?} ({error}): may this user write there?",
+            args.out
+        ))
+    })?;
+    let verdicts = verdicts(&whole.figures);
+    let count = |outcome| verdicts.iter().filter(|verdict| verdict.outcome == outcome).count();
+    let (met, missed) = (count(Outcome::Met), count(Outcome::Missed));
+    let page: PathBuf = args.out.join("report.html");
+    let answer = json!({
+        "figures": whole.figures.len(),
+        "aims_met": met,
+        "aims_missed": missed,
+        "aims_unknown": count(Outcome::Unknown),
+        "page": page,
+    });
+    form.show(&answer, |_| {
+        let mut text = String::new();
+        for verdict in &verdicts {
+            let line = format!(
+                "{}: {}; aim: {}: {verdict}",
+                verdict.figure.key(),
+                verdict.found(),
+                verdict.wanted()
+            );
+            text += &format!("{}\n", printable(&line));
+        }
+        let (figures, aims) = (whole.figures.len(), verdicts.len());
+        text + &format!(
+            "{figures} figures; {met} of {aims} aims met, {missed} missed: {}\n",
+            page.display()
+        )
+    })
+}
+
+fn differences(args: &BenchCompareArgs, form: Form) -> Result<u8, Failure> {
+    let [before, after] = [load(&args.before)?, load(&args.after)?];
+    let comparison = compare(&before, &after, args.tolerance);
+    form.show(&comparison, table)?;
+    let is_moved = comparison
+        .moved
+        .iter()
+        .any(|moved| !args.worse || matches!(moved.change, Change::Worse | Change::Gone));
+    Ok(if is_moved { EXIT_MOVED } else { 0 })
+}
+
+fn table(comparison: &Comparison) -> String {
+    let number =
+        |value: Option<f64>| value.map_or_else(|| "–".to_owned(), |value| value.to_string());
+    let mut text = String::new();
+    for moved in &comparison.moved {
+        let change = match moved.change {
+            Change::Better => "better",
+            Change::Worse => "worse",
+            Change::Gone => "gone",
+            Change::New => "new",
+        };
+        let percent =
+            moved.percent.map_or_else(String::new, |percent| format!(" ({percent:+.2} %)"));
+        let line = format!(
+            "{change:6}  {}: {} -> {} {}{percent}",
+            moved.figure,
+            number(moved.before),
+            number(moved.after),
+            moved.unit
+        );
+        text += &format!("{}\n", printable(&line));
+    }
+    let (moved, both) = (comparison.moved.len(), comparison.in_both);
+    text + &format!("{moved} of the figures moved, came or went; {both} are in both\n")
+}
