@@ -1,11 +1,14 @@
 //! Where a test's body runs: on this machine, or in the lab.
 
 use std::env;
+use std::fs::OpenOptions;
+use std::io::{self, BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use crate::calls::{RECORD, Recorder};
+use crate::figures;
 use crate::scratch::Scratch;
 
 /// Where files that were prepared for a test are in the nested host.
@@ -185,7 +188,7 @@ impl Lab {
     }
 
     fn send(mut self, (program, test): (String, String)) {
-        self = self.with_variable(RECORD);
+        self = self.with_variable(RECORD).with_variable(figures::FILE);
         if let Some(package) = self.kernel_package {
             self = self.kernel(&fetch_kernel(package));
         }
@@ -196,15 +199,34 @@ impl Lab {
             let runner = rustix::process::getppid().map_or(0, |pid| pid.as_raw_nonzero().get());
             command.args(["--shared-by", &runner.to_string()]);
         }
-        let status = command
+        command
             .args(["--env", &format!("{ARRIVED}=1")])
             .args(self.options)
             .args(["--", "--exact", &test, "--include-ignored", "--nocapture"])
-            .stdin(Stdio::null())
-            .status()
-            .expect("the lab program: `make test` builds it");
+            .stdin(Stdio::null());
+        let status = match env::var_os(figures::FILE) {
+            Some(file) => run_and_keep(&mut command, Path::new(&file)),
+            None => command.status(),
+        }
+        .expect("the lab program: `make test` builds it");
         assert!(status.success(), "{test} failed in the nested host ({status})");
     }
+}
+
+/// Runs a program that prints among other lines records, which are added to a file.
+fn run_and_keep(command: &mut Command, file: &Path) -> io::Result<ExitStatus> {
+    let mut child = command.stdout(Stdio::piped()).spawn()?;
+    let mut file = OpenOptions::new().create(true).append(true).open(file)?;
+    let mut output = BufReader::new(child.stdout.take().expect("a pipe"));
+    let mut line = Vec::new();
+    while output.read_until(b'\n', &mut line)? > 0 {
+        match figures::record_in(&line) {
+            Some(record) => file.write_all(record)?,
+            None => io::stdout().write_all(&line)?,
+        }
+        line.clear();
+    }
+    child.wait()
 }
 
 /// The image of a kernel package, which the lab fetches once and keeps.
@@ -289,5 +311,25 @@ pub fn program(name: &str) -> PathBuf {
     match in_nested_host() {
         true => Path::new("/bin").join(name),
         false => products().join("bin").join(name),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_are_added_to_a_file_and_no_other_line_is() {
+        let scratch = Scratch::new();
+        let file = scratch.join("figures");
+        let print = || {
+            let mut command = Command::new("sh");
+            command.args(["-c", "echo FIGURE 1; echo text; echo FIGURE 2"]);
+            run_and_keep(&mut command, &file).unwrap()
+        };
+
+        assert!(print().success() && print().success());
+
+        assert_eq!(std::fs::read_to_string(file).unwrap(), "1\n2\n1\n2\n");
     }
 }

@@ -14,6 +14,7 @@ pub mod client;
 pub mod control_group;
 pub mod dice;
 pub mod faults;
+pub mod figures;
 pub mod footprint;
 pub mod forked;
 pub mod guest;
