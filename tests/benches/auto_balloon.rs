@@ -7,6 +7,7 @@
 
 use std::fs;
 use std::io;
+use std::iter;
 use std::path::Path;
 use std::process::Output;
 use std::sync::Arc;
@@ -15,10 +16,13 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use tesseractl::client::{Client, DEFAULT_TIMEOUT};
+use testing::figures::{counted, kept};
 use testing::guest::{Guest, Plan};
 use testing::lab::Lab;
 use testing::scratch::Scratch;
 use vmm::api::model::Balloon;
+
+const BENCH: &str = "auto_balloon";
 
 /// MiB: of a guest, of what it works with, and of the balloon that lets three guests fit.
 const MEMORY: &str = "1G";
@@ -199,6 +203,29 @@ struct Outcome {
     killed: (u64, u64),
 }
 
+impl Outcome {
+    fn record(&self, name: &str) {
+        let rates = self.throughput.iter().map(|rate| Some(*rate)).chain(iter::repeat(None));
+        for (turn, ((guest, load), rate)) in (1..).zip(TURNS.into_iter().zip(rates)) {
+            let figure = counted(BENCH, "throughput", "MiB a second of the counting clock");
+            let case = format!("{name}, turn {turn}: {load:?} of guest {guest}");
+            let figure = figure.case(&case).guest(MEMORY, 1).supply("ledger").more_is_better();
+            match rate {
+                Some(rate) => figure.record(rate),
+                None => figure.cannot("something was killed in this turn, or before it"),
+            }
+        }
+        let (host, guests) = self.killed;
+        for (what, unit, value) in [
+            ("memory of the host in use at most", "MiB", self.peak),
+            ("processes that the host killed", "processes", host),
+            ("processes that guests killed", "processes", guests),
+        ] {
+            kept(BENCH, what, unit).case(name).guest(MEMORY, 1).record(value as f64);
+        }
+    }
+}
+
 fn turns(name: &str, balloon: &str) -> Outcome {
     let start_of = Instant::now();
     let before = field("/proc/vmstat", "oom_kill");
@@ -234,6 +261,7 @@ fn turns(name: &str, balloon: &str) -> Outcome {
     };
     let in_guests = guests.iter().filter_map(|(_, guest)| in_guest(guest)).sum();
     outcome.killed = (field("/proc/vmstat", "oom_kill") - before, in_guests);
+    outcome.record(name);
     println!("{name}: {outcome:?}, {:.1} s of the host's clock", start_of.elapsed().as_secs_f64());
     outcome
 }
@@ -244,6 +272,9 @@ fn alone() -> [f64; 2] {
     [Load::Caches, Load::Programs].map(|load| {
         let rate = throughput(&guest, load).unwrap();
         println!("alone: {load:?}: {rate:.0} MiB a second");
+        let figure = counted(BENCH, "throughput", "MiB a second of the counting clock");
+        let figure = figure.case(&format!("alone: {load:?}")).guest(MEMORY, 1).supply("ledger");
+        figure.more_is_better().record(rate);
         rate
     })
 }

@@ -14,6 +14,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use serde_json::Value;
+use tesseractl::bench::{BEST_PEER, Vmm};
+use testing::figures::{Entry, counted};
 use testing::lab::{Lab, artifact, program, programs};
 use testing::scratch::Scratch;
 use testing::wait::until;
@@ -43,6 +45,14 @@ struct Row {
     command: String,
     /// Units of work; or one number of seconds, where the command says how much it has done in them.
     amounts: &'static [u32],
+}
+
+impl Row {
+    fn figure(&self) -> Entry {
+        let kind = if self.command.starts_with(FIO) { "disk" } else { "network" };
+        let unit = format!("instructions for one {}", self.unit);
+        counted("devices", kind, &unit).case(self.name).guest(MEMORY, 1)
+    }
 }
 
 /// What a command took and did.
@@ -95,12 +105,12 @@ fn rows() -> Vec<Row> {
 }
 
 /// A VMM with its devices.
-struct Vmm {
+struct Devices {
     name: &'static str,
     command: Command,
 }
 
-impl Vmm {
+impl Devices {
     fn tessera(initrd: &Path, disk: &Path) -> Self {
         let mut command = Command::new(program("tessera"));
         command.arg("run").arg("--kernel").arg(artifact("Image")).arg("--initrd").arg(initrd);
@@ -301,19 +311,23 @@ fn disk_and_network_beside_those_of_qemu() {
         let (initrd, disk) = (initrd(&scratch, &rows), disk(&scratch));
         let mut server = Server::start();
         let (initrd, disk) = (initrd.as_path(), disk.as_path());
-        let own = Vmm::tessera(initrd, disk).measure(&mut server);
+        let own = Devices::tessera(initrd, disk).measure(&mut server);
         let others = [
-            Vmm::qemu("QEMU", initrd, disk, "thread", "off"),
-            Vmm::qemu("no polling, vhost", initrd, disk, "thread,poll-max-ns=0", "on"),
+            Devices::qemu("QEMU", initrd, disk, "thread", "off"),
+            Devices::qemu("no polling, vhost", initrd, disk, "thread,poll-max-ns=0", "on"),
         ]
         .map(|vmm| (vmm.name, vmm.measure(&mut server)));
 
-        let _ = peer::program("qemu-system-aarch64").arg("--version").status();
+        let qemu = peer::qemu();
+        println!("QEMU {}", qemu.version);
         for row in &rows {
             let own = each(&own, row);
+            row.figure().at_most_of(1.0, BEST_PEER, None).record(own);
             let mut line = format!("{:22} {:7} {own:9.0}", row.name, row.unit);
             for (name, costs) in &others {
                 let cost = each(costs, row);
+                let variant = if *name == qemu.name { "" } else { name };
+                row.figure().of(&Vmm { variant: variant.to_owned(), ..qemu.clone() }).record(cost);
                 line += &format!("  {name} {cost:9.0} {:5.2}", own / cost);
             }
             println!("{line}");

@@ -4,10 +4,16 @@
 use std::time::{Duration, Instant};
 
 use serde_json::json;
+use tesseractl::bench::OWN;
+use testing::figures::{Entry, counted, kept};
 use testing::footprint::{Curve, Footprint, mib};
 use testing::guest::{Guest, Plan};
 use testing::lab::Lab;
 use testing::wait::until;
+
+const BENCH: &str = "huge_pages";
+/// The first touch, beside which the others are.
+const FRESH: &str = "fresh memory";
 
 /// MiB: of the guest, of what it touches each time, and of the balloon between.
 const MEMORY: &str = "1G";
@@ -38,6 +44,11 @@ fn touch(guest: &mut Guest, what: &str) -> Touches {
         mib(footprint.resident),
         mib(footprint.huge)
     );
+    let figure = counted(BENCH, "touch of 400 MiB", "million instructions");
+    let figure = figure.case(what).guest(MEMORY, 1).supply("ledger");
+    figure.at_most_of(COST, OWN, Some(FRESH)).record(cost);
+    let figure = kept(BENCH, "huge of what is resident after it", "%").more_is_better();
+    figure.case(what).guest(MEMORY, 1).supply("ledger").at_least(HUGE).record(huge);
     assert_eq!(guest.order("free", "freed")["wrong"], 0);
     Touches { cost, huge }
 }
@@ -58,7 +69,7 @@ fn memory_that_was_in_a_balloon_costs_as_much_as_before() {
         let mut guest =
             plan.with("--mte", "require").with("--balloon", "reporting=off,target=0").start();
         guest.report("ready");
-        let fresh = touch(&mut guest, "fresh memory");
+        let fresh = touch(&mut guest, FRESH);
         touch(&mut guest, "the same again");
         for cycle in 1..=CYCLES {
             inflate(&guest, BALLOON);
@@ -76,7 +87,7 @@ fn memory_that_was_in_a_balloon_costs_as_much_as_before() {
                 "touches cost more than those of fresh memory"
             );
         }
-        touch(&mut guest, "the same again");
+        touch(&mut guest, "the same again after all");
         let metrics = guest.client().metrics().unwrap();
         println!("renewed: {}", metrics["balloon"]["renewed_chunks_total"]);
         guest.stop();
@@ -111,13 +122,25 @@ fn touch_and_report(guest: &mut Guest, what: &str) {
     let footprint = Footprint::of(&mut guest.client());
     let start = Instant::now();
     let later = until_huge(guest);
+    let waited = start.elapsed().as_secs_f64();
     println!(
-        "{what}: {cost} million instructions; {:.0} MiB resident, {:.0} MiB huge, {:.0} after {:.1} s",
+        "{what}: {cost} million instructions; {:.0} MiB resident, {:.0} MiB huge, {:.0} after {waited:.1} s",
         mib(footprint.resident),
         mib(footprint.huge),
         mib(later.huge),
-        start.elapsed().as_secs_f64()
     );
+    let set = |figure: Entry| figure.case(what).guest("256M", 1).supply("ledger");
+    let spent =
+        counted(BENCH, "touch of 120 MiB, all of it reported before", "million instructions");
+    set(spent).record(cost as f64);
+    let percent = |footprint: &Footprint| footprint.huge as f64 * 100.0 / footprint.resident as f64;
+    for (when, footprint) in [("at once", &footprint), ("later", &later)] {
+        let name = format!("huge of what is resident after it, {when}");
+        set(kept(BENCH, &name, "%").more_is_better()).record(percent(footprint));
+    }
+    set(counted(BENCH, "until 95 % are huge", "seconds of the counting clock"))
+        .at_most(SOON.as_secs_f64())
+        .record(waited);
     assert_eq!(guest.order("free", "freed")["wrong"], 0);
     Curve::until_still(guest);
 }

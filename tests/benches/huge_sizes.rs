@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use arch::layout::CHUNK;
 use serde_json::{Value, json};
+use testing::figures::{Entry, counted, kept};
 use testing::footprint::{Curve, mib};
 use testing::guest::{Guest, Plan};
 use testing::lab::Lab;
@@ -35,6 +36,8 @@ const LOOK: Duration = Duration::from_secs(1);
 
 const LIMIT: Duration = Duration::from_secs(3600);
 
+const BENCH: &str = "huge_sizes";
+
 const THP: &str = "/sys/kernel/mm/transparent_hugepage/enabled";
 
 #[derive(Clone, Copy, Debug)]
@@ -54,6 +57,10 @@ struct Case {
 }
 
 impl Case {
+    fn figure(&self, figure: Entry) -> Entry {
+        figure.guest(self.memory, 4).supply("ledger")
+    }
+
     fn start(&self) -> Guest {
         let balloon = match self.way {
             Way::Balloon => "reporting=off,target=0",
@@ -180,6 +187,14 @@ impl Prices {
             huge * 1e3,
             small * 1e3
         );
+        for (name, unit, value) in [
+            ("touch of fresh memory", "million instructions", first.cost),
+            ("touch of memory that was touched before", "million instructions", again.cost),
+            ("fault of a huge page", "thousand instructions", huge * 1e3),
+            ("fault of a small page", "thousand instructions", small * 1e3),
+        ] {
+            case.figure(counted(BENCH, name, unit)).case(case.tags).record(value);
+        }
         prices
     }
 
@@ -314,6 +329,15 @@ fn measure(case: Case, prices: &Prices) -> Vec<String> {
             Resident::mib(resident.all),
             Resident::mib(resident.whole),
         );
+        let what = format!("{}, {:?}, cycle {cycle}", case.tags, case.way);
+        let set = |figure: Entry| case.figure(figure).case(&what);
+        set(counted(BENCH, "touch", "million instructions")).record(touched.cost);
+        set(counted(BENCH, "touch without the faults", "million instructions")).record(rest);
+        set(kept(BENCH, "faults of small pages in a touch", "faults")).record(touched.faults.small);
+        let huge =
+            |when| kept(BENCH, &format!("huge of what can be huge, {when}"), "%").more_is_better();
+        set(huge("at once")).record(at_once);
+        set(huge("ten seconds later at most")).at_least(HUGE).record(then);
         if soon.is_none() {
             missed.push(format!("{case:?}, cycle {cycle}: {then:.1} % are huge"));
         }

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use tesseractl::client::{Client, DEFAULT_TIMEOUT};
+use testing::figures::counted;
 use testing::lab::{Lab, artifact, program, programs};
 use testing::scratch::Scratch;
 use testing::wait::until;
@@ -209,6 +210,11 @@ fn a_balloon_costs_half_of_what_it_costs_with_qemu() {
         {
             let ratio = own / other;
             println!("{what}: {own:.0} million instructions a GiB, QEMU {other:.0}: {ratio:.2}");
+            let memory = format!("{MEMORY}M");
+            let figure = counted("inflation", "balloon", "million instructions a GiB");
+            let figure = figure.case(what).guest(&memory, 1);
+            figure.clone().at_most_of(MOST, "QEMU", None).record(own);
+            figure.of(&peer::qemu()).record(other);
             assert!(ratio <= MOST, "to {what} costs {ratio:.2} of what it costs with QEMU");
         }
     });

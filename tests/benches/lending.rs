@@ -11,10 +11,15 @@ use std::time::Duration;
 use arch::layout::CHUNK;
 use arch::mte::granule::MEMORY_PER_TAG_STORAGE;
 use testing::broker::Broker;
+use testing::figures::{Entry, counted, kept};
 use testing::guest::{Guest, Plan};
 use testing::lab::Lab;
 use testing::memory::pages_on_node;
 
+const BENCH: &str = "lending";
+const SUPPLY: &str = "node:1";
+/// Memory of the guest with MTE.
+const OWNER: &str = "384M";
 /// MiB that the borrower takes at the second load.
 const TAKEN: u64 = 480;
 /// MiB that the guest with MTE touches at each load, a chunk's worth of which is 2.
@@ -61,14 +66,14 @@ struct Mix {
 
 impl Mix {
     fn new(policy: &str) -> Self {
-        let broker = Broker::start(&["--supply", "node:1", "--lend", policy]);
+        let broker = Broker::start(&["--supply", SUPPLY, "--lend", policy]);
         // The kernel at one address each time, so that no two runs differ in their caches and tables.
         let plan = |memory: &str, mte| {
             let plan = Plan::workload("memory").append("nokaslr").with("--memory", memory);
             let plan = plan.with("--balloon", "reporting=off").with("--mte", mte);
             plan.with("--broker", broker.socket())
         };
-        let mut owner = plan("384M", "require").with("--tag-storage", "demand").start();
+        let mut owner = plan(OWNER, "require").with("--tag-storage", "demand").start();
         owner.report("ready");
         let mut lodger = plan("1200M", "off").start();
         lodger.report("ready");
@@ -113,6 +118,24 @@ fn show(touch: Option<Touch>) -> String {
     )
 }
 
+/// What the guest with MTE saw at each load; nothing where there was no memory to touch.
+fn record(policy: &str, touches: [Option<Touch>; 3]) {
+    let loads = ["idle".to_owned(), format!("{TAKEN} MiB taken"), "all taken".to_owned()];
+    for (load, touch) in loads.into_iter().zip(touches) {
+        let case = format!("{policy}, {load}");
+        let latency = counted(BENCH, "touch of a chunk with tags", "instructions a chunk");
+        let evictions = kept(BENCH, "evictions in it", "blocks of 4 KiB");
+        let set = |figure: Entry| figure.case(&case).guest(OWNER, 1).supply(SUPPLY);
+        match touch {
+            Some(touch) => {
+                set(latency).record(touch.each as f64);
+                set(evictions).record(touch.evictions as f64);
+            }
+            None => set(latency).cannot("no memory is left to touch"),
+        }
+    }
+}
+
 /// A line of the table.
 fn measure(policy: &str) -> String {
     let mut mix = Mix::new(policy);
@@ -136,6 +159,11 @@ fn measure(policy: &str) -> String {
     let full = mix.touch();
 
     let report = mix.broker.report().pool;
+    record(policy, [idle, loaded, full]);
+    for (name, mib) in [("borrower has of the host at most", taken), ("of that on the node", most)]
+    {
+        kept(BENCH, name, "MiB").case(policy).supply(SUPPLY).more_is_better().record(mib as f64);
+    }
     assert_eq!(mix.lodger.order("free", "freed")["wrong"], 0);
     assert_eq!(mix.owner.order("free", "freed")["wrong"], 0);
     mix.lodger.stop();

@@ -3,6 +3,9 @@
 use std::fs;
 use std::process::Command;
 
+use tesseractl::bench::Vmm;
+use testing::figures::vmm;
+
 /// Where programs of Debian's are on the host: of the host, and of its guests.
 pub(crate) const HOST_PROGRAMS: &str = "/peers/host";
 pub(crate) const GUEST_PROGRAMS: &str = "/peers/guest";
@@ -21,6 +24,13 @@ pub(crate) fn program(name: &str) -> Command {
     let mut command = Command::new(format!("{libraries}/ld-linux-aarch64.so.1"));
     command.args(["--library-path", &libraries]).arg(format!("{HOST_PROGRAMS}/bin/{name}"));
     command
+}
+
+/// QEMU, as it says itself: `QEMU emulator version 10.0.13 (Debian ...)`.
+pub(crate) fn qemu() -> Vmm {
+    let output = program("qemu-system-aarch64").arg("--version").output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    vmm("QEMU", text.split_ascii_whitespace().nth(3).expect("a version"))
 }
 
 pub(crate) fn shell(command: &str) {

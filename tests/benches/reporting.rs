@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use testing::figures::counted;
 use testing::footprint::{Curve, Footprint, mib};
 use testing::guest::Plan;
 use testing::lab::Lab;
@@ -36,6 +37,8 @@ enum Mode {
 struct Size {
     memory: u64,
     touched: u64,
+    /// What is special of its host, for the label of its figures.
+    host: &'static str,
 }
 
 /// Faults of the guest's pages per billion instructions of the host. `order`: of the units in which the guest reports, or
@@ -104,6 +107,14 @@ fn lost_on<S>(set: impl FnOnce() -> S, size: Size, orders: &[Option<u8>]) {
         for order in orders {
             let lost = |mode| (off - measure(size, *order, mode)) * 100.0 / off;
             let [kept, on] = [Mode::Kept, Mode::On].map(lost);
+            let name = order.map_or_else(|| "the VMM's choice".to_owned(), |order| order.to_string());
+            for (mode, lost) in [("without discard", kept), ("with discard", on)] {
+                let figure = counted("reporting", "lost to reporting", "%");
+                let figure = figure.case(&format!("order {name}, {mode}{}", size.host));
+                let figure = figure.guest(&format!("{}M", size.memory), 1).supply("ledger");
+                let figure = if mode == "with discard" { figure.at_most(AIM) } else { figure };
+                figure.record(lost);
+            }
             println!(
                 "{} MiB, order {order:?}: lost to reporting: {kept:.2} % without discard, {on:.2} % with it",
                 size.memory
@@ -119,12 +130,12 @@ fn lost_on<S>(set: impl FnOnce() -> S, size: Size, orders: &[Option<u8>]) {
 
 #[test]
 fn reporting_costs_a_page_fault_loop_little() {
-    lost(Size { memory: 1024, touched: 768 }, &[None]);
+    lost(Size { memory: 1024, touched: 768, host: "" }, &[None]);
 }
 
 #[test]
 fn reporting_costs_a_page_fault_loop_of_a_small_guest_little() {
-    lost(Size { memory: 256, touched: 150 }, &[None, Some(8), Some(9)]);
+    lost(Size { memory: 256, touched: 150, host: "" }, &[None, Some(8), Some(9)]);
 }
 
 /// Pages of the units in which a guest of 256 MiB reports, which a host has from Linux 6.8 on where it is told to.
@@ -132,5 +143,6 @@ const UNIT_PAGES: &str = "/sys/kernel/mm/transparent_hugepage/hugepages-512kB/en
 
 #[test]
 fn reporting_costs_a_small_guest_little_where_the_host_has_pages_of_its_units() {
-    lost_on(|| Setting::new(UNIT_PAGES, "madvise"), Size { memory: 256, touched: 150 }, &[None]);
+    let size = Size { memory: 256, touched: 150, host: ", host with pages of 512 KiB" };
+    lost_on(|| Setting::new(UNIT_PAGES, "madvise"), size, &[None]);
 }

@@ -3,9 +3,12 @@
 
 use std::time::Duration;
 
+use testing::figures::{Entry, counted, kept};
 use testing::footprint::{Curve, Footprint, mib};
 use testing::guest::{Guest, Plan};
 use testing::lab::Lab;
+
+const BENCH: &str = "reporting_units";
 
 /// How often a guest touches its memory, frees and reports it.
 const ROUNDS: usize = 3;
@@ -64,13 +67,26 @@ fn measure(size: Size, order: Option<u8>) {
     guest.stop();
     let later = &rounds[1..];
     let mean = |of: fn(&Round) -> f64| later.iter().map(of).sum::<f64>() / later.len() as f64;
+    let left = rounds.iter().map(|round| round.left).sum::<f64>() / rounds.len() as f64;
+    let order = order.map_or("default".to_owned(), |order| order.to_string());
+    let case = format!("{} MiB touched, order {order}", size.touched);
+    let set = |figure: Entry| figure.case(&case).guest(&memory, 1).supply("ledger");
+    set(kept(BENCH, "resident of the idle guest", "MiB")).record(mib(idle));
+    set(kept(BENCH, "left beyond that after all was reported", "MiB")).record(left);
+    let huge =
+        |when| kept(BENCH, &format!("huge of what is resident, {when}"), "%").more_is_better();
+    set(huge("at once")).record(mean(|round| round.huge));
+    set(huge("ten seconds later")).record(mean(|round| round.mended));
+    let touch = |which| counted(BENCH, &format!("touch, {which}"), "million instructions");
+    set(touch("the first")).record(rounds[0].cost);
+    set(touch("later ones")).record(mean(|round| round.cost));
     println!(
         "| {} MiB, {} touched | {} | {:.0} | {:+.0} | {:.1} % | {:.1} % | {:.0} | {:.0} |",
         size.memory,
         size.touched,
-        order.map_or("default".to_owned(), |order| order.to_string()),
+        order,
         mib(idle),
-        rounds.iter().map(|round| round.left).sum::<f64>() / rounds.len() as f64,
+        left,
         mean(|round| round.huge),
         mean(|round| round.mended),
         rounds[0].cost,

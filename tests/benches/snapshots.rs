@@ -5,12 +5,15 @@ use std::path::Path;
 use std::time::Duration;
 
 use serde_json::json;
+use testing::figures::{Entry, counted, kept};
 use testing::guest::{Guest, Plan};
 use testing::lab::Lab;
 use testing::memory;
 use testing::scratch::Scratch;
 use testing::template::Holder;
 use vmm::metrics::monotonic;
+
+const BENCH: &str = "snapshots";
 
 const LIMIT: Duration = Duration::from_secs(900);
 
@@ -99,6 +102,12 @@ fn saving_and_restoring_an_idle_guest() {
                 size(&folder.join("state")),
                 resident as f64 / f64::from(1 << 20),
             );
+            let set = |figure: Entry| figure.guest(memory, 1).supply("ledger");
+            set(counted(BENCH, "save", "instructions")).case("once before").record(warm as f64);
+            set(counted(BENCH, "save", "instructions")).case("the first time").record(cold as f64);
+            for file in ["memory", "state"] {
+                set(kept(BENCH, "files", "MiB")).case(file).record(size(&folder.join(file)));
+            }
             let holder = Holder::start(&folder, &[]);
             for (how, plan) in [
                 ("", Plan::restore(&folder)),
@@ -107,6 +116,11 @@ fn saving_and_restoring_an_idle_guest() {
             ] {
                 restore(plan.clone());
                 let Cost { first, guest, own } = restore(plan);
+                let case = format!("restored{how}");
+                let set = |figure: Entry| set(figure).case(&case);
+                set(counted(BENCH, "exec to first guest instruction", "instructions")).record(first as f64);
+                set(kept(BENCH, "private memory of the guest", "bytes")).record(guest as f64);
+                set(kept(BENCH, "private memory of the VMM", "bytes")).record(own as f64);
                 println!(
                     "{memory}: restored{how} in {:.2} million instructions to the first of the guest; private after 2 s: \
                      {:.2} MB of the guest, {:.2} MB of the VMM",
@@ -156,6 +170,12 @@ fn sixteen_clones_beside_sixteen_boots() {
             "{VMS} VMs of 128 MiB, idle: booted {:.1} MB private ({:.1} MB proportional), cloned {:.1} MB ({:.1} MB)",
             booted.0, booted.1, cloned.0, cloned.1
         );
+        for (case, (private, proportional)) in [("booted", booted), ("cloned", cloned)] {
+            for (name, value) in [("private", private), ("proportional", proportional)] {
+                let figure = kept(BENCH, &format!("memory of 16 VMs, {name}"), "MB");
+                figure.case(case).guest("128M", 1).supply("ledger").record(value);
+            }
+        }
         assert!(cloned.1 < booted.1, "clones take more than VMs that were booted");
     });
 }
@@ -175,7 +195,13 @@ fn diffs_of_an_idle_guest() {
         let folder = scratch.join("full");
         let mut guest = idle("256M").flag("--track-dirty-pages").start();
         guest.report("ready");
-        for what in ["Full", "Diff", "Diff", "Diff"] {
+        let record = |case: &str, spent: u64, length: u64| {
+            let set = |figure: Entry| figure.case(case).guest("256M", 1).supply("ledger");
+            set(counted(BENCH, "save while it runs", "instructions")).record(spent as f64);
+            set(kept(BENCH, "memory file of it", "bytes")).record(length as f64);
+        };
+        let length = || fs::metadata(folder.join("memory")).unwrap().len();
+        for (time, what) in (0..).zip(["Full", "Diff", "Diff", "Diff"]) {
             // What an idle guest writes in a second.
             std::thread::sleep(Duration::from_secs(1));
             let spent = pause_and_save(&guest, &folder, what);
@@ -184,15 +210,18 @@ fn diffs_of_an_idle_guest() {
                 millions(spent),
                 size(&folder.join("memory"),)
             );
+            let case = if time == 0 { "full".to_owned() } else { format!("diff {time}") };
+            record(&case, spent, length());
         }
         guest.client().pause().unwrap();
-        for _ in 0..2 {
+        for time in 1..=2 {
             let spent = save_as(&guest, &folder, "Diff");
-            let length = fs::metadata(folder.join("memory")).unwrap().len();
             println!(
-                "256M, Diff at once: {:.1} million instructions, memory file {length} B",
-                millions(spent)
+                "256M, Diff at once: {:.1} million instructions, memory file {} B",
+                millions(spent),
+                length()
             );
+            record(&format!("diff at once {time}"), spent, length());
         }
         guest.stop();
     });

@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 
 use arch::layout::{CHUNK, RAM_BASE};
 use arch::mte::granule::MEMORY_PER_TAG_STORAGE;
+use tesseractl::bench::OWN;
 use testing::broker::Broker;
+use testing::figures::counted;
 use testing::guest::Plan;
 use testing::lab::Lab;
 use vm_memory::{Address as _, Bytes as _};
@@ -17,6 +19,8 @@ use vmm::tag_storage::{
     Bytes, ChunkIndex, Demand, Embedded, ExhaustionStatus, Geometry, LeaseId, LeaseTerms, Ledger,
     MAX_CAPACITY, Pool, SlotIndex,
 };
+
+const BENCH: &str = "tag_storage";
 
 /// Instructions for reserving and freeing a chunk, where blocks are no larger than its tags: no hardware is
 /// known to have larger ones.
@@ -159,6 +163,16 @@ fn measure_all(block: Bytes) -> Vec<Cost> {
              of a fresh slot",
             cost.pair, cost.reserve, cost.free
         );
+        let case = format!("tags of {memory}, blocks of {block}");
+        let set = |name| {
+            counted(BENCH, name, "instructions a chunk").case(&case).supply("ledger")
+        };
+        let pair = set("reserve and free");
+        // Larger blocks have no aim.
+        if block > TAGS { pair } else { pair.at_most(AIM) }.record(cost.pair);
+        set("reserve, of many").record(cost.reserve);
+        set("free, of many").record(cost.free);
+        set("reserve of a slot that is fresh").record(fresh);
         cost
     });
     costs.to_vec()
@@ -214,6 +228,10 @@ fn a_round_trip_to_a_broker() {
             each(pairs),
             each(together),
         );
+        for (case, time) in [("one chunk", pairs), ("one of 256 together", together)] {
+            let figure = counted(BENCH, "reserve and free at a broker", "instructions a chunk");
+            figure.case(case).supply("ledger").record(each(time));
+        }
         let report = broker.report();
         assert_eq!(report.pool.leases.len(), 1, "{report:?}");
     });
@@ -273,9 +291,26 @@ fn compare(append: &str) {
         measure_guest(Mode::Off);
         let off = measure_guest(Mode::Off);
         let strict = measure_guest(Mode::Strict);
+        let record = |mode: Mode, [start, touch]: [f64; 2]| {
+            let host = if append.is_empty() { String::new() } else { format!(", host with {append}") };
+            let case = format!("{mode:?}{host}").to_lowercase();
+            let against = format!("strict{host}");
+            let set = |name, aim: f64| {
+                let figure = counted(BENCH, name, "million instructions").case(&case).guest("1G", 1);
+                let figure = if mode == Mode::Off { figure } else { figure.supply("ledger") };
+                let has_aim = matches!(mode, Mode::Demand | Mode::Brokered);
+                let most = 1.0 + aim / 100.0;
+                if has_aim { figure.at_most_of(most, OWN, Some(&against)) } else { figure }
+            };
+            set("start to the guest's init", AIM_START).record(start);
+            set("touch of 512 MiB", AIM_TOUCH).record(touch);
+        };
+        record(Mode::Off, off);
+        record(Mode::Strict, strict);
 
         for mode in [Mode::Demand, Mode::Brokered] {
             let cost = measure_guest(mode);
+            record(mode, cost);
             let more = |what: usize, than: [f64; 2]| cost[what] * 100.0 / than[what] - 100.0;
             println!(
                 "{mode:?} against strict: {:+.1} % to start, {:+.1} % to touch; against none: {:+.1} %, \
@@ -348,6 +383,14 @@ fn a_touch_of_a_chunk_on_demand_against_one_without() {
                 without / 1e3,
                 with / 1e3,
             );
+            let figure = |case: &str| {
+                let case = format!("{what}, {case}");
+                counted(BENCH, "touch of a chunk, no guest", "instructions a chunk").case(&case)
+            };
+            figure("without").record(without);
+            let most = 1.0 + aim / 100.0;
+            let on_demand = figure("on demand").supply("ledger");
+            on_demand.at_most_of(most, OWN, Some(&format!("{what}, without"))).record(with);
             assert!(more <= aim, "touches on demand cost more than they may");
         }
     });
