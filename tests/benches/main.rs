@@ -13,4 +13,5 @@ mod reporting;
 mod reporting_units;
 mod snapshots;
 mod stall;
+mod start;
 mod tag_storage;

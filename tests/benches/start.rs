@@ -1,0 +1,206 @@
+//! How soon a guest runs: from the VMM's exec to its guest's first instruction, to the guest's init, and to the VMM's end
+//! after the guest has powered off, beside QEMU in one host and one run. In instructions of the host, what its processor is
+//! idle included: that is latency, too.
+//!
+//! Each way of starting is run once before, so that the host has the files in its page cache.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use tesseractl::bench::{BEST_PEER, Vmm};
+use testing::figures::{Entry, counted};
+use testing::first_entry::Watch;
+use testing::guest::{Plan, QUICK};
+use testing::lab::{Lab, artifact, programs};
+use testing::scratch::Scratch;
+use testing::snapshot::save;
+use testing::template::Holder;
+use testing::wait::until;
+use testing::zboot::zboot;
+use vmm::metrics::monotonic;
+
+use crate::peer::{self, HOST_PROGRAMS};
+
+const BENCH: &str = "start";
+const FIRST: &str = "exec to first guest instruction";
+const INIT: &str = "exec to init";
+const EXIT: &str = "exec to exit";
+
+/// What these are at most of the best peer's.
+const MOST_FIRST: f64 = 0.85;
+const MOST_SHARED: f64 = 0.2;
+const MOST_EXIT: f64 = 0.95;
+
+const MEMORY: &str = "256M";
+const COLD: &str = "raw kernel, cold";
+
+/// Some thirty starts, of which QEMU's take most.
+const LIMIT: Duration = Duration::from_secs(1500);
+
+/// When what was reached, since the exec.
+#[derive(Clone, Copy, Debug)]
+struct Times {
+    first: Duration,
+    init: Duration,
+    exit: Duration,
+}
+
+/// The same words for all.
+fn command_line() -> String {
+    format!("console=ttyAMA0 console=ttyS0 {QUICK} nokaslr workload=memory")
+}
+
+fn tessera(kernel: &Path, vcpus: u32) -> Plan {
+    let plan = Plan::bare(kernel).initrd(&artifact("initrd.cpio")).append(&command_line());
+    let plan = plan.with("--memory", MEMORY).with("--mte", "require");
+    plan.with("--cpus", &vcpus.to_string())
+}
+
+/// QEMU's machine for KVM guests ("virt", docs/system/arm/virt.rst), with no device but a console.
+fn qemu(kernel: &Path, vcpus: u32, machine: &str) -> Command {
+    let mut command = peer::program("qemu-system-aarch64");
+    command.args(["-M", &format!("virt,gic-version=3,mte=on{machine}"), "-cpu", "host"]);
+    command.args(["-accel", "kvm", "-smp", &vcpus.to_string(), "-m", MEMORY]);
+    command.args(["-no-user-config", "-nodefaults", "-display", "none", "-serial", "stdio"]);
+    command.arg("-kernel").arg(kernel).arg("-initrd").arg(artifact("initrd.cpio"));
+    command.args(["-append", &command_line()]);
+    command
+}
+
+/// Boots a guest, and has it power off as soon as its init listens.
+fn boot(watch: &Watch, mut command: Command) -> Times {
+    watch.renew();
+    let before = monotonic();
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let console = BufReader::new(child.stdout.take().unwrap());
+    let mut input = child.stdin.take().unwrap();
+    let mut init = None;
+    for line in console.lines() {
+        if line.unwrap().contains("\"ready\"") {
+            init = Some(monotonic() - before);
+            writeln!(input, "poweroff").unwrap();
+        }
+    }
+    let status = child.wait().unwrap();
+    let exit = monotonic() - before;
+    assert!(status.success(), "{command:?} ended with {status}");
+    let first = watch.first().expect("KVM has entered the guest") - before;
+    Times { first, init: init.expect("the guest's init"), exit }
+}
+
+/// The second of two times.
+fn twice<T>(mut measure: impl FnMut() -> T) -> T {
+    measure();
+    measure()
+}
+
+fn figure(name: &str, case: &str, vcpus: u32, vmm: Option<&Vmm>) -> Entry {
+    let figure = counted(BENCH, name, "instructions").case(case).guest(MEMORY, vcpus);
+    match vmm {
+        Some(vmm) => figure.of(vmm),
+        None => figure.options("--mte require"),
+    }
+}
+
+fn record(case: &str, vcpus: u32, vmm: Option<&Vmm>, times: Times) {
+    let label = vmm.map_or_else(|| "tessera".to_owned(), Vmm::label);
+    println!("{label}: {case}, {vcpus} vCPU: {times:?}");
+    let set = |name, time: Duration, most: f64| {
+        let figure = figure(name, case, vcpus, vmm);
+        let figure = if vmm.is_none() { figure.at_most_of(most, BEST_PEER, None) } else { figure };
+        figure.record(time.as_nanos() as f64);
+    };
+    set(FIRST, times.first, MOST_FIRST);
+    figure(INIT, case, vcpus, vmm).record(times.init.as_nanos() as f64);
+    set(EXIT, times.exit, MOST_EXIT);
+}
+
+/// From exec to the first instruction of a guest that continues.
+fn resume(watch: &Watch, plan: Plan) -> Duration {
+    watch.renew();
+    let before = monotonic();
+    let guest = plan.start();
+    guest.answers();
+    let first = until("the first entry", || watch.first());
+    guest.stop();
+    first - before
+}
+
+/// The kernel in its other forms.
+fn make(folder: &Path) {
+    let image = fs::read(artifact("Image")).unwrap();
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+    encoder.write_all(&image).unwrap();
+    let gzip = encoder.finish().unwrap();
+    fs::write(folder.join("Image.gz"), &gzip).unwrap();
+    fs::write(folder.join("vmlinuz"), zboot("gzip", &gzip)).unwrap();
+}
+
+/// Boots of each form of the kernel, by Tessera and by QEMU.
+fn cold(watch: &Watch, folder: &Path, peer: &Vmm) {
+    let raw = artifact("Image");
+    let (gzip, packed): (PathBuf, PathBuf) = (folder.join("Image.gz"), folder.join("vmlinuz"));
+    let cases = [
+        (COLD, &raw, 1),
+        (COLD, &raw, 4),
+        ("gzip kernel, cold", &gzip, 1),
+        ("zboot kernel, cold", &packed, 1),
+    ];
+    for (case, kernel, vcpus) in cases {
+        record(case, vcpus, None, twice(|| boot(watch, tessera(kernel, vcpus).command())));
+        record(case, vcpus, Some(peer), twice(|| boot(watch, qemu(kernel, vcpus, ""))));
+    }
+    // Without what a guest needs that has no PCI device and no firmware.
+    let lean = Vmm { variant: "lean".to_owned(), ..peer.clone() };
+    let machine = ",acpi=off,its=off,highmem-ecam=off";
+    record(COLD, 1, Some(&lean), twice(|| boot(watch, qemu(&raw, 1, machine))));
+}
+
+/// Ways that share or continue something, which QEMU does not have for guests with MTE.
+fn warm(watch: &Watch, peer: &Vmm) {
+    let raw = artifact("Image");
+    let holder = Holder::of_boot_files(&raw, &artifact("initrd.cpio"));
+    for vcpus in [1, 4] {
+        let case = "raw kernel, shared boot image";
+        let times = twice(|| boot(watch, holder.boots(tessera(&raw, vcpus)).command()));
+        println!("tessera: {case}, {vcpus} vCPU: {times:?}");
+        let first = figure(FIRST, case, vcpus, None).at_most_of(MOST_SHARED, BEST_PEER, Some(COLD));
+        first.record(times.first.as_nanos() as f64);
+        figure(INIT, case, vcpus, None).record(times.init.as_nanos() as f64);
+        figure(EXIT, case, vcpus, None).record(times.exit.as_nanos() as f64);
+        figure(FIRST, case, vcpus, Some(peer)).cannot("VMs share no boot image");
+    }
+    let scratch = Scratch::new();
+    let folder = scratch.join("one");
+    let mut guest = tessera(&raw, 1).start();
+    guest.report("ready");
+    save(&guest, &folder, &["--keep-paused"]);
+    guest.stop();
+    let shared = Holder::start(&folder, &[]);
+    for (case, plan) in [
+        ("restore", Plan::restore(&folder)),
+        ("lazy restore", Plan::restore(&folder).flag("--lazy")),
+        ("clone", shared.plan(&folder)),
+    ] {
+        let first = twice(|| resume(watch, plan.clone()));
+        println!("tessera: {case}: {first:?}");
+        figure(FIRST, case, 1, None).record(first.as_nanos() as f64);
+        figure(FIRST, case, 1, Some(peer)).cannot("a guest with MTE cannot be saved");
+    }
+}
+
+#[test]
+fn a_guest_starts_in_each_way_beside_qemu() {
+    let lab = Lab::new().counting_instructions().timeout(LIMIT).prepare(make);
+    lab.file(&programs("host"), HOST_PROGRAMS).run_with(|folder| {
+        let watch = Watch::start();
+        let qemu = peer::qemu();
+        cold(&watch, folder, &qemu);
+        warm(&watch, &qemu);
+    });
+}
