@@ -21,8 +21,8 @@ const V2_DISTRIBUTOR: Bytes = Bytes::kib(4);
 /// How many interrupts KVM must provide for SPIs 0 to `last` (KVM_DEV_ARM_VGIC_GRP_NR_IRQS):
 /// private ones included, a multiple of 32 from 64 to 1024.
 pub const fn interrupt_count(last: Spi) -> u32 {
-    let count = (last.intid() + 1).next_multiple_of(32);
-    if count < 64 { 64 } else { count }
+    // Before the first SPI there are 32 private ones.
+    (last.intid() + 1).next_multiple_of(32)
 }
 
 /// An interrupt controller.

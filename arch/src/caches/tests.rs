@@ -57,6 +57,14 @@ fn threads_of_one_core_do_not_make_its_caches_shared() {
 }
 
 #[test]
+fn the_first_level_is_never_shared() {
+    let mut caches = server(0);
+    caches[1].cpus = "0-1".to_owned();
+
+    assert!(!CacheTopology::new(&[caches]).unwrap().levels()[0].shared);
+}
+
+#[test]
 fn what_is_behind_a_shared_cache_is_shared() {
     let mut caches = server(0);
     caches[2].cpus = "0-1".to_owned();

@@ -137,6 +137,11 @@ fn each_cpu_carries_the_affinity_it_was_given() {
 
 /// L1 and L2 of each CPU's own, a shared L3.
 fn server() -> CacheTopology {
+    server_with("0-3")
+}
+
+/// The same, with these CPUs at its third level.
+fn server_with(third: &str) -> CacheTopology {
     let cache = |level, kind, size, shared| {
         Cache::parse(&IndexFiles {
             level: Some(level),
@@ -152,7 +157,7 @@ fn server() -> CacheTopology {
         cache("1", "Data", "64K", "0"),
         cache("1", "Instruction", "32K", "0"),
         cache("2", "Unified", "1024K", "0"),
-        cache("3", "Unified", "8192K", "0-3"),
+        cache("3", "Unified", "8192K", third),
     ];
     CacheTopology::new(&[caches]).unwrap()
 }
@@ -200,6 +205,21 @@ fn every_cpu_has_caches_of_its_own() {
     assert_eq!(second.len(), 512);
     assert_eq!(fdt.all_nodes().filter(|node| node.name == "l3-cache").count(), 1);
     assert_eq!(fdt.cpus().count(), 512);
+}
+
+#[test]
+fn every_cache_has_a_handle_of_its_own() {
+    let (cpus, caches) = (mpidrs(512), server_with("0"));
+    let gic = Gic::V3 { cpus: 512 };
+    let blob = Tree { caches: Some(&caches), ..tree(&cpus, &gic) }.build().unwrap();
+    let fdt = Fdt::new(&blob).unwrap();
+
+    let handles = fdt.all_nodes().filter_map(|node| node.property("phandle"));
+    let handles: Vec<_> = handles.map(|handle| handle.value.to_vec()).collect();
+
+    let apart: HashSet<_> = handles.iter().collect();
+    assert_eq!(apart.len(), handles.len());
+    assert!(handles.len() > 1024, "{}", handles.len());
 }
 
 #[test]
@@ -492,6 +512,17 @@ proptest! {
         let described: Vec<_> = fdt.cpus().map(|cpu| cpu.ids().first() as u64).collect();
         let given: Vec<_> = mpidrs(count).iter().map(|cpu| cpu.affinity()).collect();
         prop_assert_eq!(described, given);
+    }
+}
+
+#[test]
+fn the_interrupt_of_a_pmu_is_a_level_that_is_high() {
+    for (gic, trigger) in [(V3, 4), (Gic::V2, 0x304)] {
+        let cpus = mpidrs(2);
+        let blob = Tree { pmu: true, ..tree(&cpus, &gic) }.build().unwrap();
+        let fdt = Fdt::new(&blob).unwrap();
+
+        assert_eq!(cells(fdt.find_node("/pmu").unwrap(), "interrupts"), [1, 7, trigger]);
     }
 }
 

@@ -149,6 +149,15 @@ fn an_absurd_image_size_is_refused() {
 }
 
 #[test]
+fn the_largest_kernels_are_taken() {
+    let largest = Builder::new().u64(16, MAX_IMAGE_SIZE.get()).parse().unwrap();
+    let before_3_17 = Builder::new().u64(16, 0).parse().unwrap();
+
+    assert_eq!(largest.image_size(), Some(MAX_IMAGE_SIZE));
+    assert_eq!(before_3_17.footprint(MAX_IMAGE_SIZE), Ok(MAX_IMAGE_SIZE));
+}
+
+#[test]
 fn an_image_size_below_the_length_is_a_lie() {
     let header = Builder::new().u64(16, 0x1000).parse().unwrap();
 
@@ -189,6 +198,36 @@ fn a_kernel_that_is_cut_anywhere_is_refused() {
         let cut = matches!(result, Err(Error::TooShort { .. } | Error::Truncated { .. }));
         assert!(cut, "{length} bytes: {result:?}");
     }
+}
+
+#[test]
+fn the_largest_pe_headers_are_read() {
+    let (pe, optional) = (64 << 10, 240);
+    let table = pe + 24 + optional;
+    let last = table + 40 * 15;
+    let header = Builder(vec![0; last + 40])
+        .put(0, b"MZ")
+        .put(56, MAGIC)
+        .u64(16, 0x20_0000)
+        .u32(0x3c, pe as u32)
+        .u32(pe, 0x4550)
+        .u16(pe + 6, 16)
+        .u16(pe + 20, optional as u16)
+        .u32(last + 16, 0x1000)
+        .u32(last + 20, 0x2_0000)
+        .parse()
+        .unwrap();
+
+    assert_eq!(header.doubt(), None);
+    let (expected, file) = (Bytes::new(0x2_1000), Bytes::new(0x2_0fff));
+    assert_eq!(header.footprint(file), Err(Error::Truncated { expected, file }));
+}
+
+#[test]
+fn a_section_without_data_takes_nothing_of_the_file() {
+    let header = Builder::new().section(1, u32::MAX, 0).parse().unwrap();
+
+    assert_eq!(header.footprint(Bytes::new(0x9_0000)), Ok(Bytes::mib(2)));
 }
 
 #[test]
@@ -291,6 +330,7 @@ fn a_zboot_payload_lies_in_the_file() {
     let file = Bytes::kib(12);
 
     assert_eq!(image(0x1000, 0x2000).payload(file), Ok(0x1000..0x3000));
+    assert_eq!(image(64, 1).payload(file), Ok(64..65));
     for (offset, size) in [(0x1000, 0x2001), (0, 16), (63, 16), (64, 0), (u32::MAX, u32::MAX)] {
         assert_eq!(
             image(offset, size).payload(file),
@@ -334,7 +374,14 @@ fn foreign_files_are_named_with_advice() {
         (blank().u32(36, 0x016f_2818), "a 32-bit Arm kernel"),
         (blank().put(56, b"RSC\x05"), "a RISC-V kernel"),
         (elf(0xb7), "an ELF file for arm64"),
+        (elf(3), "an ELF file for 32-bit x86"),
+        (elf(8), "an ELF file for MIPS"),
+        (elf(20), "an ELF file for 32-bit PowerPC"),
+        (elf(21), "an ELF file for 64-bit PowerPC"),
+        (elf(40), "an ELF file for 32-bit Arm"),
         (elf(62), "an ELF file for x86-64"),
+        (elf(243), "an ELF file for RISC-V"),
+        (elf(258), "an ELF file for LoongArch"),
         (elf(0x1234), "an ELF file for machine 4660"),
         (blank().put(0, b"\x7fELF\x02\x02\0\0").put(18, &[0, 22]), "an ELF file for s390"),
         (Builder::new().u32(56, 0).u16(0x44, 0x8664), "an x86 kernel"),
@@ -347,6 +394,22 @@ fn foreign_files_are_named_with_advice() {
         let message = bytes.parse().unwrap_err().to_string();
         assert!(message.starts_with(&format!("the kernel file is {name}, not")), "{message}");
     }
+}
+
+#[test]
+fn the_advice_is_that_for_the_file() {
+    let advice = [Foreign::ElfArm64, Foreign::Script, Foreign::X86].map(|file| file.advice());
+
+    assert!(advice[0].contains("objcopy"), "{}", advice[0]);
+    assert_eq!(advice[1], "give the kernel itself");
+    assert!(advice[2].contains("ARCH=arm64"), "{}", advice[2]);
+}
+
+#[test]
+fn compressions_are_named() {
+    let names = [Compression::Gzip, Compression::Zstd].map(|compression| compression.to_string());
+
+    assert_eq!(names, ["gzip", "zstd"]);
 }
 
 #[test]

@@ -149,6 +149,28 @@ fn a_kernel_of_unknown_size_gets_the_memory_behind_it() {
 }
 
 #[test]
+fn a_device_tree_may_end_at_a_boundary_and_does_not_cross_one() {
+    let place = |kernel, fdt| {
+        place(&header(0, kernel), Bytes::mib(1), None, fdt, memory(MIN_MEMORY)).unwrap().fdt
+    };
+
+    assert_eq!(place(0x21f_e000, Bytes::kib(8)), span(0x821f_e000, 0x2000));
+    assert_eq!(place(0x21f_f000, Bytes::kib(8)), span(0x8220_0000, 0x2000));
+    assert_eq!(place(0x21f_e000, Bytes::mib(2)), span(0x8220_0000, 2 << 20));
+}
+
+#[test]
+fn a_device_tree_at_the_end_of_memory_does_not_cross_a_boundary() {
+    for (end, base) in [(0x8400_1000, 0x83ff_e000), (0x8400_2000, 0x8400_0000)] {
+        let memory = span(0x8000_0000, end - 0x8000_0000);
+
+        let placed = place(&header(0, 0), Bytes::mib(9), None, Bytes::kib(8), memory).unwrap();
+
+        assert_eq!(placed.fdt, span(base, 0x2000));
+    }
+}
+
+#[test]
 fn a_kernel_larger_than_memory_is_refused() {
     let kernel = header(0x8_0000, 64 << 20);
 
@@ -209,6 +231,19 @@ fn an_initrd_stays_in_the_window_of_the_kernel_however_large_memory_is() {
         place(&header(0, 1 << 20), Bytes::mib(1), initrd, Bytes::kib(8), memory(Bytes::gib(64)));
 
     assert!(matches!(result, Err(Error::InitrdDoesNotFit { .. })));
+}
+
+#[test]
+fn the_window_begins_at_a_gib_wherever_the_kernel_is_in_it() {
+    let kernel = header(0x8_0000, 8 << 20);
+    let place = |initrd| {
+        let initrd = Some(Bytes::new(initrd));
+        place(&kernel, Bytes::mib(1), initrd, Bytes::kib(8), memory(Bytes::gib(64)))
+    };
+    let available = (32 << 30) - 0x89_0000;
+
+    assert_eq!(place(available).unwrap().initrd, Some(span(0x8089_0000, available)));
+    assert!(matches!(place(available + 1), Err(Error::InitrdDoesNotFit { .. })));
 }
 
 #[test]

@@ -259,6 +259,22 @@ mod tests {
     }
 
     #[test]
+    fn a_run_takes_no_more_bytes_than_its_number_has() {
+        assert_eq!(to_runs(&[15; 8]).unwrap(), [0x7f]);
+        assert_eq!(to_runs(&[0; 9]).unwrap(), [0x80, 0x01]);
+    }
+
+    #[test]
+    fn runs_are_counted_without_those_before_them() {
+        let mut runs = vec![7; 5];
+
+        assert!(packed_to_runs(&[0x55; 8], 2, &mut runs));
+        assert!(!packed_to_runs(&[0x65; 8], 2, &mut runs));
+
+        assert_eq!(runs, [7, 7, 7, 7, 7, 0xf5, 0x01]);
+    }
+
+    #[test]
     fn what_is_no_tag_is_named() {
         let bad = Err(Error::NotATag { index: 1, value: 16 });
         assert_eq!(pack(&[0, 16]), bad);

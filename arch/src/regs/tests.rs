@@ -25,6 +25,12 @@ fn system_registers_have_the_numbers_of_the_kernel_header() {
 }
 
 #[test]
+fn the_vector_lengths_of_sve_are_512_bits() {
+    assert_eq!(RegId::SVE_VLS.get(), 0x6060_0000_0015_ffff);
+    assert_eq!(RegId::SVE_VLS.size(), 64);
+}
+
+#[test]
 fn the_timer_registers_are_swapped_as_the_kernel_swaps_them() {
     assert_eq!(RegId::TIMER_CNT.get(), 0x6030_0000_0013_df1a);
     assert_eq!(RegId::TIMER_CVAL.get(), 0x6030_0000_0013_df02);
@@ -93,6 +99,68 @@ fn a_syndrome_reads_as_a_sentence() {
     ];
     for (value, text) in cases {
         assert_eq!(Syndrome::new(value).to_string(), text);
+    }
+}
+
+/// Classes and fault status codes of Arm DDI 0487, ESR_EL1.
+#[test]
+fn each_class_that_linux_meets_has_a_name() {
+    let names = [
+        (0x00, "unknown reason"),
+        (0x01, "WFI or WFE trapped"),
+        (0x07, "SVE, SIMD or floating point trapped"),
+        (0x09, "pointer authentication trapped"),
+        (0x0d, "branch target exception"),
+        (0x0e, "illegal execution state"),
+        (0x15, "SVC"),
+        (0x16, "HVC"),
+        (0x17, "SMC"),
+        (0x18, "system register trapped"),
+        (0x19, "SVE trapped"),
+        (0x1c, "pointer authentication failure"),
+        (0x20, "instruction abort from EL0"),
+        (0x21, "instruction abort"),
+        (0x22, "PC alignment fault"),
+        (0x24, "data abort from EL0"),
+        (0x25, "data abort"),
+        (0x26, "SP alignment fault"),
+        (0x2c, "floating-point exception"),
+        (0x2f, "SError"),
+        (0x30, "hardware breakpoint"),
+        (0x31, "hardware breakpoint"),
+        (0x32, "software step"),
+        (0x33, "software step"),
+        (0x34, "watchpoint"),
+        (0x35, "watchpoint"),
+        (0x3c, "BRK"),
+    ];
+    for class in 0..64 {
+        let name = names.iter().find(|(of, _)| *of == class).map(|(_, name)| *name);
+        assert_eq!(Syndrome::new(class << 26).class_name(), name, "{class:#x}");
+    }
+}
+
+#[test]
+fn each_fault_of_an_abort_has_a_name() {
+    let names = [
+        (0x00..=0x03, "address size fault"),
+        (0x04..=0x07, "translation fault"),
+        (0x08..=0x0b, "access flag fault"),
+        (0x0c..=0x0f, "permission fault"),
+        (0x10..=0x10, "synchronous external abort"),
+        (0x11..=0x11, "synchronous tag check fault"),
+        (0x14..=0x17, "external abort on a table walk"),
+        (0x18..=0x18, "parity or ECC error"),
+        (0x21..=0x21, "alignment fault"),
+        (0x30..=0x30, "TLB conflict"),
+        (0x35..=0x35, "unsupported exclusive or atomic access"),
+    ];
+    for code in 0..64 {
+        let name = names.iter().find(|(of, _)| of.contains(&code)).map(|(_, name)| *name);
+        for abort in [0x20, 0x21, 0x24, 0x25] {
+            assert_eq!(Syndrome::new(abort << 26 | code).fault_name(), name, "{code:#x}");
+        }
+        assert_eq!(Syndrome::new(0x22 << 26 | code).fault_name(), None);
     }
 }
 

@@ -155,3 +155,10 @@ fn a_count_of_mib_is_checked() {
     assert_eq!(Bytes::checked_mib((1 << 44) - 1), Some(Bytes::mib((1 << 44) - 1)));
     assert_eq!(Bytes::checked_mib(1 << 44), None);
 }
+
+#[test]
+fn mib_are_whole() {
+    let sizes = [Bytes::ZERO, Bytes::kib(1023), Bytes::mib(1), Bytes::kib(2047), Bytes::gib(3)];
+
+    assert_eq!(sizes.map(Bytes::as_mib), [0, 0, 1, 1, 3072]);
+}

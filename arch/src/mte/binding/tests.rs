@@ -100,6 +100,20 @@ fn cells_of_one_word_are_read() {
 }
 
 #[test]
+fn numbers_of_other_sizes_are_refused() {
+    for (address, size) in [(0, 2), (3, 2), (2, 0), (1, 3)] {
+        let mut tree = good();
+        tree.tags = vec![1; usize::from(address + size) * 4];
+        let reserved = Cells { address, size };
+
+        let found =
+            regions(&[tree.node(Form::ReservedMemory)], &[tree.memory_node()], TWO, reserved, PAGE);
+
+        assert_eq!(found.unwrap_err().fault, Fault::Malformed("reg"), "{address}, {size}");
+    }
+}
+
+#[test]
 fn each_missing_property_is_named() {
     let tree = good();
     assert_eq!(tree.read(|node| node.reg = None), Err(Fault::Missing("reg")));

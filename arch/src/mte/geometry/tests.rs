@@ -62,6 +62,16 @@ fn an_order_6_allocation_with_blocks_of_8_kib_needs_two_pages_of_tags() {
 }
 
 #[test]
+fn tag_storage_has_as_many_blocks_as_are_whole() {
+    let geometry = geometry(Bytes::kib(4), 3);
+
+    assert_eq!(geometry.block(), Bytes::kib(12));
+    let counts = [0, 12 << 10, (36 << 10) - 1].map(|size| geometry.blocks_in(Bytes::new(size)));
+    assert_eq!(counts, [0, 1, 2]);
+    assert_eq!(BlockIndex(7).to_string(), "block 7");
+}
+
+#[test]
 fn impossible_sizes_are_refused() {
     assert_eq!(Geometry::new(Bytes::kib(8), Bytes::new(1)), Err(Error::PageSize(Bytes::kib(8))));
     assert_eq!(Geometry::new(Bytes::ZERO, Bytes::new(1)), Err(Error::PageSize(Bytes::ZERO)));
