@@ -157,6 +157,7 @@ fn outputs_change_only_the_lines_that_the_address_selects() {
 fn a_cut_interrupt_line_is_counted() {
     let mut gpio = Gpio::new(Box::new(BrokenLine));
     listen(&mut gpio);
+    assert_eq!(gpio.irq_failures(), 0);
 
     assert!(gpio.set_power_key(true));
 

@@ -306,6 +306,7 @@ fn between_and_beyond_registers_there_are_zeros() {
 #[test]
 fn a_cut_line_is_counted() {
     let mut rtc = Rtc::new(Box::new(Host::default()), Box::new(Cut));
+    assert_eq!(rtc.irq_failures(), 0);
 
     rtc.write(IMSC.into(), &[1, 0, 0, 0]);
 

@@ -154,6 +154,21 @@ fn in_loopback_input_waits_and_the_hook_tells_its_end() {
 }
 
 #[test]
+fn the_end_of_loopback_alone_makes_room() {
+    let mut bench = Bench::new();
+
+    bench.serial.write(MCR.into(), &[0]);
+    bench.serial.write(MCR.into(), &[MCR_LOOPBACK]);
+    assert_eq!(bench.drained(), 0);
+
+    bench.serial.write(MCR.into(), &[0]);
+    bench.serial.receive(&[b'x'; FIFO_SIZE]);
+    bench.serial.write(MCR.into(), &[MCR_LOOPBACK]);
+    bench.serial.write(MCR.into(), &[0]);
+    assert_eq!(bench.drained(), 1, "a FIFO that is full has no room");
+}
+
+#[test]
 fn an_output_that_refuses_loses_the_byte_and_counts_it() {
     let line = CountingLine::default();
     let mut serial = Serial::new(Box::new(line.clone()), Box::new(Full));
@@ -243,6 +258,19 @@ fn input_and_registers_go_along() {
     assert_eq!([other.read(LSR) & DATA_READY, other.read(DATA), other.read(DATA)], [1, b'h', b'i']);
     assert_eq!(other.read(LSR) & DATA_READY, 0);
     assert_eq!(other.drained(), 1);
+}
+
+#[test]
+fn the_divisor_goes_along() {
+    const DIVISOR_LATCH: u8 = 0x80;
+    let mut bench = Bench::new();
+    bench.serial.write(3, &[DIVISOR_LATCH]);
+    bench.serial.write(DATA, &[0x12]);
+    bench.serial.write(IER, &[0x34]);
+
+    let mut other = migrated(&bench);
+
+    assert_eq!([other.read(DATA), other.read(IER)], [0x12, 0x34]);
 }
 
 #[test]

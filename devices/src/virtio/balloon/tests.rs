@@ -72,6 +72,7 @@ struct Host {
     calls: Arc<Mutex<Vec<Call>>>,
     refuses: Arc<AtomicBool>,
     reports: Arc<Mutex<Vec<Report>>>,
+    renewed: Arc<Mutex<Vec<GuestRange>>>,
 }
 
 impl Reclaim for Host {
@@ -93,6 +94,10 @@ impl Reclaim for Host {
 
     fn huge_page_size(&self) -> Option<u64> {
         self.huge_page_size
+    }
+
+    fn renew(&mut self, range: GuestRange) {
+        self.renewed.lock().unwrap().push(range);
     }
 
     fn discard(&mut self, range: GuestRange) -> Discarded {
@@ -130,6 +135,7 @@ struct Bench {
     calls: Arc<Mutex<Vec<Call>>>,
     refuses: Arc<AtomicBool>,
     reports: Arc<Mutex<Vec<Report>>>,
+    renewed: Arc<Mutex<Vec<GuestRange>>>,
 }
 
 impl Bench {
@@ -156,6 +162,7 @@ impl Bench {
         let size = usize::try_from(RAM.length).unwrap();
         let memory: Memory = Arc::new(GuestMemoryMmap::from_ranges(&[(RAM.start, size)]).unwrap());
         let (calls, refuses, reports) = (Arc::default(), Arc::default(), Arc::default());
+        let renewed = Arc::default();
         let host = Host {
             page_size,
             huge_page_size,
@@ -163,6 +170,7 @@ impl Bench {
             calls: Arc::clone(&calls),
             refuses: Arc::clone(&refuses),
             reports: Arc::clone(&reports),
+            renewed: Arc::clone(&renewed),
         };
         Self {
             balloon: Balloon::new(config, Box::new(host), RAM),
@@ -173,6 +181,7 @@ impl Bench {
             calls,
             refuses,
             reports,
+            renewed,
         }
     }
 

@@ -116,3 +116,39 @@ fn pages_of_a_driver_that_does_not_wait_go_at_once() {
 
     assert_eq!(bench.discarded(), [range(RAM.start.0, MIB)]);
 }
+
+/// The same as [`waiting`], on a host whose huge pages have two pages.
+fn of_two_pages() -> Bench {
+    let mut bench = Bench::on(EVERYTHING, 4 * KIB, Some(2 * PAGE));
+    bench.balloon.activate(Features::BALLOON_MUST_TELL_HOST.with(Features::VERSION_1));
+    bench
+}
+
+#[test]
+fn a_huge_page_that_went_in_pieces_is_renewed_once_all_of_it_has_gone() {
+    let mut bench = of_two_pages();
+
+    bench.send_pages(INFLATE, [FIRST, FIRST + 2, FIRST + 3]).unwrap();
+    let first = bench.renewed.lock().unwrap().drain(..).collect::<Vec<_>>();
+    bench.send_pages(INFLATE, [FIRST + 1]).unwrap();
+
+    assert_eq!(first, [page_range(FIRST + 2, 2)]);
+    assert_eq!(*bench.renewed.lock().unwrap(), [page_range(FIRST, 2)]);
+}
+
+#[test]
+fn huge_pages_are_renewed_up_to_a_number_in_a_turn() {
+    let mut bench = of_two_pages();
+
+    bench.send_pages(INFLATE, FIRST..FIRST + 2).unwrap();
+    for (first, at) in [(FIRST + 4, DATA), (FIRST + 516, DATA + 4 * KIB)] {
+        let pages: Vec<u8> = (first..first + 510).flat_map(u32::to_le_bytes).collect();
+        bench.store(at, &pages);
+        bench.post(INFLATE, &[(at, 4 * 510, 0)]);
+    }
+    bench.serve(INFLATE).unwrap();
+
+    let renewed = bench.renewed.lock().unwrap().drain(..).collect::<Vec<_>>();
+    let (second, third) = (page_range(FIRST + 4, 510), page_range(FIRST + 516, 2));
+    assert_eq!(renewed, [page_range(FIRST, 2), second, third]);
+}

@@ -150,6 +150,7 @@ fn memory_beyond_16_tib_does_not_overflow_the_target() {
             calls,
             refuses,
             reports,
+            renewed: Arc::default(),
         })
     };
     let huge = GuestRange { start: RAM.start, length: u64::MAX };

@@ -25,7 +25,7 @@ fn a_reported_range_is_discarded_and_answered_with_no_bytes() {
 #[test]
 fn reports_of_much_memory_take_turns() {
     let mut bench = Bench::new();
-    let Bench { memory, calls, refuses, reports, .. } = &bench;
+    let Bench { memory, calls, refuses, reports, renewed, .. } = &bench;
     let host = Host {
         page_size: PAGE,
         huge_page_size: None,
@@ -33,6 +33,7 @@ fn reports_of_much_memory_take_turns() {
         calls: Arc::clone(calls),
         refuses: Arc::clone(refuses),
         reports: Arc::clone(reports),
+        renewed: Arc::clone(renewed),
     };
     bench.balloon = Balloon::new(EVERYTHING, Box::new(host), range(RAM.start.0, 1 << 40));
     bench.balloon.activate(Features::BALLOON_STATS_VQ.with(Features::BALLOON_PAGE_REPORTING));
