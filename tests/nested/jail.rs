@@ -556,6 +556,12 @@ fn a_client_of_firecracker_starts_a_vm_in_its_jailer() {
         let kvm = fs::metadata(client.root().join("dev/kvm")).unwrap();
         assert_eq!((kvm.uid(), kvm.permissions().mode() & 0o777), (USER, 0o600));
 
+        // A second one would take its socket and its devices.
+        let second = client.start(&options, &[]).wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&second.stderr);
+        assert!(said.contains(&format!("runs, process {vm}:")), "{said}");
+        assert_eq!(second.status.code(), Some(73), "{said}");
+
         let socket = client.root().join("run/firecracker.socket");
         let mut api = Client::connect(&socket, DEFAULT_TIMEOUT).unwrap();
         api.send("PUT", "/actions", &json!({ "action_type": "Stop" })).unwrap();

@@ -70,6 +70,8 @@ pub(super) struct Group {
     parent: PathBuf,
     /// Whether the group in which it is goes with the last one in it.
     removes_parent: bool,
+    /// Whether it is another's to remove, who may have made it as well.
+    stays: bool,
     name: String,
     settings: Vec<Setting>,
 }
@@ -92,7 +94,7 @@ impl Group {
         Self::new(parent.unwrap_or(DEFAULT_PARENT), removes_parent, name, settings)
     }
 
-    /// One that stays, as Firecracker's jailer makes it, with these settings and no others.
+    /// One that stays, as Firecracker's jailer makes it, with these settings and no others. One that is there is taken.
     ///
     /// # Errors
     /// As [`of_a_vm`](Self::of_a_vm).
@@ -101,7 +103,7 @@ impl Group {
         name: String,
         settings: Vec<Setting>,
     ) -> Result<Self, Error> {
-        Self::new(parent, false, name, settings)
+        Ok(Self { stays: true, ..Self::new(parent, false, name, settings)? })
     }
 
     fn new(
@@ -127,7 +129,8 @@ impl Group {
         let opened = rustix::fs::open(&mounted_at, flags, Mode::empty());
         let hierarchy = opened.map_err(|errno| failed(errno.into()))?;
         let parent = PathBuf::from(parent);
-        let group = Self { hierarchy, mounted_at, parent, removes_parent, name, settings };
+        let stays = false;
+        let group = Self { hierarchy, mounted_at, parent, removes_parent, stays, name, settings };
         group.check_controllers()?;
         Ok(group)
     }
@@ -204,6 +207,7 @@ impl Group {
     fn make_group(&self) -> Result<(), Errno> {
         let (path, mode) = (self.path(), Mode::from_raw_mode(0o755));
         match rustix::fs::mkdirat(&self.hierarchy, &path, mode) {
+            Err(Errno::EXIST) if self.stays => Ok(()),
             Err(Errno::EXIST) => {
                 // Of a VM whose processes were all killed at once. One that is in use cannot be removed.
                 rustix::fs::unlinkat(&self.hierarchy, &path, AtFlags::REMOVEDIR)?;
@@ -399,6 +403,23 @@ mod tests {
         group.pass_on_controllers(Path::new("")).unwrap();
         let kept = fs::read_to_string(root.path().join("cgroup.subtree_control")).unwrap();
         assert_eq!(kept, "memory pids");
+    }
+
+    #[test]
+    fn a_group_that_stays_is_taken_with_what_is_in_it() {
+        let root = hierarchy_of("");
+        let made_anew = group(&root, "a", &[]).unwrap();
+        let inner = made_anew.folder().join("inner");
+        fs::create_dir_all(&inner).unwrap();
+        let refused = made_anew.make_folders().unwrap_err();
+
+        let stays = Group { stays: true, ..made_anew };
+        stays.make_folders().unwrap();
+
+        assert!(matches!(refused, Error::GroupInUse(_)), "{refused}");
+        assert!(inner.exists());
+        fs::remove_dir(&inner).unwrap();
+        group(&root, "a", &[]).unwrap().make_folders().unwrap();
     }
 
     #[test]

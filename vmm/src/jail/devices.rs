@@ -9,9 +9,8 @@ use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt};
 use std::path::Path;
 
 use rustix::fs::{CWD, FileType, Mode};
-use rustix::io::Errno;
 
-use super::root::failed;
+use super::root::{clear, failed};
 use super::{Error, User};
 
 /// What a VM may open, of what the host has: KVM, taps, random numbers, and descriptors that catch page faults.
@@ -50,10 +49,7 @@ fn make_node(path: &Path, number: u64, user: User) -> io::Result<()> {
     if let Some(folder) = path.parent() {
         fs::DirBuilder::new().recursive(true).mode(0o755).create(folder)?;
     }
-    match rustix::fs::unlink(path) {
-        Ok(()) | Err(Errno::NOENT) => {}
-        Err(errno) => return Err(errno.into()),
-    }
+    clear(path)?;
     let mode = Mode::RUSR | Mode::WUSR;
     rustix::fs::mknodat(CWD, path, FileType::CharacterDevice, mode, number)?;
     user.own_at(path)

@@ -7,16 +7,16 @@
 use std::convert::Infallible;
 use std::ffi::{OsStr, OsString};
 use std::fs;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::str::FromStr;
 
 use clap::Args;
-use rustix::fs::CWD;
+use rustix::fs::{CWD, Mode, OFlags};
 use rustix::mount::{
     MountFlags, MoveMountFlags, OpenTreeFlags, mount_bind_recursive, mount_remount, move_mount,
     open_tree,
@@ -27,7 +27,7 @@ use thiserror::Error as ThisError;
 use super::cgroup::{Entrance, Group};
 use super::namespaces::{self, Network};
 use super::process::{self, Forked, OneThread, fork};
-use super::root::{change_root, failed, make_folder, mount_processes};
+use super::root::{change_root, clear, failed, make_folder, mount_processes};
 use super::{Error, Setting, User, devices, user};
 use crate::exit_status::ExitStatus;
 use crate::vm_id::{RULE, is_vm_id};
@@ -140,6 +140,16 @@ pub enum JailerError {
     /// The jail cannot be made.
     #[error(transparent)]
     Jail(#[from] Error),
+    /// The jail's program runs already.
+    #[error(
+        "the jail of '{id}' has a program that runs, process {process}: end it, or give another --id"
+    )]
+    Running {
+        /// The VM's name.
+        id: String,
+        /// The program's number.
+        process: u32,
+    },
     /// A name that no VM has.
     #[error("Invalid instance ID '{0}': {RULE}")]
     Id(String),
@@ -203,6 +213,7 @@ impl JailerError {
             Self::Id(_) | Self::Program(_) | Self::Version => ExitStatus::Usage,
             Self::Path { source, .. } => ExitStatus::for_input(source.kind()),
             Self::NotAFile(_) | Self::NotADirectory(_) => ExitStatus::NoInput,
+            Self::Running { .. } => ExitStatus::CannotCreate,
             Self::Copy { source, .. } => ExitStatus::for_output(source.kind()),
             Self::Session(_) | Self::Exec { .. } => ExitStatus::Unavailable,
         }
@@ -264,6 +275,9 @@ impl<'a> Jailer<'a> {
     }
 
     fn run(&self, one: OneThread) -> Result<ExitStatus, JailerError> {
+        if let Some(process) = running_in(&self.root, &self.root.join(pid_file(&self.name))) {
+            return Err(JailerError::Running { id: self.id.to_owned(), process });
+        }
         let network = self.args.netns.as_deref().map(Network::open).transpose()?;
         let entrance = self.group()?;
         let nodes = devices::of_the_host();
@@ -329,10 +343,7 @@ impl<'a> Jailer<'a> {
         let to = self.root.join(&self.name);
         let copy = || -> io::Result<()> {
             let mut from = fs::File::open(&self.program)?;
-            match fs::remove_file(&to) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
+            clear(&to)?;
             // The folder is the user's: a link that waits there is not followed.
             let mut file =
                 fs::OpenOptions::new().write(true).create_new(true).mode(0o755).open(&to)?;
@@ -440,120 +451,26 @@ fn pid_file(name: &OsStr) -> OsString {
     file
 }
 
+/// The process whose number is in this file, if it has this root. The file is that of the program's user, who may have
+/// written what it likes: it can hide its own process so, and name no other's.
+fn running_in(root: &Path, file: &Path) -> Option<u32> {
+    // The opening of a pipe does not wait for a writer.
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = rustix::fs::open(file, flags, Mode::empty()).ok()?;
+    let mut text = String::new();
+    // No number is longer.
+    fs::File::from(file).take(10).read_to_string(&mut text).ok()?;
+    let process = text.parse().ok()?;
+    let place = |path: &Path| fs::metadata(path).map(|found| (found.dev(), found.ino())).ok();
+    let is_here = place(&Path::new("/proc").join(text).join("root"))? == place(root)?;
+    is_here.then_some(process)
+}
+
 fn note(process: Pid, path: &Path) -> io::Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
+    clear(path)?;
     let mut file = fs::File::create_new(path)?;
     write!(file, "{}", process.as_raw_nonzero())
 }
 
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-
-    use clap::Parser;
-
-    use super::*;
-
-    #[derive(Debug, Parser)]
-    #[command(disable_version_flag = true)]
-    struct Process {
-        #[command(flatten)]
-        args: JailerArgs,
-    }
-
-    fn parse(line: &str) -> Result<JailerArgs, clap::Error> {
-        let words = std::iter::once("jailer").chain(line.split_ascii_whitespace());
-        Process::try_parse_from(words).map(|process| process.args)
-    }
-
-    #[test]
-    fn every_option_of_the_jailer_is_taken() {
-        let line = "--id vm1 --exec-file /bin/firecracker --uid 123 --gid 100 --chroot-base-dir /jails --netns /run/n \
-                    --daemonize --new-pid-ns --cgroup cpu.weight=5 --cgroup memory.max=1G --cgroup-version 2 \
-                    --parent-cgroup all/vms --resource-limit fsize=5 --resource-limit no-file=64 -- --api-sock /run/a \
-                    --id other";
-        let args = parse(line).unwrap();
-
-        assert_eq!((args.uid, args.gid), (Some(123), Some(100)));
-        assert_eq!(args.chroot_base_dir, Path::new("/jails"));
-        assert!(args.daemonize && args.new_pid_ns);
-        assert_eq!((args.cgroup.len(), args.cgroup_version), (2, 2));
-        assert_eq!(args.parent_cgroup.as_deref(), Some("all/vms"));
-        let limits = [ResourceLimit::FileSize(5), ResourceLimit::Descriptors(64)];
-        assert_eq!(args.resource_limit, limits);
-        assert_eq!(args.rest, ["--api-sock", "/run/a", "--id", "other"]);
-    }
-
-    #[test]
-    fn four_options_are_needed() {
-        let all = ["--id a", "--exec-file /f", "--uid 1", "--gid 1"];
-        for left_out in all {
-            let others: Vec<_> = all.into_iter().filter(|option| *option != left_out).collect();
-            assert!(parse(&others.join(" ")).is_err(), "{left_out}");
-        }
-        let args = parse(&all.join(" ")).unwrap();
-        assert_eq!((args.chroot_base_dir.to_str(), args.cgroup_version), (Some(BASE), 1));
-        assert!(parse("--version").unwrap().version);
-        for wrong in ["--uid -1", "--uid x", "--cgroup-version 3", "--resource-limit cpu=1"] {
-            assert!(parse(&format!("--id a --exec-file /f --gid 1 {wrong}")).is_err(), "{wrong}");
-        }
-    }
-
-    /// Options for a program and a place that are there.
-    fn options(folder: &Path, name: &str, more: &str) -> JailerArgs {
-        let program = folder.join(name);
-        fs::write(&program, "").unwrap();
-        let base = folder.join("jails");
-        fs::create_dir_all(&base).unwrap();
-        let (program, base) = (program.display(), base.display());
-        let line = format!("--exec-file {program} --uid 1 --gid 1 --chroot-base-dir {base} {more}");
-        parse(&line).unwrap()
-    }
-
-    #[test]
-    fn the_jail_is_where_firecracker_has_it() {
-        let folder = tempfile::tempdir().unwrap();
-        let args = options(folder.path(), "firecracker-v1", "--id vm-1");
-
-        let jailer = Jailer::new(&args).unwrap();
-
-        let base = folder.path().canonicalize().unwrap();
-        assert_eq!(jailer.root, base.join("jails/firecracker-v1/vm-1/root"));
-        assert_eq!(pid_file(&jailer.name), "firecracker-v1.pid");
-    }
-
-    #[test]
-    fn what_makes_no_sense_is_refused_before_anything_is_made() {
-        let folder = tempfile::tempdir().unwrap();
-        let refused = |name: &str, more: &str| {
-            let args = options(folder.path(), name, more);
-            Jailer::new(&args).map(|_| ()).unwrap_err().to_string()
-        };
-
-        assert!(refused("firecracker", "--id a_b").starts_with("Invalid instance ID"));
-        assert!(refused("tessera", "--id a").contains("must contain \"firecracker\": tessera"));
-        let group = refused("firecracker", "--id a --cgroup cpu.shares=5");
-        assert!(group.contains("--cgroup-version 2"), "{group}");
-        let made = fs::read_dir(folder.path().join("jails")).unwrap().count();
-        assert_eq!(made, 0);
-    }
-
-    #[test]
-    fn a_link_in_the_jail_is_not_followed() {
-        let folder = tempfile::tempdir().unwrap();
-        let args = options(folder.path(), "firecracker", "--id a");
-        let jailer = Jailer::new(&args).unwrap();
-        let victim = folder.path().join("victim");
-        fs::write(&victim, "kept").unwrap();
-        fs::create_dir_all(&jailer.root).unwrap();
-        std::os::unix::fs::symlink(&victim, jailer.root.join("firecracker")).unwrap();
-
-        jailer.copy_program().unwrap();
-
-        assert_eq!(fs::read_to_string(&victim).unwrap(), "kept");
-        assert!(jailer.root.join("firecracker").symlink_metadata().unwrap().is_file());
-    }
-}
+mod tests;
