@@ -310,4 +310,51 @@ mod tests {
         assert!(matches!(Fault::create(error()), Fault::Create(_)));
         assert!(matches!(Fault::write(error()), Fault::Write(_)));
     }
+
+    #[test]
+    fn a_status_tells_what_is_not_there_from_what_is_wrong() {
+        let error = |kind: io::ErrorKind| io::Error::from(kind);
+        let lost = || error(io::ErrorKind::UnexpectedEof);
+        let cases = [
+            (Fault::Open(error(io::ErrorKind::NotFound)), ExitStatus::NoInput),
+            (Fault::Open(error(io::ErrorKind::PermissionDenied)), ExitStatus::NoPermission),
+            (Fault::Read(lost()), ExitStatus::Io),
+            (Fault::GuestMemory(lost()), ExitStatus::Io),
+            (Fault::Create(lost()), ExitStatus::CannotCreate),
+            (Fault::Write(lost()), ExitStatus::CannotCreate),
+            (Fault::NoSpace(lost()), ExitStatus::CannotCreate),
+            (Fault::Tagged, ExitStatus::BadImage),
+        ];
+        for (fault, status) in cases {
+            let error = Error::new(Path::new("memory"), fault);
+            assert_eq!(error.status() as u8, status as u8, "{:?}", error.fault);
+        }
+    }
+
+    #[test]
+    fn messages_name_the_file_and_its_part() {
+        let (found, wanted) = (Role::Memory, Role::WorkingSet);
+        let version = |minor| Version { major: 2, minor };
+        let parts = [Part::Header, Part::Table, Part::Section("gic"), Part::Map(3), Part::Data(7)];
+        let of_parts = parts.map(|part| Fault::Damaged { part }.to_string());
+
+        for (message, start) in of_parts.iter().zip([
+            "its header is",
+            "its table is",
+            "its section gic is",
+            "its map of chunk 3 of",
+            "its chunk 7 of",
+        ]) {
+            assert!(message.starts_with(start), "{message}");
+        }
+        let other = Fault::OtherRole { found, wanted }.to_string();
+        assert!(other.starts_with("it is the memory file of a snapshot, not the working set"));
+        let none = Fault::NotASnapshot { wanted: Role::State }.to_string();
+        assert!(none.starts_with("it is not the state file of"), "{none}");
+        let newer = Fault::Version { found: version(1), known: version(0) }.to_string();
+        assert!(
+            newer.contains("version 2.1, and") && newer.contains("version 2.0 only"),
+            "{newer}"
+        );
+    }
 }

@@ -76,6 +76,15 @@ mod tests {
     }
 
     #[test]
+    fn bytes_are_an_id_and_an_id_is_its_bytes() {
+        let bytes = std::array::from_fn(|at| at as u8);
+        let id = SnapshotId::from_bytes(bytes);
+
+        assert_eq!(id.to_bytes(), bytes);
+        assert_eq!(id.to_string(), "000102030405060708090a0b0c0d0e0f");
+    }
+
+    #[test]
     fn what_is_no_id_is_refused() {
         for text in ["", "1", "+123456789abcdef0123456789abcdef", &"0".repeat(33)] {
             assert_eq!(SnapshotId::parse(text), None, "{text}");

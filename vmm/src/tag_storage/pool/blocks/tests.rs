@@ -75,6 +75,21 @@ fn the_short_way_ends_where_the_long_one_does() {
     }
 }
 
+#[test]
+fn a_slot_is_free_if_every_block_of_it_is() {
+    for (one, other) in (0..16).flat_map(|one| (0..one).map(move |other| (one, other))) {
+        let mut table = table(4, 3);
+        let span = table.separate_span(SlotIndex(1)).unwrap();
+        assert!(table.is_free(&span));
+
+        for lent in [one, other] {
+            assert_eq!(table.lend(1, span.first() + lent + 1).0, 1);
+            assert!(!table.is_free(&span), "{one}, {other}");
+        }
+        assert!(table.is_free(&table.separate_span(SlotIndex(0)).unwrap()), "{one}, {other}");
+    }
+}
+
 /// A step that may make no sense: of what slot, and with which mask.
 #[derive(Clone, Copy, Debug)]
 enum Step {

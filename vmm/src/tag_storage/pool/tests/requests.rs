@@ -96,10 +96,29 @@ fn a_closed_lease_is_unknown() {
     let next = bench.lease();
 
     assert_ne!(next, lease);
+    let counted = bench.pool.snapshot().counters;
     assert!(matches!(bench.pool.reserve(lease), Err(ReserveError::UnknownLease(_))));
+    assert_eq!(bench.pool.snapshot().counters, counted, "it is no request of a lease");
     assert_eq!(bench.pool.free(lease, slot), Err(FreeError::UnknownLease(lease)));
     assert_eq!(bench.pool.close_lease(lease), Err(FreeError::UnknownLease(lease)));
     assert_eq!(bench.pool.snapshot().chunks.reserved, 0);
+}
+
+#[test]
+fn each_counter_has_its_name() {
+    let counters = Counters {
+        metadata_reserve_success: 1,
+        metadata_reserve_fail: 2,
+        metadata_reserve_free: 3,
+        evictions: 4,
+        tail_retries: 5,
+        pinned: 6,
+        denied: 7,
+    };
+
+    assert_eq!(counters.named().map(|(_, value)| value), [1, 2, 3, 4, 5, 6, 7]);
+    let names = counters.named().map(|(name, _)| name);
+    assert_eq!((names[1], names[6]), ("metadata_reserve_fail", "denied"));
 }
 
 #[test]
