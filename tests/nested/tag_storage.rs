@@ -1,6 +1,7 @@
 //! Tag storage of one VM, with a pool of its own: reserved at once or on demand, and exhausted.
 
 use std::process::Stdio;
+use std::time::Duration;
 
 use serde_json::Value;
 use tesseractl::client::Client;
@@ -300,5 +301,5 @@ fn a_guest_that_is_to_be_killed_ends_with_a_status_of_its_own() {
 #[test]
 #[ignore = "long"]
 fn the_kernels_tagged_pages_are_at_no_sample_more_than_is_reserved_for() {
-    Lab::new().as_root().run(|| never_above_reserved(300));
+    Lab::new().as_root().run(|| never_above_reserved(300, Duration::from_millis(30)));
 }

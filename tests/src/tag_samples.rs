@@ -21,14 +21,12 @@ const IN_BALLOON: u64 = 56;
 /// Samples between two changes of the balloon.
 const EACH: u64 = 20;
 
-/// How long the guest, which stands still at each look, has between two.
-const BETWEEN: Duration = Duration::from_millis(30);
-
-/// Has a guest on demand take and free memory, and looks so many times. Root only.
+/// Has a guest on demand take and free memory, and looks so many times. The guest, which stands still at each look, has
+/// `between` two of them to itself. Root only.
 ///
 /// # Panics
 /// When more pages have their tags in use at any look than tag storage is reserved for.
-pub fn never_above_reserved(samples: u64) {
+pub fn never_above_reserved(samples: u64, between: Duration) {
     let plan = Plan::workload("memory").with("--memory", &format!("{MEMORY}M"));
     let mut guest = plan.with("--mte", "require").with("--tag-storage", "demand").start();
     guest.report("ready");
@@ -62,7 +60,7 @@ pub fn never_above_reserved(samples: u64) {
         assert!(tagged <= bytes, "sample {sample}: {tagged} bytes tagged: {told}");
         highest = highest.max(tagged as f64 / bytes as f64);
         reserved.push(bytes);
-        std::thread::sleep(BETWEEN);
+        std::thread::sleep(between);
     }
     let relaxed = guest.order("relax", "relaxed");
     assert_eq!(relaxed["wrong"], 0, "{relaxed}");
