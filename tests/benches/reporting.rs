@@ -77,8 +77,9 @@ fn measure(size: Size, order: Option<u8>, mode: Mode) -> f64 {
     let (pages, ns) = (done["pages"].as_u64().unwrap(), done["elapsed_ns"].as_u64().unwrap());
     let rate = pages as f64 * 1e9 / ns as f64;
     println!(
-        "{mode:?}: {rate:.0} pages per billion instructions ({} huge faults in {:.2} billion); \
+        "{mode:?}: {rate:.0} pages per billion instructions ({} MiB mapped, {} huge faults in {:.2} billion); \
          {:.0} MiB reported, {:.0} given back, {:.0} kept",
+        done["mapped"].as_u64().unwrap() >> 20,
         done["huge"],
         ns as f64 / 1e9,
         mib(after.reported - before.reported),
@@ -136,6 +137,16 @@ fn reporting_costs_a_page_fault_loop_little() {
 #[test]
 fn reporting_costs_a_page_fault_loop_of_a_small_guest_little() {
     lost(Size { memory: 256, touched: 150, host: "" }, &[None, Some(8), Some(9)]);
+}
+
+#[test]
+fn reporting_costs_a_page_fault_loop_of_a_tiny_guest_little() {
+    lost(Size { memory: 64, touched: 8, host: "" }, &[None, Some(6), Some(7)]);
+}
+
+#[test]
+fn reporting_costs_a_page_fault_loop_of_a_guest_of_128_mib_little() {
+    lost(Size { memory: 128, touched: 50, host: "" }, &[None, Some(7), Some(8)]);
 }
 
 /// Pages of the units in which a guest of 256 MiB reports, which a host has from Linux 6.8 on where it is told to.

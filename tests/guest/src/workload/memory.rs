@@ -8,7 +8,7 @@
 //! | `tag MIB` | takes memory with tags, checks data and tags, sets tags; then mistakes that MTE stops | `tagged` |
 //! | `press MIB` | keeps taking, checking and freeing, at most so much at a time, some of it with tags | `pressing` |
 //! | `relax` | ends that | `relaxed` |
-//! | `fault SECONDS` | takes 128 MiB in huge pages and gives it back, over and over | `faulted` |
+//! | `fault SECONDS` | takes 128 MiB or half of what is free in huge pages and gives it back, over and over | `faulted` |
 //! | `compact` | has the kernel empty its lists and move what is in use together | `compacted` |
 //! | `figures` | reads the kernel's own figures | `figures` |
 
