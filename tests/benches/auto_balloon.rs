@@ -108,9 +108,14 @@ fn throughput(guest: &Guest, load: Load) -> Option<f64> {
     }
     println!();
     if load == Load::Caches {
-        println!("    {} MiB of the disk in the guest's cache", cached_mib(guest).unwrap_or(0));
+        println!("    {} MiB of the disk in the guest's cache", mib_of(guest, "Buffers"));
     }
     if load == Load::Programs {
+        println!(
+            "    {} MiB of the guest's files in memory are in huge pages, of {} MiB",
+            mib_of(guest, "ShmemHugePages"),
+            mib_of(guest, "Shmem")
+        );
         sh(guest, "umount /load").ok().filter(|output| output.status.success())?;
     }
     let settling: Vec<u64> =
@@ -119,11 +124,14 @@ fn throughput(guest: &Guest, load: Load) -> Option<f64> {
     Some(f64::from(MEASURED) * LOAD as f64 / seconds)
 }
 
-/// What a guest has in its cache of disks.
-fn cached_mib(guest: &Guest) -> Option<u64> {
-    let output = sh(guest, "grep Buffers /proc/meminfo").ok()?;
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    text.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib >> 10)
+/// What a guest's kernel tells of its memory (/proc/meminfo). Of a guest that does not answer, 0.
+fn mib_of(guest: &Guest, name: &str) -> u64 {
+    let read = || {
+        let output = sh(guest, &format!("grep ^{name}: /proc/meminfo")).ok()?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        text.split_whitespace().nth(1)?.parse::<u64>().ok()
+    };
+    read().map_or(0, |kib| kib >> 10)
 }
 
 /// A field of a file of the kernel's.
