@@ -163,29 +163,49 @@ struct Prices {
     /// Of a fault of a huge page, and of a small one.
     huge: f64,
     small: f64,
+    /// Exits in a touch of memory that is mapped.
+    exits: f64,
+    /// Of an exit for a page that the host has and KVM no longer maps.
+    unmapped: f64,
+}
+
+/// Where a process's huge pages are split, "PID,START,END" (mm/huge_memory.c). KVM maps none of the pages then.
+const SPLIT: &str = "/sys/kernel/debug/split_huge_pages";
+
+fn split_huge_pages(guest: &Guest) {
+    for piece in tagged_ram(guest.pid()) {
+        let std::ops::Range { start, end } = piece.addresses;
+        fs::write(SPLIT, format!("{},{start:#x},{end:#x}", guest.pid())).unwrap();
+    }
 }
 
 impl Prices {
     fn measure(case: Case) -> Self {
-        let [first, again] = Self::touches(case);
+        let [first, again, split] = Self::touches(case);
         let huge = (first.cost - again.cost) / first.faults.huge;
+        let unmapped = (split.cost - again.cost) / (split.faults.exits - again.faults.exits);
         let small = {
             let _never = Setting::new(THP, "never");
-            let [first, again] = Self::touches(case);
+            let [first, again, _] = Self::touches(case);
             (first.cost - again.cost) / first.faults.small
         };
-        let prices = Self { again: again.cost, huge, small };
+        let exits = again.faults.exits;
+        let prices = Self { again: again.cost, huge, small, exits, unmapped };
         println!(
-            "{}, {}: a touch takes {:.1} million instructions and {:.0} exits, and {:.1} and {:.0} the next times; a \
-             fault of a huge page takes {:.0} thousand, of a small one {:.1}",
+            "{}, {}: a touch takes {:.1} million instructions and {:.0} exits, and {:.1} and {:.0} the next times, {:.1} and \
+             {:.0} when KVM maps none of it; a fault of a huge page takes {:.0} thousand, of a small one {:.1}, an exit \
+             for a page that is not mapped {:.1}",
             case.memory,
             case.tags,
             first.cost,
             first.faults.exits,
             again.cost,
             again.faults.exits,
+            split.cost,
+            split.faults.exits,
             huge * 1e3,
-            small * 1e3
+            small * 1e3,
+            unmapped * 1e3
         );
         for (name, unit, value) in [
             ("touch of fresh memory", "million instructions", first.cost),
@@ -198,8 +218,8 @@ impl Prices {
         prices
     }
 
-    /// A touch of fresh memory, and the mean of two more.
-    fn touches(case: Case) -> [Touch; 2] {
+    /// A touch of fresh memory, the mean of two more, and one after the host has split its huge pages.
+    fn touches(case: Case) -> [Touch; 3] {
         let mut guest = case.start_with("reporting=off,target=0");
         let sizes = Sizes::of(&mut guest);
         let touches = [(); 3].map(|()| {
@@ -207,14 +227,22 @@ impl Prices {
             free(&mut guest);
             touched
         });
+        split_huge_pages(&guest);
+        let split = touch(&mut guest, sizes);
         guest.stop();
         let again = (touches[1].cost + touches[2].cost) / 2.0;
-        [touches[0], Touch { cost: again, ..touches[2] }]
+        [touches[0], Touch { cost: again, ..touches[2] }, split]
     }
 
     /// What is left of a touch without its faults.
     fn rest(&self, touch: &Touch) -> f64 {
         touch.cost - self.huge * touch.faults.huge - self.small * touch.faults.small
+    }
+
+    /// Exits for pages that the host has and KVM does not map: those beside the faults and what each touch has.
+    fn unmapped(&self, touch: &Touch) -> f64 {
+        let Faults { small, huge, exits } = touch.faults;
+        (exits - small - huge - self.exits).max(0.0)
     }
 }
 
@@ -317,11 +345,14 @@ fn measure(case: Case, prices: &Prices) -> Vec<String> {
         let resident = Resident::of(&guest);
         let then = resident.percent();
         let rest = prices.rest(&touched);
-        let ratio = rest / prices.again;
+        let unmapped = prices.unmapped(&touched);
+        let own = rest - prices.unmapped * unmapped;
+        let [ratio, own_ratio] = [rest, own].map(|cost| cost / prices.again);
         println!(
             "  {cycle}: {:.1} million instructions, {:.0} faults of huge pages and {:.0} of small ones, {:.0} exits, \
-             without the faults {rest:.1} ({ratio:.3}); {:.0} MiB resident, {:.0} MiB in chunks that can be huge, {at_once:.1} % of it \
-             huge at once, {then:.1} % after {soon:?}",
+             without the faults {rest:.1} ({ratio:.3}), and without {unmapped:.0} exits for pages that KVM does not map {own:.1} \
+             ({own_ratio:.3}); {:.0} MiB resident, {:.0} MiB in chunks that can be huge, {at_once:.1} % of it huge at once, \
+             {then:.1} % after {soon:?}",
             touched.cost,
             touched.faults.huge,
             touched.faults.small,
