@@ -153,6 +153,13 @@ fn cold(watch: &Watch, folder: &Path, peer: &Vmm) {
     ];
     for (case, kernel, vcpus) in cases {
         record(case, vcpus, None, twice(|| boot(watch, tessera(kernel, vcpus).command())));
+        if kernel == &packed {
+            // QEMU 10.0 did not end within two minutes, and printed nothing.
+            for name in [FIRST, INIT, EXIT] {
+                figure(name, case, vcpus, Some(peer)).cannot("it did not boot this image");
+            }
+            continue;
+        }
         record(case, vcpus, Some(peer), twice(|| boot(watch, qemu(kernel, vcpus, ""))));
     }
     // Without what a guest needs that has no PCI device and no firmware.
