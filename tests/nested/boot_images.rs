@@ -3,11 +3,13 @@
 use std::fs;
 
 use serde_json::Value;
+use testing::broker::Broker;
 use testing::guest::{Guest, Plan};
 use testing::lab::{Lab, artifact};
 use testing::scratch::Scratch;
-use testing::snapshot::{continues, number, power_off, save, small, verified};
+use testing::snapshot::{continues, large, number, power_off, save, small, verified};
 use testing::template::Holder;
+use testing::wait::until;
 
 use crate::snapshots::balloon;
 
@@ -67,6 +69,49 @@ fn vms_share_a_boot_image_and_what_they_give_back_never_shows_it_again() {
     });
 }
 
+/// What is reserved for a guest on demand, by its own account, and by the broker's the same.
+fn reserved(guest: &Guest, broker: &Broker) -> u64 {
+    until("the same from VM and broker", || {
+        let told: Value = guest.client().get("/tag-storage").unwrap();
+        let reserved = broker.report().pool.leases[0].reserved_bytes;
+        (told["reserved_bytes"] == reserved).then_some(reserved)
+    })
+}
+
+#[test]
+#[ignore = "long"]
+fn a_guest_on_demand_has_tag_storage_for_its_boot_image_until_it_gives_that_back() {
+    Lab::new().run(|| {
+        let holder = Holder::of_boot_files(&artifact("Image"), &artifact("initrd.cpio"));
+        let short = Broker::start(&["--capacity", "512K"]);
+        let plan = |broker: &Broker| {
+            let plan = large().with("--cpus", "2");
+            holder.boots(plan.with("--broker", broker.socket()).with("--tag-storage", "demand"))
+        };
+        let refused = plan(&short).run();
+        assert_eq!(refused.code, Some(69), "{refused:?}");
+        assert!(refused.messages.contains("boot image"), "{refused:?}");
+
+        let broker = Broker::start(&["--capacity", "64M"]);
+        let mut guest = plan(&broker).start();
+        let ready = guest.report("ready");
+        let before = verified(&mut guest);
+        let started = reserved(&guest, &broker);
+        let [image, all] = [of_the_image(&guest), 256 << 20].map(|bytes| bytes / 32);
+        assert!(image <= started && started < all, "{image} {started} {all}");
+        for _ in 0..2 {
+            balloon(&guest, 64);
+            continues(&ready, &before, &verified(&mut guest));
+            balloon(&guest, 0);
+            continues(&ready, &before, &verified(&mut guest));
+        }
+        assert!(of_the_image(&guest) / 32 <= reserved(&guest, &broker));
+        let footprint = guest.client().footprint().unwrap();
+        assert_eq!(footprint.failed_bytes, 0, "{footprint:?}");
+        power_off(guest);
+    });
+}
+
 #[test]
 #[ignore = "long"]
 fn files_that_have_changed_are_not_booted_from_the_image_of_what_they_were() {
@@ -86,8 +131,8 @@ fn files_that_have_changed_are_not_booted_from_the_image_of_what_they_were() {
         assert!(refused.messages.contains("as they are now"), "{refused:?}");
         let holder = Holder::of_boot_files(&kernel, &initrd);
         holder.boots(plan()).run().expect_power_off();
-        let on_demand = holder.boots(plan()).with("--tag-storage", "demand").run();
-        assert_eq!(on_demand.code, Some(78), "{on_demand:?}");
-        assert!(on_demand.messages.contains("--tag-storage strict"), "{on_demand:?}");
+        let locked = holder.boots(plan()).flag("--lock-memory").run();
+        assert_eq!(locked.code, Some(78), "{locked:?}");
+        assert!(locked.messages.contains("--lock-memory"), "{locked:?}");
     });
 }

@@ -174,12 +174,6 @@ pub enum Error {
         "locked memory is all the VM's own from the start: leave out --boot-image or --lock-memory"
     )]
     BootImageLocked,
-    /// Memory that is mapped anew is not watched.
-    #[error(
-        "tag storage cannot be reserved on demand for memory that is shared: leave out --boot-image, or give \
-         --tag-storage strict"
-    )]
-    BootImageOnDemand,
     /// Disks that make no sense.
     #[error(transparent)]
     Disks(#[from] DiskError),
@@ -405,16 +399,7 @@ impl Spec {
         if self.lock_memory {
             return Err(Error::BootImageLocked);
         }
-        match self.is_on_demand() {
-            true => Err(Error::BootImageOnDemand),
-            false => Ok(()),
-        }
-    }
-
-    /// Whether tag storage is reserved as memory is touched.
-    pub fn is_on_demand(&self) -> bool {
-        let on_demand = |tags: &TagStorageSpec| matches!(tags.when, ReservationMode::Demand { .. });
-        self.tag_storage.as_ref().is_some_and(on_demand)
+        Ok(())
     }
 
     /// The kernel; none in a draft that lacks it.

@@ -139,12 +139,15 @@ impl Board {
             true => Some(SharedBootImage::connect(kernel, initrd)?),
             false => None,
         };
-        let board = Self::make(spec, host, |ram, caches, _| {
+        let board = Self::make(spec, host, |ram, caches, tags| {
             let fdt_room = arch::fdt::room(spec.cpus, caches);
             let (loaded, holder) = match image {
                 None => (memory::load(ram, kernel, initrd, fdt_room)?, None),
                 Some(image) => {
                     let (loaded, holder) = image.load(ram, kernel, fdt_room)?;
+                    if let Some(tags) = tags {
+                        tags.reserve_for_template(ram)?;
+                    }
                     (loaded, Some(holder))
                 }
             };

@@ -464,7 +464,9 @@ mod tests {
             let (spec, restore) = prepared(&files, true, changes).unwrap();
 
             assert!(matches!(restore.memory, SavedMemory::Lazy(..)));
-            assert_eq!(spec.is_on_demand(), mode == TagStorageMode::Demand);
+            let when = &spec.tag_storage.as_ref().unwrap().when;
+            let is_on_demand = matches!(when, crate::spec::ReservationMode::Demand { .. });
+            assert_eq!(is_on_demand, mode == TagStorageMode::Demand);
         }
     }
 

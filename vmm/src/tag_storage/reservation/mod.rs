@@ -139,8 +139,8 @@ impl TagReservation {
         })
     }
 
-    /// Reserves on demand for what guest memory shares with a template, of which no touch is caught: for each chunk that has
-    /// some of it.
+    /// Reserves on demand for what guest memory shares with a template or a boot image, of which no touch is caught: for each
+    /// chunk that has some of it.
     ///
     /// # Errors
     /// When there is no tag storage for all of that.
@@ -156,7 +156,7 @@ impl TagReservation {
             vm: self.vm.clone(),
             wanted: tags_of(chunks.len() as u64),
             memory: self.memory,
-            when: "at least, for what it shares with its template",
+            when: "at least, for what it shares with its template or boot image",
             source,
         })
     }
