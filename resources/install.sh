@@ -57,7 +57,7 @@ host)
     for file in "$root/README.md" "$root"/docs/*.md "$root"/docs/*.svg "$root"/docs/*.png; do
         case ${file##*/} in
         # For those who build it.
-        benches.md | dependencies.md | fuzzing.md | lab.md | image.md | threads.svg) ;;
+        benches.md | dependencies.md | fuzzing.md | lab.md | image.md | mutants.md | threads.svg) ;;
         *) put 644 "$file" "share/doc/tessera/${file##*/}" ;;
         esac
     done

@@ -403,7 +403,7 @@ install_packages
 ! { wants test || wants check; } || try_passt
 has_rust || install_rust
 ! { wants lint || wants check; } || add_lint_tools
-has_nextest || ! { wants test || wants check || wants bench; } || install_nextest
+has_nextest || ! { wants test || wants check || wants bench || wants calls || wants mutants; } || install_nextest
 ! wants deb || install_tool cargo-cyclonedx "$CYCLONEDX_VERSION" "which lists what a package is made of"
 ! wants audit || install_tool cargo-deny "$DENY_VERSION" "which checks licences, sources and advisories"
 ! wants mutants || install_tool cargo-mutants "$MUTANTS_VERSION" "which changes code to see whether a test fails"

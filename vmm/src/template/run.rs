@@ -25,7 +25,7 @@ use crate::sys::signals::Signals;
 use crate::sys::thread::Role;
 use crate::sys::{supervisor, unix_socket};
 
-/// What `tessera template` is given.
+/// Hold the memory of a snapshot, or a kernel, once for all VMs that share it
 #[derive(Clone, Debug, clap::Args)]
 pub struct TemplateArgs {
     /// The folder of the snapshot

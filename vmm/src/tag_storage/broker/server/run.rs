@@ -22,7 +22,7 @@ use crate::tag_storage::supply::capacity::Wanted;
 use crate::tag_storage::supply::lend_policy::LendPolicy;
 use crate::tag_storage::supply::{OpenError, Opened, SupplyName};
 
-/// What `tessera broker` is given.
+/// Own the tag storage of this host and share it among its VMs
 #[derive(Clone, Debug, clap::Args)]
 pub struct BrokerArgs {
     /// Listen on this Unix socket, for its owner and its group
