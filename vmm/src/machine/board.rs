@@ -83,13 +83,7 @@ impl SavedMemory {
             Self::Lazy(reader, working_set) => {
                 Ok((Some(LazyMemory::start(ram, reader, working_set, tags)?), None))
             }
-            Self::Shared(template) => {
-                let holder = template.map(ram)?;
-                if let Some(tags) = tags {
-                    tags.reserve_for_template(ram)?;
-                }
-                Ok((None, Some(holder)))
-            }
+            Self::Shared(template) => Ok((None, Some(template.map(ram)?))),
         }
     }
 }
@@ -139,15 +133,12 @@ impl Board {
             true => Some(SharedBootImage::connect(kernel, initrd)?),
             false => None,
         };
-        let board = Self::make(spec, host, |ram, caches, tags| {
+        let board = Self::make(spec, host, |ram, caches, _| {
             let fdt_room = arch::fdt::room(spec.cpus, caches);
             let (loaded, holder) = match image {
                 None => (memory::load(ram, kernel, initrd, fdt_room)?, None),
                 Some(image) => {
                     let (loaded, holder) = image.load(ram, kernel, fdt_room)?;
-                    if let Some(tags) = tags {
-                        tags.reserve_for_template(ram)?;
-                    }
                     (loaded, Some(holder))
                 }
             };
@@ -188,7 +179,8 @@ impl Board {
     /// Whether its memory is to be kept off a node at times. The rule that does so is that of its mappings, which a
     /// template's take the place of.
     fn is_off_a_node(&self) -> bool {
-        self.placement.is_some() || self.tags.as_ref().is_some_and(TagReservation::is_on_node)
+        self.placement.as_ref().is_some_and(BorrowerLease::is_on_node)
+            || self.tags.as_ref().is_some_and(TagReservation::is_on_node)
     }
 
     fn make(
@@ -212,6 +204,9 @@ impl Board {
             .transpose()?;
         let caches = caches::read().ok();
         let origin = fill(vm.ram(), caches.as_ref(), tags.as_ref())?;
+        if let Some(tags) = &tags {
+            tags.reserve_for_shared(vm.ram())?;
+        }
         // What is loaded as it is touched is loaded for the devices first.
         if let Some(tags) = tags.as_ref().filter(|_| !origin.is_lazy()) {
             tags.finish_loading()?;

@@ -161,8 +161,10 @@ impl Mapping {
         for part in parts {
             let contents = Source::Template { file: template.as_fd(), offset: part.offset };
             self.map_part(&part.at, contents)?;
+            // What is beside it keeps its own: memory whose touches are caught has no huge pages.
+            self.advise_all(&(part.at.start as usize..part.at.end as usize))?;
         }
-        Ok(self.advise_all(&(0..self.length))?)
+        Ok(())
     }
 
     /// Lays anonymous memory over a part, in the place of what was there.

@@ -433,8 +433,9 @@ fn a_boot_image_is_for_anonymous_memory_that_is_not_locked() {
     assert_eq!(refused, Error::BootImageBacking(MemoryBacking::Memfd));
     let refused = with(RunArgs { lock_memory: true, ..minimal() }).unwrap_err();
     assert_eq!(refused, Error::BootImageLocked);
-    for mode in [TagStorageMode::Strict, TagStorageMode::Demand] {
-        assert!(with(RunArgs { tag_storage: Some(mode), ..minimal() }).is_ok());
+    for mode in [Some(TagStorageMode::Strict), Some(TagStorageMode::Demand), None] {
+        let broker = Some("/broker".into());
+        assert!(with(RunArgs { tag_storage: mode, broker, ..minimal() }).is_ok());
     }
 }
 

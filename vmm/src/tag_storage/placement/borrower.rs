@@ -103,6 +103,11 @@ impl BorrowerLease {
         Status { supply: terms.supply, lend: terms.lend }
     }
 
+    /// Whether the broker's tag storage is the memory of a node, in or off which guest memory is placed.
+    pub fn is_on_node(&self) -> bool {
+        self.placement.is_some()
+    }
+
     /// Whether guest memory may be in tag storage that others take back.
     pub fn is_lent_to(&self) -> bool {
         self.placement.as_ref().is_some_and(|placement| placement.policy() != LendPolicy::Never)

@@ -144,7 +144,7 @@ impl TagReservation {
     ///
     /// # Errors
     /// When there is no tag storage for all of that.
-    pub fn reserve_for_template(&self, ram: &GuestRam) -> Result<(), Error> {
+    pub fn reserve_for_shared(&self, ram: &GuestRam) -> Result<(), Error> {
         let Kind::Demand(demand) = &self.kind else { return Ok(()) };
         let base = ram.range().base.0;
         let is_shared = |chunk: &ChunkIndex| {

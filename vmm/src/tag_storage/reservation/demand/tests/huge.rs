@@ -38,7 +38,7 @@ fn flags(guest: &Guest, chunk: u64) -> Vec<String> {
 }
 
 /// Whether touches of a chunk are caught, and whether the host may give it a huge page.
-fn is_caught_and_huge(guest: &Guest, chunk: u64) -> (bool, bool) {
+pub(super) fn is_caught_and_huge(guest: &Guest, chunk: u64) -> (bool, bool) {
     let flags = flags(guest, chunk);
     let has = |flag: &str| flags.iter().any(|has| has == flag);
     assert!(has("hg") != has("nh"), "{flags:?}");

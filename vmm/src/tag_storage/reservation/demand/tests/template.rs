@@ -1,5 +1,6 @@
 //! Memory that is shared with a template: it has contents without a touch, and so its tag storage from the start.
 
+use super::huge::is_caught_and_huge;
 use super::*;
 use crate::memory::{Attributes, TemplateFile, TemplatePart};
 
@@ -32,6 +33,9 @@ fn what_is_shared_has_tag_storage_from_the_start_and_what_is_not_when_it_is_touc
     }
     let (guest, shared) = guest(5);
     assert_eq!(shared, [2, 3, 5].map(ChunkIndex));
+    for chunk in [0, 1, 4, 6, 7] {
+        assert_eq!(is_caught_and_huge(&guest, chunk), (true, false), "{chunk}");
+    }
 
     guest.demand.reserve_now(&shared).unwrap();
 
