@@ -207,7 +207,10 @@ impl Group {
     fn make_group(&self) -> Result<(), Errno> {
         let (path, mode) = (self.path(), Mode::from_raw_mode(0o755));
         match rustix::fs::mkdirat(&self.hierarchy, &path, mode) {
-            Err(Errno::EXIST) if self.stays => Ok(()),
+            Err(Errno::EXIST) if self.stays => match self.has_processes(&path) {
+                true => Err(Errno::BUSY),
+                false => Ok(()),
+            },
             Err(Errno::EXIST) => {
                 // Of a VM whose processes were all killed at once. One that is in use cannot be removed.
                 rustix::fs::unlinkat(&self.hierarchy, &path, AtFlags::REMOVEDIR)?;
@@ -215,6 +218,15 @@ impl Group {
             }
             made => made,
         }
+    }
+
+    /// Whether some process is in a group, or in one below it (Documentation/admin-guide/cgroup-v2.rst, cgroup.events).
+    fn has_processes(&self, group: &Path) -> bool {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let file = group.join("cgroup.events");
+        let opened = rustix::fs::openat(&self.hierarchy, file, flags, Mode::empty());
+        let text = opened.ok().and_then(|file| io::read_to_string(fs::File::from(file)).ok());
+        text.is_some_and(|text| text.lines().any(|line| line == "populated 1"))
     }
 
     /// Has the groups in a group have controllers.
@@ -418,6 +430,12 @@ mod tests {
 
         assert!(matches!(refused, Error::GroupInUse(_)), "{refused}");
         assert!(inner.exists());
+        let events = stays.folder().join("cgroup.events");
+        fs::write(&events, "populated 1\nfrozen 0\n").unwrap();
+        assert!(matches!(stays.make_folders(), Err(Error::GroupInUse(_))));
+        fs::write(&events, "populated 0\nfrozen 0\n").unwrap();
+        stays.make_folders().unwrap();
+        fs::remove_file(&events).unwrap();
         fs::remove_dir(&inner).unwrap();
         group(&root, "a", &[]).unwrap().make_folders().unwrap();
     }
