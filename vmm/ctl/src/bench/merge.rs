@@ -40,7 +40,7 @@ pub fn merge(reports: Vec<Report>) -> Result<Report, Conflict> {
     for report in reports {
         for (name, text) in report.notes {
             let note = notes.entry(name).or_insert_with(|| text.clone());
-            if *note != text && note.chars().count() + text.chars().count() < MAX_TEXT {
+            if *note != text && note.chars().count() + 2 + text.chars().count() < MAX_TEXT {
                 *note = format!("{note}; {text}");
             }
         }

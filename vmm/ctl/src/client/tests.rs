@@ -82,7 +82,10 @@ fn a_footprint_that_is_still_counted_is_asked_for_again_until_the_deadline() {
     assert_eq!(counting(2, DEFAULT_TIMEOUT).unwrap(), Footprint::default());
 
     let refused = counting(usize::MAX, COUNT_PAUSE * 5).unwrap_err();
-    assert!(matches!(refused, Error::Refused { status: UNAVAILABLE, .. }), "{refused}");
+    // The server's thread may get no processor for that long.
+    let timed_out = matches!(refused, Error::TimedOut(_));
+    let is_refused = matches!(refused, Error::Refused { status: UNAVAILABLE, .. });
+    assert!(is_refused || timed_out, "{refused}");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Figures of benches: a report of them, and what has moved between two.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::json;
 use vmm::error::{chain, printable};
@@ -46,7 +46,7 @@ fn report(args: &BenchReportArgs, form: Form) -> Result<(), Failure> {
     let verdicts = verdicts(&whole.figures);
     let count = |outcome| verdicts.iter().filter(|verdict| verdict.outcome == outcome).count();
     let (met, missed) = (count(Outcome::Met), count(Outcome::Missed));
-    let page: PathBuf = args.out.join("report.html");
+    let page = printable(&args.out.join("report.html").display().to_string());
     let answer = json!({
         "figures": whole.figures.len(),
         "aims_met": met,
@@ -66,10 +66,7 @@ fn report(args: &BenchReportArgs, form: Form) -> Result<(), Failure> {
             text += &format!("{}\n", printable(&line));
         }
         let (figures, aims) = (whole.figures.len(), verdicts.len());
-        text + &format!(
-            "{figures} figures; {met} of {aims} aims met, {missed} missed: {}\n",
-            page.display()
-        )
+        text + &format!("{figures} figures; {met} of {aims} aims met, {missed} missed: {}\n", page)
     })
 }
 
