@@ -9,13 +9,13 @@ use std::process::{Child, Command, Output, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
-use tesseractl::client::{Client, DEFAULT_TIMEOUT};
+use tesseractl::client::Client;
 use testing::broker::Broker;
 use testing::guest::{Guest, Plan};
 use testing::lab::{Lab, artifact, program};
 use testing::process::children;
 use testing::scratch::Scratch;
-use testing::wait::until;
+use testing::wait::{PATIENCE, until};
 
 /// A user and a group of this host's that are no one's.
 const USER: u32 = 61_184;
@@ -503,8 +503,10 @@ impl Firecracker {
     /// Configures and starts the guest through the socket at this path of the jail.
     fn boot(&self, socket: &str, workload: &str) {
         let socket = self.root().join(socket);
-        let connect = || Client::connect(&socket, DEFAULT_TIMEOUT).ok();
-        let mut client = until("the API's socket", connect);
+        let mut client = until("an answer on the API's socket", || {
+            let mut client = Client::connect(&socket, PATIENCE).ok()?;
+            client.instance().is_ok().then_some(client)
+        });
         let boot = json!({
             "kernel_image_path": "/Image",
             "initrd_path": "/initrd.cpio",
@@ -563,7 +565,7 @@ fn a_client_of_firecracker_starts_a_vm_in_its_jailer() {
         assert_eq!(second.status.code(), Some(73), "{said}");
 
         let socket = client.root().join("run/firecracker.socket");
-        let mut api = Client::connect(&socket, DEFAULT_TIMEOUT).unwrap();
+        let mut api = Client::connect(&socket, PATIENCE).unwrap();
         api.send("PUT", "/actions", &json!({ "action_type": "Stop" })).unwrap();
         let output = jailer.wait_with_output().unwrap();
         assert_eq!(output.status.code(), Some(12), "{output:?}");

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tesseractl::client::Client;
@@ -303,10 +303,36 @@ impl Guest {
             }
             Err(std::sync::mpsc::RecvTimeoutError::Disconnected) => None,
             Err(std::sync::mpsc::RecvTimeoutError::Timeout) => {
+                let what = self.what_it_does();
                 let _ = self.child.kill();
-                panic!("the guest was silent for {PATIENCE:?} after:\n{}", self.seen.join("\n"))
+                let mut messages = String::new();
+                let _ = self.child.stderr.take().unwrap().read_to_string(&mut messages);
+                panic!(
+                    "the guest was silent for {PATIENCE:?} after:\n{}\n{messages}\n{what}",
+                    self.seen.join("\n")
+                )
             }
         }
+    }
+
+    /// Each thread of the VMM, with where in the kernel it is and the time it has had (proc_pid_stat(5)), twice, a second
+    /// apart; and what the VMM counts, if it answers.
+    fn what_it_does(&self) -> String {
+        let mut text = String::new();
+        for _ in 0..2 {
+            let threads = std::fs::read_dir(format!("/proc/{}/task", self.pid()));
+            for thread in threads.into_iter().flatten().flatten() {
+                let read = |name: &str| {
+                    let text = std::fs::read_to_string(thread.path().join(name));
+                    text.unwrap_or_default().trim_end().to_owned()
+                };
+                text += &format!("{} | {} | {}\n", read("stat"), read("wchan"), read("syscall"));
+            }
+            std::thread::sleep(Duration::from_secs(1));
+        }
+        let client = Client::connect(&self.socket, Duration::from_secs(10));
+        let metrics = client.and_then(|mut client| client.metrics());
+        text + &metrics.map_or_else(|error| error.to_string(), |metrics| metrics.to_string())
     }
 
     /// The next report of this event.
