@@ -10,18 +10,16 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use flate2::Compression;
-use flate2::write::GzEncoder;
 use tesseractl::bench::{BEST_PEER, Vmm};
 use testing::figures::{Entry, counted};
 use testing::first_entry::Watch;
 use testing::guest::{Plan, QUICK};
 use testing::lab::{Lab, artifact, programs};
+use testing::packed::{gzip, zboot};
 use testing::scratch::Scratch;
 use testing::snapshot::save;
 use testing::template::Holder;
 use testing::wait::until;
-use testing::zboot::zboot;
 use vmm::metrics::monotonic;
 
 use crate::peer::{self, HOST_PROGRAMS};
@@ -134,9 +132,7 @@ fn resume(watch: &Watch, plan: Plan) -> Duration {
 /// The kernel in its other forms.
 fn make(folder: &Path) {
     let image = fs::read(artifact("Image")).unwrap();
-    let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
-    encoder.write_all(&image).unwrap();
-    let gzip = encoder.finish().unwrap();
+    let gzip = gzip(&image);
     fs::write(folder.join("Image.gz"), &gzip).unwrap();
     fs::write(folder.join("vmlinuz"), zboot("gzip", &gzip)).unwrap();
 }

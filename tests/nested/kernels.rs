@@ -1,21 +1,17 @@
 //! Each form of a kernel file boots: the lab's own kernel, packed in each way.
 
 use std::fs::{self, File};
-use std::io::{BufReader, Write};
+use std::io::BufReader;
 use std::path::Path;
 
-use flate2::Compression;
-use flate2::write::GzEncoder;
 use ruzstd::encoding::{CompressionLevel, compress_to_vec};
 use testing::guest::Plan;
 use testing::lab::{Lab, artifact};
-use testing::zboot::zboot;
+use testing::packed::{gzip, zboot};
 
 fn make(folder: &Path) {
     let image = fs::read(artifact("Image")).unwrap();
-    let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
-    encoder.write_all(&image).unwrap();
-    let gzip = encoder.finish().unwrap();
+    let gzip = gzip(&image);
     fs::write(folder.join("Image.gz"), &gzip).unwrap();
     fs::write(folder.join("vmlinuz.gzip"), zboot("gzip", &gzip)).unwrap();
     let source = BufReader::new(File::open(artifact("Image")).unwrap());

@@ -62,7 +62,7 @@ impl Watch {
 
 impl Drop for Watch {
     fn drop(&mut self) {
-        // The host is the test's own: what it had of clock and buffer before, nobody asks.
+        // The host is the test's own: what it had of clock and buffer before does not matter.
         let _ = fs::write(Path::new(PLACE).join(ENABLE), "0");
         if !self.was_mounted {
             let _ = Command::new("umount").arg(PLACE).status();

@@ -1,7 +1,22 @@
-//! EFI zboot images: kernels that unpack themselves.
+//! Kernels that are packed: gzip, and EFI zboot images, which unpack themselves.
+
+use std::io::Write;
+
+use flate2::Compression;
+use flate2::write::GzEncoder;
 
 /// Where the payload begins, in bytes: any place behind the header.
 const OFFSET: usize = 0x1000;
+
+/// A file packed by gzip.
+///
+/// # Panics
+/// Never: it is packed in memory.
+pub fn gzip(file: &[u8]) -> Vec<u8> {
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+    encoder.write_all(file).unwrap();
+    encoder.finish().unwrap()
+}
 
 /// An EFI zboot image around a payload (drivers/firmware/efi/libstub/zboot-header.S): a header, something
 /// in the place of its decompressor, and the compressed Image.
