@@ -93,7 +93,7 @@ release-programs: $(LAB_DIRECTORY)/setup.mk
 programs: release-programs
 	@cargo build --package tessera-lab
 	@mkdir -p $(LAB_DIRECTORY)/bin
-	@for name in tessera tesseractl tessera-agent guest-init; do $(call install-changed,$(RELEASE)/$$name,$(LAB_DIRECTORY)/bin/$$name); done
+	@for name in tessera tesseractl tessera-agent guest-init hold-vm; do $(call install-changed,$(RELEASE)/$$name,$(LAB_DIRECTORY)/bin/$$name); done
 
 # Out of the programs' command lines, in the layout of PREFIX/share.
 docs-generated: $(LAB_DIRECTORY)/setup.mk

@@ -28,7 +28,7 @@ build() {
 build one
 build two-with-another-length
 status=0
-for name in tessera tesseractl tessera-agent guest-init; do
+for name in tessera tesseractl tessera-agent guest-init hold-vm; do
     one=$folder/one/built/$target/release/$name other=$folder/two-with-another-length/built/$target/release/$name
     if cmp "$one" "$other"; then
         echo "$name is the same: $(sha256sum <"$one" | cut -d ' ' -f 1)"

@@ -3,7 +3,7 @@
 use std::fs;
 use std::process::{Child, Command, Output, Stdio};
 
-use testing::lab::{artifact, lab_program};
+use testing::lab::{Lab, artifact, lab_program};
 use testing::wait::until;
 
 /// A process for which hosts are there.
@@ -82,4 +82,15 @@ fn a_host_is_shared_until_a_program_leaves_something_or_hangs_and_ends_with_the_
     let output = client.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(125), "{output:?}");
     until("the end of what keeps the hosts", || (runner.keepers() == 0).then_some(()));
+}
+
+/// Static keys that the first VM would switch on stay as they are: see tests/guest/src/hold_vm.rs.
+#[test]
+fn a_host_has_a_vm_before_there_are_any() {
+    Lab::new().emulated().run(|| {
+        let processes = fs::read_dir("/proc").unwrap().flatten();
+        let files = processes.filter_map(|process| fs::read_dir(process.path().join("fd")).ok());
+        let links = files.flatten().flatten().filter_map(|file| fs::read_link(file.path()).ok());
+        assert_eq!(links.filter(|link| link.as_os_str() == "anon_inode:kvm-vm").count(), 1);
+    });
 }

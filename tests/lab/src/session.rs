@@ -11,8 +11,9 @@ use crate::interrupt::Interrupt;
 use crate::places::{self, Places};
 use crate::progress::Progress;
 
-/// Programs of the project that every nested host has in /bin, where they are built.
-const PROGRAMS: [&str; 2] = ["tessera", "tesseractl"];
+/// Programs of the project that every nested host has, where they are built, and the folders they are in there.
+const PROGRAMS: [(&str, &str); 3] =
+    [("tessera", "/bin"), ("tesseractl", "/bin"), ("hold-vm", "/lab")];
 
 /// Why a session cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -183,7 +184,7 @@ impl Lab {
         let archives = ["initrd.cpio", "agent.cpio"].map(|name| artifacts.join(name));
         let [initrd, agent] = archives;
         let known = [artifacts.join("stamp.json"), initrd, agent, own];
-        let built = PROGRAMS.map(|name| programs.join(name));
+        let built = PROGRAMS.map(|(name, _)| programs.join(name));
         let mut text = String::new();
         for path in
             known.iter().chain(&built).map(PathBuf::as_path).chain(more.iter().flatten().copied())
@@ -204,7 +205,8 @@ impl Lab {
         stamp: &Stamp,
         programs: &Path,
     ) -> Result<Vec<(PathBuf, String)>, Error> {
-        let built = PROGRAMS.iter().map(|name| (programs.join(name), format!("/bin/{name}")));
+        let place = |(name, folder)| (programs.join(name), format!("{folder}/{name}"));
+        let built = PROGRAMS.into_iter().map(place);
         let mut all: Vec<_> = built.filter(|(path, _)| path.is_file()).collect();
         match images::guest(&self.places, stamp, programs, self.progress) {
             Ok(initrd) => all.push((initrd, "/artifacts/initrd.cpio".to_owned())),
