@@ -315,18 +315,25 @@ impl Guest {
         }
     }
 
-    /// Each thread of the VMM, with where in the kernel it is and the time it has had (proc_pid_stat(5)), twice, a second
-    /// apart; and what the VMM counts, if it answers.
+    /// Each thread of the host's VMMs (a jail's VM is a process of its own), with where in the kernel it is and the time it
+    /// has had (proc_pid_stat(5)), twice, a second apart; and what this one counts, if it answers.
     fn what_it_does(&self) -> String {
         let mut text = String::new();
         for _ in 0..2 {
-            let threads = std::fs::read_dir(format!("/proc/{}/task", self.pid()));
-            for thread in threads.into_iter().flatten().flatten() {
+            let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+            let tasks =
+                processes.filter_map(|entry| std::fs::read_dir(entry.path().join("task")).ok());
+            for thread in tasks.flatten().flatten() {
                 let read = |name: &str| {
                     let text = std::fs::read_to_string(thread.path().join(name));
                     text.unwrap_or_default().trim_end().to_owned()
                 };
-                text += &format!("{} | {} | {}\n", read("stat"), read("wchan"), read("syscall"));
+                let is_vmm = std::fs::read_link(thread.path().join("exe"))
+                    .is_ok_and(|program| program.ends_with("tessera"));
+                if is_vmm {
+                    text +=
+                        &format!("{} | {} | {}\n", read("stat"), read("wchan"), read("syscall"));
+                }
             }
             std::thread::sleep(Duration::from_secs(1));
         }
