@@ -1,12 +1,12 @@
 //! How soon a guest runs: from the VMM's exec to its guest's first instruction, to the guest's init, and to the VMM's end
-//! after the guest has powered off, beside QEMU in one host and one run. In instructions of the host, what its processor is
-//! idle included: that is latency, too.
+//! after the guest has powered off, beside QEMU in hosts of one kind and one run. In instructions of the host, what its
+//! processor is idle included: that is latency, too.
 //!
 //! Each way of starting is run once before, so that the host has the files in its page cache.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -37,7 +37,7 @@ const MOST_EXIT: f64 = 0.95;
 const MEMORY: &str = "256M";
 const COLD: &str = "raw kernel, cold";
 
-/// Some thirty starts, of which QEMU's take most.
+/// A dozen starts, of which QEMU's take most.
 const LIMIT: Duration = Duration::from_secs(1500);
 
 /// When what was reached, since the exec.
@@ -137,31 +137,32 @@ fn make(folder: &Path) {
     fs::write(folder.join("vmlinuz"), zboot("gzip", &gzip)).unwrap();
 }
 
-/// Boots of each form of the kernel, by Tessera and by QEMU.
-fn cold(watch: &Watch, folder: &Path, peer: &Vmm) {
-    let raw = artifact("Image");
-    let (gzip, packed): (PathBuf, PathBuf) = (folder.join("Image.gz"), folder.join("vmlinuz"));
-    let cases = [
-        (COLD, &raw, 1),
-        (COLD, &raw, 4),
-        ("gzip kernel, cold", &gzip, 1),
-        ("zboot kernel, cold", &packed, 1),
-    ];
-    for (case, kernel, vcpus) in cases {
-        record(case, vcpus, None, twice(|| boot(watch, tessera(kernel, vcpus).command())));
-        if kernel == &packed {
-            // QEMU 10.0 did not end within two minutes, and printed nothing.
-            for name in [FIRST, INIT, EXIT] {
-                figure(name, case, vcpus, Some(peer)).cannot("it did not boot this image");
-            }
-            continue;
-        }
-        record(case, vcpus, Some(peer), twice(|| boot(watch, qemu(kernel, vcpus, ""))));
-    }
-    // Without what a guest needs that has no PCI device and no firmware.
+/// Boots of the kernel as it is, by Tessera and by QEMU.
+fn raw(watch: &Watch, peer: &Vmm, vcpus: u32) {
+    let kernel = artifact("Image");
+    record(COLD, vcpus, None, twice(|| boot(watch, tessera(&kernel, vcpus).command())));
+    record(COLD, vcpus, Some(peer), twice(|| boot(watch, qemu(&kernel, vcpus, ""))));
+}
+
+/// QEMU's boot without what a guest needs that has no PCI device and no firmware.
+fn lean(watch: &Watch, peer: &Vmm) {
     let lean = Vmm { variant: "lean".to_owned(), ..peer.clone() };
     let machine = ",acpi=off,its=off,highmem-ecam=off";
-    record(COLD, 1, Some(&lean), twice(|| boot(watch, qemu(&raw, 1, machine))));
+    let command = || qemu(&artifact("Image"), 1, machine);
+    record(COLD, 1, Some(&lean), twice(|| boot(watch, command())));
+}
+
+/// Boots of the kernel's other forms.
+fn packed(watch: &Watch, folder: &Path, peer: &Vmm) {
+    let (case, kernel) = ("gzip kernel, cold", folder.join("Image.gz"));
+    record(case, 1, None, twice(|| boot(watch, tessera(&kernel, 1).command())));
+    record(case, 1, Some(peer), twice(|| boot(watch, qemu(&kernel, 1, ""))));
+    let (case, kernel) = ("zboot kernel, cold", folder.join("vmlinuz"));
+    record(case, 1, None, twice(|| boot(watch, tessera(&kernel, 1).command())));
+    // QEMU 10.0 did not end within two minutes, and printed nothing.
+    for name in [FIRST, INIT, EXIT] {
+        figure(name, case, 1, Some(peer)).cannot("it did not boot this image");
+    }
 }
 
 /// Ways that share or continue something, which QEMU does not have for guests with MTE.
@@ -197,13 +198,33 @@ fn warm(watch: &Watch, peer: &Vmm) {
     }
 }
 
+fn host() -> Lab {
+    let lab = Lab::new().counting_instructions().timeout(LIMIT);
+    lab.file(&programs("host"), HOST_PROGRAMS)
+}
+
+// Each has a host of its own, so that several processors are used.
+
 #[test]
-fn a_guest_starts_in_each_way_beside_qemu() {
-    let lab = Lab::new().counting_instructions().timeout(LIMIT).prepare(make);
-    lab.file(&programs("host"), HOST_PROGRAMS).run_with(|folder| {
-        let watch = Watch::start();
-        let qemu = peer::qemu();
-        cold(&watch, folder, &qemu);
-        warm(&watch, &qemu);
+fn a_guest_starts_beside_qemu() {
+    host().run(|| {
+        let (watch, qemu) = (Watch::start(), peer::qemu());
+        raw(&watch, &qemu, 1);
+        lean(&watch, &qemu);
     });
+}
+
+#[test]
+fn a_guest_of_four_vcpus_starts_beside_qemu() {
+    host().run(|| raw(&Watch::start(), &peer::qemu(), 4));
+}
+
+#[test]
+fn a_packed_kernel_starts_beside_qemu() {
+    host().prepare(make).run_with(|folder| packed(&Watch::start(), folder, &peer::qemu()));
+}
+
+#[test]
+fn a_guest_starts_from_what_is_shared_or_saved() {
+    host().run(|| warm(&Watch::start(), &peer::qemu()));
 }

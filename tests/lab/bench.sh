@@ -44,9 +44,14 @@ watch() {
     if [[ -t 2 ]]; then printf '\n' >&2; fi
 }
 
+# Instructions that are counted do not depend on what runs beside. Times would: one bench at a time where guests run here.
+# A host takes 8 GiB at most.
+jobs=$(awk -v jobs="$(nproc)" '/^MemAvailable/ { fit = int($2 / 8388608); print fit < 1 ? 1 : fit < jobs ? fit : jobs }' /proc/meminfo)
+if [[ $(uname -m) == aarch64 ]]; then jobs=1; fi
+
 status=0
-TESSERA_FIGURES=$out/figures.jsonl cargo nextest run "${nextest[@]}" --no-fail-fast --no-capture --color never \
-    </dev/null 2>&1 | watch || status=$?
+TESSERA_FIGURES=$out/figures.jsonl cargo nextest run "${nextest[@]}" --no-fail-fast --test-threads "$jobs" --success-output immediate \
+    --color never </dev/null 2>&1 | watch || status=$?
 ((status == 0)) || { tail -n 40 "$out/log" >&2; printf 'bench: some benches failed (status %d): see %s\n' "$status" "$out/log" >&2; }
 
 if [[ ! -s $out/figures.jsonl ]]; then
