@@ -215,7 +215,8 @@ mutants: $(LAB_DIRECTORY)/setup.mk
 	  $(if $(SHARD),--shard $(SHARD)) "$${files[@]}" -- --lib -E 'not package(tessera) or test(/^(tag_storage|snapshot)::/)'
 
 miri: $(LAB_DIRECTORY)/setup.mk
-	@MIRIFLAGS="-Zmiri-disable-isolation" cargo +nightly miri test --package tessera-arch --package tessera-devices
+	@MIRIFLAGS="-Zmiri-disable-isolation" PROPTEST_CASES=$(or $(CASES),4) \
+	  cargo +nightly miri nextest run --package tessera-arch --package tessera-devices --no-fail-fast $(if $(TESTS),-E '$(TESTS)')
 
 check: lint
 	@tests/lab/test.sh
