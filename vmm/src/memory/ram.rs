@@ -120,7 +120,7 @@ impl GuestRam {
     }
 
     /// The pieces of a part of the memory, in order, each with whether it is a template's.
-    pub(super) fn pieces(&self, part: &Range<u64>) -> Vec<(Range<u64>, bool)> {
+    pub(crate) fn pieces(&self, part: &Range<u64>) -> Vec<(Range<u64>, bool)> {
         match self.parts() {
             Some(parts) => parts.pieces(part),
             None => vec![(part.clone(), false)],

@@ -5,6 +5,8 @@
 //! mm/userfaultfd.c and fs/userfaultfd.c
 #![allow(unsafe_code)]
 
+mod parts;
+
 use std::fs::OpenOptions;
 use std::io;
 use std::ops::Range;
@@ -16,6 +18,8 @@ use rustix::ioctl::{Ioctl, IoctlOutput, Opcode, Setter, Updater, ioctl, opcode};
 use rustix::mm::{Advice, UserfaultfdFlags, madvise, userfaultfd};
 use rustix::process::Pid;
 use thiserror::Error;
+
+use parts::{by_parts, part, where_armed};
 
 /// The descriptors' maker, since Linux 6.1: a process that may open it may catch faults.
 const DEVICE: &str = "/dev/userfaultfd";
@@ -53,8 +57,6 @@ const THREAD: usize = 24;
 /// How many events are taken at once: one for each thread that may wait is more than enough, and more
 /// are taken the next time.
 const EVENTS: usize = 32;
-/// How often a call may do nothing, as mappings of the process change or a page migrates. Nothing here changes them so.
-const TRIES: u32 = 100;
 
 /// Why faults cannot be caught.
 #[derive(Debug, Error)]
@@ -296,10 +298,11 @@ impl Uffd {
     /// As for [`arm`](Self::arm); then a part of the range may be armed as before.
     pub(crate) fn disarm(&self, range: &Range<u64>) -> io::Result<()> {
         // SAFETY: as for registering.
-        unsafe { ioctl(&self.0, Setter::<UNREGISTER, _>::new(Addresses::from(range))) }?;
-        // The kernel wakes before it clears the registration (mm/userfaultfd.c, userfaultfd_unregister), so
-        // that a thread that faults in between would wait for good.
-        self.wake(range)
+        let done = unsafe { ioctl(&self.0, Setter::<UNREGISTER, _>::new(Addresses::from(range))) };
+        // The kernel wakes before it clears the registration (fs/userfaultfd.c, userfaultfd_unregister), so
+        // that a thread that faults in between would wait for good: also in a part that is disarmed before an error.
+        self.wake(range)?;
+        Ok(done?)
     }
 
     /// Threads that wait for these addresses try again.
@@ -322,54 +325,48 @@ impl Uffd {
         Ok(unsafe { madvise(start, length as usize, Advice::LinuxPopulateWrite) }?)
     }
 
-    /// Gives an armed range pages of zeroes wherever it has none, `page` bytes each. It stays armed, so this
-    /// works where the process has as many mappings as it can have.
+    /// Gives what is armed of a range pages of zeroes wherever it has none, `page` bytes each, and wakes those who wait
+    /// for the range. It stays armed, so this works where the process has as many mappings as it can have. What is not
+    /// armed gets its pages as they are touched.
+    ///
+    /// None of it may be a private mapping of a file: zeroes would take the place of what the file has (mm/userfaultfd.c,
+    /// `mfill_atomic_pte`).
     ///
     /// # Errors
-    /// When the host has no memory.
+    /// When the host has no memory. Those who wait are woken even so.
     pub(crate) fn fill(&self, range: &Range<u64>, page: u64) -> io::Result<()> {
         let Addresses { start, length } = range.into();
         let size = usize::try_from(length).map_err(|_| io::ErrorKind::InvalidInput)?;
         let zeroes = vec![0u8; size];
-        by_parts(range, |left| {
+        let filled = where_armed(range, page, |left| {
             let Addresses { start: to, length } = left.into();
             let from = zeroes.as_ptr() as u64 + (to - start);
             let mut call = CopyCall { to, from, length, mode: 0, copied: 0 };
             // SAFETY: the structure is the one that the call takes. It reads `zeroes` inside its bounds,
             // and writes pages only where there are none: they read zero before and after.
             let answer = unsafe { ioctl(&self.0, Updater::<COPY, _>::new(&mut call)) };
-            match part(answer, length, call.copied) {
-                // The next page is there.
-                Err(Errno::EXIST) => Ok(page),
-                // It is not armed: its pages come as they are touched.
-                Err(Errno::NOENT) => Ok(length),
-                part => part,
-            }
-        })?;
-        self.wake(range)
+            part(answer, length, call.copied)
+        });
+        self.wake(range)?;
+        filled
     }
 
-    /// Gives an [armed file](Self::arm_file)'s range the pages of the file, `page` bytes each, which has all of them. It
-    /// stays armed.
+    /// Gives an [armed file](Self::arm_file)'s range the pages of the file, `page` bytes each, which has all of them, and
+    /// wakes those who wait for the range. It stays armed. What is not armed gets its pages as they are touched.
     ///
     /// # Errors
-    /// What the host answers: EFAULT when the file lacks a page.
+    /// What the host answers: EFAULT when the file lacks a page. Those who wait are woken even so.
     pub(crate) fn map_pages(&self, range: &Range<u64>, page: u64) -> io::Result<()> {
-        by_parts(range, |left| {
+        let mapped = where_armed(range, page, |left| {
             let addresses = Addresses::from(left);
             let length = addresses.length;
             let mut call = ContinueCall { addresses, mode: 0, mapped: 0 };
             // SAFETY: the structure is the one that the call takes. It maps what the file has, and changes no contents.
             let answer = unsafe { ioctl(&self.0, Updater::<CONTINUE, _>::new(&mut call)) };
-            match part(answer, length, call.mapped) {
-                // The next page is mapped.
-                Err(Errno::EXIST) => Ok(page),
-                // It is not armed: its pages come as they are touched.
-                Err(Errno::NOENT) => Ok(length),
-                part => part,
-            }
-        })?;
-        self.wake(range)
+            part(answer, length, call.mapped)
+        });
+        self.wake(range)?;
+        mapped
     }
 
     /// Moves the pages of `from`, data and tags, to an armed range without pages, and wakes those who wait for it. Where
@@ -392,26 +389,23 @@ impl Uffd {
         })
     }
 
-    /// Has every touch of an armed range fail where it has no page, of `page` bytes each, as one of broken memory does:
-    /// SIGBUS in this process, and EFAULT or EHWPOISON from KVM_RUN. Those who wait for the range are woken.
+    /// Has every touch of what is armed of a range fail where it has no page, of `page` bytes each, as one of broken memory
+    /// does: SIGBUS in this process, and EFAULT or EHWPOISON from KVM_RUN. Those who wait for the range are woken.
     ///
     /// # Errors
-    /// What the host answers.
+    /// What the host answers. Those who wait are woken even so.
     pub(crate) fn poison(&self, range: &Range<u64>, page: u64) -> io::Result<()> {
-        by_parts(range, |left| {
+        let poisoned = where_armed(range, page, |left| {
             let addresses = Addresses::from(left);
             let length = addresses.length;
             let mut call = PoisonCall { addresses, mode: 0, updated: 0 };
             // SAFETY: the structure is the one that the call takes. It marks pages that are not there, and changes no
             // contents.
             let answer = unsafe { ioctl(&self.0, Updater::<POISON, _>::new(&mut call)) };
-            match part(answer, length, call.updated) {
-                // The next page is there.
-                Err(Errno::EXIST) => Ok(page),
-                part => part,
-            }
-        })?;
-        self.wake(range)
+            part(answer, length, call.updated)
+        });
+        self.wake(range)?;
+        poisoned
     }
 
     /// Appends the faults that wait to be read, a number of them at most, in the order in which they came.
@@ -428,34 +422,6 @@ impl Uffd {
         let (messages, _) = bytes[..read].as_chunks::<MESSAGE>();
         faults.extend(messages.iter().filter_map(fault));
         Ok(())
-    }
-}
-
-/// Makes a call, which says how much it has done, for what is left of a range until nothing is.
-///
-/// # Errors
-/// The first that is not over at once: EAGAIN is as mappings change, EBUSY as a page is under migration.
-fn by_parts(
-    range: &Range<u64>,
-    mut call: impl FnMut(&Range<u64>) -> Result<u64, Errno>,
-) -> io::Result<()> {
-    let (mut left, mut tries) = (range.clone(), 0);
-    while !left.is_empty() {
-        match call(&left) {
-            Ok(done) => left.start = left.start.saturating_add(done),
-            Err(Errno::AGAIN | Errno::BUSY) if tries < TRIES => tries += 1,
-            Err(errno) => return Err(errno.into()),
-        }
-    }
-    Ok(())
-}
-
-/// How much of `length` a call has done: all of it, or what it says with EAGAIN, which is otherwise an error number.
-fn part(answer: Result<(), Errno>, length: u64, done: i64) -> Result<u64, Errno> {
-    match (answer, u64::try_from(done)) {
-        (Ok(()), _) => Ok(length),
-        (Err(Errno::AGAIN), Ok(done)) if done > 0 => Ok(done),
-        (Err(errno), _) => Err(errno),
     }
 }
 

@@ -3,6 +3,7 @@
 use std::os::fd::AsRawFd;
 use std::thread;
 
+use proptest::prelude::*;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 use rustix::process::Uid;
@@ -101,6 +102,96 @@ fn what_is_poisoned_cannot_be_read_and_pages_that_are_there_stay() {
     }
 }
 
+/// Whether each page of anonymous memory is there.
+fn present(memory: &Memory) -> Vec<bool> {
+    let mut found = vec![0; SIZE / rustix::param::page_size()];
+    // SAFETY: the mapping is there, and the vector has a byte for each of its pages.
+    assert_eq!(unsafe { libc::mincore(memory.0.cast(), SIZE, found.as_mut_ptr()) }, 0);
+    found.into_iter().map(|page| page & 1 != 0).collect()
+}
+
+/// What a page is before.
+#[derive(Clone, Copy, Debug)]
+struct Page {
+    is_armed: bool,
+    is_there: bool,
+    /// Whether it is in a mapping of another kind than its neighbours.
+    is_apart: bool,
+}
+
+/// Such memory, and what catches its faults.
+fn memory_of(pages: &[Page], uffd: &Uffd) -> Memory {
+    let (memory, size) = (Memory::new(), rustix::param::page_size());
+    // One touch is to make one page. A kernel without larger ones refuses.
+    // SAFETY: the size of pages changes no contents.
+    let _ = unsafe { madvise(memory.0.cast(), SIZE, Advice::LinuxNoHugepage) };
+    for (at, page) in pages.iter().enumerate() {
+        let start = memory.0.wrapping_add(at * size);
+        if page.is_there {
+            // SAFETY: the page is one of the mapping's.
+            unsafe { start.write_volatile(7) };
+        }
+        if page.is_apart {
+            // SAFETY: what is in a core dump changes no contents.
+            unsafe { madvise(start.cast(), size, Advice::LinuxDontDump) }.unwrap();
+        }
+        if page.is_armed {
+            let start = start.expose_provenance() as u64;
+            uffd.arm(&(start..start + size as u64)).unwrap();
+        }
+    }
+    memory
+}
+
+fn some_pages() -> impl Strategy<Value = Vec<Page>> {
+    let page = any::<[bool; 3]>().prop_map(|[is_armed, is_there, is_apart]| Page {
+        is_armed,
+        is_there,
+        is_apart,
+    });
+    proptest::collection::vec(page, SIZE / rustix::param::page_size())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(50))]
+
+    #[test]
+    fn whatever_is_armed_is_filled_and_nothing_else(pages in some_pages()) {
+        if !may_catch_faults() {
+            return Ok(());
+        }
+        let uffd = Uffd::new().unwrap();
+        let memory = memory_of(&pages, &uffd);
+
+        uffd.fill(&memory.range(), rustix::param::page_size() as u64).unwrap();
+
+        let expected: Vec<_> = pages.iter().map(|page| page.is_armed || page.is_there).collect();
+        prop_assert_eq!(present(&memory), expected);
+        for (at, page) in pages.iter().enumerate().filter(|(_, page)| page.is_there) {
+            // SAFETY: the page is one of the mapping's, and is there.
+            let found = unsafe { memory.0.add(at * rustix::param::page_size()).read_volatile() };
+            prop_assert_eq!(found, 7, "{:?}", page);
+        }
+    }
+
+    #[test]
+    fn whatever_is_armed_and_not_there_is_poisoned_and_nothing_else(pages in some_pages()) {
+        if !may_catch_faults() {
+            return Ok(());
+        }
+        // A kernel before Linux 6.8: the test beside this one says so.
+        let Ok(uffd) = Uffd::with_moves() else { return Ok(()) };
+        let (memory, size) = (memory_of(&pages, &uffd), rustix::param::page_size());
+
+        uffd.poison(&memory.range(), size as u64).unwrap();
+
+        for (at, page) in pages.iter().enumerate() {
+            let read = read_by_the_kernel(memory.range().start + (at * size) as u64);
+            prop_assert_eq!(read.is_err(), page.is_armed && !page.is_there, "{:?}", page);
+        }
+    }
+}
+
 #[test]
 fn the_descriptor_is_not_inherited() {
     if !may_catch_faults() {
@@ -155,45 +246,4 @@ fn each_refusal_of_the_host_has_its_reason() {
     assert!(matches!(refusal(Errno::NOSYS), Error::Missing(_)));
     assert!(matches!(refusal(Errno::PERM), Error::Denied(_)));
     assert!(matches!(refusal(Errno::MFILE), Error::Descriptor(_)));
-}
-
-/// What a call on parts is asked for, with these answers, and how it ends.
-fn parts(answers: &[Result<u64, Errno>]) -> (Vec<u64>, io::Result<()>) {
-    let (mut asked, mut answers) = (Vec::new(), answers.iter());
-    let ended = by_parts(&(100..110), |left| {
-        asked.push(left.start);
-        assert_eq!(left.end, 110);
-        *answers.next().unwrap()
-    });
-    (asked, ended)
-}
-
-#[test]
-fn what_is_left_of_a_range_is_asked_for_until_nothing_is() {
-    let (asked, ended) =
-        parts(&[Ok(3), Err(Errno::AGAIN), Ok(6), Err(Errno::BUSY), Err(Errno::AGAIN), Ok(1)]);
-
-    assert_eq!(asked, [100, 103, 103, 109, 109, 109]);
-    ended.unwrap();
-}
-
-#[test]
-fn an_error_or_a_standstill_ends_it() {
-    let (asked, ended) = parts(&[Ok(3), Err(Errno::NOMEM)]);
-    assert_eq!(asked, [100, 103]);
-    assert_eq!(ended.unwrap_err().raw_os_error(), Some(libc::ENOMEM));
-
-    let (asked, ended) = parts(&[Err(Errno::AGAIN); TRIES as usize + 1]);
-    assert_eq!(asked.len(), TRIES as usize + 1);
-    assert_eq!(ended.unwrap_err().raw_os_error(), Some(libc::EAGAIN));
-}
-
-#[test]
-fn a_part_is_what_the_kernel_says_that_it_has_done() {
-    assert_eq!(part(Ok(()), 8, 8), Ok(8));
-    assert_eq!(part(Err(Errno::AGAIN), 8, 4), Ok(4));
-    for nothing in [0, -i64::from(libc::EAGAIN)] {
-        assert_eq!(part(Err(Errno::AGAIN), 8, nothing), Err(Errno::AGAIN));
-    }
-    assert_eq!(part(Err(Errno::EXIST), 8, 4), Err(Errno::EXIST));
 }

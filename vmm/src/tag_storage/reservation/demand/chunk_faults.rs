@@ -142,12 +142,20 @@ impl ChunkFaults {
         self.uffd.populate(&self.addresses(&one(chunk))?)
     }
 
-    /// Gives an armed chunk small pages of zeroes wherever it has none. It stays armed.
+    /// Gives an armed chunk small pages of zeroes wherever it has none and is no template's, and wakes those who wait for
+    /// it. It stays armed. A template has all its pages, so that no touch of them is caught.
     ///
     /// # Errors
     /// As for [`Uffd::fill`].
     pub(super) fn fill(&self, chunk: ChunkIndex) -> io::Result<()> {
-        self.uffd.fill(&self.addresses(&one(chunk))?, self.ram.backing().page_size().get())
+        let addresses = self.addresses(&one(chunk))?;
+        let (base, page) = (self.ram.host_address(), self.ram.backing().page_size().get());
+        let pieces = self.ram.pieces(&(addresses.start - base..addresses.end - base));
+        let filled = pieces.into_iter().filter(|(_, is_template)| !is_template).try_for_each(
+            |(piece, _)| self.uffd.fill(&(base + piece.start..base + piece.end), page),
+        );
+        self.uffd.wake(&addresses)?;
+        filled
     }
 
     /// Makes what is mapped to one structure in the kernel before it is armed in pieces, as only pieces

@@ -7,7 +7,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use vm_memory::{Bytes as _, GuestAddress};
 
 use super::*;
-use crate::memory::Backing;
+use crate::memory::{Attributes, Backing, TemplateFile, TemplatePart};
 use crate::tag_storage::reservation::testing::{may_catch_faults, ram, ram_of};
 
 const PAGE: u64 = 4096;
@@ -90,6 +90,46 @@ fn filling_leaves_the_pages_that_are_there() {
         }
         assert_eq!(read(&faults), []);
     }
+}
+
+/// The chunk lies in two mappings, and zeroes in the place of pages of the template that no one has touched yet would be
+/// taken for what they have.
+#[test]
+fn filling_a_chunk_that_is_partly_a_template_s_leaves_that_part() {
+    if !may_catch_faults() {
+        return;
+    }
+    let attributes = Attributes { huge_pages: true, ..Attributes::default() };
+    let template = GuestRam::of_template(Bytes::mib(8), attributes).unwrap();
+    for page in 256..512 {
+        template.write_obj(0x45u8, at(2, page)).unwrap();
+    }
+    let file = TemplateFile::new(template.into_template().unwrap(), Bytes::mib(8)).unwrap();
+    let ram = ram_of(8, Backing::Anonymous, true);
+    let half = 2 * CHUNK.get() + CHUNK.get() / 2;
+    let part = TemplatePart { at: half..3 * CHUNK.get(), offset: half };
+    ram.share(&file, &[part]).unwrap();
+    let faults = ChunkFaults::new(ram.clone()).unwrap();
+    faults.arm(&chunks(0, 4)).unwrap();
+
+    thread::scope(|scope| {
+        let touch = scope.spawn(|| ram.write_obj(7u8, at(2, 0)).unwrap());
+        assert_eq!(next(&faults), [ChunkIndex(2)]);
+        faults.fill(ChunkIndex(2)).unwrap();
+        while !touch.is_finished() {
+            let again = read(&faults);
+            if !again.is_empty() {
+                faults.disarm(&chunks(0, 4)).unwrap();
+            }
+            assert_eq!(again, []);
+            thread::yield_now();
+        }
+    });
+
+    let found = |page| ram.read_obj::<u8>(at(2, page)).unwrap();
+    assert_eq!([found(0), found(255)], [7, 0]);
+    assert!((256..512).all(|page| found(page) == 0x45));
+    assert_eq!(read(&faults), []);
 }
 
 #[test]
