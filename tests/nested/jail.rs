@@ -582,6 +582,12 @@ fn a_jailer_leaves_its_program_in_the_background_and_in_a_namespace_of_processes
     Lab::new().as_root().run(|| {
         let client = Firecracker::new("vm-2");
         let options = ["--daemonize", "--new-pid-ns"];
+        // A VM before this one may have left links to what the client has put there for it to write to.
+        let shared = client.root().join("shared");
+        fs::create_dir(&shared).unwrap();
+        for name in ["dev", "run", "proc", "sys"] {
+            symlink("/shared", client.root().join(name)).unwrap();
+        }
 
         let output = client.start(&options, &["--api-sock", "/api"]).wait_with_output().unwrap();
 
@@ -590,6 +596,9 @@ fn a_jailer_leaves_its_program_in_the_background_and_in_a_namespace_of_processes
             fs::read_to_string(client.root().join("firecracker.pid")).ok()?.parse().ok()
         });
         assert_eq!(field(pid, "NSpid").split('\t').nth(1), Some("1"));
+        assert_eq!(fs::read_dir(&shared).unwrap().count(), 0);
+        assert_eq!(fs::metadata(&shared).unwrap().uid(), 0);
+        assert!(client.root().join("dev").symlink_metadata().unwrap().is_dir());
         for number in 0..3 {
             let to = fs::read_link(format!("/proc/{pid}/fd/{number}")).unwrap();
             assert_eq!(to, Path::new("/dev/null"));

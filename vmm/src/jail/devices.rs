@@ -5,16 +5,20 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
-use rustix::fs::{CWD, FileType, Mode};
+use rustix::fs::{FileType, Mode};
 
-use super::root::{clear, failed};
+use super::root::failed;
+use super::steps::{clear_at, folder_at};
 use super::{Error, User};
 
 /// What a VM may open, of what the host has: KVM, taps, random numbers, and descriptors that catch page faults.
 const NAMES: [&str; 4] = ["kvm", "net/tun", "urandom", "userfaultfd"];
+/// The mode of folders that they are in.
+const FOLDER: Mode = Mode::from_raw_mode(0o755);
 
 /// A node of the host.
 #[derive(Debug)]
@@ -37,22 +41,21 @@ pub(super) fn of_the_host() -> Vec<Node> {
 ///
 /// # Errors
 /// When the kernel refuses.
-pub(super) fn make(folder: &Path, nodes: &[Node], user: User) -> Result<(), Error> {
+pub(super) fn make(folder: &OwnedFd, nodes: &[Node], user: User) -> Result<(), Error> {
     for node in nodes {
-        let path = folder.join(node.name);
-        make_node(&path, node.number, user).map_err(failed("make the device", &path))?;
+        let path = Path::new("/dev").join(node.name);
+        make_node(folder, node, user).map_err(failed("make the device", &path))?;
     }
     Ok(())
 }
 
-fn make_node(path: &Path, number: u64, user: User) -> io::Result<()> {
-    if let Some(folder) = path.parent() {
-        fs::DirBuilder::new().recursive(true).mode(0o755).create(folder)?;
-    }
-    clear(path)?;
+fn make_node(folder: &OwnedFd, node: &Node, user: User) -> io::Result<()> {
+    let (inner, name) = node.name.rsplit_once('/').unwrap_or((".", node.name));
+    let (folder, name) = (folder_at(folder, Path::new(inner), FOLDER)?, Path::new(name));
+    clear_at(&folder, name)?;
     let mode = Mode::RUSR | Mode::WUSR;
-    rustix::fs::mknodat(CWD, path, FileType::CharacterDevice, mode, number)?;
-    user.own_at(path)
+    rustix::fs::mknodat(&folder, name, FileType::CharacterDevice, mode, node.number)?;
+    user.own_at(&folder, name)
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -27,7 +27,8 @@ use thiserror::Error as ThisError;
 use super::cgroup::{Entrance, Group};
 use super::namespaces::{self, Network};
 use super::process::{self, Forked, OneThread, fork};
-use super::root::{change_root, clear, failed, make_folder, mount_processes};
+use super::root::{change_root, failed, make_folder, mount_processes};
+use super::steps::{clear_at, folder_at};
 use super::{Error, Setting, User, devices, user};
 use crate::exit_status::ExitStatus;
 use crate::vm_id::{RULE, is_vm_id};
@@ -40,6 +41,8 @@ const PROGRAM: &str = "firecracker";
 const DESCRIPTORS: u64 = 2048;
 /// Folders that are the user's.
 const FOLDERS: [&str; 4] = ["/", "/dev", "/dev/net", "/run"];
+/// The mode of the others.
+const FOLDER: Mode = Mode::from_raw_mode(0o755);
 /// What a VM reads of the CPUs' caches.
 const CPUS: &str = "/sys/devices/system/cpu";
 
@@ -297,8 +300,8 @@ impl<'a> Jailer<'a> {
             .map_err(|errno| failed("mount", &self.root)(errno.into()))?;
         change_root(&self.root)?;
         // From here on no link leads out of the jail.
-        self.make_folders()?;
-        devices::make(Path::new("/dev"), &nodes, self.user)?;
+        let devices = self.make_folders()?;
+        devices::make(&devices, &nodes, self.user)?;
         show_cpus(cpus.ok())?;
         if let Some(null) = null {
             // The one that was started may lead a group, which cannot begin a session.
@@ -343,7 +346,7 @@ impl<'a> Jailer<'a> {
         let to = self.root.join(&self.name);
         let copy = || -> io::Result<()> {
             let mut from = fs::File::open(&self.program)?;
-            clear(&to)?;
+            clear_at(CWD, &to)?;
             // The folder is the user's: a link that waits there is not followed.
             let mut file =
                 fs::OpenOptions::new().write(true).create_new(true).mode(0o755).open(&to)?;
@@ -371,16 +374,18 @@ impl<'a> Jailer<'a> {
         Ok(())
     }
 
-    fn make_folders(&self) -> Result<(), JailerError> {
+    /// Makes the folders that are the user's, and returns that of the devices.
+    fn make_folders(&self) -> Result<OwnedFd, JailerError> {
         for folder in FOLDERS.map(Path::new) {
             let make = || -> io::Result<()> {
-                fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
-                fs::set_permissions(folder, fs::Permissions::from_mode(0o700))?;
-                self.user.own_at(folder)
+                let open = folder_at(CWD, folder, Mode::RWXU)?;
+                rustix::fs::fchmod(&open, Mode::RWXU)?;
+                self.user.own(&open)
             };
             make().map_err(failed("make", folder))?;
         }
-        Ok(())
+        let devices = Path::new("/dev");
+        Ok(folder_at(CWD, devices, Mode::RWXU).map_err(failed("open", devices))?)
     }
 
     /// Executes it in a PID namespace, whose process 1 it is.
@@ -401,7 +406,7 @@ impl<'a> Jailer<'a> {
 
     fn execute(&self) -> Result<Infallible, JailerError> {
         let at = Path::new("/proc");
-        make_folder(at).map_err(failed("make", at))?;
+        folder_at(CWD, at, FOLDER).map_err(failed("make", at))?;
         mount_processes(at)?;
         user::forget_capabilities().map_err(Error::User)?;
         let program = Path::new("/").join(&self.name);
@@ -435,9 +440,9 @@ fn into_null(null: &fs::File) -> io::Result<()> {
 fn show_cpus(cpus: Option<OwnedFd>) -> Result<(), Error> {
     let Some(cpus) = cpus else { return Ok(()) };
     let at = Path::new(CPUS);
-    make_folder(at).map_err(failed("make", at))?;
-    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
-    let moved = move_mount(&cpus, "", CWD, at, flags).and_then(|()| {
+    let folder = folder_at(CWD, at, FOLDER).map_err(failed("make", at))?;
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    let moved = move_mount(&cpus, "", &folder, "", flags).and_then(|()| {
         let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
         mount_remount(at, MountFlags::BIND | MountFlags::RDONLY | flags, c"")
     });
@@ -467,7 +472,7 @@ fn running_in(root: &Path, file: &Path) -> Option<u32> {
 }
 
 fn note(process: Pid, path: &Path) -> io::Result<()> {
-    clear(path)?;
+    clear_at(CWD, path)?;
     let mut file = fs::File::create_new(path)?;
     write!(file, "{}", process.as_raw_nonzero())
 }

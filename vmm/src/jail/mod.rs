@@ -20,6 +20,7 @@ mod namespaces;
 mod options;
 mod process;
 mod root;
+mod steps;
 mod supervisor;
 mod user;
 

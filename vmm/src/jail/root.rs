@@ -171,7 +171,8 @@ impl Root<'_> {
         let at = root.join("dev");
         make_folder(&at).map_err(failed("make", &at))?;
         memory_at(&at, MountFlags::empty())?;
-        devices::make(&at, &self.nodes, self.user)?;
+        let folder = fs::File::open(&at).map_err(failed("open", &at))?;
+        devices::make(&folder.into(), &self.nodes, self.user)?;
         Ok(at)
     }
 }
@@ -279,21 +280,6 @@ pub(super) fn make_folder(path: &Path) -> io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o755).create(path)
 }
 
-/// Removes what a jail before this one has left at a place: a file, a link and not what it leads to, an empty folder.
-///
-/// # Errors
-/// What the kernel answers. A folder that is not empty stays: it may be as deep as its maker liked.
-pub(super) fn clear(path: &Path) -> io::Result<()> {
-    let removed = match rustix::fs::unlink(path) {
-        Err(Errno::ISDIR) => rustix::fs::rmdir(path),
-        removed => removed,
-    };
-    match removed {
-        Ok(()) | Err(Errno::NOENT) => Ok(()),
-        Err(errno) => Err(errno.into()),
-    }
-}
-
 pub(super) fn failed(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error + use<> {
     let path = path.to_owned();
     move |source| Error::Root { what, path, source }
@@ -304,25 +290,6 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
-
-    #[test]
-    fn what_a_jail_left_at_a_place_goes_but_for_a_folder_with_something_in_it() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = |name: &str| folder.path().join(name);
-        fs::write(path("file"), "").unwrap();
-        symlink(path("kept"), path("link")).unwrap();
-        fs::create_dir(path("empty")).unwrap();
-        fs::create_dir_all(path("kept/inner")).unwrap();
-
-        for name in ["file", "link", "empty", "none"] {
-            clear(&path(name)).unwrap();
-            assert!(path(name).symlink_metadata().is_err(), "{name}");
-        }
-        let error = clear(&path("kept")).unwrap_err();
-
-        assert_eq!(error.kind(), io::ErrorKind::DirectoryNotEmpty);
-        assert!(path("kept/inner").exists());
-    }
 
     #[test]
     fn links_on_the_way_are_followed_and_the_last_name_stays() {

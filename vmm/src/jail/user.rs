@@ -37,14 +37,14 @@ impl User {
         Ok(rustix::fs::fchown(file, Some(uid), Some(gid))?)
     }
 
-    /// Gives it what is at a path.
+    /// Gives it what has a name in a folder.
     ///
     /// # Errors
     /// What the kernel answers.
-    pub(super) fn own_at(self, path: &std::path::Path) -> io::Result<()> {
+    pub(super) fn own_at(self, folder: impl AsFd, name: &std::path::Path) -> io::Result<()> {
         let (uid, gid) = self.ids();
         let flags = rustix::fs::AtFlags::SYMLINK_NOFOLLOW;
-        Ok(rustix::fs::chownat(rustix::fs::CWD, path, Some(uid), Some(gid), flags)?)
+        Ok(rustix::fs::chownat(folder, name, Some(uid), Some(gid), flags)?)
     }
 
     /// Becomes this user, for good: without capabilities, and without a way to them. To be called by a process with one
