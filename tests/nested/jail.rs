@@ -558,7 +558,8 @@ fn a_client_of_firecracker_starts_a_vm_in_its_jailer() {
         let kvm = fs::metadata(client.root().join("dev/kvm")).unwrap();
         assert_eq!((kvm.uid(), kvm.permissions().mode() & 0o777), (USER, 0o600));
 
-        // A second one would take its socket and its devices.
+        // A second one would take its socket and its devices. The file is the VM's to write.
+        fs::write(client.root().join("firecracker.pid"), "1").unwrap();
         let second = client.start(&options, &[]).wait_with_output().unwrap();
         let said = String::from_utf8_lossy(&second.stderr);
         assert!(said.contains(&format!("runs, process {vm}:")), "{said}");

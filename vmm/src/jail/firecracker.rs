@@ -4,25 +4,29 @@
 //! # References
 //! Firecracker's docs/jailer.md, 1.16
 
+mod guard;
+
 use std::convert::Infallible;
 use std::ffi::{OsStr, OsString};
 use std::fs;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::str::FromStr;
 
 use clap::Args;
-use rustix::fs::{CWD, Mode, OFlags};
+use rustix::fs::{CWD, Mode};
 use rustix::mount::{
     MountFlags, MoveMountFlags, OpenTreeFlags, mount_bind_recursive, mount_remount, move_mount,
     open_tree,
 };
 use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, setrlimit, setsid};
 use thiserror::Error as ThisError;
+
+use guard::{Lock, running_in};
 
 use super::cgroup::{Entrance, Group};
 use super::namespaces::{self, Network};
@@ -153,6 +157,9 @@ pub enum JailerError {
         /// The program's number.
         process: u32,
     },
+    /// Another jailer is at it.
+    #[error("another jailer makes the jail of '{0}' at this moment: give this one another --id")]
+    Starting(String),
     /// A name that no VM has.
     #[error("Invalid instance ID '{0}': {RULE}")]
     Id(String),
@@ -216,7 +223,7 @@ impl JailerError {
             Self::Id(_) | Self::Program(_) | Self::Version => ExitStatus::Usage,
             Self::Path { source, .. } => ExitStatus::for_input(source.kind()),
             Self::NotAFile(_) | Self::NotADirectory(_) => ExitStatus::NoInput,
-            Self::Running { .. } => ExitStatus::CannotCreate,
+            Self::Running { .. } | Self::Starting(_) => ExitStatus::CannotCreate,
             Self::Copy { source, .. } => ExitStatus::for_output(source.kind()),
             Self::Session(_) | Self::Exec { .. } => ExitStatus::Unavailable,
         }
@@ -278,10 +285,8 @@ impl<'a> Jailer<'a> {
     }
 
     fn run(&self, one: OneThread) -> Result<ExitStatus, JailerError> {
-        if let Some(process) = running_in(&self.root, &self.root.join(pid_file(&self.name))) {
-            return Err(JailerError::Running { id: self.id.to_owned(), process });
-        }
         let network = self.args.netns.as_deref().map(Network::open).transpose()?;
+        let _lock = self.be_alone()?;
         let entrance = self.group()?;
         let nodes = devices::of_the_host();
         let null = open_null(self.args.daemonize)?;
@@ -317,6 +322,18 @@ impl<'a> Jailer<'a> {
                 self.note(rustix::process::getpid())?;
                 match self.execute()? {}
             }
+        }
+    }
+
+    /// Sees to it that no other program has the root, and none comes to have it until this one has.
+    fn be_alone(&self) -> Result<Lock, JailerError> {
+        let folder = self.root.parent().unwrap_or(&self.root);
+        make_folder(folder).map_err(failed("make", folder))?;
+        let lock = Lock::take(folder).map_err(failed("lock", folder))?;
+        let lock = lock.ok_or_else(|| JailerError::Starting(self.id.to_owned()))?;
+        match running_in(&self.root).map_err(failed("look for processes in", &self.root))? {
+            None => Ok(lock),
+            Some(process) => Err(JailerError::Running { id: self.id.to_owned(), process }),
         }
     }
 
@@ -454,21 +471,6 @@ fn pid_file(name: &OsStr) -> OsString {
     let mut file = name.to_owned();
     file.push(".pid");
     file
-}
-
-/// The process whose number is in this file, if it has this root. The file is that of the program's user, who may have
-/// written what it likes: it can hide its own process so, and name no other's.
-fn running_in(root: &Path, file: &Path) -> Option<u32> {
-    // The opening of a pipe does not wait for a writer.
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let file = rustix::fs::open(file, flags, Mode::empty()).ok()?;
-    let mut text = String::new();
-    // No number is longer.
-    fs::File::from(file).take(10).read_to_string(&mut text).ok()?;
-    let process = text.parse().ok()?;
-    let place = |path: &Path| fs::metadata(path).map(|found| (found.dev(), found.ino())).ok();
-    let is_here = place(&Path::new("/proc").join(text).join("root"))? == place(root)?;
-    is_here.then_some(process)
 }
 
 fn note(process: Pid, path: &Path) -> io::Result<()> {

@@ -105,34 +105,16 @@ fn a_link_in_the_jail_is_not_followed() {
 }
 
 #[test]
-fn a_program_that_runs_in_the_jail_is_found_by_its_number() {
+fn of_two_jailers_of_a_root_the_second_is_refused() {
     let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("firecracker.pid");
-    let own = std::process::id();
-    let found = |root: &Path, text: &str| {
-        fs::write(&file, text).unwrap();
-        running_in(root, &file)
-    };
+    let args = options(folder.path(), "firecracker", "--id a");
+    let jailer = Jailer::new(&args).unwrap();
+    let first = jailer.be_alone().unwrap();
 
-    assert_eq!(found(Path::new("/"), &own.to_string()), Some(own));
-    assert_eq!(found(folder.path(), &own.to_string()), None);
-    for text in ["", "0", "-1", "self", "4294967295", "1/../self", "99999999999999999999"] {
-        assert_eq!(found(Path::new("/"), text), None, "{text}");
-    }
-}
+    let refused = jailer.be_alone().unwrap_err();
 
-#[test]
-fn what_a_jail_left_in_the_place_of_the_number_is_no_process() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = |name: &str| folder.path().join(name);
-    fs::write(path("number"), std::process::id().to_string()).unwrap();
-    std::os::unix::fs::symlink(path("number"), path("link")).unwrap();
-    fs::create_dir(path("folder")).unwrap();
-    rustix::fs::mkfifoat(CWD, path("pipe"), Mode::RUSR).unwrap();
-
-    let root = Path::new("/");
-    assert!(running_in(root, &path("number")).is_some());
-    for name in ["link", "folder", "pipe", "none"] {
-        assert_eq!(running_in(root, &path(name)), None, "{name}");
-    }
+    assert!(matches!(&refused, JailerError::Starting(id) if id == "a"), "{refused}");
+    assert!(refused.status() == ExitStatus::CannotCreate);
+    drop(first);
+    jailer.be_alone().unwrap();
 }
