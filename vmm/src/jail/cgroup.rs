@@ -174,12 +174,15 @@ impl Group {
 
     fn make_folders(&self) -> Result<(), Error> {
         let mut made = Err(Errno::NOENT);
-        // The last VM of the parent may end meanwhile, and remove it.
         for _ in 0..ATTEMPTS {
             self.make_parents()?;
             made = self.make_group();
-            if made != Err(Errno::NOENT) {
-                break;
+            match made {
+                // The last VM of the parent may end meanwhile, and remove it.
+                Err(Errno::NOENT) => {}
+                // A VM whose supervisor was killed is in it a moment longer.
+                Err(Errno::BUSY) if !self.stays => sleep(PAUSE),
+                _ => break,
             }
         }
         match made {

@@ -1,15 +1,28 @@
 //! The folder of a jail: what the VM makes is in it, and the host finds it there.
+//!
+//! # References
+//! flock(2)
 
 use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{FlockOperation, Mode, OFlags, flock};
+use rustix::io::Errno;
 
 use super::{Error, User};
 
-/// The folder of a jail, open.
+/// How long the end of another jail is waited for. Process 1 of one whose supervisor was killed ends its VM at once, and
+/// removes its control group.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// Between two attempts.
+const PAUSE: Duration = Duration::from_millis(10);
+
+/// The folder of a jail, open and locked: another jail has it only when all processes that have this one have gone or
+/// dropped it. Those are the supervisor and process 1. The VM, whose folder it is, has no copy by which it could let it go.
 #[derive(Debug)]
 pub struct Folder {
     path: PathBuf,
@@ -17,11 +30,16 @@ pub struct Folder {
 }
 
 impl Folder {
-    /// Opens a folder that is this user's already, or is empty and the caller's own: no other is given to a user.
+    /// Opens a folder that is this user's already, or is empty and the caller's own: no other is given to a user. It waits
+    /// a moment for the end of another jail in it.
     ///
     /// # Errors
-    /// When it is no such folder.
+    /// When it is no such folder, or another jail has it.
     pub fn open(path: &Path, user: User) -> Result<Self, Error> {
+        Self::open_within(path, user, PATIENCE)
+    }
+
+    fn open_within(path: &Path, user: User, patience: Duration) -> Result<Self, Error> {
         let failed = |source| Error::Folder { path: path.to_owned(), source };
         let path = path.canonicalize().map_err(failed)?;
         // Of what is open, whatever has its path by now.
@@ -37,7 +55,11 @@ impl Folder {
             Ok((fd, may_be_given))
         };
         match open() {
-            Ok((fd, true)) => Ok(Self { path, fd }),
+            Ok((fd, true)) => match lock(&fd, patience) {
+                Ok(()) => Ok(Self { path, fd }),
+                Err(Errno::WOULDBLOCK) => Err(Error::InUse(path)),
+                Err(errno) => Err(Error::Folder { path, source: errno.into() }),
+            },
             Ok((_, false)) => Err(Error::NotEmpty(path)),
             Err(source) => Err(Error::Folder { path, source }),
         }
@@ -78,6 +100,16 @@ impl Folder {
     }
 }
 
+fn lock(folder: &OwnedFd, patience: Duration) -> Result<(), Errno> {
+    let start = Instant::now();
+    loop {
+        match flock(folder, FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::WOULDBLOCK) if start.elapsed() < patience => sleep(PAUSE),
+            locked => return locked,
+        }
+    }
+}
+
 fn open_folder(path: &Path) -> io::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     Ok(rustix::fs::open(path, flags, Mode::empty())?)
@@ -104,6 +136,26 @@ mod tests {
         assert!(matches!(Folder::open(folder.path(), OTHER), Err(Error::NotEmpty(_))));
         let owner = fs::metadata(folder.path()).unwrap().uid();
         assert!(Folder::open(folder.path(), User { uid: owner, ..OTHER }).is_ok());
+    }
+
+    #[test]
+    fn a_folder_that_another_jail_has_is_waited_for_and_refused_in_the_end() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path();
+        let first = Folder::open(path, OTHER).unwrap();
+
+        let refused = Folder::open_within(path, OTHER, Duration::ZERO).unwrap_err();
+
+        assert!(matches!(refused, Error::InUse(_)), "{refused}");
+        // A copy of the process, as process 1 is, holds it as long.
+        let copy = first.fd.try_clone().unwrap();
+        drop(first);
+        assert!(Folder::open_within(path, OTHER, Duration::ZERO).is_err());
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| Folder::open_within(path, OTHER, Duration::MAX));
+            drop(copy);
+            waiting.join().unwrap().unwrap();
+        });
     }
 
     #[test]

@@ -65,6 +65,12 @@ pub enum Error {
         .0.display()
     )]
     NotEmpty(PathBuf),
+    /// The folder is another jail's.
+    #[error(
+        "{} is the folder of a jail whose VM has not ended: end it, or name another (--jail DIR)",
+        .0.display()
+    )]
+    InUse(PathBuf),
     /// There is no hierarchy of version 2.
     #[error(
         "no control groups of version 2 are mounted: mount them (mount -t cgroup2 cgroup2 /sys/fs/cgroup)"
@@ -228,7 +234,7 @@ impl Error {
             Self::Folder { source, .. }
             | Self::Input { source, .. }
             | Self::NetworkNamespace { source, .. } => ExitStatus::for_input(source.kind()),
-            Self::GroupInUse(_) => ExitStatus::CannotCreate,
+            Self::GroupInUse(_) | Self::InUse(_) => ExitStatus::CannotCreate,
             _ => ExitStatus::Unavailable,
         }
     }

@@ -182,10 +182,11 @@ fn init(plan: Plan, one: OneThread, signals: Signals, mut life: PipeReader) -> R
     let nodes = devices::of_the_host();
     Root { folder: &folder, user, nodes, seen }.enter()?;
     umask(mask);
-    drop((folder, network));
+    drop(network);
     match fork(one).map_err(Error::Process)? {
         Forked::Child => {
-            drop((signals, life, group));
+            // The folder is locked as long as process 1 has it, and no longer by what the VM does.
+            drop((signals, life, group, folder));
             process::close(inherited.into_iter().filter(|number| !kept.contains(number)));
             become_vm(user, &entrance, locks_memory)
         }
