@@ -165,9 +165,21 @@ impl Entry {
     }
 }
 
-/// The record that a line of a nested host is, if it is one.
-pub(crate) fn record_in(line: &[u8]) -> Option<&[u8]> {
-    line.strip_prefix(LINE.as_bytes())
+/// What stands before a record in a line of a nested host, and the record; `None` where the line has none.
+///
+/// A record may stand behind text that was printed without an end of its line, such as a test's name. There it is one only
+/// if it is whole: text may quote a part of a record. At the start of a line it always is, so that the report names one that
+/// is broken.
+pub(crate) fn record_in(line: &[u8]) -> Option<(&[u8], &[u8])> {
+    let mark = LINE.as_bytes();
+    if let Some(record) = line.strip_prefix(mark) {
+        return Some((&[], record));
+    }
+    let starts = line.windows(mark.len()).enumerate().filter(|(_, word)| *word == mark);
+    let mut parts = starts.map(|(at, _)| (&line[..at], &line[at + mark.len()..]));
+    parts.find(|(_, record)| {
+        serde_json::from_slice::<serde_json::Value>(record).is_ok_and(|value| value.is_object())
+    })
 }
 
 /// This host.
@@ -208,8 +220,22 @@ mod tests {
 
     #[test]
     fn a_record_is_found_among_what_a_bench_prints() {
-        assert_eq!(record_in(b"FIGURE {}\n"), Some(&b"{}\n"[..]));
+        assert_eq!(record_in(b"FIGURE {}\n"), Some((&b""[..], &b"{}\n"[..])));
         assert_eq!(record_in(b"12 FIGURES\n"), None);
+    }
+
+    #[test]
+    fn a_record_is_found_behind_text_without_an_end_of_its_line() {
+        let found = record_in(b"test start ... FIGURE {\"schema\":1}\n");
+        assert_eq!(found, Some((&b"test start ... "[..], &b"{\"schema\":1}\n"[..])));
+        // Each mark is looked at.
+        let found = record_in(b"FIGUR FIGURE FIGURE {}\n");
+        assert_eq!(found, Some((&b"FIGUR FIGURE "[..], &b"{}\n"[..])));
+
+        assert_eq!(record_in(b"it printed FIGURE {\"schema\":\n"), None);
+        assert_eq!(record_in(b"it printed FIGURE 12\n"), None);
+        // One that is broken is for the report to name.
+        assert_eq!(record_in(b"FIGURE {\n"), Some((&b""[..], &b"{\n"[..])));
     }
 
     #[test]

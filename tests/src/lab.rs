@@ -221,7 +221,12 @@ fn run_and_keep(command: &mut Command, file: &Path) -> io::Result<ExitStatus> {
     let mut line = Vec::new();
     while output.read_until(b'\n', &mut line)? > 0 {
         match figures::record_in(&line) {
-            Some(record) => file.write_all(record)?,
+            Some((text, record)) => {
+                file.write_all(record)?;
+                if !text.is_empty() {
+                    io::stdout().write_all(&[text, b"\n"].concat())?;
+                }
+            }
             None => io::stdout().write_all(&line)?,
         }
         line.clear();
