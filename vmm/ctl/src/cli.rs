@@ -8,7 +8,7 @@ use arch::units::Bytes;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use vmm::config::RunArgs;
 
-use crate::bench::MAX_TEXT;
+use crate::bench::{MAX_TEXT, check_note};
 use crate::commands;
 use crate::failure::Failure;
 use crate::guest::args::{AgentArgs, CopyArgs, ExecArgs, ProxyArgs, ShellArgs};
@@ -492,11 +492,9 @@ fn percent(text: &str) -> Result<f64, String> {
 
 fn note(text: &str) -> Result<(String, String), String> {
     let (name, note) = text.split_once('=').ok_or("it has no `=`: try commit=1a2b3c")?;
-    let fits = |text: &str| text.chars().count() <= MAX_TEXT && !text.chars().any(char::is_control);
-    match !name.is_empty() && fits(name) && fits(note) {
-        true => Ok((name.to_owned(), note.to_owned())),
-        false => Err(format!("a note is a name and one line of {MAX_TEXT} letters at most")),
-    }
+    check_note(name, note)
+        .map_err(|_| format!("a note is a name and one line of {MAX_TEXT} letters at most"))?;
+    Ok((name.to_owned(), note.to_owned()))
 }
 
 fn whole_mib(text: &str) -> Result<Bytes, String> {

@@ -16,7 +16,7 @@ pub const MAX_BYTES: u64 = 16 << 20;
 /// Figures of a file: a page of more cannot be read.
 pub const MAX_FIGURES: usize = 5_000;
 /// Notes of a report, which stand at its top.
-const MAX_NOTES: usize = 100;
+pub const MAX_NOTES: usize = 100;
 
 /// Figures, and what holds for all of them.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -169,11 +169,19 @@ pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<Report, Error> {
     }
 }
 
-/// Whether notes can be printed.
-pub(super) fn check_notes(notes: &BTreeMap<String, String>) -> bool {
-    let fits = |text: &String| check_text("notes", text).is_ok();
-    notes.len() <= MAX_NOTES
-        && notes.iter().all(|(name, text)| !name.is_empty() && fits(name) && fits(text))
+/// Looks at a note: a name, and a line of text.
+///
+/// # Errors
+/// When it has no name, or one of both is no line of a report.
+pub fn check_note(name: &str, text: &str) -> Result<(), Invalid> {
+    if name.is_empty() {
+        return Err(Invalid::Empty("note"));
+    }
+    [name, text].into_iter().try_for_each(|part| check_text("note", part))
+}
+
+fn check_notes(notes: &BTreeMap<String, String>) -> bool {
+    notes.len() <= MAX_NOTES && notes.iter().all(|(name, text)| check_note(name, text).is_ok())
 }
 
 #[cfg(test)]
@@ -182,6 +190,7 @@ mod tests {
     use proptest::prelude::*;
     use vmm::error::chain;
 
+    use super::super::figure::MAX_TEXT;
     use super::super::samples::figure;
     use super::*;
 
@@ -230,6 +239,16 @@ mod tests {
         let report = parsed(example.unwrap()).unwrap();
 
         assert_eq!(report.figures[0].samples.len(), 2);
+    }
+
+    #[test]
+    fn a_note_has_a_name_and_is_a_line() {
+        let long = "x".repeat(MAX_TEXT + 1);
+        assert_eq!(check_note("commit", ""), Ok(()));
+        assert_eq!(check_note("", "text"), Err(Invalid::Empty("note")));
+        assert_eq!(check_note("commit", "a\nb"), Err(Invalid::Controls("note")));
+        assert_eq!(check_note(&long, "text"), Err(Invalid::Long("note")));
+        assert_eq!(check_note("commit", &long), Err(Invalid::Long("note")));
     }
 
     #[test]

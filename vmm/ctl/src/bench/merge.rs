@@ -3,23 +3,32 @@
 use std::collections::BTreeMap;
 
 use super::figure::{Figure, Host, Key, MAX_SAMPLES, MAX_TEXT};
-use super::file::{Report, SCHEMA};
+use super::file::{MAX_FIGURES, MAX_NOTES, Report, SCHEMA};
 
 /// How many figures an error names.
 const NAMED: usize = 10;
 
-/// Figures that must be the same and are not.
+/// Why there is no report of these files.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
-#[error(
-    "{count} figures differ that must be the same in every run: {}{}; give the files of one run, or find out why they differ",
-    named.join("; "),
-    if count > &named.len() { "; and more" } else { "" }
-)]
-pub struct Conflict {
-    /// How many.
-    pub count: usize,
-    /// Some of them, with both values.
-    pub named: Vec<String>,
+pub enum MergeError {
+    /// Figures that must be the same are not.
+    #[error(
+        "{count} figures differ that must be the same in every run: {}{}; give the files of one run, or find out why they differ",
+        named.join("; "),
+        if count > &named.len() { "; and more" } else { "" }
+    )]
+    Conflict {
+        /// How many.
+        count: usize,
+        /// Some of them, with both values.
+        named: Vec<String>,
+    },
+    /// More figures than are read again.
+    #[error("together the files have {0} figures, and a report at most {MAX_FIGURES}: give the files of one run")]
+    Figures(usize),
+    /// More notes than are read again.
+    #[error("together there are {0} notes, and a report has at most {MAX_NOTES}: give fewer --note, or the files of one run")]
+    Notes(usize),
 }
 
 /// What two records must have in common to be of the same figure.
@@ -33,8 +42,9 @@ fn identity(figure: &Figure) -> Identity<'_> {
 /// counts, the median stays, with all that it is the median of.
 ///
 /// # Errors
-/// When a figure that is counted, or a model's, was found twice and differs; or could be found once and once not.
-pub fn merge(reports: Vec<Report>) -> Result<Report, Conflict> {
+/// When a figure that is counted, or a model's, was found twice and differs; or could be found once and once not; or when
+/// there is more than [`read`](super::read) would read again.
+pub fn merge(reports: Vec<Report>) -> Result<Report, MergeError> {
     let mut notes: BTreeMap<String, String> = BTreeMap::new();
     let mut figures: Vec<Figure> = Vec::new();
     for report in reports {
@@ -57,13 +67,17 @@ pub fn merge(reports: Vec<Report>) -> Result<Report, Conflict> {
         .collect();
     if !conflicts.is_empty() {
         let (count, named) = (conflicts.len(), conflicts.into_iter().take(NAMED).collect());
-        return Err(Conflict { count, named });
+        return Err(MergeError::Conflict { count, named });
     }
     let mut groups: Vec<Vec<usize>> = found.into_values().collect();
     groups.sort_unstable();
-    let figures =
+    let figures: Vec<Figure> =
         groups.iter().filter_map(|group| one(group.iter().map(|at| &figures[*at]))).collect();
-    Ok(Report { schema: SCHEMA, notes, figures })
+    match (figures.len(), notes.len()) {
+        (count, _) if count > MAX_FIGURES => Err(MergeError::Figures(count)),
+        (_, count) if count > MAX_NOTES => Err(MergeError::Notes(count)),
+        _ => Ok(Report { schema: SCHEMA, notes, figures }),
+    }
 }
 
 /// How two records of a figure contradict each other, if they do.
@@ -118,7 +132,8 @@ mod tests {
             "{message}"
         );
         let reports = vec![of(&[figure("QEMU", 1.0)]), of(&[dash("QEMU", "it has none")])];
-        assert_eq!(merge(reports).unwrap_err().count, 1);
+        let conflict = merge(reports).unwrap_err();
+        assert!(matches!(conflict, MergeError::Conflict { count: 1, .. }), "{conflict}");
     }
 
     #[test]
@@ -154,5 +169,26 @@ mod tests {
             ..Report::default()
         };
         assert_eq!(merge(vec![of("a"), of("b"), of("b")]).unwrap().notes["commit"], "a; b; b");
+    }
+    /// So many figures, from a case of this number on.
+    fn many(from: usize, count: usize) -> Report {
+        let cases = (from..from + count).map(|case| case.to_string());
+        of(&cases.map(|case| Figure { case, ..figure("tessera", 1.0) }).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn what_would_not_be_read_again_is_refused() {
+        let most = merge(vec![many(0, MAX_FIGURES), many(0, MAX_FIGURES)]).unwrap();
+        assert_eq!(most.figures.len(), MAX_FIGURES);
+        let reports = vec![many(0, MAX_FIGURES), many(MAX_FIGURES, 1)];
+        assert_eq!(merge(reports), Err(MergeError::Figures(MAX_FIGURES + 1)));
+
+        let notes = |range: std::ops::Range<usize>| Report {
+            notes: range.map(|at| (at.to_string(), "text".to_owned())).collect(),
+            ..Report::default()
+        };
+        assert!(merge(vec![notes(0..MAX_NOTES), notes(1..2)]).is_ok());
+        let reports = vec![notes(0..MAX_NOTES), notes(MAX_NOTES..MAX_NOTES + 1)];
+        assert_eq!(merge(reports), Err(MergeError::Notes(MAX_NOTES + 1)));
     }
 }

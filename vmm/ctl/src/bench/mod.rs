@@ -22,6 +22,6 @@ pub use figure::{
     Aim, BEST_PEER, Better, Bound, Figure, Host, Invalid, MAX_SAMPLES, MAX_TEXT, Method, OWN,
     Reference, Setting, Vmm,
 };
-pub use file::{Error, MAX_BYTES, MAX_FIGURES, Report, SCHEMA, line, read};
-pub use merge::{Conflict, merge};
+pub use file::{Error, MAX_BYTES, MAX_FIGURES, MAX_NOTES, Report, SCHEMA, check_note, line, read};
+pub use merge::{MergeError, merge};
 pub use page::write;

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use super::aims::verdicts;
 use super::chart::draw;
-use super::file::Report;
+use super::file::{MAX_BYTES, Report};
 use super::table::{memory, sections};
 use super::{html, markdown};
 
@@ -27,8 +27,9 @@ pub(super) struct Drawn {
 /// Writes a report to a folder, which is made; the files that it has of another are replaced.
 ///
 /// # Errors
-/// When they cannot be written.
+/// When they cannot be written, or report.json would have more than [`MAX_BYTES`]. Then nothing is written.
 pub fn write(report: &Report, folder: &Path) -> io::Result<()> {
+    let json = json(report, MAX_BYTES)?;
     let sections = sections(&report.figures);
     let verdicts = verdicts(&report.figures);
     let mut names = BTreeSet::new();
@@ -47,10 +48,25 @@ pub fn write(report: &Report, folder: &Path) -> io::Result<()> {
     for plot in drawn.iter().flat_map(|(_, plots)| plots) {
         fs::write(folder.join(&plot.path), &plot.alone)?;
     }
-    let json = serde_json::to_string_pretty(report).map_err(io::Error::other)?;
-    fs::write(folder.join("report.json"), json + "\n")?;
+    fs::write(folder.join("report.json"), json)?;
     fs::write(folder.join("report.md"), markdown::write(report, &drawn, &verdicts))?;
     fs::write(folder.join("report.html"), html::write(report, &drawn, &verdicts))
+}
+
+/// A report as a file of at most so many bytes: in lines for people, where there is room for that.
+fn json(report: &Report, most: u64) -> io::Result<String> {
+    let pretty = serde_json::to_string_pretty(report).map_err(io::Error::other)? + "\n";
+    if pretty.len() as u64 <= most {
+        return Ok(pretty);
+    }
+    let compact = serde_json::to_string(report).map_err(io::Error::other)? + "\n";
+    match compact.len() as u64 <= most {
+        true => Ok(compact),
+        false => Err(io::Error::new(
+            io::ErrorKind::FileTooLarge,
+            format!("it would have more than {} MiB: give the files of one run", most >> 20),
+        )),
+    }
 }
 
 /// What the figures were found on, a line each: the versions of the VMMs, then the machines.
@@ -97,7 +113,7 @@ fn file_name(words: &[&str], taken: &mut BTreeSet<String>) -> String {
 mod tests {
     use roxmltree::Document;
 
-    use super::super::file::{SCHEMA, read};
+    use super::super::file::{SCHEMA, parse, read};
     use super::super::samples::{at_most, dash, figure};
     use super::*;
     use crate::bench::Figure;
@@ -134,6 +150,19 @@ mod tests {
         assert!(page.contains("<td class=\"met\">pass, 33.3 % below</td>"), "{page}");
         assert!(page.contains("– QEMU: &lt;none&gt; | &amp; _nothing_"), "{page}");
         assert!(!page.contains("<b>") && !page.contains("<none>"), "{page}");
+    }
+
+    #[test]
+    fn the_file_of_a_report_is_never_more_than_is_read() {
+        let pretty = json(&report(), MAX_BYTES).unwrap();
+        let compact = json(&report(), pretty.len() as u64 - 1).unwrap();
+
+        assert!(compact.len() < pretty.len());
+        for text in [&pretty, &compact] {
+            assert_eq!(parse(Path::new("file"), text.as_bytes()).unwrap(), report());
+        }
+        let error = json(&report(), compact.len() as u64 - 1).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::FileTooLarge);
     }
 
     #[test]

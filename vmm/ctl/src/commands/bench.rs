@@ -36,7 +36,7 @@ fn report(args: &BenchReportArgs, form: Form) -> Result<(), Failure> {
         reports.push(load(file)?);
     }
     let whole =
-        merge(reports).map_err(|conflict| Failure::data(printable(&conflict.to_string())))?;
+        merge(reports).map_err(|error| Failure::data(printable(&error.to_string())))?;
     write(&whole, &args.out).map_err(|error| {
         Failure::refused(format!(
             "cannot write the report to {:?} ({error}): may this user write there?",
