@@ -1,8 +1,9 @@
 //! Aims, and how far the figures are from them.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
-use super::figure::{Aim, BEST_PEER, Better, Bound, Figure, OWN, Reference};
+use super::figure::{Aim, BEST_PEER, Better, Bound, Figure, Host, Method, OWN, Reference};
 use super::number::short;
 
 /// What became of an aim.
@@ -33,10 +34,24 @@ pub struct Verdict<'a> {
 
 /// All aims of these figures.
 pub fn verdicts(figures: &[Figure]) -> Vec<Verdict<'_>> {
-    figures.iter().filter_map(|figure| verdict(figure, figures)).collect()
+    let mut all: Alike<'_> = BTreeMap::new();
+    for figure in figures.iter().filter(|figure| figure.value.is_some()) {
+        all.entry(likeness(figure, &figure.case)).or_default().push(figure);
+    }
+    figures.iter().filter_map(|figure| verdict(figure, &all)).collect()
 }
 
-fn verdict<'a>(figure: &'a Figure, all: &'a [Figure]) -> Option<Verdict<'a>> {
+/// What figures must share to be compared, beside their vCPUs.
+type Likeness<'a> = (&'a str, &'a str, &'a str, Method, &'a Host, &'a str, u64);
+/// Figures that have a value.
+type Alike<'a> = BTreeMap<Likeness<'a>, Vec<&'a Figure>>;
+
+fn likeness<'a>(figure: &'a Figure, case: &'a str) -> Likeness<'a> {
+    let Figure { bench, name, unit, method, host, setting, .. } = figure;
+    (bench, name, unit, *method, host, case, setting.memory_mib)
+}
+
+fn verdict<'a>(figure: &'a Figure, all: &Alike<'a>) -> Option<Verdict<'a>> {
     let aim = figure.aim.as_ref()?;
     let reference = aim.of.as_ref().and_then(|of| find(figure, of, all));
     let measured = figure.value.and_then(|value| match (&aim.of, reference) {
@@ -55,17 +70,12 @@ fn verdict<'a>(figure: &'a Figure, all: &'a [Figure]) -> Option<Verdict<'a>> {
 }
 
 /// The figure that an aim is a multiple of.
-fn find<'a>(figure: &Figure, of: &Reference, all: &'a [Figure]) -> Option<&'a Figure> {
+fn find<'a>(figure: &'a Figure, of: &'a Reference, all: &Alike<'a>) -> Option<&'a Figure> {
     let case = of.case.as_ref().unwrap_or(&figure.case);
-    let is_comparable = |other: &&Figure| {
-        (&other.bench, &other.name, &other.unit, other.method, &other.host)
-            == (&figure.bench, &figure.name, &figure.unit, figure.method, &figure.host)
-            && &other.case == case
-            && other.setting.memory_mib == figure.setting.memory_mib
-            && (of.case.is_some() || other.setting.vcpus == figure.setting.vcpus)
-            && other.value.is_some()
-    };
-    let mut others = all.iter().filter(is_comparable);
+    let alike = all.get(&likeness(figure, case))?;
+    let is_comparable =
+        |other: &&Figure| of.case.is_some() || other.setting.vcpus == figure.setting.vcpus;
+    let mut others = alike.iter().copied().filter(is_comparable);
     if of.vmm != BEST_PEER {
         return others.find(|other| other.vmm.label() == of.vmm);
     }
@@ -76,6 +86,20 @@ fn find<'a>(figure: &Figure, of: &Reference, all: &'a [Figure]) -> Option<&'a Fi
     match figure.better {
         Better::Less => peers.min_by(by_value),
         Better::More => peers.max_by(by_value),
+    }
+}
+
+/// Where the aims of figures are, each in the figure's own unit. A figure is known by where it lies.
+pub(super) struct Marks(BTreeMap<*const Figure, f64>);
+
+impl Marks {
+    pub(super) fn of(verdicts: &[Verdict<'_>]) -> Self {
+        let marks = verdicts.iter();
+        Self(marks.filter_map(|of| Some((std::ptr::from_ref(of.figure), of.mark()?))).collect())
+    }
+
+    pub(super) fn get(&self, figure: &Figure) -> Option<f64> {
+        self.0.get(&std::ptr::from_ref(figure)).copied()
     }
 }
 

@@ -6,7 +6,7 @@
 
 use std::fmt::Write as _;
 
-use super::aims::Verdict;
+use super::aims::Marks;
 use super::figure::{Better, Figure};
 use super::number::{short, ticks};
 use super::table::{Plot, Row};
@@ -151,18 +151,14 @@ fn cut(text: &str, letters: usize) -> String {
 }
 
 fn height(row: &Row<'_>, lines: &[String]) -> f64 {
-    let bars = row.cells.iter().flatten().count().max(1);
+    let bars = row.cells.len().max(1);
     (bars as f64 * BAR).max(lines.len() as f64 * LINE) + GAP
 }
 
 /// A plot. `is_alone`: with the style sheet, as a file of its own.
-pub(super) fn draw(plot: &Plot<'_>, verdicts: &[Verdict<'_>], is_alone: bool) -> String {
-    let figures = || plot.rows.iter().flat_map(|row| row.cells.iter().flatten());
-    let mark = |figure: &Figure| {
-        let of = |verdict: &&Verdict<'_>| std::ptr::eq(verdict.figure, figure);
-        verdicts.iter().find(of).and_then(Verdict::mark)
-    };
-    let scale = Scale::of(figures().flat_map(|figure| [figure.value, mark(figure)]).flatten());
+pub(super) fn draw(plot: &Plot<'_>, marks: &Marks, is_alone: bool) -> String {
+    let values = plot.figures().flat_map(|figure| [figure.value, marks.get(figure)]);
+    let scale = Scale::of(values.flatten());
     let labels: Vec<Vec<String>> = plot.rows.iter().map(|row| wrap(&row.label)).collect();
     let rows = plot.rows.iter().zip(&labels);
     let bottom = TOP + rows.clone().map(|(row, lines)| height(row, lines)).sum::<f64>();
@@ -172,7 +168,7 @@ pub(super) fn draw(plot: &Plot<'_>, verdicts: &[Verdict<'_>], is_alone: bool) ->
         plot,
         bottom + 26.0,
         is_alone,
-        figures().any(|figure| mark(figure).is_some()),
+        plot.figures().any(|figure| marks.get(figure).is_some()),
     );
     for value in ticks(scale.low, scale.high) {
         let x = scale.at(value);
@@ -190,10 +186,9 @@ pub(super) fn draw(plot: &Plot<'_>, verdicts: &[Verdict<'_>], is_alone: bool) ->
         for (at, line) in (0..).map(f64::from).zip(lines) {
             drawing.text(LEFT - 10.0, y + 12.0 + at * LINE, "text", r#" text-anchor="end""#, line);
         }
-        let bars =
-            row.cells.iter().enumerate().filter_map(|(column, cell)| Some((column, (*cell)?)));
-        for ((column, figure), at) in bars.zip(0..) {
-            bar(&mut drawing, &scale, y + f64::from(at) * BAR, figure, column, mark(figure));
+        for ((column, figure), at) in row.cells.iter().zip(0..) {
+            let y = y + f64::from(at) * BAR;
+            bar(&mut drawing, &scale, y, figure, *column, marks.get(figure));
         }
         y += height(row, lines);
     }
@@ -212,8 +207,7 @@ fn head(drawing: &mut Drawing, plot: &Plot<'_>, height: f64, is_alone: bool, has
     }
     drawing.bar([0.0, 0.0, WIDTH, height], "back", plot.name);
     drawing.text(10.0, 20.0, "text", r#" font-size="15" font-weight="600""#, plot.name);
-    let better = plot.rows.iter().flat_map(|row| row.cells.iter().flatten()).next();
-    let better = match better.map(|figure| figure.better) {
+    let better = match plot.figures().next().map(|figure| figure.better) {
         Some(Better::More) => "more is better",
         _ => "less is better",
     };
@@ -287,7 +281,7 @@ mod tests {
 
     fn drawn(figures: &[Figure]) -> String {
         let sections = sections(figures);
-        draw(&sections[0].plots[0], &verdicts(figures), true)
+        draw(&sections[0].plots[0], &Marks::of(&verdicts(figures)), true)
     }
 
     /// Of each bar that a class has: its left and right end.

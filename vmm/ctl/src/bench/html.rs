@@ -82,14 +82,15 @@ fn aims(page: &mut String, verdicts: &[Verdict<'_>]) {
 
 fn table(page: &mut String, plot: &Plot<'_>) {
     let _ = write!(page, "<div class=\"wide\"><table><tr><th>{}</th>", escape(plot.unit));
-    for column in &plot.columns {
-        let _ = write!(page, "<th class=\"n\">{}</th>", escape(column));
+    let (heads, lines) = plot.table(in_table);
+    for head in heads {
+        let _ = write!(page, "<th class=\"n\">{}</th>", escape(head));
     }
     page.push_str("</tr>\n");
-    for row in &plot.rows {
-        let _ = write!(page, "<tr><td>{}</td>", escape(&row.label));
-        for cell in &row.cells {
-            let _ = write!(page, "<td class=\"n\">{}</td>", escape(&in_table(*cell)));
+    for (label, cells) in lines {
+        let _ = write!(page, "<tr><td>{}</td>", escape(label));
+        for cell in cells {
+            let _ = write!(page, "<td class=\"n\">{}</td>", escape(&cell));
         }
         page.push_str("</tr>\n");
     }

@@ -69,12 +69,13 @@ fn aims(text: &mut String, verdicts: &[Verdict<'_>]) {
 }
 
 fn table(text: &mut String, plot: &Plot<'_>) {
-    let heads: Vec<String> = plot.columns.iter().map(|column| plain(column)).collect();
+    let (heads, lines) = plot.table(in_table);
+    let heads: Vec<String> = heads.into_iter().map(plain).collect();
     let _ = writeln!(text, "| {} | {} |", plain(plot.unit), heads.join(" | "));
     let _ = writeln!(text, "|---|{}", "---|".repeat(heads.len()));
-    for row in &plot.rows {
-        let cells: Vec<String> = row.cells.iter().map(|cell| plain(&in_table(*cell))).collect();
-        let _ = writeln!(text, "| {} | {} |", plain(&row.label), cells.join(" | "));
+    for (label, cells) in lines {
+        let cells: Vec<String> = cells.iter().map(|cell| plain(cell)).collect();
+        let _ = writeln!(text, "| {} | {} |", plain(label), cells.join(" | "));
     }
     for dash in plot.dashes() {
         let _ = writeln!(text, "\n{}", plain(&dash));

@@ -24,10 +24,14 @@ pub enum MergeError {
         named: Vec<String>,
     },
     /// More figures than are read again.
-    #[error("together the files have {0} figures, and a report at most {MAX_FIGURES}: give the files of one run")]
+    #[error(
+        "together the files have {0} figures, and a report at most {MAX_FIGURES}: give the files of one run"
+    )]
     Figures(usize),
     /// More notes than are read again.
-    #[error("together there are {0} notes, and a report has at most {MAX_NOTES}: give fewer --note, or the files of one run")]
+    #[error(
+        "together there are {0} notes, and a report has at most {MAX_NOTES}: give fewer --note, or the files of one run"
+    )]
     Notes(usize),
 }
 

@@ -1,11 +1,11 @@
 //! The folder of a report: report.json, report.md, report.html, and a file for each plot.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::Path;
 
-use super::aims::verdicts;
+use super::aims::{Marks, verdicts};
 use super::chart::draw;
 use super::file::{MAX_BYTES, Report};
 use super::table::{memory, sections};
@@ -32,14 +32,15 @@ pub fn write(report: &Report, folder: &Path) -> io::Result<()> {
     let json = json(report, MAX_BYTES)?;
     let sections = sections(&report.figures);
     let verdicts = verdicts(&report.figures);
-    let mut names = BTreeSet::new();
+    let marks = Marks::of(&verdicts);
+    let mut names = BTreeMap::new();
     let drawn: Vec<_> = sections
         .iter()
         .map(|section| {
             let plots = section.plots.iter().map(|plot| Drawn {
                 path: format!("plots/{}.svg", file_name(&[section.bench, plot.name], &mut names)),
-                alone: draw(plot, &verdicts, true),
-                inline: draw(plot, &verdicts, false),
+                alone: draw(plot, &marks, true),
+                inline: draw(plot, &marks, false),
             });
             (section, plots.collect::<Vec<_>>())
         })
@@ -89,8 +90,8 @@ pub(super) fn hosts(report: &Report) -> Vec<String> {
     vmms.into_iter().chain(hosts).collect()
 }
 
-/// A name of a file that no other plot has.
-fn file_name(words: &[&str], taken: &mut BTreeSet<String>) -> String {
+/// A name of a file that no other plot has. `taken` has the names so far, each with how many plots wanted it.
+fn file_name(words: &[&str], taken: &mut BTreeMap<String, usize>) -> String {
     let joined = words.join("-").to_lowercase();
     let plain: String = joined
         .chars()
@@ -101,10 +102,14 @@ fn file_name(words: &[&str], taken: &mut BTreeSet<String>) -> String {
     if name.is_empty() {
         name = "plot".to_owned();
     }
-    let mut names = std::iter::once(name.clone()).chain((2..).map(|at| format!("{name}-{at}")));
-    // There are more numbers than plots.
-    let free = names.find(|name| !taken.contains(name)).unwrap_or(name);
-    taken.insert(free.clone());
+    let mut free = name.clone();
+    let mut wanted = taken.get(&name).copied().unwrap_or_default();
+    while taken.contains_key(&free) {
+        wanted += 1;
+        free = format!("{name}-{wanted}");
+    }
+    taken.insert(name, wanted.max(1));
+    taken.entry(free.clone()).or_insert(1);
     free
 }
 
@@ -178,9 +183,39 @@ mod tests {
         Document::parse(&page).unwrap();
     }
 
+    /// As many VMMs as figures, each with an aim and a case, or each a plot, of its own.
+    fn crowd(count: usize, change: fn(&mut Figure, String)) -> Report {
+        let one = |at: usize| {
+            let mut one = figure(&format!("vmm {at}"), at as f64);
+            one.aim = at_most(0.5, "best peer", None);
+            change(&mut one, at.to_string());
+            one
+        };
+        Report { schema: SCHEMA, figures: (0..count).map(one).collect(), ..Report::default() }
+    }
+
+    /// With a look at each row and column for each figure this would take minutes, and the page hundreds of MiB.
+    #[test]
+    fn a_report_of_thousands_of_vmms_is_as_large_as_what_it_shows() {
+        let changes: [fn(&mut Figure, String); 3] = [
+            |figure, at| figure.case = at,
+            |figure, at| figure.setting.options = at,
+            |figure, at| figure.name = format!("one of many names {at}"),
+        ];
+        for change in changes {
+            let bytes = [500, 2000].map(|count| {
+                let folder = tempfile::tempdir().unwrap();
+                write(&crowd(count, change), folder.path()).unwrap();
+                let length = |name: &str| folder.path().join(name).metadata().unwrap().len();
+                length("report.html") + length("report.md")
+            });
+            assert!(bytes[1] < 5 * bytes[0], "{bytes:?}");
+        }
+    }
+
     #[test]
     fn names_of_files_are_plain_and_differ() {
-        let mut taken = BTreeSet::new();
+        let mut taken = BTreeMap::new();
         let mut name = |words: &[&str]| file_name(words, &mut taken);
 
         assert_eq!(name(&["io", "TCP to the host"]), "io-tcp-to-the-host");

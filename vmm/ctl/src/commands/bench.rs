@@ -35,8 +35,7 @@ fn report(args: &BenchReportArgs, form: Form) -> Result<(), Failure> {
     for file in &args.files {
         reports.push(load(file)?);
     }
-    let whole =
-        merge(reports).map_err(|error| Failure::data(printable(&error.to_string())))?;
+    let whole = merge(reports).map_err(|error| Failure::data(printable(&error.to_string())))?;
     write(&whole, &args.out).map_err(|error| {
         Failure::refused(format!(
             "cannot write the report to {:?} ({error}): may this user write there?",
