@@ -409,6 +409,28 @@ pub enum BenchCommand {
     Report(BenchReportArgs),
     /// Show what has moved between two reports; the exit status is 1 if anything has
     Compare(BenchCompareArgs),
+    /// Model hosts with tag storage: the pool of the broker, without VMs; figures go to the standard output
+    Model(BenchModelArgs),
+}
+
+/// `bench model`.
+#[derive(Clone, Debug, Args)]
+pub struct BenchModelArgs {
+    /// Hosts of 1 TiB that VMs are placed on
+    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..=100_000))]
+    pub hosts: u64,
+    /// How many of these are modelled, from the first on; takes time for each
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=100_000))]
+    pub modelled: u64,
+    /// Days
+    #[arg(long, value_name = "N", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=366))]
+    pub days: u64,
+    /// What all VMs touch at most together, in percent of the hosts' memory
+    #[arg(long, value_name = "PERCENT", default_value_t = 150, value_parser = clap::value_parser!(u64).range(1..=1000))]
+    pub load: u64,
+    /// Where all numbers come from: the same seed gives the same figures
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub seed: u64,
 }
 
 /// `bench report`.

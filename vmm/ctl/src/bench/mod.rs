@@ -10,6 +10,7 @@ mod file;
 mod html;
 mod markdown;
 mod merge;
+pub mod model;
 mod number;
 mod page;
 #[cfg(test)]

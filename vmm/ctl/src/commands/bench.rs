@@ -2,14 +2,18 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::time::Instant;
 
 use serde_json::json;
 use vmm::error::{chain, printable};
 
-use crate::bench::{Change, Comparison, Outcome, Report, compare, merge, read, verdicts, write};
-use crate::cli::{BenchCommand, BenchCompareArgs, BenchReportArgs};
+use crate::bench::model::figures::{self, Plan};
+use crate::bench::{
+    Change, Comparison, Outcome, Report, compare, line, merge, read, verdicts, write,
+};
+use crate::cli::{BenchCommand, BenchCompareArgs, BenchModelArgs, BenchReportArgs};
 use crate::failure::Failure;
-use crate::output::Form;
+use crate::output::{Form, note, print, say};
 
 /// Two reports differ.
 const EXIT_MOVED: u8 = 1;
@@ -22,7 +26,28 @@ pub fn bench(command: &BenchCommand, form: Form) -> Result<u8, Failure> {
     match command {
         BenchCommand::Report(args) => report(args, form).map(|()| 0),
         BenchCommand::Compare(args) => differences(args, form),
+        BenchCommand::Model(args) => model(args).map(|()| 0),
     }
+}
+
+/// Prints figures as `bench report` reads them, and how long they took as messages: that is not the same each time.
+fn model(args: &BenchModelArgs) -> Result<(), Failure> {
+    let &BenchModelArgs { hosts, modelled, days, load, seed } = args;
+    let plan = Plan { hosts, modelled: modelled.min(hosts), days, load, seed };
+    let start = Instant::now();
+    let found =
+        figures::model(&plan, note).map_err(|error| Failure::refused(printable(&chain(&error))))?;
+    let lines: String = found.figures.iter().map(|figure| line(figure) + "\n").collect();
+    print(&lines)?;
+    let (took, (placed, refused)) = (start.elapsed(), found.vms);
+    let each = took.as_nanos() / u128::from(found.reserved.max(1));
+    say(&format!(
+        "{placed} VMs placed, {refused} refused; {} events and {} reserved chunks in {:.1} s, {each} ns a chunk",
+        found.events,
+        found.reserved,
+        took.as_secs_f64()
+    ));
+    Ok(())
 }
 
 fn load(path: &Path) -> Result<Report, Failure> {
