@@ -31,7 +31,7 @@ pub struct Board {
     // Field order is drop order: vCPUs, VM, and with it the memory.
     pub(super) cpus: Vcpus,
     pub(super) vm: Box<dyn Vm>,
-    /// The host's caches, if its kernel lists them and the guest's CPUs show the same.
+    /// The host's caches, if the guest boots, the kernel lists them and the guest's CPUs show the same.
     pub(super) caches: Option<CacheTopology>,
     pub(super) origin: Origin,
     pub(super) mte: Mte,
@@ -133,8 +133,9 @@ impl Board {
             true => Some(SharedBootImage::connect(kernel, initrd)?),
             false => None,
         };
-        let board = Self::make(spec, host, |ram, caches, _| {
-            let fdt_room = arch::fdt::room(spec.cpus, caches);
+        let caches = caches::read().ok();
+        let fdt_room = arch::fdt::room(spec.cpus, caches.as_ref());
+        let board = Self::make(spec, host, caches, |ram, _| {
             let (loaded, holder) = match image {
                 None => (memory::load(ram, kernel, initrd, fdt_room)?, None),
                 Some(image) => {
@@ -166,7 +167,8 @@ impl Board {
         let mte = if state.mte { MteMode::Require } else { MteMode::Off };
         let spec = Spec { mte, ..spec.clone() };
         let shared = matches!(memory, SavedMemory::Shared(_));
-        let board = Self::make(&spec, host, |ram, _, tags| {
+        // Its device tree, which names caches, is in its memory.
+        let board = Self::make(&spec, host, None, |ram, tags| {
             let (lazy, holder) = memory.restore(ram, tags)?;
             Ok(Origin::Saved { state: Box::new(state), lazy, holder })
         })?;
@@ -186,11 +188,8 @@ impl Board {
     fn make(
         spec: &Spec,
         host: &dyn Hypervisor,
-        fill: impl FnOnce(
-            &GuestRam,
-            Option<&CacheTopology>,
-            Option<&TagReservation>,
-        ) -> Result<Origin, Error>,
+        caches: Option<CacheTopology>,
+        fill: impl FnOnce(&GuestRam, Option<&TagReservation>) -> Result<Origin, Error>,
     ) -> Result<Self, Error> {
         host.check_cpus(spec.cpus)?;
         let (mut vm, mte) = create_vm(host, spec)?;
@@ -202,8 +201,7 @@ impl Board {
         let placement = lender
             .map(|broker| BorrowerLease::new(broker, &spec.id, vm.ram(), spec.lock_memory))
             .transpose()?;
-        let caches = caches::read().ok();
-        let origin = fill(vm.ram(), caches.as_ref(), tags.as_ref())?;
+        let origin = fill(vm.ram(), tags.as_ref())?;
         if let Some(tags) = &tags {
             tags.reserve_for_shared(vm.ram())?;
         }
