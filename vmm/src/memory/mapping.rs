@@ -57,7 +57,15 @@ impl Mapping {
     /// # Errors
     /// When the address space, the host's limits, its kernel or its pool of huge pages do not allow it.
     pub(super) fn new(size: Bytes, attributes: Attributes) -> Result<Self, Error> {
-        Self::of(MemoryFile::new(attributes.backing, size)?, size, attributes)
+        Self::of(MemoryFile::new(attributes.backing, size)?, size, attributes, huge_page_size())
+    }
+
+    /// The same, beside this one: what the host has is not looked up again.
+    ///
+    /// # Errors
+    /// As for [`new`](Self::new).
+    pub(super) fn beside(&self, size: Bytes, attributes: Attributes) -> Result<Self, Error> {
+        Self::of(MemoryFile::new(attributes.backing, size)?, size, attributes, self.huge_page)
     }
 
     /// The same, of a memfd that is sealed later ([`into_template`](Self::into_template)).
@@ -65,10 +73,15 @@ impl Mapping {
     /// # Errors
     /// As for [`new`](Self::new).
     pub(super) fn of_template(size: Bytes, attributes: Attributes) -> Result<Self, Error> {
-        Self::of(MemoryFile::of_template(size)?, size, attributes)
+        Self::of(MemoryFile::of_template(size)?, size, attributes, huge_page_size())
     }
 
-    fn of(file: Option<MemoryFile>, size: Bytes, attributes: Attributes) -> Result<Self, Error> {
+    fn of(
+        file: Option<MemoryFile>,
+        size: Bytes,
+        attributes: Attributes,
+        huge_page: Option<Bytes>,
+    ) -> Result<Self, Error> {
         let backing = attributes.backing;
         let no_room = |errno: Errno| Error::AddressSpace { size, source: errno.into() };
         let page = backing.page_size();
@@ -89,7 +102,7 @@ impl Mapping {
             return Err(map_error(size, attributes, errno));
         }
         let locked = AtomicBool::new(false);
-        let (first, huge_page) = (AtomicU64::new(0), huge_page_size());
+        let first = AtomicU64::new(0);
         let mapping = Self { reserved, length, file, first, attributes, page, huge_page, locked };
         mapping.advise_all(&(0..length)).map_err(|errno| Error::Map {
             size,
@@ -107,7 +120,7 @@ impl Mapping {
         let (size, backing) = (CHUNK, self.attributes.backing.name());
         let file = self.file.as_ref().map(MemoryFile::try_clone).transpose();
         let file = file.map_err(|errno| Error::File { size, backing, source: errno.into() })?;
-        Self::of(file, size, self.attributes)
+        Self::of(file, size, self.attributes, self.huge_page)
     }
 
     /// Has a [window](Self::window) show another part of its file, which has as many bytes from there on. No other thread
@@ -178,6 +191,11 @@ impl Mapping {
         }
         // Before a page is touched there, so that it merges with its neighbours.
         Ok(self.advise_all(&(part.start as usize..part.end as usize))?)
+    }
+
+    /// The size of the host's transparent huge pages, if it has any.
+    pub(super) fn host_huge_page(&self) -> Option<Bytes> {
+        self.huge_page
     }
 
     /// Whether each chunk of it may be one huge page, which can go in pieces.

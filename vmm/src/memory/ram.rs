@@ -49,17 +49,17 @@ impl GuestRam {
     /// # Errors
     /// When the host cannot give such memory.
     pub fn new(size: Bytes, attributes: Attributes) -> Result<Self, Error> {
-        let ram = Self::aside(size, attributes)?;
+        let ram = Self::over(Mapping::new(size, attributes)?, attributes);
         fatal::set_guest_memory(&ram.host_range(), RAM_BASE.0);
         Ok(ram)
     }
 
-    /// The same, of memory that is no guest's yet.
+    /// Memory that is no guest's, beside this.
     ///
     /// # Errors
     /// As for [`new`](Self::new).
-    fn aside(size: Bytes, attributes: Attributes) -> Result<Self, Error> {
-        Ok(Self::over(Mapping::new(size, attributes)?, attributes))
+    fn beside(&self, size: Bytes, attributes: Attributes) -> Result<Self, Error> {
+        Ok(Self::over(self.region().mapping.beside(size, attributes)?, attributes))
     }
 
     fn over(mapping: Mapping, attributes: Attributes) -> Self {
@@ -132,7 +132,7 @@ impl GuestRam {
     /// # Errors
     /// As for [`new`](Self::new).
     pub(crate) fn chunk_aside(&self) -> Result<Self, Error> {
-        Self::aside(CHUNK, Attributes { backing: Backing::Anonymous, ..self.attributes })
+        self.beside(CHUNK, Attributes { backing: Backing::Anonymous, ..self.attributes })
     }
 
     /// A chunk of anonymous memory for the data of this, without tags.
@@ -141,7 +141,7 @@ impl GuestRam {
     /// As for [`new`](Self::new).
     pub(crate) fn data_aside(&self) -> Result<Self, Error> {
         let backing = Backing::Anonymous;
-        Self::aside(CHUNK, Attributes { backing, tags: false, ..self.attributes })
+        self.beside(CHUNK, Attributes { backing, tags: false, ..self.attributes })
     }
 
     /// Memory like this of so many bytes, for [`refresh`](Self::refresh). No one touches it.
@@ -149,7 +149,7 @@ impl GuestRam {
     /// # Errors
     /// As for [`new`](Self::new).
     pub(crate) fn untouched(&self, size: Bytes) -> Result<Self, Error> {
-        Self::aside(size, self.attributes)
+        self.beside(size, self.attributes)
     }
 
     /// A chunk of this memory, which has a file, in another mapping: its first, until it [shows](Self::show_chunk) another.
@@ -326,6 +326,11 @@ impl GuestRam {
         }
     }
 
+    /// The size of the host's transparent huge pages, if it has any, whether this memory has them or not.
+    pub(super) fn host_huge_page(&self) -> Option<Bytes> {
+        self.region().mapping.host_huge_page()
+    }
+
     /// The size of the huge pages that it may be made of, where they can go in pieces: those of anonymous memory.
     pub(crate) fn huge_page_size(&self) -> Option<Bytes> {
         let is_huge = self.region().mapping.has_huge_chunks();
@@ -396,7 +401,8 @@ impl GuestRam {
     /// As [`can_collapse`](Self::can_collapse), without guest memory.
     pub(crate) fn host_can_collapse() -> bool {
         let attributes = Attributes { tags: false, huge_pages: true, backing: Backing::Anonymous };
-        Self::aside(CHUNK, attributes).is_ok_and(|ram| ram.can_collapse())
+        let mapping = Mapping::new(CHUNK, attributes);
+        mapping.is_ok_and(|mapping| Self::over(mapping, attributes).can_collapse())
     }
 
     /// Whether the host can make huge pages of small ones.

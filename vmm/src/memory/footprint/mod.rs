@@ -18,7 +18,6 @@ use thiserror::Error;
 use self::scan::{PageRegion, ScanPages};
 use super::backing::Backing;
 use super::ram::GuestRam;
-use crate::sys::huge_pages::huge_page_size;
 
 pub use meter::Meter;
 
@@ -136,7 +135,7 @@ impl Probe {
         let source = match &pagemap {
             Ok(file) if can_scan(file) => {
                 let is_anonymous = ram.backing() == Backing::Anonymous;
-                let huge_page = huge_page_size().map(Bytes::get).filter(|_| is_anonymous);
+                let huge_page = ram.host_huge_page().map(Bytes::get).filter(|_| is_anonymous);
                 // Of a memfd's page that is swapped out, page tables say nothing.
                 Source::Scan { huge_page, shows_swap: is_anonymous }
             }
