@@ -10,7 +10,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use rustix::fs::{Mode, OFlags, fstat};
+use rustix::fs::{FileType, Mode, OFlags, fstat};
 
 use super::answer;
 
@@ -139,15 +139,10 @@ impl Ruleset {
     /// What the kernel answers; ENOENT where there is nothing at the path.
     pub(super) fn allow(&mut self, path: &Path, access: Access) -> io::Result<()> {
         let place = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
-        let allowed = access.0 & self.handled.0;
-        match self.add(&place, allowed) {
-            // It is no folder.
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
-                self.add(&place, allowed & Access::OF_FILES)
-            }
-            added => added,
-        }?;
         let found = fstat(&place)?;
+        let allowed = access.0 & self.handled.0;
+        let is_folder = FileType::from_raw_mode(found.st_mode).is_dir();
+        self.add(&place, if is_folder { allowed } else { allowed & Access::OF_FILES })?;
         self.rules.push(((found.st_dev, found.st_ino), access));
         if access == Access::READ {
             self.kept.push(place);

@@ -37,7 +37,8 @@ pub(crate) fn lower_limit(more: u64) -> io::Result<()> {
 fn limit_for(more: u64, have: u64) -> io::Result<u64> {
     let (mut start, mut wanted) = (0, more);
     while wanted > 0 && start < have {
-        let length = (have - start).min(AT_ONCE as u64);
+        // No more than may be needed: most of them are free.
+        let length = (have - start).min(wanted).min(AT_ONCE as u64);
         for is_open in are_open(start, length as usize)? {
             if wanted == 0 {
                 break;
