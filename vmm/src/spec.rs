@@ -533,9 +533,10 @@ impl Spec {
 
 /// An output over an input, or over another output, would destroy one of them.
 fn check_paths(named: &[(&'static str, &Path, bool)]) -> Result<(), Error> {
-    for (at, &(second, path, written)) in named.iter().enumerate() {
-        for &(first, other, other_written) in &named[..at] {
-            if (written || other_written) && same_file(other, path) {
+    let found: Vec<_> = named.iter().map(|(_, path, _)| Found::at(path)).collect();
+    for (at, (&(second, path, written), file)) in named.iter().zip(&found).enumerate() {
+        for (&(first, _, other_written), other) in named.iter().zip(&found).take(at) {
+            if (written || other_written) && file.is_same(other) {
                 return Err(Error::PathConflict { path: path.to_owned(), first, second });
             }
         }
@@ -543,17 +544,34 @@ fn check_paths(named: &[(&'static str, &Path, bool)]) -> Result<(), Error> {
     Ok(())
 }
 
-/// Whether two paths name one file: by another spelling, through a link of either kind, or both in the
-/// place where neither has been created yet.
-fn same_file(a: &Path, b: &Path) -> bool {
-    let inode = |path: &Path| path.metadata().ok().map(|found| (found.dev(), found.ino()));
-    let place = |path: &Path| {
-        let directory = folder_of(path).canonicalize().ok()?;
-        Some(directory.join(path.file_name()?))
-    };
-    match (inode(a), inode(b)) {
-        (None, None) => a == b || place(a).is_some_and(|a| place(b).is_some_and(|b| a == b)),
-        (a, b) => a == b,
+/// A path, and the device and inode of what is there.
+struct Found<'a> {
+    path: &'a Path,
+    inode: Option<(u64, u64)>,
+}
+
+impl<'a> Found<'a> {
+    fn at(path: &'a Path) -> Self {
+        let inode = path.metadata().ok().map(|found| (found.dev(), found.ino()));
+        Self { path, inode }
+    }
+
+    /// Whether two paths name one file: by another spelling, through a link of either kind, or both in the
+    /// place where neither has been created yet.
+    fn is_same(&self, other: &Self) -> bool {
+        match (self.inode, other.inode) {
+            (None, None) => {
+                let is_one_place =
+                    || self.place().is_some_and(|place| other.place() == Some(place));
+                self.path == other.path || is_one_place()
+            }
+            (one, other) => one == other,
+        }
+    }
+
+    fn place(&self) -> Option<PathBuf> {
+        let directory = folder_of(self.path).canonicalize().ok()?;
+        Some(directory.join(self.path.file_name()?))
     }
 }
 
