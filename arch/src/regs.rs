@@ -125,6 +125,11 @@ impl RegId {
         }
     }
 
+    /// Whether it is one of those that a vCPU with SVE has and others have not.
+    pub const fn is_of_sve(self) -> bool {
+        self.0 & FAMILY == SVE
+    }
+
     /// Its size in bytes (KVM_REG_SIZE): 1 to 2^15.
     pub const fn size(self) -> usize {
         1 << (self.0 >> SIZE_SHIFT & 0xf)

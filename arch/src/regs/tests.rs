@@ -62,6 +62,7 @@ fn affinity_leaves_the_flags_out() {
 fn registers_that_a_reset_leaves_at_zero_are_named_one_by_one() {
     let of_128_bits = RegId::new(ARM64 | 0x40 << 48 | CORE | (84 + 4 * 31));
     let vector = RegId::new(ARM64 | 0x80 << 48 | SVE);
+    assert!(vector.is_of_sve() && RegId::SVE_VLS.is_of_sve() && !of_128_bits.is_of_sve());
     let debug = |crm, op2| system(2, 0, 0, crm, op2);
     for zero in [core(0), core(30), of_128_bits, vector, debug(0, 4), debug(15, 7)] {
         assert!(zero.is_zero_at_reset(), "{zero}");
