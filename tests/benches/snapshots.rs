@@ -7,10 +7,11 @@ use std::time::Duration;
 use serde_json::json;
 use testing::figures::{Entry, counted, kept};
 use testing::guest::{Guest, Plan};
-use testing::lab::Lab;
+use testing::lab::{Lab, artifact};
 use testing::memory;
 use testing::scratch::Scratch;
 use testing::template::Holder;
+use testing::wait::until;
 use vmm::metrics::monotonic;
 
 const BENCH: &str = "snapshots";
@@ -224,5 +225,97 @@ fn diffs_of_an_idle_guest() {
             record(&format!("diff at once {time}"), spent, length());
         }
         guest.stop();
+    });
+}
+
+/// From the start of the program to an answer of the guest's agent, in instructions.
+fn answered(plan: Plan) -> u64 {
+    let before = now();
+    let guest = plan.start();
+    guest.answers();
+    ask(&guest);
+    let took = now() - before;
+    guest.stop();
+    took
+}
+
+/// Has the agent answer. What connects before a restored guest knows that its connections have ended may end with them.
+fn ask(guest: &Guest) {
+    let exec = || guest.tesseractl(&["exec", "--timeout", "120", "--", "true"]).status().unwrap();
+    until("an answer of the agent", || exec().success().then_some(()));
+}
+
+#[test]
+fn the_first_answer_of_an_agent() {
+    Lab::new().counting_instructions().timeout(LIMIT).run(|| {
+        let (scratch, others) = (Scratch::new(), Scratch::new());
+        let (folder, socket) = (scratch.join("one"), others.join("vsock"));
+        let of_tests = Plan::agent(&scratch).with("--memory", "256M").with("--mte", "require");
+        // As users boot it: tests leave out what takes most of the kernel's start.
+        let whole = Plan::bare(&artifact("Image")).initrd(&scratch.join("initrd"));
+        let whole = whole.append("quiet workload=agent").with("--memory", "256M");
+        let whole = whole.with("--mte", "require").with("--vsock", socket.to_str().unwrap());
+        let guest = of_tests.clone().start();
+        guest.answers();
+        ask(&guest);
+        guest.client().pause().unwrap();
+        save(&guest, &folder);
+        guest.stop();
+        let holder = Holder::start(&folder, &[]);
+        let elsewhere = |plan: Plan| plan.with("--vsock", socket.to_str().unwrap());
+        let mut boot = None;
+        for (case, plan) in [
+            ("booted", whole),
+            ("booted as tests do", of_tests),
+            ("restored", elsewhere(Plan::restore(&folder))),
+            ("restored lazily", elsewhere(Plan::restore(&folder).flag("--lazy"))),
+            ("restored as a clone", elsewhere(holder.plan(&folder))),
+        ] {
+            answered(plan.clone());
+            let took = answered(plan);
+            let boot = *boot.get_or_insert(took);
+            println!(
+                "{case}: {:.1} million instructions to the agent's first answer, {:.3} of a boot's",
+                millions(took),
+                took as f64 / boot as f64
+            );
+            let figure = counted(BENCH, "exec to the agent's first answer", "instructions");
+            let figure = figure.case(case).guest("256M", 1).supply("ledger");
+            let figure = match case.starts_with("restored") {
+                true => figure.at_most(boot as f64 / 10.0),
+                false => figure,
+            };
+            figure.record(took as f64);
+        }
+    });
+}
+
+/// The same guest without MTE: what is left out is to find, read, pack and check tags.
+#[test]
+fn what_tags_take_of_a_save() {
+    Lab::new().counting_instructions().timeout(LIMIT).run(|| {
+        let scratch = Scratch::new();
+        let [with, without] = ["require", "off"].map(|mte| {
+            let plan = Plan::workload("idle").append("nokaslr").with("--memory", "256M");
+            let mut guest = plan.with("--mte", mte).start();
+            guest.report("ready");
+            guest.client().pause().unwrap();
+            let folder = scratch.join(mte);
+            save(&guest, &folder);
+            let spent = save(&guest, &folder);
+            guest.stop();
+            (spent, size(&folder.join("memory")))
+        });
+        println!(
+            "256M: saved in {:.1} million instructions ({:.1} MiB), without MTE {:.1} ({:.1} MiB)",
+            millions(with.0),
+            with.1,
+            millions(without.0),
+            without.1
+        );
+        for (case, (spent, _)) in [("with tags", with), ("without MTE", without)] {
+            let figure = counted(BENCH, "save of the same guest", "instructions");
+            figure.case(case).guest("256M", 1).supply("ledger").record(spent as f64);
+        }
     });
 }
