@@ -11,7 +11,6 @@ use testing::lab::{Lab, artifact};
 use testing::memory;
 use testing::scratch::Scratch;
 use testing::template::Holder;
-use testing::wait::until;
 use vmm::metrics::monotonic;
 
 const BENCH: &str = "snapshots";
@@ -233,16 +232,10 @@ fn answered(plan: Plan) -> u64 {
     let before = now();
     let guest = plan.start();
     guest.answers();
-    ask(&guest);
+    guest.agent_answers();
     let took = now() - before;
     guest.stop();
     took
-}
-
-/// Has the agent answer. What connects before a restored guest knows that its connections have ended may end with them.
-fn ask(guest: &Guest) {
-    let exec = || guest.tesseractl(&["exec", "--timeout", "120", "--", "true"]).status().unwrap();
-    until("an answer of the agent", || exec().success().then_some(()));
 }
 
 #[test]
@@ -257,7 +250,7 @@ fn the_first_answer_of_an_agent() {
         let whole = whole.with("--mte", "require").with("--vsock", socket.to_str().unwrap());
         let guest = of_tests.clone().start();
         guest.answers();
-        ask(&guest);
+        guest.agent_answers();
         guest.client().pause().unwrap();
         save(&guest, &folder);
         guest.stop();

@@ -351,13 +351,6 @@ pub(crate) fn waits_and_prefetched(guest: &Guest) -> (u64, u64) {
     (count("demand_faults_total"), count("prefetched_chunks_total"))
 }
 
-/// Has the agent of a restored guest answer. What connects before the guest knows that its connections have ended may
-/// end with them.
-fn answers(guest: &Guest) {
-    let exec = || guest.tesseractl(&["exec", "--timeout", "60", "--", "true"]).status().unwrap();
-    until("an answer of the agent", || exec().success().then_some(()));
-}
-
 #[test]
 fn what_a_guest_touches_first_is_read_before_at_its_next_restore() {
     Lab::new().run(|| {
@@ -372,7 +365,7 @@ fn what_a_guest_touches_first_is_read_before_at_its_next_restore() {
 
         let guest = lazy().flag("--record-working-set").start();
         guest.answers();
-        answers(&guest);
+        guest.agent_answers();
         let (without, none) = waits_and_prefetched(&guest);
         guest.stop();
         let record = folder.join("memory.working-set");
@@ -384,7 +377,7 @@ fn what_a_guest_touches_first_is_read_before_at_its_next_restore() {
         guest.answers();
         until("the recorded chunks", || (waits_and_prefetched(&guest).1 == recorded).then_some(()));
         guest.client().resume().unwrap();
-        answers(&guest);
+        guest.agent_answers();
         let (with, _) = waits_and_prefetched(&guest);
         guest.stop();
         println!("waits before the first answer: {without}, with {recorded} chunks known: {with}");
@@ -395,7 +388,7 @@ fn what_a_guest_touches_first_is_read_before_at_its_next_restore() {
         fs::write(&record, damaged).unwrap();
         let guest = lazy().start();
         guest.answers();
-        answers(&guest);
+        guest.agent_answers();
         assert_eq!(waits_and_prefetched(&guest).1, 0);
         assert!(guest.tesseractl(&["stop"]).status().unwrap().success());
         let ended = guest.finish().expect_power_off();

@@ -275,6 +275,16 @@ impl Guest {
         });
     }
 
+    /// Waits until the guest's agent answers. What connects before a restored guest knows that its connections have ended
+    /// may end with them.
+    ///
+    /// # Panics
+    /// When it takes too long.
+    pub fn agent_answers(&self) {
+        let exec = || self.tesseractl(&["exec", "--timeout", "60", "--", "true"]).status().unwrap();
+        until("an answer of the agent", || exec().success().then_some(()));
+    }
+
     /// Whether the VMM has ended (proc_pid_stat(5): its state, behind its name in parentheses).
     fn has_ended(&self) -> bool {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid()));

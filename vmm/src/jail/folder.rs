@@ -10,10 +10,10 @@ use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{FlockOperation, Mode, OFlags, flock};
+use rustix::fs::{CWD, FlockOperation, Mode, flock};
 use rustix::io::Errno;
 
-use super::{Error, User};
+use super::{Error, User, steps};
 
 /// How long the end of another jail is waited for. Process 1 of one whose supervisor was killed ends its VM at once, and
 /// removes its control group.
@@ -44,7 +44,7 @@ impl Folder {
         let path = path.canonicalize().map_err(failed)?;
         // Of what is open, whatever has its path by now.
         let open = || -> io::Result<(OwnedFd, bool)> {
-            let fd = open_folder(&path)?;
+            let fd = steps::open(CWD, &path)?;
             let owner = rustix::fs::fstat(&fd)?.st_uid;
             let is_empty = || -> io::Result<bool> {
                 let open = format!("/proc/self/fd/{}", fd.as_raw_fd());
@@ -76,7 +76,7 @@ impl Folder {
     /// When another folder has its path by now.
     pub(super) fn open_again(&self) -> Result<OwnedFd, Error> {
         let open = || -> io::Result<OwnedFd> {
-            let fd = open_folder(&self.path)?;
+            let fd = steps::open(CWD, &self.path)?;
             let (now, then) = (rustix::fs::fstat(&fd)?, rustix::fs::fstat(&self.fd)?);
             match (now.st_dev, now.st_ino) == (then.st_dev, then.st_ino) {
                 true => Ok(fd),
@@ -108,11 +108,6 @@ fn lock(folder: &OwnedFd, patience: Duration) -> Result<(), Errno> {
             locked => return locked,
         }
     }
-}
-
-fn open_folder(path: &Path) -> io::Result<OwnedFd> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    Ok(rustix::fs::open(path, flags, Mode::empty())?)
 }
 
 #[cfg(test)]

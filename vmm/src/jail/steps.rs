@@ -42,7 +42,11 @@ fn step_to(from: &OwnedFd, name: &Path, mode: Mode) -> Result<OwnedFd, Errno> {
     open(from, name)
 }
 
-fn open(from: impl AsFd, name: &Path) -> Result<OwnedFd, Errno> {
+/// Opens a folder that is there. The name is no link.
+///
+/// # Errors
+/// What the kernel answers.
+pub(super) fn open(from: impl AsFd, name: &Path) -> Result<OwnedFd, Errno> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     rustix::fs::openat(from, name, flags, Mode::empty())
 }

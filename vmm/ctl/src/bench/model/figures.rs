@@ -48,7 +48,7 @@ pub struct Modelled {
     pub vms: (u64, u64),
 }
 
-/// Models all cases. `progress` hears of each.
+/// Models all cases. `progress` is called for each.
 ///
 /// # Errors
 /// As [`run`].

@@ -7,8 +7,8 @@
 //! | `host` | a host: the pool, a node, memory |
 //! | `figures` | what is modelled, and the figures of it |
 //!
-//! One host is modelled at a time: nothing that happens on one changes another, once the VMs have their places. docs/benchmarks.md says
-//! what is taken from where.
+//! One host is modelled at a time: nothing that happens on one changes another, once the VMs have their places.
+//! docs/benchmarks.md says what is taken from where.
 
 pub mod dice;
 pub mod figures;

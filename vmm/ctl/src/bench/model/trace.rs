@@ -66,7 +66,7 @@ pub struct Scale {
 /// A VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Vm {
-    /// Its number, by which it is told from all others.
+    /// Its number, which no other has.
     pub number: u64,
     /// When it starts, in seconds.
     pub start: u64,
