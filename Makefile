@@ -4,7 +4,6 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.NOTPARALLEL:
 .DEFAULT_GOAL := help
 
 BUILD := $(or $(CARGO_TARGET_DIR),target)
@@ -31,11 +30,18 @@ endif
 include $(LAB_DIRECTORY)/setup.mk
 endif
 
-# make starts over when setup.sh changes the file, and goes on when it does not.
+# One goal after the other, but for `built`, which make starts itself when the machine is set up.
+ifeq ($(MAKECMDGOALS),built)
+include $(LAB_DIRECTORY)/setup.mk
+else
+.NOTPARALLEL:
+
+# make starts over when setup.sh changes the file, and continues when it does not.
 $(LAB_DIRECTORY)/setup.mk: FORCE
 	@tests/lab/setup.sh $(SETUP_GOALS)
+endif
 
-.PHONY: FORCE help setup run shell lab test check bench lint clean programs docs-generated install install-guest deb nested-tests nested-benches artifacts peers calls image image-tests soak fuzz release-programs reproducible audit sbom mutants miri
+.PHONY: FORCE built help setup run shell lab test check bench lint clean programs docs-generated install install-guest deb nested-tests nested-benches artifacts peers calls image image-tests soak fuzz release-programs reproducible audit sbom mutants miri
 
 help:
 	@printf '%s\n' \
@@ -131,8 +137,11 @@ install-tests = mkdir -p $(LAB_DIRECTORY)/tests; \
 	      $(call install-changed,$$program,$(LAB_DIRECTORY)/tests/$$name); \
 	    done
 
-nested-tests: programs
-	@$(call install-tests,--profile nested)
+nested-tests: $(LAB_DIRECTORY)/setup.mk
+	@$(call install-tests,--profile nested --test nested)
+
+# The release build is linked by one processor: the build of the tests has the other.
+built: artifacts nested-tests
 
 # As users have it: some benches call the VMM's own code.
 nested-benches: programs
@@ -167,7 +176,8 @@ lab: artifacts
 	echo "make lab: $$LAB_SCRIPT ended with status $$status"; exit $$status
 
 # The kernels of the tests' hosts come first: a slow download is no slow test.
-test: artifacts nested-tests
+test: $(LAB_DIRECTORY)/setup.mk
+	@$(MAKE) --no-print-directory -j2 built
 	@for package in $(HOST_KERNELS); do $(LAB) fetch --package $$package >/dev/null; done
 	@tests/lab/test.sh $(if $(LONG),all,nested)
 
