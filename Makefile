@@ -41,7 +41,7 @@ $(LAB_DIRECTORY)/setup.mk: FORCE
 	@tests/lab/setup.sh $(SETUP_GOALS)
 endif
 
-.PHONY: FORCE built help setup run shell lab test check bench lint clean programs docs-generated install install-guest deb nested-tests nested-benches artifacts peers calls image image-tests soak fuzz release-programs reproducible audit sbom mutants miri
+.PHONY: FORCE built unit-tests help setup run shell lab test check bench lint clean programs docs-generated install install-guest deb nested-tests nested-benches artifacts peers calls image image-tests soak fuzz release-programs reproducible audit sbom mutants miri
 
 help:
 	@printf '%s\n' \
@@ -140,8 +140,12 @@ install-tests = mkdir -p $(LAB_DIRECTORY)/tests; \
 nested-tests: $(LAB_DIRECTORY)/setup.mk
 	@$(call install-tests,--profile nested --test nested)
 
-# The release build is linked by one processor: the build of the tests has the other.
-built: artifacts nested-tests
+# What test.sh builds first.
+unit-tests: $(LAB_DIRECTORY)/setup.mk
+	@cargo nextest run --no-run --workspace --exclude tessera-tests
+
+# The release build is linked by one processor: the builds of the tests have the other.
+built: artifacts nested-tests unit-tests
 
 # As users have it: some benches call the VMM's own code.
 nested-benches: programs
