@@ -61,6 +61,17 @@ impl Setting {
     }
 }
 
+/// How long a group is there.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Life {
+    /// It ends with the VM, and the group in which it is with the last VM.
+    WithParent,
+    /// It ends with the VM.
+    Alone,
+    /// It is another's to remove, who may have made it as well.
+    Kept,
+}
+
 /// A group that is to be made, or that was.
 #[derive(Debug)]
 pub(super) struct Group {
@@ -68,10 +79,7 @@ pub(super) struct Group {
     hierarchy: OwnedFd,
     mounted_at: PathBuf,
     parent: PathBuf,
-    /// Whether the group in which it is goes with the last one in it.
-    removes_parent: bool,
-    /// Whether it is another's to remove, who may have made it as well.
-    stays: bool,
+    life: Life,
     name: String,
     settings: Vec<Setting>,
 }
@@ -90,8 +98,10 @@ impl Group {
         if !settings.iter().any(|setting| setting.file == file) {
             settings.push(Setting { file: file.to_owned(), value: value.to_owned() });
         }
-        let removes_parent = parent.is_none();
-        Self::new(parent.unwrap_or(DEFAULT_PARENT), removes_parent, name, settings)
+        match parent {
+            None => Self::new(DEFAULT_PARENT, Life::WithParent, name, settings),
+            Some(parent) => Self::new(parent, Life::Alone, name, settings),
+        }
     }
 
     /// One that stays, as Firecracker's jailer makes it, with these settings and no others. One that is there is taken.
@@ -103,23 +113,18 @@ impl Group {
         name: String,
         settings: Vec<Setting>,
     ) -> Result<Self, Error> {
-        Ok(Self { stays: true, ..Self::new(parent, false, name, settings)? })
+        Self::new(parent, Life::Kept, name, settings)
     }
 
-    fn new(
-        parent: &str,
-        removes_parent: bool,
-        name: String,
-        settings: Vec<Setting>,
-    ) -> Result<Self, Error> {
+    fn new(parent: &str, life: Life, name: String, settings: Vec<Setting>) -> Result<Self, Error> {
         let mounted_at = hierarchy().ok_or(Error::NoCgroups)?;
-        Self::in_hierarchy(mounted_at, parent, removes_parent, name, settings)
+        Self::in_hierarchy(mounted_at, parent, life, name, settings)
     }
 
     fn in_hierarchy(
         mounted_at: PathBuf,
         parent: &str,
-        removes_parent: bool,
+        life: Life,
         name: String,
         settings: Vec<Setting>,
     ) -> Result<Self, Error> {
@@ -129,8 +134,7 @@ impl Group {
         let opened = rustix::fs::open(&mounted_at, flags, Mode::empty());
         let hierarchy = opened.map_err(|errno| failed(errno.into()))?;
         let parent = PathBuf::from(parent);
-        let stays = false;
-        let group = Self { hierarchy, mounted_at, parent, removes_parent, stays, name, settings };
+        let group = Self { hierarchy, mounted_at, parent, life, name, settings };
         group.check_controllers()?;
         Ok(group)
     }
@@ -181,7 +185,7 @@ impl Group {
                 // The last VM of the parent may end meanwhile, and remove it.
                 Err(Errno::NOENT) => {}
                 // A VM whose supervisor was killed is in it a moment longer.
-                Err(Errno::BUSY) if !self.stays => sleep(PAUSE),
+                Err(Errno::BUSY) if self.life != Life::Kept => sleep(PAUSE),
                 _ => break,
             }
         }
@@ -210,7 +214,7 @@ impl Group {
     fn make_group(&self) -> Result<(), Errno> {
         let (path, mode) = (self.path(), Mode::from_raw_mode(0o755));
         match rustix::fs::mkdirat(&self.hierarchy, &path, mode) {
-            Err(Errno::EXIST) if self.stays => match self.has_processes(&path) {
+            Err(Errno::EXIST) if self.life == Life::Kept => match self.has_processes(&path) {
                 true => Err(Errno::BUSY),
                 false => Ok(()),
             },
@@ -274,7 +278,7 @@ impl Group {
                 _ => break,
             }
         }
-        if self.removes_parent {
+        if self.life == Life::WithParent {
             // Others may be in it.
             let _ = rustix::fs::unlinkat(&self.hierarchy, &self.parent, AtFlags::REMOVEDIR);
         }
@@ -381,7 +385,13 @@ mod tests {
 
     fn group(root: &tempfile::TempDir, parent: &str, settings: &[&str]) -> Result<Group, Error> {
         let settings = settings.iter().map(|text| text.parse().unwrap()).collect();
-        Group::in_hierarchy(root.path().to_owned(), parent, true, "vm".to_owned(), settings)
+        Group::in_hierarchy(
+            root.path().to_owned(),
+            parent,
+            Life::WithParent,
+            "vm".to_owned(),
+            settings,
+        )
     }
 
     #[test]
@@ -428,7 +438,7 @@ mod tests {
         fs::create_dir_all(&inner).unwrap();
         let refused = made_anew.make_folders().unwrap_err();
 
-        let stays = Group { stays: true, ..made_anew };
+        let stays = Group { life: Life::Kept, ..made_anew };
         stays.make_folders().unwrap();
 
         assert!(matches!(refused, Error::GroupInUse(_)), "{refused}");

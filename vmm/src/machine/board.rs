@@ -148,10 +148,7 @@ impl Board {
             }
             Ok(Origin::Kernel { loaded, holder })
         })?;
-        match spec.boot_image && board.is_off_a_node() {
-            true => Err(Error::BootImageOnNode),
-            false => Ok(board),
-        }
+        board.check_placement(spec.boot_image, Error::BootImageOnNode)
     }
 
     /// Makes the VM of a saved state, with its memory. The description is that of the VM that was saved.
@@ -172,17 +169,18 @@ impl Board {
             let (lazy, holder) = memory.restore(ram, tags)?;
             Ok(Origin::Saved { state: Box::new(state), lazy, holder })
         })?;
-        match shared && board.is_off_a_node() {
-            true => Err(Error::SharedOnNode),
-            false => Ok(board),
-        }
+        board.check_placement(shared, Error::SharedOnNode)
     }
 
-    /// Whether its memory is to be kept off a node at times. The rule that does so is that of its mappings, which a
-    /// template's take the place of.
-    fn is_off_a_node(&self) -> bool {
-        self.placement.as_ref().is_some_and(BorrowerLease::is_on_node)
-            || self.tags.as_ref().is_some_and(TagReservation::is_on_node)
+    /// Refuses a board of which some memory is `shared`, if its memory is to be kept off a node at times: the rule that
+    /// does so is that of its mappings, which a template's take the place of.
+    fn check_placement(self, shared: bool, refused: Error) -> Result<Self, Error> {
+        let kept_off = self.placement.as_ref().is_some_and(BorrowerLease::is_on_node)
+            || self.tags.as_ref().is_some_and(TagReservation::is_on_node);
+        match shared && kept_off {
+            true => Err(refused),
+            false => Ok(self),
+        }
     }
 
     fn make(
