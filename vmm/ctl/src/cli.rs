@@ -10,6 +10,7 @@ use vmm::config::RunArgs;
 
 use crate::bench::{MAX_TEXT, check_note};
 use crate::commands;
+use crate::commands::fleet::args::FleetCommand;
 use crate::failure::Failure;
 use crate::guest::args::{AgentArgs, CopyArgs, ExecArgs, ProxyArgs, ShellArgs};
 use crate::output::Form;
@@ -100,6 +101,9 @@ pub enum Command {
     TagStorage(OfVm),
     /// Show a broker's tag storage: blocks by state, and the leases of VMs
     Pool(PoolArgs),
+    /// Run VMs as jobs of Slurm, which places them by memory and tag storage
+    #[command(subcommand)]
+    Fleet(FleetCommand),
     /// Make a report of what benches have found, or show what has moved between two
     #[command(subcommand)]
     Bench(BenchCommand),
@@ -495,6 +499,7 @@ pub fn run(arguments: Arguments) -> Result<u8, Failure> {
         Command::Footprint(of) => commands::status::footprint(&of, form),
         Command::TagStorage(of) => commands::status::tag_storage(&of, form),
         Command::Pool(args) => commands::pool::pool(&args, form),
+        Command::Fleet(command) => return commands::fleet::fleet(&command, form),
         Command::Bench(command) => return commands::bench::bench(&command, form),
     }
     .map(|()| 0)

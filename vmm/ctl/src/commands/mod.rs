@@ -5,6 +5,7 @@ pub mod bench;
 pub mod clone;
 pub mod console;
 pub mod events;
+pub mod fleet;
 pub mod guest;
 pub mod kill;
 pub mod list;
