@@ -137,7 +137,18 @@ fn a_pool_is_a_generic_resource_whose_count_is_updated_where_it_differs() {
     fs::remove_file(directory.path().join("calls")).unwrap();
     stand_in(&directory, "scontrol", "echo 'NodeName=n1 Gres=tagmib:4 State=IDLE'");
     assert_eq!(gres(&update).stdout, b"n1: Gres=tagmib:4, as it was\n");
-    assert_eq!(calls(&directory), "scontrol --oneliner show node n1\n");
+    assert_eq!(calls(&directory), "scontrol --oneliner --details show node n1\n");
+
+    stand_in(
+        &directory,
+        "scontrol",
+        "echo 'NodeName=n1 Gres=tagmib:7 GresUsed=tagmib:2 State=IDLE'",
+    );
+    let refused = gres(&update);
+    assert_eq!(refused.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(said.contains("Slurm counts 7, and jobs use it"), "{said}");
+    assert!(!calls(&directory).contains("scontrol update"), "{}", calls(&directory));
 
     stand_in(&directory, "scontrol", "echo 'Node n1 not found' >&2; exit 1");
     let refused = gres(&update);

@@ -26,7 +26,7 @@ pub struct GresArgs {
     /// Print the line for gres.conf instead of that for slurm.conf
     #[arg(long, conflicts_with_all = ["update", "json"])]
     pub gres_conf: bool,
-    /// Set Slurm's count for the node where it differs; other generic resources of the node stay
+    /// Set Slurm's count for the node where it differs and no job uses it; other generic resources of the node stay
     #[arg(long)]
     pub update: bool,
     /// Slurm's program scontrol

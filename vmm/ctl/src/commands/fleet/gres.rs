@@ -72,10 +72,18 @@ fn name_of(args: &GresArgs) -> Result<String, Failure> {
 
 /// Whether Slurm's count differed.
 fn update(args: &GresArgs, node: &str, mib: u64) -> Result<bool, Failure> {
-    let line = call(&args.scontrol, &["--oneliner", "show", "node", node])?;
+    let line = call(&args.scontrol, &["--oneliner", "--details", "show", "node", node])?;
     let list = field(&line, "Gres").unwrap_or_default();
-    if tag_storage(list) == mib {
+    let counted = tag_storage(list);
+    if counted == mib {
         return Ok(false);
+    }
+    // The node's next registration would drain it (_node_config_validate of Slurm's gres.c), and not be taken back.
+    if field(&line, "GresUsed").is_some_and(|used| tag_storage(used) > 0) {
+        return Err(Failure::refused(format!(
+            "{node} has {mib} MiB of tag storage, Slurm counts {counted}, and jobs use it: drain the node, and update \
+             it when they have ended"
+        )));
     }
     let list = with_tag_storage(list, mib);
     call(&args.scontrol, &["update", &format!("NodeName={node}"), &format!("Gres={list}")])?;

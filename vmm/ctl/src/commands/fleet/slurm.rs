@@ -53,14 +53,20 @@ mod tests {
 
     #[test]
     fn a_program_that_is_missing_or_fails_is_an_error() {
-        let missing = call::<&str>(Path::new("/nonexistent/scontrol"), &[]).unwrap_err();
-        assert_eq!(missing.code, EXIT_UNREACHABLE);
-        assert!(missing.message.contains("install slurm-client"), "{}", missing.message);
+        let failure = |program: &str, words: &[&str]| {
+            let failure = call(Path::new(program), words).err();
+            failure.map(|failure| (failure.code, failure.message))
+        };
 
-        let failed = call(Path::new("sh"), &["-c", "echo no such node >&2; exit 1"]).unwrap_err();
-        assert_eq!(failed.code, EXIT_REFUSED);
-        assert!(failed.message.ends_with("no such node"), "{}", failed.message);
+        let (code, message) = failure("/nonexistent/scontrol", &[]).unwrap_or_default();
+        assert_eq!(code, EXIT_UNREACHABLE);
+        assert!(message.contains("install slurm-client"), "{message}");
 
-        assert_eq!(call(Path::new("echo"), &["a"]).unwrap(), "a\n");
+        let script = ["-c", "echo no such node >&2; exit 1"];
+        let (code, message) = failure("sh", &script).unwrap_or_default();
+        assert_eq!(code, EXIT_REFUSED);
+        assert!(message.ends_with("no such node"), "{message}");
+
+        assert_eq!(call(Path::new("echo"), &["a"]), Ok("a\n".to_owned()));
     }
 }
