@@ -54,6 +54,12 @@ host)
     put 644 "$resources/openapi.yaml" share/tessera/openapi.yaml
     put 644 "$resources/grafana/tessera.json" share/tessera/grafana/tessera.json
     put 644 "$resources/demo.json" share/tessera/demo.json
+    for file in tessera.conf gres.conf tessera-fleet.default; do
+        put 644 "$resources/fleet/slurm/$file" "share/tessera/fleet/slurm/$file"
+    done
+    for file in slurm/prolog slurm/epilog slurm/health slurm/vm.job pacemaker/vm; do
+        put 755 "$resources/fleet/$file" "share/tessera/fleet/$file"
+    done
     for file in "$root/README.md" "$root"/docs/*.md "$root"/docs/*.svg "$root"/docs/*.png; do
         case ${file##*/} in
         # For those who build it.

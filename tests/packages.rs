@@ -124,6 +124,9 @@ fn packages_have_what_they_are_to_have_where_it_belongs() {
         "/usr/share/doc/tessera/changelog.gz",
         "/usr/share/doc/tessera/install.md",
         "/usr/share/tessera/demo.json",
+        "/usr/share/tessera/fleet/pacemaker/vm",
+        "/usr/share/tessera/fleet/slurm/tessera.conf",
+        "/usr/share/tessera/fleet/slurm/vm.job",
         "/usr/share/tessera/openapi.yaml",
         "/usr/share/tessera/grafana/tessera.json",
         "/etc/tessera/",
@@ -147,6 +150,13 @@ fn packages_have_what_they_are_to_have_where_it_belongs() {
             let wanted = match path.as_str() {
                 path if path.ends_with('/') => "drwxr-xr-x root/root",
                 path if path.starts_with("/usr/bin/") => "-rwxr-xr-x root/root",
+                // Scripts and settings of a fleet.
+                path if path.starts_with("/usr/share/tessera/fleet/") => {
+                    match path.contains('.') && !path.ends_with(".job") {
+                        true => "-rw-r--r-- root/root",
+                        false => "-rwxr-xr-x root/root",
+                    }
+                }
                 _ => "-rw-r--r-- root/root",
             };
             assert_eq!(mode, wanted, "{path}");

@@ -263,6 +263,7 @@ fn the_scripts_are_sound() {
         "resources/fleet/slurm/vm.job",
         "resources/fleet/pacemaker/vm",
         "tests/fleet/slurm.sh",
+        "tests/fleet/slurm.sh",
         "tests/fleet/pacemaker.sh",
     ];
     for file in files {
