@@ -25,8 +25,8 @@ Exit codes:
   64  the command line is wrong
   65  a file of figures (bench) is not one, or its figures contradict each other
   69  the VM or the broker cannot be reached, or does not run
-`run` ends as `tessera run` does where the VM does not start. `exec` and `shell` end as their command does,
-with 128 and the number of the signal that ended it:
+`run` ends as `tessera run` does where the VM does not start, `fleet run` as its job does.
+`exec` and `shell` end as their command does, with 128 and the number of the signal that ended it:
   125 tesseractl itself failed  126 the command cannot be executed  127 there is no such command";
 
 /// Start VMs, watch and control them, and work in their guests
