@@ -190,6 +190,7 @@ fn the_first_level_of_caches_is_in_the_cpu_and_leads_to_the_others() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "minutes: 512 CPUs, and no unsafe code")]
 fn every_cpu_has_caches_of_its_own() {
     let (cpus, caches) = (mpidrs(512), server());
     let gic = Gic::V3 { cpus: 512 };
@@ -208,6 +209,7 @@ fn every_cpu_has_caches_of_its_own() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "minutes: 512 CPUs, and no unsafe code")]
 fn every_cache_has_a_handle_of_its_own() {
     let (cpus, caches) = (mpidrs(512), server_with("0"));
     let gic = Gic::V3 { cpus: 512 };
@@ -272,6 +274,7 @@ fn the_timer_of_a_gicv2_names_every_cpu() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "minutes: 512 CPUs, and no unsafe code")]
 fn a_gicv3_has_one_region_of_redistributors() {
     let blob = blob(512, Gic::V3 { cpus: 512 });
     let fdt = Fdt::new(&blob).unwrap();
@@ -400,6 +403,7 @@ fn virtio_nodes(count: u32) -> Vec<MmioNode> {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "minutes: 512 CPUs, and no unsafe code")]
 fn the_room_holds_every_device_and_the_longest_command_line() {
     let (line, nodes) = ("x".repeat(MAX_COMMAND_LINE), virtio_nodes(layout::MAX_VIRTIO_DEVICES));
     let caches = server();
@@ -457,6 +461,7 @@ fn parts_that_contradict_each_other_are_refused() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "minutes: 30,000 ranges of memory, and no unsafe code")]
 fn a_tree_larger_than_linux_takes_is_refused() {
     let cpus = mpidrs(2);
     let base = |n: u64| GuestAddress(layout::RAM_BASE.raw_value() + n * 0x20_0000);
@@ -506,6 +511,7 @@ proptest! {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "minutes: up to 512 CPUs, and no unsafe code")]
     fn every_number_of_cpus_is_described(count in 1u64..=512) {
         let blob = blob(count, Gic::V3 { cpus: count as u32 });
         let fdt = Fdt::new(&blob).unwrap();
@@ -527,6 +533,7 @@ fn the_interrupt_of_a_pmu_is_a_level_that_is_high() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "minutes: it looks at each byte of two trees, and no unsafe code")]
 fn a_pmu_is_described_where_there_is_one() {
     let (cpus, gic) = (mpidrs(2), Gic::V3 { cpus: 2 });
     let with = |pmu| Tree { pmu, ..tree(&cpus, &gic) }.build().unwrap();
