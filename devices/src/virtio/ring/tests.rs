@@ -142,6 +142,7 @@ fn a_completed_chain_is_in_the_used_ring_with_its_length() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "minutes: 70,000 turns, each of which other tests make")]
 fn indices_pass_65536_and_go_on() {
     let mut bench = Bench::with_event_idx(2);
     for turn in 0..70_000_u32 {

@@ -162,8 +162,8 @@ impl Model {
     }
 }
 
-/// Runs of 100 steps; together a hundred thousand.
-const RUNS: u32 = 1000;
+/// Runs of 100 steps; together a hundred thousand, and a few where each step is interpreted.
+const RUNS: u32 = if cfg!(miri) { 2 } else { 1000 };
 
 #[test]
 fn a_driver_gets_every_frame_whole_and_in_order() {
