@@ -13,6 +13,7 @@ pub mod calls;
 pub mod client;
 pub mod control_group;
 pub mod dice;
+pub mod fault_prices;
 pub mod faults;
 pub mod figures;
 pub mod first_entry;
