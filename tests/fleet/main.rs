@@ -252,28 +252,3 @@ fn sigterm_shuts_the_guest_down_and_does_not_end_the_vmm() {
     assert!(node.calls().contains("tesseractl stop slurm-7 --timeout 60"), "{}", node.calls());
     assert!(!node.calls().contains("--force"), "{}", node.calls());
 }
-
-#[test]
-fn the_scripts_are_sound() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
-    let files = [
-        "resources/fleet/slurm/prolog",
-        "resources/fleet/slurm/epilog",
-        "resources/fleet/slurm/health",
-        "resources/fleet/slurm/vm.job",
-        "resources/fleet/pacemaker/vm",
-        "tests/fleet/slurm.sh",
-        "tests/fleet/slurm.sh",
-        "tests/fleet/pacemaker.sh",
-    ];
-    for file in files {
-        succeeded(&Command::new("bash").arg("-n").arg(root.join(file)).output().unwrap());
-    }
-    // Where it is: no test of this project installs packages.
-    match Command::new("shellcheck").args(files).current_dir(root).output() {
-        Ok(output) => {
-            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout))
-        }
-        Err(error) => eprintln!("shellcheck is not run ({error}): apt-get install shellcheck"),
-    }
-}
