@@ -252,3 +252,151 @@ fn sigterm_shuts_the_guest_down_and_does_not_end_the_vmm() {
     assert!(node.calls().contains("tesseractl stop slurm-7 --timeout 60"), "{}", node.calls());
     assert!(!node.calls().contains("--force"), "{}", node.calls());
 }
+
+/// A node whose job moves: `saved` is its snapshot in the shared folder.
+struct Moving {
+    node: Node,
+    shared: PathBuf,
+    saved: PathBuf,
+}
+
+impl Moving {
+    fn new() -> Self {
+        let node = Node::new();
+        let shared = node.0.join("shared");
+        fs::create_dir_all(&shared).unwrap();
+        fs::create_dir_all(node.jobs().join("7")).unwrap();
+        let saved = shared.join("slurm-7/vm");
+        Self { node, shared, saved }
+    }
+
+    fn with_snapshot() -> Self {
+        let moving = Self::new();
+        fs::create_dir_all(&moving.saved).unwrap();
+        fs::write(moving.saved.join("state"), "").unwrap();
+        moving
+    }
+
+    fn run(&self, words: &[&str]) -> Output {
+        let shared = self.shared.to_str().unwrap();
+        self.node.run("vm.job", &[("TESSERA_FLEET_MOVE", shared)], words)
+    }
+
+    /// A VM that has the job signalled, and ends as `tesseractl` does what `off` says to.
+    fn signalled(&self, restarts: &str, tesseractl: &str) -> Output {
+        let off = self.node.0.join("off");
+        let job = format!("echo 'JobId=7 Requeue=1 Restarts={restarts} BatchFlag=1'");
+        self.node.stand_in("scontrol", &job);
+        let vm = format!(
+            "kill -TERM $PPID $$; until test -e '{}'; do sleep 0.01; done; exit 12",
+            off.display()
+        );
+        self.node.stand_in("tessera", &vm);
+        let stop = format!("test \"$1\" != stop || touch '{}'", off.display());
+        self.node.stand_in("tesseractl", &format!("{tesseractl}\n{stop}"));
+        self.run(&["--kernel", "Image"])
+    }
+}
+
+const SAVES: &str = "test \"$1\" != snapshot || { mkdir \"$3\" && touch \"$3/state\"; }";
+
+#[test]
+fn a_job_that_is_requeued_is_saved_in_the_shared_folder() {
+    let moving = Moving::new();
+
+    let output = moving.signalled("1", SAVES);
+
+    let (calls, saved) = (moving.node.calls(), moving.saved.display());
+    let allowed = format!("--allow {} --kernel Image\n", moving.shared.join("slurm-7").display());
+    assert!(calls.contains(&allowed), "{calls}");
+    let save = format!("tesseractl snapshot slurm-7 {saved} --keep-paused --timeout 60\n");
+    assert!(calls.contains(&save), "{calls} {output:?}");
+    assert!(calls.contains("tesseractl stop slurm-7 --force"), "{calls}");
+    assert!(!calls.contains("tesseractl stop slurm-7 --timeout"), "{calls}");
+    assert!(moving.saved.join("state").exists());
+    let folder = fs::metadata(moving.shared.join("slurm-7")).unwrap();
+    assert_eq!(folder.mode() & 0o7777, 0o700);
+}
+
+#[test]
+fn a_job_that_is_cancelled_or_cannot_be_saved_is_shut_down() {
+    for (restarts, tesseractl, tried) in
+        [("0", SAVES, false), ("1", "test $1 != snapshot || exit 1", true)]
+    {
+        let moving = Moving::new();
+
+        moving.signalled(restarts, tesseractl);
+
+        let calls = moving.node.calls();
+        assert_eq!(calls.contains("tesseractl snapshot"), tried, "{calls}");
+        assert!(calls.contains("tesseractl stop slurm-7 --timeout 60"), "{calls}");
+        assert!(!moving.shared.join("slurm-7").exists());
+    }
+}
+
+#[test]
+fn a_saved_vm_continues_with_its_snapshot_out_of_the_way() {
+    let moving = Moving::with_snapshot();
+    let (runs, saved) = (moving.node.0.join("runs"), moving.saved.display());
+    // The guest runs from the resume on.
+    let vm = format!("until test -e '{}'; do sleep 0.01; done", runs.display());
+    moving.node.stand_in("tessera", &vm);
+    let client = format!(
+        "case $1 in status) echo '  \"state\": \"Paused\",' ;; resume) test -e '{saved}' || touch '{}' ;; esac",
+        runs.display()
+    );
+    moving.node.stand_in("tesseractl", &client);
+
+    let output =
+        moving.run(&["--kernel", "Image", "--serial", "none", "--log=/log", "--memory", "1G"]);
+
+    succeeded(&output);
+    let calls = moving.node.calls();
+    let words = format!("--restore {saved} --paused --serial none --log=/log\n");
+    assert!(calls.contains(&words), "{calls}");
+    assert!(!moving.shared.join("slurm-7").exists());
+}
+
+#[test]
+fn a_vm_that_a_host_does_not_restore_is_held_with_its_snapshot() {
+    let configuration = fs::read_to_string(scripts().join("tessera.conf")).unwrap();
+    assert!(configuration.lines().any(|line| line == "RequeueExitHold=75"));
+    let moving = Moving::with_snapshot();
+    moving.node.stand_in("tessera", "echo 'tessera: this host has no MTE' >&2; exit 69");
+
+    let output = moving.run(&["--kernel", "Image"]);
+
+    assert_eq!(output.status.code(), Some(75), "{output:?}");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("tessera: this host has no MTE"), "{said}");
+    assert!(said.contains("scontrol update JobId=7 ExcNodeList=n1; scontrol release 7"), "{said}");
+    assert!(moving.saved.join("state").exists());
+
+    // What may be better another time is requeued as ever, and the snapshot stays, too.
+    moving.node.stand_in("tessera", "exit 15");
+    assert_eq!(moving.run(&[]).status.code(), Some(15));
+    assert!(moving.saved.join("state").exists());
+}
+
+#[test]
+fn a_vm_that_does_not_continue_before_its_job_ends_keeps_its_snapshot() {
+    let moving = Moving::with_snapshot();
+
+    moving.signalled("0", SAVES);
+
+    let calls = moving.node.calls();
+    assert!(calls.contains("tesseractl stop slurm-7 --force"), "{calls}");
+    assert!(!calls.contains("tesseractl snapshot"), "{calls}");
+    assert!(moving.saved.join("state").exists());
+}
+
+#[test]
+fn a_job_is_sent_elsewhere_where_the_shared_folder_is_missing() {
+    let moving = Moving::new();
+    fs::remove_dir(&moving.shared).unwrap();
+
+    let output = moving.run(&["--kernel", "Image"]);
+
+    assert_eq!(output.status.code(), Some(73), "{output:?}");
+    assert!(!moving.node.calls().contains("tessera run"), "{}", moving.node.calls());
+}
