@@ -63,13 +63,23 @@ until_true() {
 
 # ---- programs and configuration ----
 
-mkdir -p "$bin" "$work/vm" "$share" "$work"/{state,spool,out,brokers,vms}
+mkdir -p "$bin" "$work/vm" "$share" "$work"/{state,spool,out,brokers,vms,moves}
 chmod 777 "$work/out"
+chmod 1777 "$work/moves"
 cp "$built/examples/fake_vm" "$work/vm/tessera"
-cp "$built/tesseractl" "$bin/tesseractl"
+# The stand-in has no memory to save: what is saved is a folder with a file.
+cat >"$bin/tesseractl" <<END
+#!/bin/sh
+[ "\$1" != snapshot ] || { mkdir "\$3" && exec touch "\$3/state"; }
+exec $built/tesseractl "\$@"
+END
+chmod 755 "$bin/tesseractl"
 # `tessera run` is the stand-in. It takes no signal of the job's, as the VM does not.
 cat >"$bin/tessera" <<END
 #!/bin/sh
+case "\$* " in
+"run "*--restore*) [ ! -e $work/differs-\$SLURMD_NODENAME ] || { echo 'tessera: this host has no MTE' >&2; exit 69; } ;;
+esac
 case \$1 in
 run) exec $work/vm/tessera "\$@" ;;
 doctor) exec test ! -e $work/sick-\$SLURMD_NODENAME ;;
@@ -244,6 +254,34 @@ job=$(submit 1 50M --kernel Image --cmdline fail=14)
 until_true 240 "job $job is given up" state_is "$job" FAILED
 { is job "$job" Restarts 1 && is job "$job" ExitCode 1:0; } || die "$(scontrol show job "$job")"
 say "job $job (exit code 14) was requeued once, then given up"
+
+# ---- a VM that moves: from a node that is drained, past one that does not restore it ----
+
+job=$(TESSERA_FLEET_MOVE=$work/moves submit 1 50M --kernel Image --cmdline memory)
+until_true 60 "job $job runs" state_is "$job" RUNNING
+from=$(field job "$job" BatchHost)
+saved=$work/moves/slurm-$job
+up() { pgrep -f "^$work/vm/tessera run --id slurm-$job .*${1:-}" >/dev/null; }
+until_true 30 "the VM of job $job" up
+for name in $nodes; do [[ $name == "$from" ]] || touch "$work/differs-$name"; done
+scontrol update NodeName="$from" State=DRAIN Reason=maintenance
+scontrol requeue "$job"
+until_true 30 "job $job is saved" test -e "$saved/vm/state"
+until_true 30 "job $job is requeued" is job "$job" Restarts 1
+until_true 240 "job $job is held" is job "$job" Priority 0
+[[ -e $saved/vm/state ]] || die 'the snapshot of a job that is held is gone'
+say "job $job was saved on $from and is held: $(squeue -h -j "$job" -o '%T %r')"
+grep -h 'vm.job:\|no MTE' "$work/out/$job"
+rm "$work"/differs-*
+scontrol release "$job"
+until_true 240 "job $job runs again" state_is "$job" RUNNING
+until_true 30 "the VM of job $job continues" up --restore
+is job "$job" BatchHost "$from" && die "job $job runs on $from, which is drained"
+until_true 30 'the snapshot has been used' test ! -e "$saved/vm"
+say "job $job continues on $(field job "$job" BatchHost)"
+scontrol update NodeName="$from" State=RESUME
+scancel "$job"
+until_true 60 "the folder of job $job is gone" test ! -e "$saved"
 
 # ---- tesseractl fleet run ----
 
