@@ -4,11 +4,10 @@
 //! The memory has been touched and freed, and is in huge pages of the host. Both guests are the same: its driver lists
 //! up to 256 single pages, and waits for each list to be answered.
 
-use std::fs;
-use std::io::{BufRead, BufReader, Lines, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -18,7 +17,7 @@ use testing::lab::{Lab, artifact, program, programs};
 use testing::scratch::Scratch;
 use testing::wait::until;
 
-use crate::peer::{self, HOST_PROGRAMS, busy};
+use crate::peer::{self, Guest, HOST_PROGRAMS, busy};
 
 /// MiB: of the guest, of what it touches first, and of the balloon.
 const MEMORY: u64 = 1024;
@@ -92,49 +91,6 @@ impl Balloon for Qmp {
     fn mib(&mut self) -> u64 {
         let left = self.call("query-balloon", &json!({}))["actual"].as_u64().unwrap();
         MEMORY - (left >> 20)
-    }
-}
-
-/// A guest that obeys lines on its console.
-struct Guest {
-    child: Child,
-    stdin: ChildStdin,
-    console: Lines<BufReader<ChildStdout>>,
-}
-
-impl Guest {
-    fn start(mut command: Command) -> Self {
-        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-        let stdin = child.stdin.take().unwrap();
-        let console = BufReader::new(child.stdout.take().unwrap()).lines();
-        let mut guest = Self { child, stdin, console };
-        guest.wait_for("ready");
-        guest
-    }
-
-    fn order(&mut self, command: &str, event: &str) {
-        writeln!(self.stdin, "{command}").unwrap();
-        self.wait_for(event);
-    }
-
-    fn wait_for(&mut self, event: &str) {
-        let event = format!("\"{event}\"");
-        let found = self.console.by_ref().any(|line| line.unwrap().contains(&event));
-        assert!(found, "the guest ended without {event}");
-    }
-
-    /// Its memory that is resident, in MiB, all of its process.
-    fn resident_mib(&self) -> u64 {
-        let rollup = fs::read_to_string(format!("/proc/{}/smaps_rollup", self.child.id())).unwrap();
-        let line = rollup.lines().find_map(|line| line.strip_prefix("Rss:")).unwrap();
-        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() >> 10
-    }
-}
-
-impl Drop for Guest {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 

@@ -1,10 +1,13 @@
 //! QEMU and other programs of Debian's in a nested host that counts instructions.
 
 use std::fs;
-use std::process::Command;
+use std::io::{BufRead, BufReader, Lines, Write};
+use std::path::Path;
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use tesseractl::bench::Vmm;
 use testing::figures::vmm;
+use testing::lab::artifact;
 
 /// Where programs of Debian's are on the host: of the host, and of its guests.
 pub(crate) const HOST_PROGRAMS: &str = "/peers/host";
@@ -33,7 +36,82 @@ pub(crate) fn qemu() -> Vmm {
     vmm("QEMU", text.split_ascii_whitespace().nth(3).expect("a version"))
 }
 
+/// What QEMU's machine can do without, where a guest has no PCI device and no firmware.
+pub(crate) const LEAN: &str = ",acpi=off,its=off,highmem-ecam=off";
+
+/// The same without that.
+pub(crate) fn lean_qemu() -> Vmm {
+    Vmm { variant: "lean".to_owned(), ..qemu() }
+}
+
+/// QEMU's machine for KVM guests ("virt", docs/system/arm/virt.rst) with these properties, and with no device but a
+/// console.
+pub(crate) fn virt(
+    properties: &str,
+    kernel: &Path,
+    memory: &str,
+    vcpus: u32,
+    words: &str,
+) -> Command {
+    let mut command = program("qemu-system-aarch64");
+    command.args(["-M", &format!("virt,gic-version=3{properties}"), "-cpu", "host"]);
+    command.args(["-accel", "kvm", "-smp", &vcpus.to_string(), "-m", memory]);
+    command.args(["-no-user-config", "-nodefaults", "-display", "none", "-serial", "stdio"]);
+    command.arg("-kernel").arg(kernel).arg("-initrd").arg(artifact("initrd.cpio"));
+    command.args(["-append", words]);
+    command
+}
+
 pub(crate) fn shell(command: &str) {
     let status = Command::new("sh").args(["-ec", command]).status().unwrap();
     assert!(status.success(), "{command}: {status}");
+}
+
+/// A guest that obeys lines on its console.
+pub(crate) struct Guest {
+    child: Child,
+    stdin: ChildStdin,
+    console: Lines<BufReader<ChildStdout>>,
+}
+
+impl Guest {
+    /// Starts it, and waits until its init listens.
+    pub(crate) fn start(mut command: Command) -> Self {
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let stdin = child.stdin.take().unwrap();
+        let console = BufReader::new(child.stdout.take().unwrap()).lines();
+        let mut guest = Self { child, stdin, console };
+        guest.wait_for("ready");
+        guest
+    }
+
+    pub(crate) fn order(&mut self, command: &str, event: &str) {
+        writeln!(self.stdin, "{command}").unwrap();
+        self.wait_for(event);
+    }
+
+    fn wait_for(&mut self, event: &str) {
+        let event = format!("\"{event}\"");
+        let found = self.console.by_ref().any(|line| line.unwrap().contains(&event));
+        assert!(found, "the guest ended without {event}");
+    }
+
+    /// The VMM's process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Its memory that is resident, in MiB, all of its process.
+    pub(crate) fn resident_mib(&self) -> u64 {
+        let rollup = fs::read_to_string(format!("/proc/{}/smaps_rollup", self.pid())).unwrap();
+        let line = rollup.lines().find_map(|line| line.strip_prefix("Rss:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() >> 10
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
 }

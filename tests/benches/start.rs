@@ -22,7 +22,7 @@ use testing::template::Holder;
 use testing::wait::until;
 use vmm::metrics::monotonic;
 
-use crate::peer::{self, HOST_PROGRAMS};
+use crate::peer::{self, HOST_PROGRAMS, LEAN};
 
 const BENCH: &str = "start";
 const FIRST: &str = "exec to first guest instruction";
@@ -59,15 +59,9 @@ fn tessera(kernel: &Path, vcpus: u32) -> Plan {
     plan.with("--cpus", &vcpus.to_string())
 }
 
-/// QEMU's machine for KVM guests ("virt", docs/system/arm/virt.rst), with no device but a console.
 fn qemu(kernel: &Path, vcpus: u32, machine: &str) -> Command {
-    let mut command = peer::program("qemu-system-aarch64");
-    command.args(["-M", &format!("virt,gic-version=3,mte=on{machine}"), "-cpu", "host"]);
-    command.args(["-accel", "kvm", "-smp", &vcpus.to_string(), "-m", MEMORY]);
-    command.args(["-no-user-config", "-nodefaults", "-display", "none", "-serial", "stdio"]);
-    command.arg("-kernel").arg(kernel).arg("-initrd").arg(artifact("initrd.cpio"));
-    command.args(["-append", &command_line()]);
-    command
+    let properties = format!(",mte=on{machine}");
+    peer::virt(&properties, kernel, MEMORY, vcpus, &command_line())
 }
 
 /// Boots a guest, and has it power off as soon as its init listens.
@@ -145,11 +139,9 @@ fn raw(watch: &Watch, peer: &Vmm, vcpus: u32) {
 }
 
 /// QEMU's boot without what a guest needs that has no PCI device and no firmware.
-fn lean(watch: &Watch, peer: &Vmm) {
-    let lean = Vmm { variant: "lean".to_owned(), ..peer.clone() };
-    let machine = ",acpi=off,its=off,highmem-ecam=off";
-    let command = || qemu(&artifact("Image"), 1, machine);
-    record(COLD, 1, Some(&lean), twice(|| boot(watch, command())));
+fn lean(watch: &Watch) {
+    let command = || qemu(&artifact("Image"), 1, LEAN);
+    record(COLD, 1, Some(&peer::lean_qemu()), twice(|| boot(watch, command())));
 }
 
 /// Boots of the kernel's other forms.
@@ -210,7 +202,7 @@ fn a_guest_starts_beside_qemu() {
     host().run(|| {
         let (watch, qemu) = (Watch::start(), peer::qemu());
         raw(&watch, &qemu, 1);
-        lean(&watch, &qemu);
+        lean(&watch);
     });
 }
 
