@@ -157,7 +157,8 @@ count_skipped() {
     done < <(sort -u "$TESSERA_SKIPPED")
 }
 
-run "unit tests, on this machine" --workspace --exclude tessera-tests
+# Some wait more than they compute.
+run "unit tests, on this machine" --workspace --exclude tessera-tests --test-threads "$(($(nproc) + 1))"
 if [[ -n ${1-} ]]; then
     ignored=default
     if [[ $1 == all ]]; then ignored=all; fi

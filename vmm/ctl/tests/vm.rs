@@ -5,11 +5,13 @@ use std::path::PathBuf;
 use std::process::{Command, Output};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use arch::units::Bytes;
 use event_manager::{EventManager, SubscriberOps};
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tesseractl::client::Client;
 use vmm::api::model::{
     AutoBalloon, Balloon, BalloonStats, BalloonStatsUpdate, BalloonUpdate, DriveUpdate,
     DriverState, Footprint, GuestStats, InstanceInfo, NetworkInterfaceUpdate, Reporting,
@@ -19,6 +21,9 @@ use vmm::api::{ControlError, Controller, Server};
 use vmm::backends::balloon::{Change, Limits};
 use vmm::config::ConfigChange;
 use vmm::events::EventLog;
+
+/// How long the VM may take to answer.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 struct FakeVm {
     state: State,
@@ -259,9 +264,11 @@ impl Vm {
             .unwrap()
     }
 
-    /// Ends the thread.
+    /// Ends the thread. `tesseractl stop` would wait for the end of the process, which is this one.
     fn end(self) {
-        self.tesseractl(&["stop", "--force"]);
+        let mut client = Client::connect(&self.path(), PATIENCE).unwrap();
+        // The thread may be gone before the answer.
+        let _ = client.send("PUT", "/actions", &json!({ "action_type": "Stop" }));
         self.thread.join().unwrap();
     }
 }
