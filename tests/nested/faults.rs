@@ -20,7 +20,7 @@ use testing::wait::until;
 
 /// So many calls of a phase fail at least, if it makes as many, each in another of the ways that it may.
 const FAULTS: usize = 24;
-/// With this variable every call fails, in each of its ways.
+/// With this variable every call fails, in each of its ways; of a series of the same call, the first and the last.
 const ALL: &str = "TESSERA_FAULTS_ALL";
 /// As long as a call is waited for that fails: a VM waits 10 s for a vCPU.
 const HANGS: Duration = Duration::from_secs(60);
@@ -300,7 +300,10 @@ fn requests_that_fail(
         let is_removal = answer.as_ref().is_err_and(|error| error.contains("unlinkat"));
         let left =
             || fs::read_dir(scratch.join("saved")).unwrap().flatten().map(|entry| entry.path());
-        findings.expect(answer.is_ok() || is_removal || left().count() == 0, || {
+        // What was done has been done, though the answer is lost.
+        let is_answer = injected.as_ref().is_some_and(|fault| fault.call == "sendto");
+        let may_stay = answer.is_ok() || is_removal || is_answer;
+        findings.expect(may_stay || left().count() == 0, || {
             format!("{request:?}: after {answer:?}, {:?}", left().collect::<Vec<_>>())
         });
         // What failed once succeeds without the fault.
@@ -402,9 +405,7 @@ fn restored(
     ended.calls
 }
 
-#[test]
-#[ignore = "long"]
-fn calls_that_fail_while_a_vm_is_restored() {
+fn restores_that_fail(flags: &'static [&'static str]) {
     lab().run(|| {
         let scratch = Scratch::new();
         nothing_saved(&scratch);
@@ -415,15 +416,27 @@ fn calls_that_fail_while_a_vm_is_restored() {
         machine.ask(&stop()).unwrap();
         assert_eq!(machine.run.end().code, Some(12));
 
-        for flags in [&[][..], &["--lazy"]] {
-            let mut findings = Findings::default();
-            let calls = restored(&scratch, flags, None, &mut findings);
-            for fault in faults(&calls) {
-                restored(&scratch, flags, Some(fault), &mut findings);
-            }
-            findings.done(&format!("restore {flags:?}, {calls:?}"));
+        let mut findings = Findings::default();
+        let calls = restored(&scratch, flags, None, &mut findings);
+        for fault in faults(&calls) {
+            let start = Instant::now();
+            restored(&scratch, flags, Some(fault), &mut findings);
+            println!("{fault:?}: {:.1} s", start.elapsed().as_secs_f64());
         }
+        findings.done(&format!("restore {flags:?}, {calls:?}"));
     });
+}
+
+#[test]
+#[ignore = "long"]
+fn calls_that_fail_while_a_vm_is_restored() {
+    restores_that_fail(&[]);
+}
+
+#[test]
+#[ignore = "long"]
+fn calls_that_fail_while_a_vm_is_restored_lazily() {
+    restores_that_fail(&["--lazy"]);
 }
 
 fn broker(socket: &Path) -> Command {

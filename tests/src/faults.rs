@@ -175,9 +175,19 @@ pub enum Given {
     Bytes(i64),
 }
 
-/// Calls that were let through or failed, each with in how many ways it may fail.
+/// A call that was let through or failed.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+struct Seen {
+    number: libc::c_long,
+    /// The request of an ioctl(2), 0 of other calls.
+    request: u32,
+    /// In how many ways it may fail.
+    ways: usize,
+}
+
+/// Calls that were let through or failed.
 #[derive(Clone, Default)]
-pub struct Calls(Vec<usize>);
+pub struct Calls(Vec<Seen>);
 
 impl Calls {
     /// How many there are.
@@ -185,24 +195,33 @@ impl Calls {
         self.0.len()
     }
 
-    /// Each call fails, in each of its ways.
+    /// Each call fails, in each of its ways; of a series, its ends.
     pub fn all_faults(&self) -> Vec<Fault> {
-        let ways =
-            |(after, kinds): (usize, &usize)| (0..*kinds).map(move |kind| Fault { after, kind });
-        self.0.iter().enumerate().flat_map(ways).collect()
+        let ways = |after: usize| (0..self.0[after].ways).map(move |kind| Fault { after, kind });
+        self.ends().into_iter().flat_map(ways).collect()
     }
 
-    /// At least so many calls fail, or as many as there are, at equal distances, each in the next of its ways.
+    /// At least so many calls fail, or as many as there are, at equal distances, each in the next of its ways; of a series,
+    /// its ends.
     pub fn some_faults(&self, least: usize) -> Vec<Fault> {
-        let step = (self.count() / least).max(1);
-        let calls = (0..self.count()).step_by(step);
-        calls.map(|after| Fault { after, kind: after / step }).collect()
+        let ends = self.ends();
+        let step = (ends.len() / least).max(1);
+        let calls = ends.into_iter().step_by(step).enumerate();
+        calls.map(|(kind, after)| Fault { after, kind }).collect()
+    }
+
+    /// The calls but for those between two that are the same: a loop over registers fails at any of them in the same
+    /// way, and one vCPU has hundreds.
+    fn ends(&self) -> Vec<usize> {
+        let same = |one: usize, other: usize| self.0.get(one) == self.0.get(other);
+        let inside = |at: usize| at > 0 && same(at - 1, at) && same(at, at + 1);
+        (0..self.count()).filter(|at| !inside(*at)).collect()
     }
 }
 
 impl fmt::Debug for Calls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} calls", self.count())
+        write!(f, "{} calls, {} without those inside of series", self.count(), self.ends().len())
     }
 }
 
@@ -401,18 +420,54 @@ impl State {
         }
         let ways = call.errnos.len() + usize::from(short::is_transfer(call.number));
         let at = self.seen.count();
-        self.seen.0.push(ways);
+        let request = match call.number {
+            libc::SYS_ioctl => notice.arguments[1] as u32,
+            _ => 0,
+        };
+        self.seen.0.push(Seen { number, request, ways });
         let Some(fault) = self.fault.filter(|fault| fault.after == at) else {
             return Verdict::Continue;
         };
-        let request = match call.number {
-            libc::SYS_ioctl => format!(" {:#x}", notice.arguments[1] as u32),
-            _ => String::new(),
+        let name = match call.number {
+            libc::SYS_ioctl => format!("{} {request:#x}", call.name),
+            _ => call.name.to_owned(),
         };
-        let name = format!("{}{request}", call.name);
         match call.errnos.get(fault.kind % ways) {
             Some(errno) => Verdict::Fail(Injected { call: name, given: Given::Errno(*errno) }),
             None => Verdict::Halve(name),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn calls(numbers: &[libc::c_long]) -> Calls {
+        Calls(numbers.iter().map(|number| Seen { number: *number, request: 0, ways: 2 }).collect())
+    }
+
+    #[test]
+    fn of_a_series_its_ends_fail() {
+        let ends = |numbers: &[libc::c_long]| calls(numbers).ends();
+
+        assert_eq!(ends(&[]), [0; 0]);
+        assert_eq!(ends(&[1]), [0]);
+        assert_eq!(ends(&[1, 1]), [0, 1]);
+        assert_eq!(ends(&[1, 2, 2, 2, 2, 3, 3]), [0, 1, 4, 5, 6]);
+        assert_eq!(ends(&[2, 2, 2]), [0, 2]);
+    }
+
+    #[test]
+    fn every_end_fails_in_each_way_or_at_least_so_many_in_one() {
+        let calls = calls(&[1, 2, 2, 2, 3]);
+        let faults = |faults: Vec<Fault>| -> Vec<(usize, usize)> {
+            faults.into_iter().map(|fault| (fault.after, fault.kind)).collect()
+        };
+
+        let all = faults(calls.all_faults());
+        assert_eq!(all, [(0, 0), (0, 1), (1, 0), (1, 1), (3, 0), (3, 1), (4, 0), (4, 1)]);
+        assert_eq!(faults(calls.some_faults(2)), [(0, 0), (3, 1)]);
+        assert_eq!(calls.some_faults(9).len(), 4);
     }
 }
