@@ -144,11 +144,8 @@ fn tessera(scratch: &Scratch) -> Cost {
 
 fn qemu(scratch: &Scratch) -> Cost {
     let socket: PathBuf = scratch.join("qmp");
-    let mut command = peer::program("qemu-system-aarch64");
-    command.args(["-M", "virt,gic-version=3", "-cpu", "host", "-accel", "kvm", "-smp", "1"]);
-    command.args(["-m", &format!("{MEMORY}M"), "-nodefaults", "-display", "none"]);
-    command.arg("-kernel").arg(artifact("Image")).arg("-initrd").arg(artifact("initrd.cpio"));
-    command.args(["-append", COMMAND_LINE, "-serial", "stdio"]);
+    let memory = format!("{MEMORY}M");
+    let mut command = peer::virt("", &artifact("Image"), &memory, 1, COMMAND_LINE);
     command.args(["-device", "virtio-balloon-device", "-qmp"]);
     command.arg(format!("unix:{},server=on,wait=off", socket.display()));
     let guest = Guest::start(command);

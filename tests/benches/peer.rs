@@ -36,14 +36,6 @@ pub(crate) fn qemu() -> Vmm {
     vmm("QEMU", text.split_ascii_whitespace().nth(3).expect("a version"))
 }
 
-/// What QEMU's machine can do without, where a guest has no PCI device and no firmware.
-pub(crate) const LEAN: &str = ",acpi=off,its=off,highmem-ecam=off";
-
-/// The same without that.
-pub(crate) fn lean_qemu() -> Vmm {
-    Vmm { variant: "lean".to_owned(), ..qemu() }
-}
-
 /// QEMU's machine for KVM guests ("virt", docs/system/arm/virt.rst) with these properties, and with no device but a
 /// console.
 pub(crate) fn virt(
@@ -96,14 +88,9 @@ impl Guest {
         assert!(found, "the guest ended without {event}");
     }
 
-    /// The VMM's process.
-    pub(crate) fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
     /// Its memory that is resident, in MiB, all of its process.
     pub(crate) fn resident_mib(&self) -> u64 {
-        let rollup = fs::read_to_string(format!("/proc/{}/smaps_rollup", self.pid())).unwrap();
+        let rollup = fs::read_to_string(format!("/proc/{}/smaps_rollup", self.child.id())).unwrap();
         let line = rollup.lines().find_map(|line| line.strip_prefix("Rss:")).unwrap();
         line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() >> 10
     }

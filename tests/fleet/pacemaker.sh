@@ -8,13 +8,9 @@ cd "$(dirname "$0")/../.."
 built=$(realpath "${1:-${CARGO_TARGET_DIR:-target}/debug}")
 readonly built
 
-packages=()
-for package in cluster-glue resource-agents libxml2-utils pacemaker-cli-utils; do
-    dpkg-query -W -f '${Status}' $package 2>/dev/null | grep -q 'ok installed' || packages+=("$package")
-done
-if ((${#packages[@]})); then
-    DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends "${packages[@]}"
-fi
+# shellcheck source=tests/fleet/packages.sh
+. tests/fleet/packages.sh
+install_packages cluster-glue resource-agents libxml2-utils pacemaker-cli-utils
 
 work=$(mktemp -d /tmp/tessera-pacemaker.XXXXXX)
 readonly work

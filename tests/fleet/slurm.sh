@@ -8,13 +8,9 @@ cd "$(dirname "$0")/../.."
 built=$(realpath "${1:-${CARGO_TARGET_DIR:-target}/debug}")
 readonly built
 
-packages=()
-for package in munge slurmctld slurmd slurm-client; do
-    dpkg-query -W -f '${Status}' $package 2>/dev/null | grep -q 'ok installed' || packages+=("$package")
-done
-if ((${#packages[@]})); then
-    DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends "${packages[@]}"
-fi
+# shellcheck source=tests/fleet/packages.sh
+. tests/fleet/packages.sh
+install_packages munge slurmctld slurmd slurm-client
 
 work=$(mktemp -d /tmp/tessera-fleet.XXXXXX)
 readonly work

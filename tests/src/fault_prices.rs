@@ -74,7 +74,7 @@ fn literal(at: u32, word: u32, register: u32) -> u32 {
     0x5800_0000 | (word - at) << 5 | register
 }
 
-/// A guest that touches memory as it is told to.
+/// A guest that touches memory by orders.
 pub struct Toucher {
     guest: Guest,
     memory: File,

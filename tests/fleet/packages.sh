@@ -1,0 +1,12 @@
+# shellcheck shell=bash
+# For the scripts beside it.
+
+# install_packages PACKAGE...: those of Debian's that are missing, as root.
+install_packages() {
+    local package missing=()
+    for package; do
+        dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
+    done
+    ((${#missing[@]} == 0)) ||
+        DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends "${missing[@]}"
+}
