@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Sets a machine up for this project, or says what is missing. Usage: setup.sh [GOAL]...
 #
-# GOALs are the Makefile's: `test`, `check` and `bench` also need cargo-nextest, `lint` and `check` clippy, rustfmt and
-# shellcheck, `fuzz` a C++ compiler, `audit`, `deb` and `mutants` tools of cargo's, `miri` a nightly toolchain, `image` what
+# GOALs are the Makefile's: `test`, `check` and `bench` also need cargo-nextest, `lint` and `check` shellcheck, clippy and
+# rustfmt, `fuzz` a C++ compiler, `audit`, `deb` and `mutants` tools of cargo's, `miri` a nightly toolchain, `image` what
 # installs Debian into a file; `test` and `check` want passt, and do without. What is there is used; what is missing is
 # installed: packages by apt-get on Debian 12 and 13 (as root or through sudo), Rust by rustup into the user's home,
 # cargo-nextest from its crate into the project's cache. Nothing is done twice.
