@@ -54,6 +54,7 @@ impl<'a> Subscribers<'a> {
         if left.is_zero() {
             self.0.release_at.set(None);
             startup_pages::release_program();
+            startup_pages::release_stack();
             return None;
         }
         // One more, as a part of one counts.

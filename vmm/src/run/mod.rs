@@ -138,11 +138,11 @@ fn run_listed(
 ) -> Result<ExitReason, Error> {
     let entry = entry::Listed::new(entry);
     match request {
-        Request::Start { spec, api_sock } => start::start(hypervisor, *spec, None, api_sock, entry),
+        Request::Start { spec, api_sock } => start::start(hypervisor, spec, None, api_sock, entry),
         Request::Restore { spec, restore, api_sock } => {
-            start::start(hypervisor, *spec, Some(*restore), api_sock, entry)
+            start::start(hypervisor, spec, Some(restore), api_sock, entry)
         }
-        Request::Wait(waiting) => start::start_on_request(hypervisor, *waiting, entry),
+        Request::Wait(waiting) => start::start_on_request(hypervisor, waiting, entry),
     }
 }
 

@@ -24,10 +24,11 @@ use crate::sys::supervisor;
 use crate::vcpu::VcpuExit;
 
 /// Makes the machine, or restores it, runs the guest to its end, and cleans up.
+// What is boxed here is not on the stack while the guest runs.
 pub(super) fn start(
     hypervisor: &dyn Hypervisor,
-    spec: Spec,
-    restore: Option<Restore>,
+    spec: Box<Spec>,
+    restore: Option<Box<Restore>>,
     api_sock: Option<&Path>,
     entry: Listed,
 ) -> Result<ExitReason, Error> {
@@ -35,7 +36,7 @@ pub(super) fn start(
     let mut vm = Process::new(hypervisor, api_sock, entry)?;
     let leave_sockets = spec.leave_sockets;
     let runs = restore.as_ref().is_none_or(|restore| restore.resume);
-    let (launched, controller) = vm.launcher.make(spec, restore)?;
+    let (launched, controller) = vm.launcher.make(*spec, restore.map(|restore| *restore))?;
     let phase = Phase::Started(controller);
     let server = api_sock.map(|path| vm.serve(path, phase, leave_sockets)).transpose()?;
     match runs {
@@ -46,12 +47,14 @@ pub(super) fn start(
 }
 
 /// Has a client of the control socket configure a VM and start it, runs the guest to its end, and cleans up.
+// Not a part of its caller, whose stack is that of every running VM.
+#[inline(never)]
 pub(super) fn start_on_request(
     hypervisor: &dyn Hypervisor,
-    waiting: Waiting<'_>,
+    waiting: Box<Waiting<'_>>,
     entry: Listed,
 ) -> Result<ExitReason, Error> {
-    let Waiting { config, draft, flags, api_sock } = waiting;
+    let Waiting { config, draft, flags, api_sock } = *waiting;
     tag_checks::disable();
     let mut vm = Process::new(hypervisor, Some(api_sock), entry)?;
     vm.launcher.catch_signals()?;

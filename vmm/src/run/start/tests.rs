@@ -15,7 +15,7 @@ use crate::vcpu::fake::{Event, Step};
 
 fn run(hypervisor: &FakeHypervisor, api_sock: Option<&Path>) -> Result<ExitReason, Error> {
     let kernel = kernel();
-    start(hypervisor, spec(config(kernel.path(), 1)), None, api_sock, Listed::default())
+    start(hypervisor, Box::new(spec(config(kernel.path(), 1))), None, api_sock, Listed::default())
 }
 
 fn runs_to(exit: Exit) -> ExitReason {
@@ -120,7 +120,7 @@ fn waiting_listed<T: Send>(
             client(stream, &path)
         });
         let waiting = Waiting { config, draft, flags, api_sock: &path };
-        let reason = start_on_request(hypervisor, waiting, entry);
+        let reason = start_on_request(hypervisor, Box::new(waiting), entry);
         (reason, client.join().unwrap())
     });
     assert!(!path.exists());
@@ -333,7 +333,7 @@ fn under_firecrackers_name_the_files_of_sockets_stay_for_clients_to_remove() {
     for leave_sockets in [true, false] {
         let hypervisor = FakeHypervisor::new([vec![Step::Exit(Exit::PowerOff)]]);
         let spec = Spec { leave_sockets, ..spec(config.clone()) };
-        start(&hypervisor, spec, None, Some(&api), Listed::default()).unwrap();
+        start(&hypervisor, Box::new(spec), None, Some(&api), Listed::default()).unwrap();
         assert_eq!((api.exists(), vsock.exists()), (leave_sockets, leave_sockets));
     }
 }
@@ -368,7 +368,8 @@ fn serve() {
     let waiting = Waiting { config, draft, flags, api_sock: &path };
 
     let reason =
-        start_on_request(&FakeHypervisor::new([vec![]]), waiting, Listed::default()).unwrap();
+        start_on_request(&FakeHypervisor::new([vec![]]), Box::new(waiting), Listed::default())
+            .unwrap();
 
     assert!(matches!(reason, ExitReason::Stopped), "{reason:?}");
 }
