@@ -52,6 +52,18 @@ fn times(stat: &str) -> Option<(u64, u64)> {
     Some((field(14)?.checked_add(field(15)?)?, field(22)?))
 }
 
+/// Signals that this process ignores; none when the host does not say.
+pub(crate) fn ignored_signals() -> Vec<i32> {
+    read("/proc/self/status").map_or_else(Vec::new, |status| ignored(&status))
+}
+
+/// `SigIgn`, of which bit 0 is signal 1 (proc_pid_status(5)).
+fn ignored(status: &str) -> Vec<i32> {
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
+    (1..=64).filter(|signal| mask >> (signal - 1) & 1 == 1).collect()
+}
+
 fn read(path: &str) -> Option<String> {
     let mut text = String::new();
     File::open(path).ok()?.take(LONGEST).read_to_string(&mut text).ok()?;
@@ -68,6 +80,12 @@ mod tests {
 
         assert_eq!(resident(status), Bytes::mib(3));
         assert_eq!(resident("Name:\ta\n"), Bytes::ZERO);
+    }
+
+    #[test]
+    fn ignored_signals_are_bits() {
+        assert_eq!(ignored("Name:\ta\nSigIgn:\t8000000000004001\n"), [1, 15, 64]);
+        assert!(ignored("Name:\ta\n").is_empty());
     }
 
     #[test]

@@ -170,6 +170,11 @@ impl Controller for FakeVm {
             // Another process is first.
             std::fs::create_dir_all(work.with_file_name("taken").join("other")).unwrap();
         }
+        // A save that is signalled while it lasts.
+        if let Ok(pid) = std::fs::read_to_string(work.with_file_name("pid")) {
+            let kill = Command::new("sh").args(["-c", &format!("kill -TERM {pid}")]).status();
+            assert!(kill.unwrap().success());
+        }
         self.provisional = provisional.then_some(files.state);
         match self.key {
             // It fails when it has written half of it.
@@ -378,6 +383,30 @@ fn a_vm_that_cannot_be_saved_runs_again_and_nothing_is_left() {
     let names = std::fs::read_dir(vm.directory.path()).unwrap();
     let names: Vec<_> = names.map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(names, ["api"]);
+    assert!(text(&vm.tesseractl(&["status"]).stdout).contains("Running"));
+    vm.end();
+}
+
+#[test]
+fn a_save_stops_at_a_signal_that_its_user_does_not_ignore() {
+    let vm = Vm::start(Key::Ignored);
+    let snapshot = |name: &str, before: &str| {
+        let folder = vm.directory.path().join(name);
+        let pid = vm.directory.path().join("pid");
+        let script = format!(r#"{before}; echo $$ > "$1"; exec "$2" snapshot "$3" "$4""#);
+        let output = Command::new("sh")
+            .args(["-c", &script, "sh"])
+            .args([&pid, &env!("CARGO_BIN_EXE_tesseractl").into(), &vm.path(), &folder])
+            .output()
+            .unwrap();
+        std::fs::remove_file(pid).unwrap();
+        (output.status.code(), text(&output.stderr).to_owned(), folder.exists())
+    };
+
+    let (code, said, exists) = snapshot("stopped", "trap - TERM");
+    assert!(code == Some(130) && said.contains("was not saved") && !exists, "{code:?} {said}");
+    let (code, said, exists) = snapshot("ignored", "trap '' TERM");
+    assert!(code == Some(0) && exists, "{code:?} {said}");
     assert!(text(&vm.tesseractl(&["status"]).stdout).contains("Running"));
     vm.end();
 }

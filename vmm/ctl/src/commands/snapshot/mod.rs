@@ -20,6 +20,7 @@ use crate::cli::{SaveArgs, SnapshotArgs, SnapshotCommand};
 use crate::client::{Client, DEFAULT_TIMEOUT, Error};
 use crate::failure::{EXIT_INTERRUPTED, Failure};
 use crate::output::Form;
+use crate::process::ignored_signals;
 use crate::report;
 use crate::target::Target;
 use crate::waiting::Waiting;
@@ -221,13 +222,16 @@ fn resume(target: &Target) -> Result<(), Failure> {
 }
 
 /// A signal that asks to stop. The VM cannot stop within a save, and must not stay paused; a second signal ends the
-/// process at once.
+/// process at once. One that was ignored when the process started stays so, for example by `trap '' TERM` of a shell.
 struct Stop(Arc<AtomicBool>);
 
 impl Stop {
     fn catch() -> Result<Self, Failure> {
         let stop = Self(Arc::default());
-        for signal in [SIGHUP, SIGINT, SIGTERM] {
+        let ignored = ignored_signals();
+        for signal in
+            [SIGHUP, SIGINT, SIGTERM].into_iter().filter(|signal| !ignored.contains(signal))
+        {
             let at_once = flag::register_conditional_shutdown(
                 signal,
                 EXIT_INTERRUPTED.into(),
