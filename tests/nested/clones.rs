@@ -221,6 +221,7 @@ fn a_holder_ends_when_no_clone_is_left() {
 }
 
 #[test]
+#[ignore = "long"]
 fn what_cannot_be_shared_is_refused_by_name() {
     Lab::new().run(|| {
         let scratch = Scratch::new();

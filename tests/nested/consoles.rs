@@ -136,6 +136,7 @@ fn no_console_is_no_hindrance() {
 }
 
 #[test]
+#[ignore = "long"]
 fn a_reader_that_stops_reading_neither_loses_bytes_nor_keeps_the_vm_from_pausing() {
     Lab::new().run(|| {
         let scratch = Scratch::new();

@@ -18,6 +18,7 @@ fn tick(guest: &mut Guest) -> (u64, u64) {
 }
 
 #[test]
+#[ignore = "long"]
 fn a_paused_guest_counts_nothing_and_loses_nothing() {
     const PAUSE: Duration = Duration::from_secs(2);
     Lab::new().run(|| {

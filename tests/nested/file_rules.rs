@@ -53,6 +53,7 @@ fn counting(allowed: &Path) -> Plan {
 }
 
 #[test]
+#[ignore = "long"]
 fn a_vm_is_saved_in_the_folder_that_it_was_allowed_and_in_no_other() {
     Lab::new().as_root().run(|| {
         let scratch = Scratch::new();

@@ -160,6 +160,7 @@ fn followers_that_do_not_read_hold_up_no_event_and_no_stop() {
 }
 
 #[test]
+#[ignore = "long"]
 fn of_vms_with_one_id_that_start_at_once_one_runs() {
     Lab::new().run(|| {
         let (place, scratch) = (Place::new(), Scratch::new());

@@ -48,6 +48,7 @@ fn usage() -> Usage {
 }
 
 #[test]
+#[ignore = "long"]
 fn a_vm_that_is_paused_looked_at_and_listened_to_leaks_nothing() {
     Lab::new().run(|| {
         let mut guest = Plan::workload("count,100").with("--cpus", "2").start();

@@ -179,6 +179,7 @@ pub(crate) fn balloon(guest: &Guest, target: u64) {
 }
 
 #[test]
+#[ignore = "long"]
 fn memory_is_loaded_as_it_is_touched() {
     Lab::new().run(|| {
         let scratch = Scratch::new();

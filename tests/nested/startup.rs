@@ -180,6 +180,7 @@ fn start_up_and_idle_memory_are_below_the_peers() {
 }
 
 #[test]
+#[ignore = "long"]
 fn eight_vms_share_what_they_can() {
     Lab::new().run(|| {
         let mut guests: Vec<_> = (0..VMS).map(|_| idle("128M").start()).collect();
