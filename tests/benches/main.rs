@@ -3,11 +3,13 @@
 #![allow(clippy::unwrap_used)]
 
 mod auto_balloon;
+mod density;
 mod devices;
 mod huge_pages;
 mod huge_sizes;
 mod inflation;
 mod lending;
+mod overhead;
 mod peer;
 mod reporting;
 mod reporting_units;

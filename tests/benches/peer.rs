@@ -7,6 +7,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use tesseractl::bench::Vmm;
 use testing::figures::vmm;
+use testing::guest::QUICK;
 use testing::lab::artifact;
 
 /// Where programs of Debian's are on the host: of the host, and of its guests.
@@ -34,6 +35,19 @@ pub(crate) fn qemu() -> Vmm {
     let output = program("qemu-system-aarch64").arg("--version").output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     vmm("QEMU", text.split_ascii_whitespace().nth(3).expect("a version"))
+}
+
+/// What QEMU's machine can do without, where a guest has no PCI device and no firmware.
+pub(crate) const LEAN: &str = ",acpi=off,its=off,highmem-ecam=off";
+
+/// The same without that.
+pub(crate) fn lean_qemu() -> Vmm {
+    Vmm { variant: "lean".to_owned(), ..qemu() }
+}
+
+/// A command line of the kernel's that every VMM gives its guest: each has another console.
+pub(crate) fn words(workload: &str) -> String {
+    format!("console=ttyAMA0 console=ttyS0 {QUICK} nokaslr workload={workload}")
 }
 
 /// QEMU's machine for KVM guests ("virt", docs/system/arm/virt.rst) with these properties, and with no device but a
@@ -88,9 +102,14 @@ impl Guest {
         assert!(found, "the guest ended without {event}");
     }
 
+    /// The VMM's process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Its memory that is resident, in MiB, all of its process.
     pub(crate) fn resident_mib(&self) -> u64 {
-        let rollup = fs::read_to_string(format!("/proc/{}/smaps_rollup", self.child.id())).unwrap();
+        let rollup = fs::read_to_string(format!("/proc/{}/smaps_rollup", self.pid())).unwrap();
         let line = rollup.lines().find_map(|line| line.strip_prefix("Rss:")).unwrap();
         line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() >> 10
     }

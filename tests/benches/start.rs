@@ -13,7 +13,7 @@ use std::time::Duration;
 use tesseractl::bench::{BEST_PEER, Vmm};
 use testing::figures::{Entry, counted};
 use testing::first_entry::Watch;
-use testing::guest::{Plan, QUICK};
+use testing::guest::Plan;
 use testing::lab::{Lab, artifact, programs};
 use testing::packed::{gzip, zboot};
 use testing::scratch::Scratch;
@@ -22,7 +22,7 @@ use testing::template::Holder;
 use testing::wait::until;
 use vmm::metrics::monotonic;
 
-use crate::peer::{self, HOST_PROGRAMS};
+use crate::peer::{self, HOST_PROGRAMS, LEAN};
 
 const BENCH: &str = "start";
 const FIRST: &str = "exec to first guest instruction";
@@ -48,20 +48,15 @@ struct Times {
     exit: Duration,
 }
 
-/// The same words for all.
-fn command_line() -> String {
-    format!("console=ttyAMA0 console=ttyS0 {QUICK} nokaslr workload=memory")
-}
-
 fn tessera(kernel: &Path, vcpus: u32) -> Plan {
-    let plan = Plan::bare(kernel).initrd(&artifact("initrd.cpio")).append(&command_line());
+    let plan = Plan::bare(kernel).initrd(&artifact("initrd.cpio")).append(&peer::words("memory"));
     let plan = plan.with("--memory", MEMORY).with("--mte", "require");
     plan.with("--cpus", &vcpus.to_string())
 }
 
 fn qemu(kernel: &Path, vcpus: u32, machine: &str) -> Command {
     let properties = format!(",mte=on{machine}");
-    peer::virt(&properties, kernel, MEMORY, vcpus, &command_line())
+    peer::virt(&properties, kernel, MEMORY, vcpus, &peer::words("memory"))
 }
 
 /// Boots a guest, and has it power off as soon as its init listens.
@@ -139,11 +134,9 @@ fn raw(watch: &Watch, peer: &Vmm, vcpus: u32) {
 }
 
 /// QEMU's boot without what a guest needs that has no PCI device and no firmware.
-fn lean(watch: &Watch, peer: &Vmm) {
-    let lean = Vmm { variant: "lean".to_owned(), ..peer.clone() };
-    let machine = ",acpi=off,its=off,highmem-ecam=off";
-    let command = || qemu(&artifact("Image"), 1, machine);
-    record(COLD, 1, Some(&lean), twice(|| boot(watch, command())));
+fn lean(watch: &Watch) {
+    let command = || qemu(&artifact("Image"), 1, LEAN);
+    record(COLD, 1, Some(&peer::lean_qemu()), twice(|| boot(watch, command())));
 }
 
 /// Boots of the kernel's other forms.
@@ -204,7 +197,7 @@ fn a_guest_starts_beside_qemu() {
     host().run(|| {
         let (watch, qemu) = (Watch::start(), peer::qemu());
         raw(&watch, &qemu, 1);
-        lean(&watch, &qemu);
+        lean(&watch);
     });
 }
 

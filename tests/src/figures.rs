@@ -131,6 +131,12 @@ impl Entry {
         self.aim(Bound::AtMost, value, Some(of))
     }
 
+    /// It shall be no less than this many times the same figure of another VMM, as [`at_most_of`](Self::at_most_of).
+    pub fn at_least_of(self, value: f64, vmm: &str, case: Option<&str>) -> Self {
+        let of = Reference { vmm: vmm.to_owned(), case: case.map(str::to_owned) };
+        self.aim(Bound::AtLeast, value, Some(of))
+    }
+
     /// Records that the VMM cannot do it.
     ///
     /// # Panics
