@@ -66,17 +66,16 @@ has_no_vm() { ! vm_of "$1" >/dev/null; }
 no_vms() { (($(count_vms) == 0)); }
 # Every job's VM is gone, and with it its lease and its files; Slurm has no complaint.
 nothing_left() {
-    local name
+    local name files
     scancel --user=nobody
     until_true 60 'all jobs end' no_jobs
     until_true 5 'all VMs end' no_vms
     for name in $nodes; do
         until_true 30 "$name is idle" is node "$name" State IDLE
         has_no_lease "$name" 'slurm-[0-9]*' || die "left at the broker of $name: $(tesseractl pool --broker "$work/brokers/$name")"
-        [[ -z $(ls -A "$work/vms/$name") ]] || die "left on $name: $(ls -A "$work/vms/$name")"
     done
-    name=$(find "$work/moves" "$work/consoles" -mindepth 1)
-    [[ -z $name ]] || die "left: $name"
+    files=$(find "$work/vms" "$work/moves" "$work/consoles" -mindepth 1 -not -path "$work/vms/n[1-3]")
+    [[ -z $files ]] || die "left: $files"
     say "$1: nothing is left on any node"
 }
 
@@ -157,7 +156,7 @@ race_of_jobs() {
 }
 # Two VMs at once, without Slurm: the broker refuses one of them.
 race_of_vms() {
-    local round a b status ended winner
+    local round a b status ended winner loser both=ab
     for round in {1..10}; do
         racer a "$round" &
         a=$!
@@ -170,16 +169,18 @@ race_of_vms() {
         [[ $ended == "$b" ]] || winner=b
         until_true 10 "the lease of $winner" has_lease n1 "race-$winner-$round"
         has_no_lease n1 "race-[^$winner]-$round"
-        tesseractl stop "race-$winner-$round" --force
+        tesseractl stop "race-$winner-$round" --force >/dev/null
         wait "$a" "$b" || :
         until_true 10 "the end of $winner's lease" has_no_lease n1 'race-.*'
-        say "round $round: $winner has had it; the other: $(tail -n 1 "$work/race-$([[ $winner == a ]] && echo b || echo a)")"
+        loser=${both/$winner/}
+        say "round $round: $winner has it; $loser: $(grep -o 'tag storage is exhausted:[^:]*' "$work/race-$loser")"
     done
 }
 # racer NAME ROUND: a VM that wants the last 4 MiB of n1.
 racer() {
-    exec tessera run --id "race-$1-$2" --broker "$work/brokers/n1" --tag-min 4M --tag-max 4M --mte require --memory 96M \
-        --kernel /artifacts/Image --initrd /artifacts/initrd.cpio --cmdline 'quiet workload=idle' --serial none \
+    exec tessera run --id "race-$1-$2" --api-sock "$work/race-$1.socket" --broker "$work/brokers/n1" --tag-min 4M \
+        --tag-max 4M --mte require --memory 96M --kernel /artifacts/Image --initrd /artifacts/initrd.cpio \
+        --cmdline 'quiet workload=idle' --serial none \
         </dev/null >"$work/race-$1" 2>&1
 }
 race() {
