@@ -290,6 +290,7 @@ kill_all() {
     start_node "$name"
     until_true 60 "the VM of job $job is gone from $name" has_no_lease "$name" "slurm-$job"
     until_true 30 "the folder of job $job is gone" test ! -e "$work/vms/$name/$job"
+    say "the slurmd of $name is back, and the VM that it had left is gone"
     until_true 60 "the guest of job $job has tagged its memory again" touched "$job" 2
     say "$name is $(field node "$name" State) with its slurmd; job $job runs on $(field job "$job" BatchHost)"
 }
