@@ -7,6 +7,12 @@
 set -euo pipefail
 
 if [[ -z ${TESSERA_NESTED:-} ]]; then
+    for part; do
+        [[ $part =~ ^(place|race|move|kill)$ ]] || {
+            echo "cluster.sh: there is no part $part: name place, race, move or kill" >&2
+            exit 64
+        }
+    done
     cd "$(dirname "$0")/../.."
     # An image of its own: that of the tests has no Slurm.
     export TESSERA_LAB=${TESSERA_LAB:-$PWD/target/fleet}
@@ -300,7 +306,6 @@ for part in ${PARTS:-place race move kill}; do
     case $part in
     place | race | move) $part ;;
     kill) kill_all ;;
-    *) die "there is no part $part: name place, race, move or kill" ;;
     esac
     nothing_left "$part"
     say "$part: $((SECONDS - began)) s"
