@@ -31,6 +31,10 @@ const TOUCHED: u64 = 43;
 const BALLOON: u64 = 75;
 const CHECKED: u64 = 5;
 
+/// MiB that a balloon leaves free, which only the smallest guest notices: with less it takes pages, and gives them back for
+/// want of memory, for ever.
+const LEFT: u64 = 8;
+
 /// The least of what is resident and can be huge that is huge in the end, in percent; and within how long.
 const HUGE: f64 = 95.0;
 const SOON: Duration = Duration::from_secs(10);
@@ -106,7 +110,8 @@ impl Sizes {
         let ready = guest.report("ready");
         let free = ready["free_kib"].as_u64().unwrap() >> 10;
         let part = |percent: u64| (free * percent / 100).max(2);
-        Self { touched: part(TOUCHED), balloon: part(BALLOON), checked: part(CHECKED).min(16) }
+        let balloon = part(BALLOON).min(free.saturating_sub(LEFT));
+        Self { touched: part(TOUCHED), balloon, checked: part(CHECKED).min(16) }
     }
 }
 
@@ -194,10 +199,10 @@ fn touch(guest: &mut Guest, sizes: Sizes) -> Touch {
 }
 
 impl Touch {
-    /// What the vCPU that touched took.
+    /// What the vCPU that touched took. Threads are looked at for longer than the touch lasts.
     fn vcpu(&self) -> f64 {
         let vcpus = self.threads.iter().filter(|(name, _)| name.starts_with("vcpu"));
-        vcpus.map(|(_, time)| *time).fold(0.0, f64::max)
+        vcpus.map(|(_, time)| *time).fold(0.0, f64::max).min(self.cost)
     }
 
     /// Exits that are for no fault.
