@@ -1,5 +1,5 @@
 //! The scripts of resources/fleet/slurm, each run by itself with stand-ins of the programs that it calls. Under the real
-//! engine they are run by tests/fleet/slurm.sh.
+//! engine they are run by tests/fleet/slurm.sh, and with real guests by tests/fleet/cluster.sh.
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
