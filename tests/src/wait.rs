@@ -18,10 +18,22 @@ const LATE: u32 = 8;
 /// # Panics
 /// When it has not by the deadline, naming `what`.
 pub fn until<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
-    let start = Instant::now();
+    until_still(what, || condition().ok_or(()))
+}
+
+/// Waits until `look` gives a value, and for as long as what it sees instead is another each time: work that is long is
+/// no reason to fail while it continues. The test's own limit ends it.
+///
+/// # Panics
+/// When nothing has changed for as long as [`until`] waits, naming `what`.
+pub fn until_still<T, S: PartialEq>(what: &str, mut look: impl FnMut() -> Result<T, S>) -> T {
+    let mut last = None;
+    let mut start = Instant::now();
     loop {
-        if let Some(value) = condition() {
-            return value;
+        match look() {
+            Ok(value) => return value,
+            Err(seen) if last.as_ref() == Some(&seen) => {}
+            Err(seen) => (last, start) = (Some(seen), Instant::now()),
         }
         let waited = start.elapsed();
         assert!(waited < PATIENCE, "waited {PATIENCE:?} in vain for {what}");
