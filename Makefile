@@ -248,7 +248,7 @@ lint:
 	@cargo fmt --all --check
 	@cargo clippy --workspace --all-targets -- -D warnings
 	@cargo clippy --workspace --all-targets --target $(ARM64_TARGET) -- -D warnings
-	@shellcheck --severity=warning $$(grep -rIlE --exclude-dir=target --exclude-dir=.git '^#!(/bin/(ba)?sh|/usr/bin/env bash)$$' .)
+	@shellcheck --external-sources --severity=warning $$(grep -rIlE --exclude-dir=target --exclude-dir=.git '^#!(/bin/(ba)?sh|/usr/bin/env bash)$$' .)
 
 clean:
 	@rm -rf $(LAB_DIRECTORY)

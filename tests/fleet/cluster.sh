@@ -67,6 +67,7 @@ lease() {
 }
 has_lease() { [[ -n $(lease "$1" "$2") ]]; }
 has_no_lease() { ! has_lease "$@"; }
+vm_answers() { tesseractl status "$1" >/dev/null 2>&1; }
 has_no_vm() { ! vm_of "$1" >/dev/null; }
 
 no_vms() { (($(count_vms) == 0)); }
@@ -175,6 +176,8 @@ race_of_vms() {
         [[ $ended == "$b" ]] || winner=b
         until_true 10 "the lease of $winner" has_lease n1 "race-$winner-$round"
         has_no_lease n1 "race-[^$winner]-$round"
+        # Its lease comes before its control socket.
+        until_true 10 "$winner's control socket" vm_answers "race-$winner-$round"
         tesseractl stop "race-$winner-$round" --force >/dev/null
         wait "$a" "$b" || :
         until_true 10 "the end of $winner's lease" has_no_lease n1 'race-.*'
