@@ -112,10 +112,11 @@ start() {
     "$@" >>"$work/$name.out" 2>&1 &
     process[$name]=$!
 }
-# crash NAME: ends what this script has started, without a warning.
+# crash NAME: ends what this script has started by SIGKILL, and forgets its number.
 crash() {
     kill -KILL "${process[$1]}"
     wait "${process[$1]}" 2>/dev/null || :
+    unset "process[$1]"
 }
 broker_answers() { tesseractl pool --broker "$work/brokers/$1" >/dev/null 2>&1; }
 # start_broker NODE [MIB]: one that every user may ask.
