@@ -68,7 +68,7 @@ struct Taken {
     proportional: f64,
 }
 
-/// Starts guests until the host is full, or as many as are asked for. `before` is what was available before anything that
+/// Starts guests until the host is full, or there are [`MOST`]. `before` is what was available before anything that
 /// they share.
 fn fill<G>(before: f64, start: impl Fn(usize) -> G, pid: impl Fn(&G) -> u32) -> (Taken, Vec<G>) {
     let kills = oom_kills();

@@ -23,7 +23,7 @@ const BENCH: &str = "overhead";
 /// How many VMs run at once where much is shared.
 const MANY: usize = 16;
 
-/// Proportional memory of one of so many VMs, of the best peer's.
+/// The most proportional memory of one of [`MANY`] VMs, as a multiple of the best peer's.
 const MOST: f64 = 0.6;
 
 /// MiB of a guest where parts are told apart.

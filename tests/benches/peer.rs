@@ -40,7 +40,7 @@ pub(crate) fn qemu() -> Vmm {
 /// What QEMU's machine can do without, where a guest has no PCI device and no firmware.
 pub(crate) const LEAN: &str = ",acpi=off,its=off,highmem-ecam=off";
 
-/// The same without that.
+/// QEMU with [`LEAN`].
 pub(crate) fn lean_qemu() -> Vmm {
     Vmm { variant: "lean".to_owned(), ..qemu() }
 }

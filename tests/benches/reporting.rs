@@ -18,6 +18,9 @@ const SECONDS: u64 = 8;
 /// What is lost at most, in percent.
 const AIM: f64 = 0.5;
 
+/// Small guests miss the aim with the VMM's choice (docs/benches.md): more than this, in percent, is a regression.
+const SMALL_MOST: f64 = 1.2;
+
 /// The host executes some 10^8 instructions a second, and three loops at least 3 * 10^10.
 const LIMIT: Duration = Duration::from_secs(1500);
 
@@ -138,19 +141,19 @@ fn reporting_costs_a_page_fault_loop_little() {
 
 #[test]
 fn reporting_costs_a_page_fault_loop_of_a_small_guest_little() {
-    lost(Size { memory: 256, touched: 150, host: "", most: 1.2 }, &[None, Some(8), Some(9)]);
+    lost(Size { memory: 256, touched: 150, host: "", most: SMALL_MOST }, &[None, Some(8), Some(9)]);
 }
 
 #[test]
 #[ignore = "long"]
 fn reporting_costs_a_page_fault_loop_of_a_tiny_guest_little() {
-    lost(Size { memory: 64, touched: 8, host: "", most: 1.2 }, &[None, Some(6), Some(7)]);
+    lost(Size { memory: 64, touched: 8, host: "", most: SMALL_MOST }, &[None, Some(6), Some(7)]);
 }
 
 #[test]
 #[ignore = "long"]
 fn reporting_costs_a_page_fault_loop_of_a_guest_of_128_mib_little() {
-    lost(Size { memory: 128, touched: 50, host: "", most: 1.2 }, &[None, Some(7), Some(8)]);
+    lost(Size { memory: 128, touched: 50, host: "", most: SMALL_MOST }, &[None, Some(7), Some(8)]);
 }
 
 /// Pages of the units in which a guest of 256 MiB reports, which a host has from Linux 6.8 on where it is told to.
@@ -159,6 +162,7 @@ const UNIT_PAGES: &str = "/sys/kernel/mm/transparent_hugepage/hugepages-512kB/en
 #[test]
 #[ignore = "long"]
 fn reporting_costs_a_small_guest_little_where_the_host_has_pages_of_its_units() {
-    let size = Size { memory: 256, touched: 150, host: ", host with pages of 512 KiB", most: 1.2 };
+    let size =
+        Size { memory: 256, touched: 150, host: ", host with pages of 512 KiB", most: SMALL_MOST };
     lost_on(|| Setting::new(UNIT_PAGES, "madvise"), size, &[None]);
 }

@@ -13,7 +13,7 @@ use testing::snapshot::{
     Rounds, beat, continues, cycles, kills, large, moments_of_a_boot, number, plan, power_off,
     restore, save, saved, small, text, verified,
 };
-use testing::wait::{until, until_still};
+use testing::wait::{until, while_changing};
 use vmm::api::model::State;
 
 use crate::reporting::KERNEL_16K;
@@ -172,7 +172,7 @@ pub(crate) fn unloaded(guest: &Guest) -> u64 {
 pub(crate) fn balloon(guest: &Guest, target: u64) {
     let mut client = guest.client();
     client.send("PATCH", "/balloon", &json!({ "amount_mib": target })).unwrap();
-    until_still(&format!("a balloon of {target} MiB"), || {
+    while_changing(&format!("a balloon of {target} MiB"), || {
         let balloon: Value = client.get("/balloon").unwrap();
         if balloon["actual_mib"] == target { Ok(()) } else { Err(balloon["actual_mib"].clone()) }
     });

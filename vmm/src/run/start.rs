@@ -24,7 +24,7 @@ use crate::sys::supervisor;
 use crate::vcpu::VcpuExit;
 
 /// Makes the machine, or restores it, runs the guest to its end, and cleans up.
-// What is boxed here is not on the stack while the guest runs.
+// Boxed up to the call that uses them up: opened earlier, they stay in a frame that lasts as long as the guest.
 pub(super) fn start(
     hypervisor: &dyn Hypervisor,
     spec: Box<Spec>,
@@ -47,7 +47,7 @@ pub(super) fn start(
 }
 
 /// Has a client of the control socket configure a VM and start it, runs the guest to its end, and cleans up.
-// Not a part of its caller, whose stack is that of every running VM.
+// Not inlined: its frame would be a part of its caller's, which every running VM keeps.
 #[inline(never)]
 pub(super) fn start_on_request(
     hypervisor: &dyn Hypervisor,
