@@ -3,7 +3,6 @@
 //!
 //! What a guest takes is what the host has less of once it runs: guest memory, the VMM's own, and the kernel's for both.
 
-use std::fs;
 use std::process::Command;
 use std::thread;
 use std::time::Duration;
@@ -15,6 +14,7 @@ use testing::footprint::mib;
 use testing::guest::{Guest, Plan};
 use testing::lab::{Lab, artifact, programs};
 use testing::memory::oom_kills;
+use testing::procfs::first_number;
 use testing::scratch::Scratch;
 use testing::snapshot::save;
 use testing::template::Holder;
@@ -46,16 +46,12 @@ const LIMIT: Duration = Duration::from_secs(1500);
 
 /// MiB that the host could give to a process (proc_meminfo(5)).
 fn available() -> f64 {
-    let text = fs::read_to_string("/proc/meminfo").unwrap();
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:")).unwrap();
-    line.trim().trim_end_matches(" kB").parse::<f64>().unwrap() / 1024.0
+    mib(first_number("/proc/meminfo", "MemAvailable:") << 10)
 }
 
 /// A process's proportional memory, in MiB, its guest's among it.
 fn proportional(pid: u32) -> f64 {
-    let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
-    let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:")).unwrap();
-    line.trim().trim_end_matches(" kB").parse::<f64>().unwrap() / 1024.0
+    mib(first_number(&format!("/proc/{pid}/smaps_rollup"), "Pss:") << 10)
 }
 
 /// What guests together take.
@@ -85,10 +81,7 @@ fn fill<G>(before: f64, start: impl Fn(usize) -> G, pid: impl Fn(&G) -> u32) -> 
 }
 
 fn tessera(mte: &str) -> Plan {
-    let plan = Plan::bare(&artifact("Image"))
-        .initrd(&artifact("initrd.cpio"))
-        .append(&peer::words("idle"));
-    plan.with("--memory", MEMORY).with("--mte", mte)
+    peer::tessera(&artifact("Image"), MEMORY, &peer::words("idle")).with("--mte", mte)
 }
 
 fn booted(plan: Plan) -> Guest {
@@ -124,9 +117,9 @@ fn density(case: &str, vmm: Option<&Vmm>) -> Entry {
 }
 
 fn record(case: &str, vmm: Option<&Vmm>, taken: Taken, aim: impl FnOnce(Entry) -> Entry) {
-    let label = vmm.map_or_else(|| "tessera".to_owned(), Vmm::label);
     println!(
-        "{label}, {case}: {} guests, {:.1} MiB of the host for each ({:.1} proportional), {:.1} guests a GiB",
+        "{}, {case}: {} guests, {:.1} MiB of the host for each ({:.1} proportional), {:.1} guests a GiB",
+        peer::label(vmm),
         taken.guests,
         taken.each,
         taken.proportional,

@@ -3,8 +3,8 @@
 
 use std::time::{Duration, Instant};
 
-use serde_json::json;
 use tesseractl::bench::OWN;
+use testing::balloon;
 use testing::figures::{Entry, counted, kept};
 use testing::footprint::{Curve, Footprint, mib};
 use testing::guest::{Guest, Plan};
@@ -53,15 +53,6 @@ fn touch(guest: &mut Guest, what: &str) -> Touches {
     Touches { cost, huge }
 }
 
-fn inflate(guest: &Guest, target: u64) {
-    let mut client = guest.client();
-    client.send("PATCH", "/balloon", &json!({ "amount_mib": target })).unwrap();
-    until(&format!("a balloon of {target} MiB"), || {
-        let balloon: serde_json::Value = client.get("/balloon").unwrap();
-        (balloon["actual_mib"] == target).then_some(())
-    });
-}
-
 #[test]
 fn memory_that_was_in_a_balloon_costs_as_much_as_before() {
     Lab::new().counting_instructions().timeout(LIMIT).run(|| {
@@ -72,9 +63,9 @@ fn memory_that_was_in_a_balloon_costs_as_much_as_before() {
         let fresh = touch(&mut guest, FRESH);
         touch(&mut guest, "the same again");
         for cycle in 1..=CYCLES {
-            inflate(&guest, BALLOON);
+            balloon::resize(&guest, BALLOON);
             let left = Footprint::of(&mut guest.client());
-            inflate(&guest, 0);
+            balloon::resize(&guest, 0);
             println!(
                 "in a balloon of {BALLOON} MiB: {:.0} MiB resident, {:.0} MiB huge",
                 mib(left.resident),

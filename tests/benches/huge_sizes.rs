@@ -14,8 +14,8 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use arch::layout::CHUNK;
-use serde_json::{Value, json};
 use tesseractl::bench::OWN;
+use testing::balloon;
 use testing::fault_prices::{CHUNKS, Toucher};
 use testing::figures::{Entry, counted, kept};
 use testing::footprint::{Curve, mib};
@@ -23,7 +23,6 @@ use testing::guest::{Guest, Plan};
 use testing::lab::Lab;
 use testing::memory::{PageCounter, tagged_ram};
 use testing::setting::Setting;
-use testing::wait::until;
 
 /// Of what a guest has free after its start, in percent: what it touches each time, what a balloon takes between, and what
 /// is taken, checked and freed all the time while memory goes and comes. Of a guest of 1 GiB that is 400 and 700 MiB.
@@ -307,23 +306,14 @@ impl Prices {
     }
 }
 
-fn inflate(guest: &Guest, target: u64) {
-    let mut client = guest.client();
-    client.send("PATCH", "/balloon", &json!({ "amount_mib": target })).unwrap();
-    until(&format!("a balloon of {target} MiB"), || {
-        let balloon: Value = client.get("/balloon").unwrap();
-        (balloon["actual_mib"] == target).then_some(())
-    });
-}
-
 /// Has memory go to the host and come again, while some is taken and checked.
 fn go_and_come(guest: &mut Guest, case: Case, sizes: Sizes) {
     let press = format!("press {}", sizes.checked);
     guest.order(&press, "pressing");
     match case.way {
         Way::Balloon => {
-            inflate(guest, sizes.balloon);
-            inflate(guest, 0);
+            balloon::resize(guest, sizes.balloon);
+            balloon::resize(guest, 0);
         }
         Way::Keeps => std::thread::sleep(PRESSED),
         Way::Reports => {

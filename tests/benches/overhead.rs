@@ -77,10 +77,7 @@ fn mean(guests: &[Guest], mib: u64) -> Own {
 }
 
 fn tessera(mib: u64) -> Plan {
-    let plan = Plan::bare(&artifact("Image"))
-        .initrd(&artifact("initrd.cpio"))
-        .append(&peer::words("idle"));
-    plan.with("--memory", &format!("{mib}M"))
+    peer::tessera(&artifact("Image"), &format!("{mib}M"), &peer::words("idle"))
 }
 
 /// As users have it, with a balloon and its sandbox, and with a control socket.
@@ -130,9 +127,9 @@ fn kilobytes(bytes: u64) -> f64 {
 }
 
 fn show(what: &str, vmm: Option<&Vmm>, own: Own) {
-    let label = vmm.map_or_else(|| "tessera".to_owned(), Vmm::label);
     println!(
-        "{label}, {what}: {:.0} kB anonymous, {:.0} kB private, {:.0} kB proportional",
+        "{}, {what}: {:.0} kB anonymous, {:.0} kB private, {:.0} kB proportional",
+        peer::label(vmm),
         kilobytes(own.anonymous),
         kilobytes(own.private),
         kilobytes(own.proportional)

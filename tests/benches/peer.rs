@@ -7,8 +7,9 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use tesseractl::bench::Vmm;
 use testing::figures::vmm;
-use testing::guest::QUICK;
+use testing::guest::{Plan, QUICK};
 use testing::lab::artifact;
+use testing::procfs::first_number;
 
 /// Where programs of Debian's are on the host: of the host, and of its guests.
 pub(crate) const HOST_PROGRAMS: &str = "/peers/host";
@@ -48,6 +49,17 @@ pub(crate) fn lean_qemu() -> Vmm {
 /// A command line of the kernel's that every VMM gives its guest: each has another console.
 pub(crate) fn words(workload: &str) -> String {
     format!("console=ttyAMA0 console=ttyS0 {QUICK} nokaslr workload={workload}")
+}
+
+/// What a VMM is called; without one, Tessera.
+pub(crate) fn label(vmm: Option<&Vmm>) -> String {
+    vmm.map_or_else(|| "tessera".to_owned(), Vmm::label)
+}
+
+/// Tessera's boot of what the others boot.
+pub(crate) fn tessera(kernel: &Path, memory: &str, words: &str) -> Plan {
+    let plan = Plan::bare(kernel).initrd(&artifact("initrd.cpio")).append(words);
+    plan.with("--memory", memory)
 }
 
 /// QEMU's machine for KVM guests ("virt", docs/system/arm/virt.rst) with these properties, and with no device but a
@@ -109,9 +121,7 @@ impl Guest {
 
     /// Its memory that is resident, in MiB, all of its process.
     pub(crate) fn resident_mib(&self) -> u64 {
-        let rollup = fs::read_to_string(format!("/proc/{}/smaps_rollup", self.pid())).unwrap();
-        let line = rollup.lines().find_map(|line| line.strip_prefix("Rss:")).unwrap();
-        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() >> 10
+        first_number(&format!("/proc/{}/smaps_rollup", self.pid()), "Rss:") >> 10
     }
 }
 

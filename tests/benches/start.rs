@@ -49,8 +49,7 @@ struct Times {
 }
 
 fn tessera(kernel: &Path, vcpus: u32) -> Plan {
-    let plan = Plan::bare(kernel).initrd(&artifact("initrd.cpio")).append(&peer::words("memory"));
-    let plan = plan.with("--memory", MEMORY).with("--mte", "require");
+    let plan = peer::tessera(kernel, MEMORY, &peer::words("memory")).with("--mte", "require");
     plan.with("--cpus", &vcpus.to_string())
 }
 
@@ -95,8 +94,7 @@ fn figure(name: &str, case: &str, vcpus: u32, vmm: Option<&Vmm>) -> Entry {
 }
 
 fn record(case: &str, vcpus: u32, vmm: Option<&Vmm>, times: Times) {
-    let label = vmm.map_or_else(|| "tessera".to_owned(), Vmm::label);
-    println!("{label}: {case}, {vcpus} vCPU: {times:?}");
+    println!("{}: {case}, {vcpus} vCPU: {times:?}", peer::label(vmm));
     let set = |name, time: Duration, most: f64| {
         let figure = figure(name, case, vcpus, vmm);
         let figure = if vmm.is_none() { figure.at_most_of(most, BEST_PEER, None) } else { figure };

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use tesseractl::client::{Client, Error};
+use testing::balloon::reaches;
 use testing::footprint::Footprint;
 use testing::guest::{Guest, Plan};
 use testing::lab::Lab;
@@ -20,14 +21,6 @@ fn balloon(client: &mut Client) -> Value {
 fn aim(client: &mut Client, target: u64) {
     client.send("PATCH", "/balloon", &json!({ "amount_mib": target })).unwrap();
     assert_eq!(balloon(client)["amount_mib"], target);
-}
-
-/// Waits until the driver has come to a target, in MiB.
-fn reaches(client: &mut Client, target: u64) {
-    until(&format!("a balloon of {target} MiB"), || {
-        let balloon = balloon(client);
-        (balloon["actual_mib"] == target).then_some(())
-    });
 }
 
 /// Waits until a balloon has a target, in MiB, to the page, by the device's, the driver's and the guest's

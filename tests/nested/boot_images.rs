@@ -3,6 +3,7 @@
 use std::fs;
 
 use serde_json::Value;
+use testing::balloon;
 use testing::broker::Broker;
 use testing::guest::{Guest, Plan};
 use testing::lab::{Lab, artifact};
@@ -11,7 +12,6 @@ use testing::snapshot::{continues, large, number, power_off, save, small, verifi
 use testing::template::Holder;
 use testing::wait::until;
 
-use crate::snapshots::balloon;
 use crate::tag_storage::Sample;
 
 /// What a VM still has of its boot image.
@@ -42,9 +42,9 @@ fn vms_share_a_boot_image_and_what_they_give_back_never_shows_it_again() {
         let before = verified(&mut one);
         let all = of_the_image(&one);
         assert!(all > 32 << 20, "{all}");
-        balloon(&one, 32);
+        balloon::resize(&one, 32);
         continues(&ready, &before, &verified(&mut one));
-        balloon(&one, 0);
+        balloon::resize(&one, 0);
         continues(&ready, &before, &verified(&mut one));
         verified(&mut other);
         let footprint = one.client().footprint().unwrap();
@@ -102,10 +102,10 @@ fn a_guest_on_demand_has_tag_storage_for_its_boot_image() {
         assert!(image <= started && started < all, "{image} {started} {all}");
         Sample::of(&guest, "after a look at all");
         for _ in 0..2 {
-            balloon(&guest, 64);
+            balloon::resize(&guest, 64);
             continues(&ready, &before, &verified(&mut guest));
             Sample::of(&guest, "with a balloon");
-            balloon(&guest, 0);
+            balloon::resize(&guest, 0);
             continues(&ready, &before, &verified(&mut guest));
         }
         assert!(of_the_image(&guest) / 32 <= reserved(&guest, &broker));

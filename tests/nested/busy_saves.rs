@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use serde_json::{Value, json};
+use testing::balloon;
 use testing::footprint::Footprint;
 use testing::guest::{Guest, Plan};
 use testing::lab::Lab;
@@ -191,10 +192,6 @@ fn save_while_it_moves(guest: &Guest, folder: &Path, target: u64) {
     guest.client().resume().unwrap();
 }
 
-fn reaches(guest: &Guest, target: u64) {
-    until(&format!("a balloon of {target} MiB"), || (actual(guest) == target).then_some(()));
-}
-
 #[test]
 #[ignore = "long"]
 fn a_guest_is_saved_while_its_balloon_moves() {
@@ -206,16 +203,16 @@ fn a_guest_is_saved_while_its_balloon_moves() {
         let before = verified(&mut guest);
 
         save_while_it_moves(&guest, &up, FULL);
-        reaches(&guest, FULL);
+        balloon::reaches(&mut guest.client(), FULL);
         save_while_it_moves(&guest, &down, 0);
-        reaches(&guest, 0);
+        balloon::reaches(&mut guest.client(), 0);
         continues(&ready, &before, &verified(&mut guest));
         power_off(guest);
 
         for (folder, target, lazy) in [(&up, FULL, true), (&down, 0, false)] {
             let mut guest = restore(folder, lazy).start();
             guest.answers();
-            reaches(&guest, target);
+            balloon::reaches(&mut guest.client(), target);
             continues(&ready, &before, &verified(&mut guest));
             power_off(guest);
         }

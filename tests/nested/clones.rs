@@ -6,6 +6,7 @@ use std::path::Path;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use tesseractl::client::Error;
+use testing::balloon;
 use testing::guest::{Guest, Plan};
 use testing::lab::Lab;
 use testing::memory::mappings;
@@ -18,7 +19,6 @@ use testing::wait::until;
 
 use crate::place::Place;
 use crate::reporting;
-use crate::snapshots::balloon;
 
 /// What a clone still has of the template.
 fn of_the_template(guest: &Guest) -> u64 {
@@ -89,9 +89,9 @@ fn what_a_clone_gives_back_never_shows_the_template_again() {
         let all = of_the_template(&clone);
 
         for _ in 0..2 {
-            balloon(&clone, 32);
+            balloon::resize(&clone, 32);
             continues(&ready, &before, &verified(&mut clone));
-            balloon(&clone, 0);
+            balloon::resize(&clone, 0);
             continues(&ready, &before, &verified(&mut clone));
         }
 
@@ -152,7 +152,7 @@ fn a_snapshot_of_a_clone_has_what_the_clone_never_touched() {
         restored.stop();
         let clone = holder.plan(&one).start();
         clone.answers();
-        balloon(&clone, 32);
+        balloon::resize(&clone, 32);
         save(&clone, &two, &["--replace"]);
         clone.stop();
 
@@ -160,7 +160,7 @@ fn a_snapshot_of_a_clone_has_what_the_clone_never_touched() {
         let mut clone = second.plan(&two).start();
 
         continues(&ready, &before, &verified(&mut clone));
-        balloon(&clone, 0);
+        balloon::resize(&clone, 0);
         continues(&ready, &before, &verified(&mut clone));
         power_off(clone);
     });
@@ -182,7 +182,7 @@ fn clones_do_not_need_the_process_that_held_their_template() {
 
         for clone in &mut clones {
             continues(&ready, &before, &verified(clone));
-            balloon(clone, 32);
+            balloon::resize(clone, 32);
             continues(&ready, &before, &verified(clone));
         }
         let refused = holder.plan(&folder).run();

@@ -4,12 +4,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use serde_json::{Value, json};
+use serde_json::Value;
+use testing::balloon;
 use testing::guest::{Guest, Plan};
 use testing::lab::{Lab, program};
 use testing::scratch::Scratch;
 use testing::template::Holder;
-use testing::wait::until;
 
 fn plan() -> Plan {
     let plan = Plan::workload("snapshot").with("--memory", "256M").with("--cpus", "2");
@@ -61,16 +61,6 @@ fn change(guest: &mut Guest) {
     guest.order("change", "changed");
 }
 
-/// Gives the balloon a size in MiB, and waits until it has that.
-fn balloon(guest: &Guest, target: u64) {
-    let mut client = guest.client();
-    client.send("PATCH", "/balloon", &json!({ "amount_mib": target })).unwrap();
-    until(&format!("a balloon of {target} MiB"), || {
-        let balloon: Value = client.get("/balloon").unwrap();
-        (balloon["actual_mib"] == target).then_some(())
-    });
-}
-
 /// The guest of a snapshot is right, with all of its changes.
 fn restored(folder: &Path, words: &[&str]) -> Guest {
     let plan = words.iter().fold(Plan::restore(folder), |plan, word| plan.flag(word));
@@ -94,9 +84,9 @@ fn a_guest_is_saved_by_what_it_changes() {
         let all = save(&guest, &full, &[]);
 
         change(&mut guest);
-        balloon(&guest, 64);
+        balloon::resize(&guest, 64);
         let one = save(&guest, &first, &["--diff"]);
-        balloon(&guest, 0);
+        balloon::resize(&guest, 0);
         change(&mut guest);
         let two = save(&guest, &second, &["--diff"]);
         let idle = save(&guest, &scratch.join("idle"), &["--diff"]);
@@ -157,7 +147,7 @@ fn a_restored_guest_is_saved_by_what_it_changes() {
         ] {
             let mut guest = plan.flag("--track-dirty-pages").start();
             guest.report("beat");
-            balloon(&guest, 48);
+            balloon::resize(&guest, 48);
             let bytes = save(&guest, folder, &["--diff"]);
             let metrics = guest.client().metrics().unwrap();
             // What is not loaded has not changed, nor has what is the template's: it stays so.
@@ -169,7 +159,7 @@ fn a_restored_guest_is_saved_by_what_it_changes() {
             assert!(bytes < all / 2, "{bytes} of {all}");
             let second = folder.with_extension("second");
             change(&mut guest);
-            balloon(&guest, 16);
+            balloon::resize(&guest, 16);
             save(&guest, &second, &["--diff"]);
             verified(&mut guest);
             guest.stop();

@@ -4,6 +4,7 @@
 use std::fs;
 
 use serde_json::{Value, json};
+use testing::balloon;
 use testing::broker::Broker;
 use testing::guest::{Guest, Plan};
 use testing::lab::Lab;
@@ -15,7 +16,7 @@ use testing::template::Holder;
 use testing::wait::until;
 
 use crate::reporting;
-use crate::snapshots::{balloon, unloaded, waits_and_prefetched};
+use crate::snapshots::{unloaded, waits_and_prefetched};
 use crate::tag_storage::Sample;
 
 const CHUNK: u64 = 2 << 20;
@@ -54,12 +55,12 @@ fn memory_is_reserved_for_when_it_is_touched_and_loaded_then() {
         assert!(some < all && some > 32 << 20 && after < held, "{some} {after} {held}");
         Sample::of(&guest, "after a beat");
         // What is given back before it is loaded needs none.
-        balloon(&guest, 64);
+        balloon::resize(&guest, 64);
         Sample::of(&guest, "with a balloon");
         continues(&ready, &before, &verified(&mut guest));
         let sample = Sample::of(&guest, "after a look at all");
         assert!(sample.in_huge_pages() > 32 << 20 || !has_huge_pages(), "{sample:?}");
-        balloon(&guest, 0);
+        balloon::resize(&guest, 0);
         continues(&ready, &before, &verified(&mut guest));
         assert!(unloaded(&guest) > 0);
         // A save loads the rest, which needs tag storage then.
@@ -167,10 +168,10 @@ fn a_clone_on_demand_is_reserved_for_what_it_shares() {
         continues(&ready, &before, &verified(&mut clone));
         Sample::of(&clone, "after a look at all");
         for _ in 0..2 {
-            balloon(&clone, 64);
+            balloon::resize(&clone, 64);
             continues(&ready, &before, &verified(&mut clone));
             Sample::of(&clone, "with a balloon");
-            balloon(&clone, 0);
+            balloon::resize(&clone, 0);
             continues(&ready, &before, &verified(&mut clone));
         }
         nothing_failed(&clone);

@@ -4,6 +4,7 @@ use std::fs;
 
 use testing::guest::Plan;
 use testing::lab::Lab;
+use testing::procfs::first_number;
 use testing::wait::until;
 
 /// What a host has in use.
@@ -14,16 +15,6 @@ struct Usage {
     sockets: u64,
     /// In KiB.
     memory: u64,
-}
-
-fn first_number(path: &str, after: &str) -> u64 {
-    let text = fs::read_to_string(path).unwrap();
-    let rest = text.split_once(after).unwrap().1;
-    rest.split(|c: char| !c.is_ascii_digit())
-        .find(|word| !word.is_empty())
-        .unwrap()
-        .parse()
-        .unwrap()
 }
 
 fn usage() -> Usage {

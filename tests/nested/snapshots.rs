@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::{Value, json};
+use testing::balloon;
 use testing::footprint::Footprint;
 use testing::guest::{Finished, Guest, Plan};
 use testing::lab::{Lab, program};
@@ -13,7 +14,7 @@ use testing::snapshot::{
     Rounds, beat, continues, cycles, kills, large, moments_of_a_boot, number, plan, power_off,
     restore, save, saved, small, text, verified,
 };
-use testing::wait::{until, while_changing};
+use testing::wait::until;
 use vmm::api::model::State;
 
 use crate::reporting::KERNEL_16K;
@@ -168,16 +169,6 @@ pub(crate) fn unloaded(guest: &Guest) -> u64 {
     number(&guest.client().metrics().unwrap()["snapshot"], "unloaded_bytes")
 }
 
-/// Gives the balloon a size in MiB, and waits until it has that.
-pub(crate) fn balloon(guest: &Guest, target: u64) {
-    let mut client = guest.client();
-    client.send("PATCH", "/balloon", &json!({ "amount_mib": target })).unwrap();
-    while_changing(&format!("a balloon of {target} MiB"), || {
-        let balloon: Value = client.get("/balloon").unwrap();
-        if balloon["actual_mib"] == target { Ok(()) } else { Err(balloon["actual_mib"].clone()) }
-    });
-}
-
 #[test]
 #[ignore = "long"]
 fn memory_is_loaded_as_it_is_touched() {
@@ -195,13 +186,13 @@ fn memory_is_loaded_as_it_is_touched() {
         let some = unloaded(&guest);
         assert!(some < all && some > 32 << 20, "{some} of {all}: a beat is little work");
         // What the guest has given back is not loaded when it takes it again.
-        balloon(&guest, 64);
+        balloon::resize(&guest, 64);
         continues(&ready, &before, &verified(&mut guest));
         // A chunk comes as a huge page, where the host has such.
         let huge = Footprint::of(&mut guest.client()).huge;
         let pages = fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled").unwrap();
         assert!(huge > 32 << 20 || pages.contains("[never]"), "{huge}");
-        balloon(&guest, 0);
+        balloon::resize(&guest, 0);
         continues(&ready, &before, &verified(&mut guest));
         // What is not loaded yet is in the next snapshot as well.
         assert!(unloaded(&guest) > 0);
@@ -236,9 +227,9 @@ fn memory_of_a_memfd_is_loaded_as_it_is_touched() {
         beat(&mut guest);
         let some = unloaded(&guest);
         assert!(some < all && some > 16 << 20, "{some} of {all}: a beat is little work");
-        balloon(&guest, 32);
+        balloon::resize(&guest, 32);
         continues(&ready, &before, &verified(&mut guest));
-        balloon(&guest, 0);
+        balloon::resize(&guest, 0);
         continues(&ready, &before, &verified(&mut guest));
         save(&guest, &scratch.join("two"), &[]);
         assert_eq!(unloaded(&guest), 0);

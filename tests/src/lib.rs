@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, clippy::missing_panics_doc)]
 
 pub mod assault;
+pub mod balloon;
 pub mod bare;
 pub mod borrower;
 pub mod broker;
@@ -26,6 +27,7 @@ pub mod memory;
 pub mod packed;
 pub mod pin;
 pub mod process;
+pub mod procfs;
 mod role;
 pub mod scratch;
 pub mod setting;

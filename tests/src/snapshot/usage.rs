@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::broker::Broker;
 use crate::process::processes;
+use crate::procfs::first_number;
 use crate::scratch::Scratch;
 use crate::wait::PATIENCE;
 
@@ -123,11 +124,4 @@ fn below(folder: &Path) -> Vec<String> {
     }
     names.sort();
     names
-}
-
-fn first_number(path: &str, after: &str) -> u64 {
-    let text = fs::read_to_string(path).unwrap();
-    let rest = text.split_once(after).unwrap().1;
-    let digits = rest.split(|c: char| !c.is_ascii_digit()).find(|word| !word.is_empty());
-    digits.unwrap().parse().unwrap()
 }
