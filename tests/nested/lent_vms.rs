@@ -5,6 +5,7 @@ use std::fs;
 use testing::borrower::{Borrower, serve};
 use testing::broker::Broker;
 use testing::footprint::Curve;
+use testing::free_lists::{self, BATCH, LISTS};
 use testing::guest::{Guest, Plan};
 use testing::lab::Lab;
 use testing::memory::{oom_kills, pages_on_node};
@@ -20,11 +21,6 @@ const CHUNK_PAGES: u64 = 16;
 const HUGE_PAGES: u64 = 512;
 /// How far the kernel's count of free pages may be off, and what it may take for itself meanwhile.
 const NOISE: u64 = 128;
-/// Free pages that processors keep for themselves at most, where their lists are [short](short_lists): four
-/// batches each, and what is freed while others are awaited.
-const LISTS: u64 = 256;
-/// Pages that come to a processor's list together (`zone_batchsize` in Linux mm/page_alloc.c).
-const BATCH: u64 = 63;
 
 fn broker(lend: &str) -> Broker {
     let broker = Broker::start(&["--supply", "node:1", "--lend", lend]);
@@ -71,11 +67,6 @@ fn look(broker: &Broker, what: &str) -> BrokerReport {
 
 /// Which memory is in huge pages.
 const HUGE_PAGES_OF: &str = "/sys/kernel/mm/transparent_hugepage/enabled";
-
-/// Has processors keep as few free pages for themselves as they may: such pages are free and cannot be had.
-fn short_lists() -> Setting {
-    Setting::new("/proc/sys/vm/percpu_pagelist_high_fraction", "1000000")
-}
 
 /// A guest that lives in all that the node has and then takes, checks and gives back memory.
 fn lodger(broker: &Broker) -> Guest {
@@ -147,7 +138,7 @@ fn a_direct_disk_of_a_guest_that_may_borrow_goes_through_the_page_cache_and_that
 fn a_vm_with_mte_evicts_exactly_what_it_needs_while_both_run() {
     const NEED: u64 = 512 * CHUNK_PAGES;
     Lab::new().second_node("128M").run(|| {
-        let _lists = short_lists();
+        let _lists = free_lists::short();
         for huge in [false, true] {
             let huge_pages = Setting::new(HUGE_PAGES_OF, if huge { "always" } else { "never" });
             let broker = broker("eager");
@@ -273,7 +264,7 @@ fn pinned_pages_of_a_borrower_are_skipped_counted_and_had_later() {
         if serve() {
             return;
         }
-        let _lists = short_lists();
+        let _lists = free_lists::short();
         let broker = broker("eager");
         let mut lodger = Borrower::start_with(
             "lent_vms::pinned_pages_of_a_borrower_are_skipped_counted_and_had_later",

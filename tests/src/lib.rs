@@ -20,6 +20,7 @@ pub mod figures;
 pub mod first_entry;
 pub mod footprint;
 pub mod forked;
+pub mod free_lists;
 pub mod guest;
 pub mod inject;
 pub mod lab;
