@@ -3,6 +3,7 @@
 
 use std::os::unix::net::UnixListener;
 use std::thread;
+use std::time::Instant;
 
 use tempfile::{TempDir, tempdir};
 
@@ -233,9 +234,12 @@ fn wait_gives_a_process_whose_socket_is_gone_a_moment_to_end() {
             }
         };
 
+        let start = Instant::now();
         client.wait_gone(timeout).unwrap();
 
-        assert_eq!(process.try_wait().unwrap().is_some(), ends);
+        // It waits for two seconds, within which a process of a busy machine may not have ended.
+        let was_waited_for = process.try_wait().unwrap().is_some();
+        assert!(was_waited_for == ends || ends && start.elapsed() >= Duration::from_secs(2));
         process.kill().unwrap();
         process.wait().unwrap();
     }

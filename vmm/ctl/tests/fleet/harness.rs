@@ -50,17 +50,25 @@ impl Place {
         command.stdin(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
     }
 
-    /// What `list` says.
+    /// What `list` says once each VM has answered that can: it waits for half a second, and the machine may be busy.
     pub(crate) fn list(&self) -> Vec<Value> {
+        let is_late = |vm: &Value| {
+            vm["state"] == "no answer" && !vm["name"].as_str().unwrap().starts_with("mute")
+        };
+        until("an answer of each VM", || Some(self.look()).filter(|list| !list.iter().any(is_late)))
+    }
+
+    /// What `list` says at this moment.
+    fn look(&self) -> Vec<Value> {
         json(&self.tesseractl(&["list", "--json"])).as_array().unwrap().clone()
     }
 
     pub(crate) fn names(&self) -> Vec<String> {
-        self.list().iter().map(|vm| vm["name"].as_str().unwrap().to_owned()).collect()
+        self.look().iter().map(|vm| vm["name"].as_str().unwrap().to_owned()).collect()
     }
 
     pub(crate) fn pid(&self, name: &str) -> u32 {
-        let list = self.list();
+        let list = self.look();
         let vm = list.iter().find(|vm| vm["name"] == name).unwrap();
         vm["pid"].as_u64().unwrap().try_into().unwrap()
     }
@@ -74,7 +82,7 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        for vm in self.list() {
+        for vm in self.look() {
             kill(vm["pid"].as_u64().unwrap().try_into().unwrap());
         }
     }

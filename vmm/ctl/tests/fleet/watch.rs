@@ -108,7 +108,13 @@ fn figures_of_all_vms_are_one_text() {
     place.tesseractl(&["pause", "b"]);
     let file = place.path("tessera.prom");
 
-    let text = place.tesseractl(&["metrics", "--all"]);
+    // Each is waited for half a second, and the machine may be busy.
+    let text = until("figures of each VM", || {
+        let output = place.tesseractl(&["metrics", "--all"]);
+        (!said(&output).contains("tessera_up{vm=\"a\"} 0")
+            && !said(&output).contains("tessera_up{vm=\"b\"} 0"))
+        .then_some(output)
+    });
     let written = place.tesseractl(&["metrics", "--all", "--output", file.to_str().unwrap()]);
     let lost = place.tesseractl(&["metrics", "--all", "--output", "/nonexistent/a.prom"]);
 

@@ -11,7 +11,7 @@ use crate::console::fake::pipe;
 use crate::sys::testing::terminal;
 
 /// How long a test waits for what takes milliseconds, before it fails.
-const DEADLINE: Duration = Duration::from_secs(30);
+const DEADLINE: Duration = Duration::from_secs(60);
 
 struct Ends {
     quiesce: Quiesce,

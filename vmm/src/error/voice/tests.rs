@@ -8,7 +8,7 @@ use rustix::pipe::{PipeFlags, fcntl_setpipe_size, pipe_with};
 use super::*;
 
 /// How long a test waits for what takes milliseconds, before it fails.
-const DEADLINE: Duration = Duration::from_secs(30);
+const DEADLINE: Duration = Duration::from_secs(60);
 
 /// A voice whose pipe has so many bytes of a page in it, and the pipe's other end.
 fn voice(bytes: usize, pages: usize) -> (Voice, File) {

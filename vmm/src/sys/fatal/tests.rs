@@ -21,7 +21,7 @@ const INSIDE: &str = "TESSERA_TEST_FAULT";
 const ROOM: &str = "TESSERA_TEST_ROOM";
 
 /// How long a test waits for what takes milliseconds, before it fails.
-const DEADLINE: Duration = Duration::from_secs(20);
+const DEADLINE: Duration = Duration::from_secs(60);
 
 /// Runs the test of this name once more, in a process of its own that has the handlers, and returns how that
 /// ended; or, in that process, where its files are to be.

@@ -13,7 +13,7 @@ use super::*;
 use crate::sys::testing::terminal;
 
 /// How long a test waits for what takes milliseconds, before it fails.
-const DEADLINE: Duration = Duration::from_secs(30);
+const DEADLINE: Duration = Duration::from_secs(60);
 
 fn pipe() -> (OwnedFd, OwnedFd) {
     pipe_with(PipeFlags::CLOEXEC).unwrap()

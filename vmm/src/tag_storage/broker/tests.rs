@@ -30,7 +30,7 @@ mod recovery;
 mod restart;
 
 /// Longer than anything here takes on a machine that is not stuck.
-const LONG: Duration = Duration::from_secs(20);
+const LONG: Duration = Duration::from_secs(60);
 
 /// A broker in this process, with a pool of some chunks.
 struct Broker {

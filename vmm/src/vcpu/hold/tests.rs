@@ -78,7 +78,7 @@ fn a_vm_can_end_while_it_is_held() {
 
     drop(set);
 
-    assert!(start.elapsed() < Duration::from_secs(10));
+    assert!(start.elapsed() < Duration::from_secs(60));
     drop(held);
     drop(hold.hold());
 }

