@@ -3,7 +3,7 @@
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use testing::guest::{Guest, Plan};
+use testing::guest::{Guest, Plan, STOP};
 use testing::lab::Lab;
 use testing::scratch::Scratch;
 use testing::wait::until;
@@ -14,7 +14,7 @@ fn tesseractl(guest: &Guest, arguments: &[&str]) -> Output {
 
 fn sh(guest: &Guest, script: &str) -> Output {
     // The guest may still boot.
-    tesseractl(guest, &["exec", "--timeout", "60", "--", "sh", "-c", script])
+    tesseractl(guest, &["exec", "--timeout", "120", "--", "sh", "-c", script])
 }
 
 fn said(output: &Output) -> String {
@@ -53,7 +53,7 @@ fn commands_run_and_files_travel_in_a_guest_that_boots() {
         copy(":/tmp/tree", scratch.path().to_str().unwrap());
         assert_eq!(std::fs::read_dir(scratch.join("tree/a")).unwrap().count(), 200);
 
-        said(&tesseractl(&guest, &["stop"]));
+        said(&tesseractl(&guest, STOP));
         guest.finish().expect_power_off();
     });
 }
@@ -127,9 +127,10 @@ fn many_commands_much_output_and_a_client_that_is_killed() {
         let scratch = Scratch::new();
         let guest = Plan::agent(&scratch).with("--cpus", "2").start();
         guest.answers();
-        said(&tesseractl(&guest, &["agent", "--timeout", "60"]));
+        said(&tesseractl(&guest, &["agent", "--timeout", "120"]));
         let start = |arguments: &[&str]| {
-            let mut command = guest.tesseractl(&[&["exec"], arguments].concat());
+            let mut command =
+                guest.tesseractl(&[&["exec", "--timeout", "120"], arguments].concat());
             command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
             command.spawn().unwrap()
         };
@@ -172,9 +173,9 @@ fn the_power_key_is_the_agents_where_no_driver_has_it() {
         let scratch = Scratch::new();
         let mut guest = Plan::agent(&scratch).append("workload=agent-key").start();
         guest.answers();
-        said(&tesseractl(&guest, &["agent", "--timeout", "60"]));
+        said(&tesseractl(&guest, &["agent", "--timeout", "120"]));
 
-        said(&tesseractl(&guest, &["stop"]));
+        said(&tesseractl(&guest, STOP));
 
         guest.report("asked_to_power_off");
         guest.finish().expect_power_off();

@@ -4,11 +4,12 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use tesseractl::client::Client;
+use testing::balloon::reaches;
 use testing::control_group::ControlGroup;
 use testing::footprint::{Footprint, mib};
 use testing::guest::{Guest, Plan};
 use testing::lab::Lab;
-use testing::wait::until;
+use testing::wait::{until, while_changing};
 
 /// MiB: of the guest, of what it has used and freed, and what it keeps in any case.
 const MEMORY: &str = "1G";
@@ -62,7 +63,10 @@ fn a_control_group_that_is_short_gets_what_the_guest_can_do_without() {
         assert_eq!(balloon(&mut client)["amount_mib"], 0);
 
         group.set("memory.high", &format!("{LIMIT}M"));
-        until("memory of the group", || (group.current() <= (LIMIT - LEFT) << 20).then_some(()));
+        while_changing("memory of the group", || {
+            let current = group.current();
+            if current <= (LIMIT - LEFT) << 20 { Ok(()) } else { Err(current >> 20) }
+        });
         let taken = balloon(&mut client);
         println!(
             "{:.0} MiB resident, then {:.0}: {taken}",
@@ -72,7 +76,7 @@ fn a_control_group_that_is_short_gets_what_the_guest_can_do_without() {
         assert!(taken["amount_mib"].as_u64().unwrap() <= 1024 - FLOOR, "{taken}");
 
         group.set("memory.high", "max");
-        until("an empty balloon", || (balloon(&mut client)["actual_mib"] == 0).then_some(()));
+        reaches(&mut client, 0);
         until("a VMM that has settled", || {
             let auto = &balloon(&mut client)["auto"];
             (auto["state"] == "settled" && auto["reason"] == "host_at_ease").then_some(())
@@ -84,10 +88,10 @@ fn a_control_group_that_is_short_gets_what_the_guest_can_do_without() {
 
         // A target that a client names is its choice.
         client.send("PATCH", "/balloon", &json!({ "amount_mib": 64 })).unwrap();
-        until("the client's target", || (balloon(&mut client)["actual_mib"] == 64).then_some(()));
+        reaches(&mut client, 64);
         assert_eq!(balloon(&mut client)["auto"], json!({ "on": false, "floor_mib": FLOOR }));
         client.send("PATCH", "/balloon", &json!({ "auto": true })).unwrap();
-        until("the VMM's target", || (balloon(&mut client)["actual_mib"] == 0).then_some(()));
+        reaches(&mut client, 0);
         guest.stop();
     });
 }

@@ -68,7 +68,7 @@ fn a_guest_is_started_up_to_its_agent_and_its_console_is_there() {
         });
         let second = clients.remove(turned_away).wait_with_output().unwrap();
         assert!(String::from_utf8_lossy(&second.stderr).contains("another client"), "{second:?}");
-        place.said(&["stop", "vm1"]);
+        place.said(&["stop", "vm1", "--timeout", "120"]);
         assert!(clients.remove(0).wait().unwrap().success());
         place.said(&["wait", "vm1", "--for", "stopped"]);
         assert!(place.list().is_empty());

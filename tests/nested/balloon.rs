@@ -9,7 +9,7 @@ use testing::balloon::reaches;
 use testing::footprint::Footprint;
 use testing::guest::{Guest, Plan};
 use testing::lab::Lab;
-use testing::wait::until;
+use testing::wait::{until, while_changing};
 
 use crate::reporting::{plan, start};
 
@@ -28,14 +28,15 @@ fn aim(client: &mut Client, target: u64) {
 /// before the old one comes out.
 fn settles(guest: &mut Guest, target: u64, what: &str) {
     let mut client = guest.client();
-    until(&format!("{what}: exactly {target} MiB in the balloon"), || {
+    while_changing(&format!("{what}: exactly {target} MiB in the balloon"), || {
         // The cheapest first: a footprint is counted page by page, by the thread that serves the balloon.
-        if balloon(&mut client)["actual_mib"] != target {
-            return None;
+        let actual = balloon(&mut client)["actual_mib"].as_u64().unwrap();
+        if actual != target {
+            return Err(actual);
         }
         let of_guest = guest.order("figures", "figures")["balloon_bytes"].as_u64().unwrap();
         let inflated = Footprint::of(&mut client).inflated;
-        (of_guest == target << 20 && inflated == target << 20).then_some(())
+        if of_guest == target << 20 && inflated == target << 20 { Ok(()) } else { Err(actual) }
     });
 }
 
@@ -60,9 +61,9 @@ fn a_balloon_goes_up_and_down_twenty_times_under_memory_pressure() {
             // Now and then a round asks for more than there is: the guest takes back what it needs.
             if round % 10 == 4 {
                 aim(&mut client, BEYOND);
-                let most = until("a balloon that takes nearly all", || {
+                let most = while_changing("a balloon that takes nearly all", || {
                     let actual = balloon(&mut client)["actual_mib"].as_u64().unwrap();
-                    (actual > NEARLY_ALL).then_some(actual)
+                    if actual > NEARLY_ALL { Ok(actual) } else { Err(actual) }
                 });
                 // While the balloon is below its target, the driver deflates it for one reason only.
                 let deflated = |guest: &mut Guest| {

@@ -4,6 +4,7 @@ use std::process::Stdio;
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
+use testing::balloon::reaches;
 use testing::broker::Broker;
 use testing::footprint::{Curve, mib};
 use testing::guest::{Guest, Plan};
@@ -124,10 +125,7 @@ fn the_second_vm_goes_on_when_the_first_has_given_back() {
         assert_eq!(second.order("free", "freed")["wrong"], 0);
         // Relieved, the first guest may have its memory again.
         let client = &mut first.client();
-        until("the first one's balloon to be empty", || {
-            let balloon: Value = client.get("/balloon").unwrap();
-            (balloon["actual_mib"] == 0).then_some(())
-        });
+        reaches(client, 0);
         first.stop();
         second.stop();
         nothing_left(broker);
@@ -152,7 +150,7 @@ fn each_on_exhausted_does_what_it_says_beside_another_vm() {
         assert_eq!(waits.client().instance().unwrap().state.as_str(), "Running");
         waits.stop();
 
-        let mut killed = start(demand(&broker, "vm-killed", "kill,deadline=5"));
+        let mut killed = start(demand(&broker, "vm-killed", "kill,deadline=20"));
         killed.type_line("touch 300");
         let finished = killed.finish();
         assert_eq!(finished.code, Some(14), "{finished:#?}");
@@ -228,7 +226,8 @@ fn guests_survive_their_broker_and_the_next_one_takes_them_over() {
         let next = Broker::start_at(&path, &["--capacity", CAPACITY]);
         guest.report("touched");
 
-        assert!(reserved(&next, "vm") >= before + (50 << 16), "{:?}", next.report());
+        // All but what was freed before and not yet reported.
+        assert!(reserved(&next, "vm") >= before + (40 << 16), "{:?}", next.report());
         assert_eq!(guest.order("free", "freed")["wrong"], 0);
         next.wait("the lease to shrink", |report| {
             report.pool.leases.iter().all(|lease| lease.reserved_bytes <= before)

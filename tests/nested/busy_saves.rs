@@ -12,7 +12,7 @@ use std::thread;
 use serde_json::{Value, json};
 use testing::balloon;
 use testing::footprint::Footprint;
-use testing::guest::{Guest, Plan};
+use testing::guest::{Guest, Plan, STOP};
 use testing::lab::Lab;
 use testing::scratch::Scratch;
 use testing::snapshot::{continues, power_off, restore, save, small, text, verified};
@@ -42,7 +42,7 @@ const WRITERS: &str =
 /// Starts a command of the guest's shell.
 fn begin(guest: &Guest, script: &str) -> Child {
     // The guest may still boot.
-    let words = ["exec", "--timeout", "60", "--", "sh", "-c", script];
+    let words = ["exec", "--timeout", "120", "--", "sh", "-c", script];
     guest.tesseractl(&words).stdout(Stdio::piped()).spawn().unwrap()
 }
 
@@ -168,10 +168,10 @@ fn a_guest_is_saved_while_its_devices_are_at_work() {
             // The connection of the stream has ended. What wrote to it does not wait for it for good.
             sh(&guest, "touch /tmp/go");
             until("the end of what wrote", || (sh(&guest, WRITERS) == "0").then_some(()));
-            sh(&guest, "ping -c 2 -W 20 198.51.100.1");
+            sh(&guest, "ping -c 2 -W 100 198.51.100.1");
             sh(&guest, "touch /tmp/stop; until [ -e /tmp/ended ]; do sleep 0.1; done");
             blocks(&guest);
-            assert!(guest.tesseractl(&["stop"]).status().unwrap().success());
+            assert!(guest.tesseractl(STOP).status().unwrap().success());
             guest.finish().expect_power_off();
             host("ip link del tap1 2>/dev/null || true");
         }

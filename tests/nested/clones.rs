@@ -47,7 +47,7 @@ fn clones_have_all_tags_and_each_goes_its_own_way() {
         let scratch = Scratch::new();
         let folder = scratch.join("one");
         let (ready, before) = saved(small().with("--cpus", "2"), &folder);
-        let holder = Holder::start(&folder, &[]);
+        let holder = Holder::start(&folder, &["--linger", "600"]);
         let template = holder.checksum();
 
         let mut clones = [(); 2].map(|()| holder.plan(&folder).start());
@@ -205,7 +205,7 @@ fn a_holder_ends_when_no_clone_is_left() {
         let scratch = Scratch::new();
         let folder = scratch.join("one");
         saved(small(), &folder);
-        let holder = Holder::start(&folder, &["--linger", "20"]);
+        let holder = Holder::start(&folder, &[]);
         let clone = holder.plan(&folder).start();
         clone.answers();
         let memory = || {
@@ -250,7 +250,7 @@ fn tesseractl_starts_clones_and_what_they_share() {
         let folder = scratch.join("one");
         let guest = Plan::agent(&scratch).start();
         guest.answers();
-        let write = ["exec", "--timeout", "60", "--", "sh", "-c", "echo kept >/tmp/file"];
+        let write = ["exec", "--timeout", "120", "--", "sh", "-c", "echo kept >/tmp/file"];
         assert!(guest.tesseractl(&write).status().unwrap().success());
         save(&guest, &folder, &["--keep-paused"]);
         guest.stop();
@@ -272,7 +272,7 @@ fn tesseractl_starts_clones_and_what_they_share() {
             let footprint: Value =
                 serde_json::from_str(&place.said(&["footprint", name, "--json"])).unwrap();
             assert!(number(&footprint, "template_bytes") > 1 << 20, "{footprint}");
-            place.said(&["stop", name]);
+            place.said(&["stop", name, "--timeout", "120"]);
         }
         // Nothing is left of the process that has held the template.
         let sockets = place.path().join("templates.d");

@@ -20,7 +20,7 @@ const KILLS: u32 = 4;
 /// Runs a command of the guest's shell.
 fn sh(guest: &Guest, script: &str) -> Output {
     // The guest may still boot.
-    let words = ["exec", "--timeout", "60", "--", "sh", "-c", script];
+    let words = ["exec", "--timeout", "120", "--", "sh", "-c", script];
     guest.tesseractl(&words).output().unwrap()
 }
 

@@ -22,8 +22,9 @@ use testing::wait::until;
 const FAULTS: usize = 24;
 /// With this variable every call fails, in each of its ways; of a series of the same call, the first and the last.
 const ALL: &str = "TESSERA_FAULTS_ALL";
-/// As long as a call is waited for that fails: a VM waits 10 s for a vCPU.
-const HANGS: Duration = Duration::from_secs(60);
+/// As long as is waited after a call that fails, before that is a finding: a VM waits 10 s for a vCPU and 30 s for a
+/// broker, and the machine is busy.
+const HANGS: Duration = Duration::from_secs(180);
 
 /// Statuses with which a process may end for a fault: see docs/exit-codes.md. Not 16: the sandbox must know what is
 /// done about a fault. Not a signal, nor 101, which is a panic's.
@@ -244,7 +245,7 @@ impl<'a> Machine<'a> {
     /// Whether the process ends within a moment: a connection is closed before it has.
     fn ends_soon(&mut self) -> bool {
         let start = Instant::now();
-        while !self.run.has_ended() && start.elapsed() < Duration::from_secs(10) {
+        while !self.run.has_ended() && start.elapsed() < HANGS {
             std::thread::sleep(Duration::from_millis(20));
         }
         self.run.has_ended()

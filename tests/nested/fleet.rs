@@ -14,7 +14,7 @@ use testing::broker::Broker;
 use testing::guest::Plan;
 use testing::lab::Lab;
 use testing::scratch::Scratch;
-use testing::wait::until;
+use testing::wait::{until, while_changing};
 
 use crate::place::Place;
 
@@ -303,10 +303,11 @@ fn twenty_vms_that_come_and_go_are_all_listed_and_no_other() {
                 let target = format!("{BALLOON_MIB}M");
                 place.output(&["balloon", &id, "target", &target]).status.success().then_some(())
             });
-            until("the balloon", || {
-                let balloon: Value =
-                    serde_json::from_str(&place.said(&["balloon", &id, "--json"])).ok()?;
-                (balloon["actual_mib"] == BALLOON_MIB).then_some(())
+            while_changing("the balloon", || {
+                let said = place.said(&["balloon", &id, "--json"]);
+                let balloon: Value = serde_json::from_str(&said).unwrap();
+                let actual = balloon["actual_mib"].clone();
+                if actual == BALLOON_MIB { Ok(()) } else { Err(actual) }
             });
         }
         figures(&place, &broker);

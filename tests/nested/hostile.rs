@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use testing::bare::{WAITS, image};
 use testing::guest::{Guest, Plan};
 use testing::lab::{Lab, artifact, program};
+use testing::memory::own_anonymous;
 use testing::scratch::Scratch;
 use testing::wait::{PATIENCE, until};
 use vmm::api::model::State;
@@ -24,6 +25,9 @@ const IDLE: usize = 1000;
 const LONGEST_BODY: usize = 51_200;
 
 /// A guest that counts, so that it shows whether it goes on.
+/// Bytes of a guest that counts.
+const GUEST_RAM: u64 = 128 << 20;
+
 fn counting() -> Plan {
     Plan::workload("count,50").with("--memory", "128M")
 }
@@ -74,13 +78,6 @@ fn open_files(pid: u32) -> usize {
     fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count()
 }
 
-/// What the kernel counts of a process's memory that is its own, in bytes.
-fn own_memory(pid: u32) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
-    line.split_whitespace().next().unwrap().parse::<u64>().unwrap() << 10
-}
-
 #[test]
 #[ignore = "long"]
 fn a_thousand_silent_clients_hold_up_no_vm_and_no_stop() {
@@ -124,10 +121,11 @@ fn followers_that_do_not_read_hold_up_no_event_and_no_stop() {
     // Ten followers' buffers and the events that are kept, many times over.
     const MEMORY: u64 = 2 << 20;
     Lab::new().run(|| {
-        let (one, mut two) = (counting().start(), counting().start());
+        let (mut one, mut two) = (counting().start(), counting().start());
+        // Both have booted: a boot takes memory, and time.
+        ticks(&mut one);
         ticks(&mut two);
-        one.answers();
-        let memory = own_memory(one.pid());
+        let memory = own_anonymous(one.pid(), GUEST_RAM);
         let mut slow: Vec<UnixStream> = (0..8)
             .map(|_| {
                 let mut stream = connect(one.socket());
@@ -141,7 +139,7 @@ fn followers_that_do_not_read_hold_up_no_event_and_no_stop() {
             client.pause().unwrap();
             client.resume().unwrap();
         }
-        let grown = own_memory(one.pid()).saturating_sub(memory);
+        let grown = own_anonymous(one.pid(), GUEST_RAM).saturating_sub(memory);
         assert!(grown <= MEMORY, "{grown} bytes more");
         goes_on(&mut two);
         // Its clients still hold their connections.
@@ -307,7 +305,11 @@ impl Mounted {
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        let _ = Command::new("umount").arg(self.0.path()).status();
+        // A process that ends may still have a file of it open.
+        until("a file system that can be unmounted", || {
+            let status = Command::new("umount").arg(self.0.path()).status();
+            status.is_ok_and(|status| status.success()).then_some(())
+        });
     }
 }
 

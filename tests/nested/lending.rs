@@ -81,11 +81,7 @@ fn reserve_rest(host: &Host) {
         let blocks = host.report().blocks;
         (blocks.reserved + NOISE >= blocks.total).then_some(())
     });
-    // numa_maps counts present pages only (can_gather_numa_stats in fs/proc/task_mmu.c): one that compaction
-    // moves within the node is not counted for that moment.
-    until("pages of the node for all that is reserved", || {
-        (own_pages() == host.report().blocks.reserved).then_some(())
-    });
+    has_own(host.report().blocks.reserved);
 }
 
 /// Nothing is reserved, and all of the node is free.
@@ -101,8 +97,17 @@ fn open_lease(pool: &Pool) -> LeaseId {
     pool.open_lease(terms).unwrap()
 }
 
-fn own_pages() -> u64 {
-    pages_on_node(std::process::id(), 1)
+/// Waits until a process has so many pages of the node. numa_maps counts present pages only (can_gather_numa_stats in
+/// fs/proc/task_mmu.c): one that compaction moves within the node is not counted for that moment.
+fn has(pid: u32, pages: u64) {
+    until(&format!("{pages} pages of process {pid} on the node"), || {
+        (pages_on_node(pid, 1) == pages).then_some(())
+    });
+}
+
+/// The same of this process.
+fn has_own(pages: u64) {
+    has(std::process::id(), pages);
 }
 
 #[track_caller]
@@ -142,8 +147,8 @@ fn evictions_are_exact_and_leave_contents_intact() {
         host.reserve(sure).unwrap();
         let report = host.report();
         assert_eq!(report.counters.evictions, 0, "{report:?}");
-        assert_eq!(pages_on_node(borrower.pid(), 1), before);
-        assert_eq!(own_pages(), sure * CHUNK_PAGES);
+        has(borrower.pid(), before);
+        has_own(sure * CHUNK_PAGES);
 
         // Then each chunk evicts what it needs, while the borrower uses its memory.
         let watched = std::thread::scope(|scope| {
@@ -154,13 +159,13 @@ fn evictions_are_exact_and_leave_contents_intact() {
         assert_eq!(watched, "intact");
         let report = host.report();
         println!("{:?} {:?}", report.counters, host.node.report());
-        let moved = before - pages_on_node(borrower.pid(), 1);
-        assert_eq!(host.node.report().moved_pages, moved);
-        about("evicted", report.counters.evictions, 100 * CHUNK_PAGES);
+        let moved = host.node.report().moved_pages;
+        has(borrower.pid(), before - moved);
+        within(NOISE + LISTS, "evicted", report.counters.evictions, 100 * CHUNK_PAGES);
         // What was moved for a slot that was then put off, as the kernel took the page for its own floor, is no
         // eviction.
         within(2 * NOISE, "moved", moved, report.counters.evictions);
-        assert_eq!(own_pages(), (free + 100) * CHUNK_PAGES);
+        has_own((free + 100) * CHUNK_PAGES);
 
         // All of it can be had.
         reserve_rest(&host);
@@ -169,7 +174,7 @@ fn evictions_are_exact_and_leave_contents_intact() {
         about("left to the borrower", pages_on_node(borrower.pid(), 1), 0);
 
         host.pool.close_lease(host.lease).unwrap();
-        assert_eq!(own_pages(), 0);
+        has_own(0);
         free_again(&host);
     });
 }
@@ -198,7 +203,7 @@ fn a_node_that_is_full_of_a_borrower_is_taken_from_it_whole() {
 
             let moved = host.node.report().moved_pages;
             println!("huge {huge}: {:?} {:?}", host.report(), host.node.report());
-            assert_eq!(before - pages_on_node(borrower.pid(), 1), moved);
+            has(borrower.pid(), before - moved);
             assert_eq!(borrower.order("check"), "intact");
             assert_eq!(oom_kills(), 0);
         }
@@ -271,7 +276,8 @@ fn a_borrower_that_is_killed_leaves_the_node_to_the_pool() {
             reserve_rest(&host);
             host.pool.close_lease(host.lease).unwrap();
             free_again(&host);
-            assert_eq!((own_pages(), oom_kills()), (0, 0));
+            has_own(0);
+            assert_eq!(oom_kills(), 0);
             host.lease = open_lease(&host.pool);
         }
     });
@@ -294,11 +300,11 @@ fn each_policy_places_memory_as_it_says() {
             let mut borrower =
                 Borrower::start("lending::each_policy_places_memory_as_it_says", 32, policy, false);
 
-            assert_eq!(pages_on_node(borrower.pid(), 1), expected, "{policy}");
+            has(borrower.pid(), expected);
             assert_eq!(borrower.order("rebalance"), (policy == LendPolicy::Eager).to_string());
             assert_eq!(borrower.order("unlend 8"), "unlent");
             let left = expected - expected / 4;
-            assert_eq!(pages_on_node(borrower.pid(), 1), left, "{policy}");
+            has(borrower.pid(), left);
             assert_eq!(borrower.order("check"), "intact");
         }
     });

@@ -7,7 +7,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::{Child, Command, Stdio};
 
 use serde_json::Value;
-use testing::guest::{Guest, Plan};
+use testing::guest::{Guest, Plan, STOP};
 use testing::lab::Lab;
 use testing::memory::own_anonymous;
 use testing::scratch::Scratch;
@@ -32,7 +32,7 @@ pub(crate) fn host(command: &str) -> String {
 /// Starts a command of the guest's shell.
 fn begin(guest: &Guest, command: &str) -> Child {
     // The guest may still boot.
-    let words = ["exec", "--timeout", "60", "--", "sh", "-c", command];
+    let words = ["exec", "--timeout", "120", "--", "sh", "-c", command];
     guest.tesseractl(&words).stdout(Stdio::piped()).spawn().unwrap()
 }
 
@@ -50,7 +50,7 @@ fn guest(guest: &Guest, command: &str) -> String {
 
 /// Has the guest power off.
 fn stop(machine: &Guest) {
-    assert!(machine.tesseractl(&["stop"]).status().unwrap().success());
+    assert!(machine.tesseractl(STOP).status().unwrap().success());
 }
 
 fn metrics(guest: &Guest) -> Value {
@@ -82,6 +82,8 @@ fn start(plan: Plan) -> Guest {
     let machine = plan.with("--memory", "256M").start();
     machine.answers();
     guest(&machine, "ip addr add 198.51.100.2/24 dev eth0 && ip link set eth0 up");
+    // A peer that is busy is asked for its address for longer than three seconds, after which a ping would be dropped.
+    guest(&machine, "echo 100 >/proc/sys/net/ipv4/neigh/eth0/mcast_solicit");
     machine
 }
 
@@ -150,8 +152,8 @@ fn on_a_tap(plan: Plan) {
     host("ip addr add 198.51.100.1/24 dev tap0 && ip link set tap0 up mtu 1400");
     let facts = guest(&machine, "cd /sys/class/net/eth0; cat address mtu carrier");
     assert_eq!(facts, "02:00:00:00:00:42\n1400\n1");
-    guest(&machine, "ping -c 3 -W 20 198.51.100.1");
-    host("ping -c 3 -W 20 198.51.100.2");
+    guest(&machine, "ping -c 3 -W 100 198.51.100.1");
+    host("ping -c 3 -W 100 198.51.100.2");
     let open = descriptors(&machine);
 
     let payload: Vec<u8> = (0..PAYLOAD).map(|at| (at * 7 + at / 251) as u8).collect();
@@ -294,7 +296,7 @@ fn a_guest_reaches_a_peer_on_a_socket_that_leaves_and_comes_back() {
 
         leaks_nothing(&machine, || {
             let up = "until [ $(cat /sys/class/net/eth0/carrier) = 1 ]; do sleep 0.1; done";
-            let pings = begin(&machine, &format!("{up}; ping -c 1 -W 20 198.51.100.1"));
+            let pings = begin(&machine, &format!("{up}; ping -c 1 -W 100 198.51.100.1"));
             Station::answer(stream.as_mut().unwrap(), 1);
             said(pings);
 

@@ -417,8 +417,7 @@ fn a_vm_ends_whose_passt_is_another_users() {
         panic!("no shell: {}", takes.uid(65_534).gid(65_534).exec());
     }
     Lab::new().as_root().run(|| {
-        // One that ends with its stream, and one that does not end.
-        for (kind, program) in [("ends,", "cat"), ("", "sleep")] {
+        let says_that_it_does_not_end = |kind: &str, program: &str| {
             let scratch = Scratch::new();
             let own = std::env::current_exe().unwrap();
             let script = format!(
@@ -439,11 +438,17 @@ fn a_vm_ends_whose_passt_is_another_users() {
             let ended = || fs::read_to_string(format!("/proc/{}/stat", guest.pid())).unwrap();
             until("the end of the VM", || ended().contains(") Z ").then_some(()));
             // The one that does not end is left, and has the VM's standard error.
-            assert_eq!(kill_process(passt, Signal::KILL).is_ok(), program == "sleep");
+            let is_left = kill_process(passt, Signal::KILL).is_ok();
+            assert!(is_left || program == "cat");
             let finished = guest.finish();
             assert_eq!(finished.code, Some(12), "{program}: {finished:#?}");
             let says_so = finished.messages.contains("does not end");
-            assert_eq!(says_so, program == "sleep", "{finished:#?}");
-        }
+            assert!(says_so || !is_left, "{finished:#?}");
+            says_so
+        };
+        // One that ends with its stream: the VM waits two seconds, within which a busy host may not have run it, so that
+        // three have a try. And one that does not end.
+        assert!((0..3).any(|_| !says_that_it_does_not_end("ends,", "cat")));
+        assert!(says_that_it_does_not_end("", "sleep"));
     });
 }

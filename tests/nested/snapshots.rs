@@ -7,7 +7,7 @@ use std::process::Command;
 use serde_json::{Value, json};
 use testing::balloon;
 use testing::footprint::Footprint;
-use testing::guest::{Finished, Guest, Plan};
+use testing::guest::{Finished, Guest, Plan, STOP};
 use testing::lab::{Lab, program};
 use testing::scratch::Scratch;
 use testing::snapshot::{
@@ -59,9 +59,10 @@ fn a_guest_is_saved_and_restored_many_times_over() {
 #[ignore = "long"]
 fn a_guest_is_saved_while_it_boots() {
     Lab::new().run(|| {
-        let early = moments_of_a_boot(&small(), 3);
-        println!("{early} of 3 moments were before init");
-        assert!(early > 0);
+        // The first moment is as soon as the VM answers, which on a busy host may be late.
+        let early = (0..3).map(|_| moments_of_a_boot(&small(), 3)).find(|early| *early > 0);
+        println!("{early:?} of 3 moments were before init");
+        assert!(early.is_some());
     });
 }
 
@@ -296,7 +297,7 @@ fn a_guest_is_restored_on_a_host_with_pages_of_16_kib() {
 
 /// What a command in the guest says, which succeeds.
 fn sh(guest: &Guest, script: &str) -> String {
-    let output = guest.tesseractl(&["exec", "--timeout", "60", "--", "sh", "-c", script]).output();
+    let output = guest.tesseractl(&["exec", "--timeout", "120", "--", "sh", "-c", script]).output();
     let output = output.unwrap();
     assert!(output.status.success(), "{script}: {output:?}");
     String::from_utf8_lossy(&output.stdout).trim().to_owned()
@@ -324,13 +325,13 @@ fn a_guest_and_its_copy_are_reached_by_their_agents() {
         assert_eq!(same.code, Some(73), "{same:?}");
         let other = scratch.join("other");
         let copy = Plan::restore(&folder).with("--vsock", text(&other)).start();
-        copy.answers();
+        copy.agent_answers();
 
         assert_eq!(sh(&copy, "cat /tmp/file"), "kept");
         assert_eq!(sh(&guest, "cat /tmp/file"), "later");
         assert_eq!(sh(&copy, "cat /proc/sys/kernel/random/boot_id"), boot);
         for guest in [copy, guest] {
-            assert!(guest.tesseractl(&["stop"]).status().unwrap().success());
+            assert!(guest.tesseractl(STOP).status().unwrap().success());
             guest.finish().expect_power_off();
         }
     });
@@ -382,7 +383,7 @@ fn what_a_guest_touches_first_is_read_before_at_its_next_restore() {
         guest.answers();
         guest.agent_answers();
         assert_eq!(waits_and_prefetched(&guest).1, 0);
-        assert!(guest.tesseractl(&["stop"]).status().unwrap().success());
+        assert!(guest.tesseractl(STOP).status().unwrap().success());
         let ended = guest.finish().expect_power_off();
         assert_eq!(ended.messages.matches(text(&record)).count(), 1, "{ended:?}");
     });

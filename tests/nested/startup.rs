@@ -1,13 +1,14 @@
 //! What a VM costs before its guest does anything, and while it does nothing: instructions until the guest's first
 //! and until the end of a guest that powers off at once, and the VMM's own memory.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use std::{array, fmt};
 
 use testing::guest::{Guest, Plan};
 use testing::lab::{Lab, artifact};
 use testing::memory::{self, Mapping};
 use testing::template::Holder;
+use testing::wait::PATIENCE;
 use vmm::metrics::monotonic;
 
 /// How many VMs run at once where memory that they share is counted.
@@ -187,18 +188,25 @@ fn eight_vms_share_what_they_can() {
         guests.iter_mut().for_each(|guest| drop(guest.report("ready")));
         std::thread::sleep(IDLE);
 
-        let proportional: u64 = guests
-            .iter()
-            .flat_map(|guest| own(guest.pid()))
-            .map(|mapping| mapping.proportional)
-            .sum();
+        let proportional = || -> u64 {
+            let all = guests.iter().flat_map(|guest| own(guest.pid()));
+            all.map(|mapping| mapping.proportional).sum()
+        };
+        // The kernel maps text in windows of 64 KiB, which are 8 kB of each VM's. How many there are depends on what a
+        // VM did since it gave back its start-up's, and that on how busy the host is.
+        let (aim, most) = (235.0, 310.0);
+        // On a busy host one gives back its start-up's later than others.
+        let deadline = Instant::now() + PATIENCE;
+        let mut sum = proportional();
+        while (sum / VMS) as f64 > most * 1000.0 && Instant::now() < deadline {
+            std::thread::sleep(IDLE);
+            sum = proportional();
+        }
 
         let figure = Figure::in_kilobytes(
             "proportional memory of one of 8 VMs, guest memory left out",
-            proportional / VMS,
-            // The kernel maps text in windows of 64 KiB, which are 8 kB of each VM's. How many there are depends on what a
-            // VM did since it gave back its start-up's, and that on how busy the host is.
-            [235.0, 310.0],
+            sum / VMS,
+            [aim, most],
             "kvmtool 336",
         );
         assert!(figure.holds(), "the VMM has grown: see the figure above");

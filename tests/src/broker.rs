@@ -64,9 +64,9 @@ impl Broker {
         self.child.id()
     }
 
-    /// The broker at this moment.
+    /// The broker at this moment. On a busy host it may need longer for an answer than a client waits.
     pub fn report(&self) -> BrokerReport {
-        broker::report(&self.path).unwrap()
+        until("a report of the broker's", || broker::report(&self.path).ok())
     }
 
     /// Waits until it is so, and returns the report that says it.

@@ -12,7 +12,7 @@ use tesseractl::client::Client;
 
 use crate::lab::{artifact, program};
 use crate::scratch::Scratch;
-use crate::wait::{PATIENCE, until};
+use crate::wait::{PATIENCE, TURNS, until};
 
 /// The start of a line in which the guest's init reports something as JSON.
 const REPORT: &str = "REPORT ";
@@ -27,6 +27,9 @@ const REPORT: &str = "REPORT ";
 /// - a tenth the names of numbers in trace events (`trace_eval_init`).
 pub const QUICK: &str = "quiet cryptomgr.notests \
     initcall_blacklist=jent_mod_init,load_system_certificate_list,trace_eval_init";
+
+/// Words for [`Guest::tesseractl`] that have a guest power off, for which it has as long as for anything.
+pub const STOP: &[&str] = &["stop", "--timeout", "120"];
 
 /// A guest to be started.
 #[derive(Clone, Debug)]
@@ -401,7 +404,8 @@ impl Guest {
     /// Waits until the VMM has ended.
     pub fn finish(mut self) -> Finished {
         drop(self.stdin.take());
-        let deadline = Instant::now() + PATIENCE;
+        // A guest that is silent is found by `line`.
+        let deadline = Instant::now() + PATIENCE * TURNS;
         while self.line().is_some() {
             assert!(Instant::now() < deadline, "no end:\n{}", self.seen.join("\n"));
         }

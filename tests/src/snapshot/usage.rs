@@ -46,13 +46,16 @@ pub(super) const COLUMNS: &str =
 
 impl Usage {
     pub(super) fn of(broker: &Broker, folders: [&Scratch; 2]) -> Self {
+        let process = format!("/proc/{}", broker.pid());
+        // Before it is asked, which makes a thread and a connection.
+        let threads = first_number(&format!("{process}/status"), "Threads:");
+        let descriptors = links(Path::new(&process)).len();
         let report = broker.report();
         let vms = processes("tessera").into_iter().filter(|pid| *pid != broker.pid());
-        let process = format!("/proc/{}", broker.pid());
         Self {
             processes: vms.chain(processes("tesseractl")).collect(),
-            threads: first_number(&format!("{process}/status"), "Threads:"),
-            descriptors: links(Path::new(&process)).len(),
+            threads,
+            descriptors,
             memfds: memfds(),
             leases: report.pool.leases.len(),
             reserved: report.pool.chunks.reserved.into(),
@@ -80,10 +83,11 @@ impl Usage {
     }
 
     fn is_no_more_than(&self, before: &Self) -> bool {
-        let Self { files, sockets, shared, descriptors, .. } = *before;
+        let Self { files, sockets, shared, threads, descriptors, .. } = *before;
         // The broker may or may not have seen yet that what it was asked by has gone.
-        let same = Self { files, sockets, shared, descriptors, ..self.clone() } == *before;
-        same && self.descriptors <= descriptors
+        let same = Self { files, sockets, shared, threads, descriptors, ..self.clone() } == *before;
+        same && self.threads <= threads
+            && self.descriptors <= descriptors
             && self.files <= files + FILES
             && self.sockets <= sockets + SOCKETS
             && self.shared <= shared + SHARED
