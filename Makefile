@@ -235,10 +235,12 @@ miri: $(LAB_DIRECTORY)/setup.mk
 check: lint
 	@tests/lab/test.sh
 
-# QEMU, whose devices ours are measured beside, and what uses them: on nested hosts, and in their guests.
+# QEMU, whose devices ours are measured beside, and what uses them: on nested hosts, and in their guests; and a server for
+# guests that work.
 peers: programs
 	@$(LAB) programs host --package qemu-system-arm --package iperf3 qemu-system-aarch64 iperf3
 	@$(LAB) programs guest --package fio --package iperf3 --package iputils-ping fio iperf3 ping
+	@$(LAB) programs service --package redis-tools redis-check-rdb redis-benchmark redis-cli
 
 # Benches are tests that `cargo test` leaves out. Their report is in $(BUILD)/bench.
 bench: artifacts nested-benches peers

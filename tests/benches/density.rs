@@ -3,6 +3,8 @@
 //!
 //! What a guest takes is what the host has less of once it runs: guest memory, the VMM's own, and the kernel's for both.
 
+mod service;
+
 use std::process::Command;
 use std::thread;
 use std::time::Duration;
@@ -94,7 +96,11 @@ fn booted(plan: Plan) -> Guest {
 fn qemu(mte: bool, lean: bool) -> Command {
     let properties =
         format!("{}{}", if mte { ",mte=on" } else { "" }, if lean { LEAN } else { "" });
-    let mut command = peer::virt(&properties, &artifact("Image"), MEMORY, 1, &peer::words("idle"));
+    let [kernel, initrd] = ["Image", "initrd.cpio"].map(artifact);
+    reporting(peer::virt(&properties, &kernel, &initrd, MEMORY, 1, &peer::words("idle")))
+}
+
+fn reporting(mut command: Command) -> Command {
     command.args(["-device", "virtio-balloon-device,free-page-reporting=on"]);
     command
 }

@@ -145,7 +145,8 @@ fn tessera(scratch: &Scratch) -> Cost {
 fn qemu(scratch: &Scratch) -> Cost {
     let socket: PathBuf = scratch.join("qmp");
     let memory = format!("{MEMORY}M");
-    let mut command = peer::virt("", &artifact("Image"), &memory, 1, COMMAND_LINE);
+    let [kernel, initrd] = ["Image", "initrd.cpio"].map(artifact);
+    let mut command = peer::virt("", &kernel, &initrd, &memory, 1, COMMAND_LINE);
     command.args(["-device", "virtio-balloon-device", "-qmp"]);
     command.arg(format!("unix:{},server=on,wait=off", socket.display()));
     let guest = Guest::start(command);

@@ -87,7 +87,8 @@ fn usual(mib: u64, socket: &str) -> Plan {
 
 fn qemu(mib: u64, properties: &str) -> Command {
     let properties = format!(",mte=on{properties}");
-    peer::virt(&properties, &artifact("Image"), &format!("{mib}M"), 1, &peer::words("idle"))
+    let [kernel, initrd] = ["Image", "initrd.cpio"].map(artifact);
+    peer::virt(&properties, &kernel, &initrd, &format!("{mib}M"), 1, &peer::words("idle"))
 }
 
 /// So many guests, all started, all idle.

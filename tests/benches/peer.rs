@@ -5,9 +5,10 @@ use std::io::{BufRead, BufReader, Lines, Write};
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
+use serde_json::Value;
 use tesseractl::bench::Vmm;
 use testing::figures::vmm;
-use testing::guest::{Plan, QUICK};
+use testing::guest::{Plan, QUICK, parse};
 use testing::lab::artifact;
 use testing::procfs::first_number;
 
@@ -67,6 +68,7 @@ pub(crate) fn tessera(kernel: &Path, memory: &str, words: &str) -> Plan {
 pub(crate) fn virt(
     properties: &str,
     kernel: &Path,
+    initrd: &Path,
     memory: &str,
     vcpus: u32,
     words: &str,
@@ -75,7 +77,7 @@ pub(crate) fn virt(
     command.args(["-M", &format!("virt,gic-version=3{properties}"), "-cpu", "host"]);
     command.args(["-accel", "kvm", "-smp", &vcpus.to_string(), "-m", memory]);
     command.args(["-no-user-config", "-nodefaults", "-display", "none", "-serial", "stdio"]);
-    command.arg("-kernel").arg(kernel).arg("-initrd").arg(artifact("initrd.cpio"));
+    command.arg("-kernel").arg(kernel).arg("-initrd").arg(initrd);
     command.args(["-append", words]);
     command
 }
@@ -99,19 +101,20 @@ impl Guest {
         let stdin = child.stdin.take().unwrap();
         let console = BufReader::new(child.stdout.take().unwrap()).lines();
         let mut guest = Self { child, stdin, console };
-        guest.wait_for("ready");
+        guest.report("ready");
         guest
     }
 
-    pub(crate) fn order(&mut self, command: &str, event: &str) {
+    /// Types a command. Returns the report that answers it.
+    pub(crate) fn order(&mut self, command: &str, event: &str) -> Value {
         writeln!(self.stdin, "{command}").unwrap();
-        self.wait_for(event);
+        self.report(event)
     }
 
-    fn wait_for(&mut self, event: &str) {
-        let event = format!("\"{event}\"");
-        let found = self.console.by_ref().any(|line| line.unwrap().contains(&event));
-        assert!(found, "the guest ended without {event}");
+    fn report(&mut self, event: &str) -> Value {
+        let mut reports = self.console.by_ref().filter_map(|line| parse(&line.unwrap()));
+        let found = reports.find(|report| report["event"] == event);
+        found.unwrap_or_else(|| panic!("the guest ended without {event}"))
     }
 
     /// The VMM's process.

@@ -55,7 +55,7 @@ fn tessera(kernel: &Path, vcpus: u32) -> Plan {
 
 fn qemu(kernel: &Path, vcpus: u32, machine: &str) -> Command {
     let properties = format!(",mte=on{machine}");
-    peer::virt(&properties, kernel, MEMORY, vcpus, &peer::words("memory"))
+    peer::virt(&properties, kernel, &artifact("initrd.cpio"), MEMORY, vcpus, &peer::words("memory"))
 }
 
 /// Boots a guest, and has it power off as soon as its init listens.
