@@ -9,7 +9,7 @@ use vmm::error::{chain, printable};
 
 use crate::bench::model::figures::{self, Plan};
 use crate::bench::{
-    Change, Comparison, Outcome, Report, compare, line, merge, read, verdicts, write,
+    Change, Comparison, Outcome, Report, SCHEMA, compare, line, merge, read, verdicts, write,
 };
 use crate::cli::{BenchCommand, BenchCompareArgs, BenchModelArgs, BenchReportArgs};
 use crate::failure::Failure;
@@ -38,7 +38,10 @@ fn model(args: &BenchModelArgs) -> Result<(), Failure> {
     let found =
         figures::model(&plan, note).map_err(|error| Failure::refused(printable(&chain(&error))))?;
     let lines: String = found.figures.iter().map(|figure| line(figure) + "\n").collect();
-    print(&lines)?;
+    // It stands at the top of a report.
+    let best = json!({ "schema": SCHEMA, "notes": { "model": found.best }, "figures": [] });
+    print(&format!("{lines}{best}\n"))?;
+    say(&found.best);
     let (took, (placed, refused)) = (start.elapsed(), found.vms);
     let each = took.as_nanos() / u128::from(found.reserved.max(1));
     say(&format!(

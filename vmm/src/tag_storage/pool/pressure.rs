@@ -33,14 +33,14 @@ impl Pool {
 
     /// A lease whose request for so many chunks failed for lack waits for them: until it has them, is closed, or
     /// has not asked again for a while.
-    pub(crate) fn wait_for(&self, lease: LeaseId, chunks: u32, now: Instant) {
+    pub fn wait_for(&self, lease: LeaseId, chunks: u32, now: Instant) {
         let mut state = self.lock();
         state.start_wait(lease, chunks, now);
         self.count_waiters(&state);
     }
 
     /// Forgets leases that wait and have not asked again for too long.
-    pub(crate) fn expire_waiters(&self, now: Instant) {
+    pub fn expire_waiters(&self, now: Instant) {
         if self.has_waiters() {
             let mut state = self.lock();
             state.waiters.expire(now);
@@ -57,7 +57,7 @@ impl Pool {
     }
 
     /// Leases that wait and for which there is enough now, the first first, at most `most`.
-    pub(crate) fn next_waiters(&self, most: usize) -> Vec<LeaseId> {
+    pub fn next_waiters(&self, most: usize) -> Vec<LeaseId> {
         match self.has_waiters() {
             true => self.lock().next_waiters(most),
             false => Vec::new(),

@@ -1,11 +1,14 @@
 //! What is modelled, and the figures of it.
 
+use arch::mte::granule::MEMORY_PER_TAG_STORAGE;
 use arch::units::Bytes;
 use vmm::tag_storage::LendPolicy;
 
-use super::host::{HostError, HostSpec};
+use super::host::{HostError, HostSpec, Kernel};
+use super::outcome::Outcome;
+use super::run::run;
+use super::saving::{self, Lent};
 use super::trace::{DAY, Placed, Scale, place};
-use super::{Outcome, run};
 use crate::bench::{Better, Figure, Host, Method, OWN, Setting, Vmm};
 
 /// Tag storage of a host of 1 TiB, and the rest of it.
@@ -15,10 +18,15 @@ const ORDINARY: Bytes = Bytes::gib(992);
 const BLOCK: Bytes = Bytes::kib(64);
 /// Percent of VMs that have MTE.
 const SHARES: [u64; 5] = [0, 25, 50, 75, 100];
+/// The same where there is one.
+const SHARE: u64 = 50;
 const BLOCKS: [Bytes; 5] =
     [Bytes::kib(4), Bytes::kib(64), Bytes::kib(256), Bytes::mib(1), Bytes::mib(4)];
+/// Pools, in percent of the tags of all memory.
+const POOLS: [u64; 4] = [60, 50, 40, 30];
 const SUPPLY: &str = "node:1";
 const BENCH: &str = "model";
+const HOUR: u64 = 3600;
 
 /// What is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,7 +54,22 @@ pub struct Modelled {
     pub reserved: u64,
     /// VMs that were placed, and that found no host.
     pub vms: (u64, u64),
+    /// Which policy is best, and what it saves.
+    pub best: String,
 }
+
+/// A case: all that tells it from the others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Case {
+    policy: LendPolicy,
+    block: Bytes,
+    /// The pool.
+    tags: Bytes,
+    /// Percent of VMs with MTE.
+    share: u64,
+}
+
+const CASE: Case = Case { policy: LendPolicy::Never, block: BLOCK, tags: TAGS, share: SHARE };
 
 /// Models all cases. `progress` is called for each.
 ///
@@ -58,39 +81,43 @@ pub fn model(plan: &Plan, mut progress: impl FnMut(&str)) -> Result<Modelled, Ho
     let kept = plan.modelled.min(hosts);
     let placed = place(&Scale { hosts, days, chunks, load, seed }, kept as usize);
     let vms = (placed.placed, placed.refused);
-    let mut all = Modelled { figures: Vec::new(), events: 0, reserved: 0, vms };
+    let mut all =
+        Modelled { figures: Vec::new(), events: 0, reserved: 0, vms, best: String::new() };
+    let mut found = |all: &mut Modelled, name: &str, case| {
+        progress(name);
+        let found = hosts_of(plan, &placed, case)?;
+        all.events += found.events;
+        all.reserved += found.reserved;
+        Ok::<_, HostError>(found)
+    };
     let policies = LendPolicy::ALL.map(|policy| SHARES.map(|share| (policy, share)));
+    let mut lent = Vec::new();
     for (policy, share) in policies.into_iter().flatten() {
-        let case = format!("{policy}, {share} % with MTE");
-        progress(&case);
-        let found = hosts_of(plan, &placed, (policy, BLOCK, share))?;
-        all.count(&found);
-        all.figures.extend(lending(plan, &case, &found));
+        let name = format!("{policy}, {share} % with MTE");
+        let outcome = found(&mut all, &name, Case { policy, share, ..CASE })?;
+        all.figures.extend(lending(plan, &name, &outcome));
+        lent.push(Lent { policy, share, outcome });
     }
+    all.figures.extend(saving::figures(plan, &lent));
+    all.best = saving::sentence(plan, &lent).unwrap_or_default();
     for block in BLOCKS {
-        let case = format!("blocks of {block}, 50 % with MTE");
-        progress(&case);
-        let found = hosts_of(plan, &placed, (LendPolicy::Never, block, 50))?;
-        all.count(&found);
-        all.figures.push(blocks(plan, &case, &found));
+        let name = format!("blocks of {block}, {SHARE} % with MTE");
+        let outcome = found(&mut all, &name, Case { block, ..CASE })?;
+        all.figures.push(blocks(plan, &name, &outcome));
+    }
+    for percent in POOLS {
+        let name = format!("pool of {percent} %, {SHARE} % with MTE");
+        let tags = Bytes::new(ORDINARY.get() / MEMORY_PER_TAG_STORAGE / 100 * percent);
+        let outcome = found(&mut all, &name, Case { tags, ..CASE })?;
+        all.figures.extend(waiting(plan, &name, &outcome));
     }
     Ok(all)
 }
 
-impl Modelled {
-    fn count(&mut self, found: &Outcome) {
-        self.events += found.events;
-        self.reserved += found.reserved;
-    }
-}
-
 /// All modelled hosts in one case.
-fn hosts_of(
-    plan: &Plan,
-    placed: &Placed,
-    (policy, block, share): (LendPolicy, Bytes, u64),
-) -> Result<Outcome, HostError> {
-    let spec = HostSpec { ordinary: ORDINARY, tags: TAGS, block, policy };
+fn hosts_of(plan: &Plan, placed: &Placed, case: Case) -> Result<Outcome, HostError> {
+    let Case { policy, block, tags, share } = case;
+    let spec = HostSpec { ordinary: ORDINARY, tags, block, policy, kernel: Kernel::default() };
     placed.vms.iter().try_fold(Outcome::default(), |sum, vms| {
         Ok(sum.and(run(spec, vms, share, plan.days, plan.seed)?))
     })
@@ -104,7 +131,7 @@ fn mean(plan: &Plan, sum: u128) -> f64 {
 }
 
 /// A quotient with three digits behind the point: 0 where there is nothing to divide by.
-fn ratio(one: u128, other: u128) -> f64 {
+pub(super) fn ratio(one: u128, other: u128) -> f64 {
     (one * 1000).checked_div(other).unwrap_or_default() as f64 / 1000.0
 }
 
@@ -139,7 +166,24 @@ fn blocks(plan: &Plan, case: &str, found: &Outcome) -> Figure {
     figure(plan, ("reserved blocks", "times the tags in them"), case, Better::Less, value)
 }
 
-fn figure(
+/// What waiting came to. A chunk-hour is one chunk that a VM waits for, for an hour.
+fn waiting(plan: &Plan, case: &str, found: &Outcome) -> [Figure; 3] {
+    let of = |name, unit, value| figure(plan, (name, unit), case, Better::Less, value);
+    let days = u128::from(plan.days * plan.modelled.min(plan.hosts) * HOUR);
+    let hours = |sum: u128| ratio(sum, days);
+    [
+        of("tag storage waited for", "chunk-hours a host and day", hours(found.waiting_sum)),
+        of("of that within a fair share", "chunk-hours a host and day", hours(found.unfair_sum)),
+        of(
+            "VMs that waited",
+            "percent of VMs with MTE",
+            ratio(u128::from(found.waited) * 100, found.tagged.into()),
+        ),
+    ]
+}
+
+/// A figure of the model's: a name and a unit, the row, which way is good.
+pub(super) fn figure(
     plan: &Plan,
     (name, unit): (&str, &str),
     case: &str,
@@ -183,8 +227,10 @@ mod tests {
         let mut cases = 0;
         let found = model(&plan, |_| cases += 1).unwrap();
 
-        assert_eq!(cases, 25);
-        assert_eq!(found.figures.len(), 20 * 4 + 5);
+        assert_eq!(cases, 29);
+        // Of each policy and share, of what three policies save, of blocks, and of pools.
+        assert_eq!(found.figures.len(), 20 * 4 + 3 * 6 + 5 + 4 * 3);
+        assert!(found.best.starts_with("the best policy is "), "{}", found.best);
         for figure in &found.figures {
             assert_eq!(figure.check(), Ok(()));
             assert_eq!(figure.method, Method::Model);
