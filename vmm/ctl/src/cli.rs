@@ -435,6 +435,12 @@ pub struct BenchModelArgs {
     /// Where all numbers come from: the same seed gives the same figures
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub seed: u64,
+    /// Model the host of a report of the bench `lending` instead, and compare; the exit status is 1 if a figure disagrees
+    #[arg(long, value_name = "REPORT.json", conflicts_with_all = ["hosts", "modelled", "days", "load", "seed"])]
+    pub validate: Option<PathBuf>,
+    /// By how many percent the model may be off
+    #[arg(long, value_name = "PERCENT", default_value = "5", value_parser = percent, requires = "validate")]
+    pub tolerance: f64,
 }
 
 /// `bench report`.

@@ -7,6 +7,7 @@ use std::process::{Command, Output};
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tesseractl::bench::model::validation;
 
 /// A figure's line, as docs/benchmarks.md has it.
 fn line(vmm: &str, value: &Value) -> String {
@@ -114,4 +115,56 @@ fn files_that_are_none_or_contradict_each_other_are_refused() {
     assert_eq!(report(&files.path("missing")).0, Some(65));
     assert!(!out.exists());
     assert_eq!(report(&one).0, Some(0));
+}
+
+/// A figure of the bench `lending`.
+fn lending(name: &str, case: &str, value: &Value) -> String {
+    let mut line: Value = serde_json::from_str(&line("tessera", value)).unwrap();
+    let figure = &mut line["figure"];
+    (figure["bench"], figure["name"], figure["case"]) =
+        ("lending".into(), name.into(), case.into());
+    line.to_string() + "\n"
+}
+
+#[test]
+fn a_model_is_held_to_what_was_measured() {
+    let files = Files::new();
+    let validate = |report: &Path| {
+        bench(&[Path::new("model"), Path::new("--json"), Path::new("--validate"), report])
+    };
+    let policies = ["never", "last-resort", "balanced", "eager"];
+    let mut first = String::new();
+    for policy in policies {
+        let sizes = [716_800, 245_760, 20_480, 4_096, 237_568, 2048, 1024];
+        for (what, kib) in validation::FIRST.iter().zip(sizes) {
+            first += &lending("memory at first", &format!("{policy}, {what}"), &json!(kib));
+        }
+    }
+    // What the model says, beside a thousand of all.
+    let mut wrong = first.clone();
+    for policy in policies {
+        for load in ["idle", "480 MiB taken", "all taken"] {
+            for name in ["chunks reserved in it", "evictions in it", "blocks lent before it"] {
+                wrong += &lending(name, &format!("{policy}, {load}"), &json!(1000));
+            }
+        }
+        wrong += &lending("borrower has of the host at most", policy, &json!(1000));
+        wrong += &lending("of that on the node", policy, &json!(1000));
+    }
+
+    let (code, said, errors) = validate(&files.file("wrong", &wrong));
+
+    assert_eq!((code, errors.as_str()), (Some(1), ""));
+    let said: Value = serde_json::from_str(&said).unwrap();
+    let pairs = said["pairs"].as_array().unwrap();
+    assert_eq!(pairs.len(), 44);
+    let mut right = first.clone();
+    for pair in pairs {
+        let (name, case) = pair["figure"].as_str().unwrap().split_once(", ").unwrap();
+        right += &lending(name, case, &pair["modelled"]);
+    }
+    assert_eq!(validate(&files.file("right", &right)).0, Some(0));
+    let (code, _, errors) = validate(&files.file("first", &first));
+    assert_eq!(code, Some(65));
+    assert!(errors.contains("make it with `make bench ONLY=lending`"), "{errors}");
 }

@@ -8,6 +8,7 @@ use serde_json::json;
 use vmm::error::{chain, printable};
 
 use crate::bench::model::figures::{self, Plan};
+use crate::bench::model::validation::{Validation, validate};
 use crate::bench::{
     Change, Comparison, Outcome, Report, SCHEMA, compare, line, merge, read, verdicts, write,
 };
@@ -15,7 +16,7 @@ use crate::cli::{BenchCommand, BenchCompareArgs, BenchModelArgs, BenchReportArgs
 use crate::failure::Failure;
 use crate::output::{Form, note, print, say};
 
-/// Two reports differ.
+/// Two reports differ, or the model and what was measured.
 const EXIT_MOVED: u8 = 1;
 
 /// Does what is asked; the exit status.
@@ -26,13 +27,16 @@ pub fn bench(command: &BenchCommand, form: Form) -> Result<u8, Failure> {
     match command {
         BenchCommand::Report(args) => report(args, form).map(|()| 0),
         BenchCommand::Compare(args) => differences(args, form),
-        BenchCommand::Model(args) => model(args).map(|()| 0),
+        BenchCommand::Model(args) => match &args.validate {
+            Some(report) => compared(report, args.tolerance, form),
+            None => model(args).map(|()| 0),
+        },
     }
 }
 
 /// Prints figures as `bench report` reads them, and how long they took as messages: that is not the same each time.
 fn model(args: &BenchModelArgs) -> Result<(), Failure> {
-    let &BenchModelArgs { hosts, modelled, days, load, seed } = args;
+    let &BenchModelArgs { hosts, modelled, days, load, seed, .. } = args;
     let plan = Plan { hosts, modelled: modelled.min(hosts), days, load, seed };
     let start = Instant::now();
     let found =
@@ -51,6 +55,35 @@ fn model(args: &BenchModelArgs) -> Result<(), Failure> {
         took.as_secs_f64()
     ));
     Ok(())
+}
+
+/// Shows what a bench measured beside what the model says.
+fn compared(report: &Path, tolerance: f64, form: Form) -> Result<u8, Failure> {
+    let found = validate(&load(report)?, tolerance)
+        .map_err(|error| Failure::data(printable(&chain(&error))))?;
+    form.show(&found, pairs)?;
+    Ok(if found.disagree() > 0 { EXIT_MOVED } else { 0 })
+}
+
+fn pairs(found: &Validation) -> String {
+    let mut text = String::new();
+    for pair in &found.pairs {
+        let agrees = if pair.agrees { "agrees" } else { "is off" };
+        let [measured, modelled] = [pair.measured, pair.modelled].map(number);
+        let percent =
+            pair.percent.map_or_else(String::new, |percent| format!(" ({percent:+.2} %)"));
+        let unit = pair.unit;
+        let figure = printable(&pair.figure);
+        text += &format!(
+            "{agrees}  {figure}: measured {measured}, modelled {modelled} {unit}{percent}\n"
+        );
+    }
+    let (all, off) = (found.pairs.len(), found.disagree());
+    text + &format!("{off} of {all} figures are off by more than {} %\n", found.tolerance)
+}
+
+fn number(value: Option<f64>) -> String {
+    value.map_or_else(|| "–".to_owned(), |value| value.to_string())
 }
 
 fn load(path: &Path) -> Result<Report, Failure> {
@@ -109,8 +142,6 @@ fn differences(args: &BenchCompareArgs, form: Form) -> Result<u8, Failure> {
 }
 
 fn table(comparison: &Comparison) -> String {
-    let number =
-        |value: Option<f64>| value.map_or_else(|| "–".to_owned(), |value| value.to_string());
     let mut text = String::new();
     for moved in &comparison.moved {
         let change = match moved.change {

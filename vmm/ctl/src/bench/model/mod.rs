@@ -10,6 +10,8 @@
 //! | `outcome` | what has come of that |
 //! | `figures` | what is modelled, and the figures of it |
 //! | `saving` | what lending saves, and by which policy most |
+//! | `mix` | the host and the VMs of the bench `lending` |
+//! | `validation` | what that bench measured, beside the model |
 //!
 //! One host is modelled at a time: nothing that happens on one changes another, once the VMs have their places.
 //! docs/benchmarks.md says what is taken from where.
@@ -17,8 +19,10 @@
 pub mod dice;
 pub mod figures;
 pub mod host;
+pub mod mix;
 pub mod node;
 pub mod outcome;
 pub mod run;
 pub mod saving;
 pub mod trace;
+pub mod validation;
