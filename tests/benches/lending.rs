@@ -10,36 +10,53 @@ use std::time::Duration;
 
 use arch::layout::CHUNK;
 use arch::mte::granule::MEMORY_PER_TAG_STORAGE;
+use tesseractl::bench::model::mix;
+use tesseractl::bench::model::validation::{self, AT_FIRST, BENCH, FIRST};
 use testing::broker::Broker;
 use testing::figures::{Entry, counted, kept};
 use testing::guest::{Guest, Plan};
 use testing::lab::Lab;
 use testing::memory::pages_on_node;
 
-const BENCH: &str = "lending";
 const SUPPLY: &str = "node:1";
 /// Memory of the guest with MTE.
 const OWNER: &str = "384M";
-/// MiB that the borrower takes at the second load.
-const TAKEN: u64 = 480;
-/// MiB that the guest with MTE touches at each load, a chunk's worth of which is 2.
-const TOUCHED: u64 = 48;
-/// MiB that the borrower takes at a time on its way to the third load.
-const STEP: u64 = 16;
-/// MiB of the memory that it may have and leaves free: the kernel begins to take back below.
-const MARGIN: u64 = 64;
+// In MiB; the model asks for the same (`tesseractl bench model --validate`).
+const TAKEN: u64 = mix::TAKEN.as_mib();
+const TOUCHED: u64 = mix::TOUCHED.as_mib();
+const STEP: u64 = mix::STEP.as_mib();
+const MARGIN: u64 = mix::MARGIN.as_mib();
 /// MiB that must be free outside the node for the guest with MTE to go on: it cannot live in tag storage, and
 /// the kernel would kill for it.
-const ROOM: u64 = TOUCHED + 24;
+const ROOM: u64 = mix::ROOM.as_mib();
 
 /// Four mixes, each with two guests, at some 10^8 instructions a second.
 const LIMIT: Duration = Duration::from_secs(1500);
 
 /// Free memory of a node, in MiB.
 fn free(node: u32) -> u64 {
+    free_kib(node) >> 10
+}
+
+fn free_kib(node: u32) -> u64 {
     let text = fs::read_to_string(format!("/sys/devices/system/node/node{node}/meminfo")).unwrap();
     let line = text.lines().find(|line| line.contains("MemFree:")).unwrap();
-    line.split_ascii_whitespace().nth(3).unwrap().parse::<u64>().unwrap() >> 10
+    line.split_ascii_whitespace().nth(3).unwrap().parse().unwrap()
+}
+
+/// kB that the kernel keeps free on a node: below its zones' low watermarks it gives a guest memory of another node.
+fn kept_free(node: u32) -> u64 {
+    let text = fs::read_to_string("/proc/zoneinfo").unwrap();
+    let (mut here, mut pages) = (false, 0);
+    for line in text.lines() {
+        let words: Vec<&str> = line.split_ascii_whitespace().collect();
+        match words.as_slice() {
+            ["Node", number, "zone", _] => here = number.trim_end_matches(',') == node.to_string(),
+            ["low", low] if here => pages += low.parse::<u64>().unwrap(),
+            _ => {}
+        }
+    }
+    pages << 2
 }
 
 fn on_node(guest: &Guest) -> u64 {
@@ -53,6 +70,8 @@ struct Touch {
     each: u64,
     chunks: u64,
     evictions: u64,
+    /// Blocks that were lent before.
+    lent: u64,
 }
 
 struct Mix {
@@ -84,25 +103,26 @@ impl Mix {
     }
 
     fn touch(&mut self) -> Option<Touch> {
-        if free(0) < TOUCHED + 8 {
+        if free(0) < mix::NEEDED.as_mib() {
             return None;
         }
         let count = |broker: &Broker| {
             let pool = broker.report().pool;
-            (u64::from(pool.chunks.reserved), pool.counters.evictions)
+            (u64::from(pool.chunks.reserved), pool.counters.evictions, pool.blocks.lent)
         };
         // Huge pages for all, or the figures would be about luck.
         fs::write("/proc/sys/vm/compact_memory", "1").unwrap();
-        let (chunks, evictions) = count(&self.broker);
+        let (chunks, evictions, lent) = count(&self.broker);
         // Only this thread's instructions count.
         self.lodger.client().pause().unwrap();
         let took = self.owner.order(&format!("touch {TOUCHED}"), "touched")["took_ns"].as_u64();
         self.lodger.client().resume().unwrap();
-        let (chunks_now, evictions_now) = count(&self.broker);
+        let (chunks_now, evictions_now, _) = count(&self.broker);
         assert_eq!(pages_on_node(self.owner.pid(), 1), 0);
         let chunks = chunks_now - chunks;
         assert!(chunks * CHUNK.get() >= (TOUCHED - 4) << 20, "{chunks} chunks for {TOUCHED} MiB");
-        Some(Touch { each: took.unwrap() / chunks, chunks, evictions: evictions_now - evictions })
+        let evictions = evictions_now - evictions;
+        Some(Touch { each: took.unwrap() / chunks, chunks, evictions, lent })
     }
 
     /// MiB that the borrower may have and that are free.
@@ -118,28 +138,55 @@ fn show(touch: Option<Touch>) -> String {
     )
 }
 
+/// What the host has before the first load, for the model.
+fn record_first(policy: &str, mix: &Mix) {
+    let pool = mix.broker.report().pool;
+    let tags: u64 = pool.leases.iter().map(|lease| lease.reserved_bytes).sum();
+    let kib = [
+        free_kib(0),
+        free_kib(1),
+        kept_free(0),
+        kept_free(1),
+        pool.capacity_bytes >> 10,
+        tags >> 10,
+        pages_on_node(mix.lodger.pid(), 1) << 2,
+    ];
+    for (what, kib) in FIRST.iter().zip(kib) {
+        let figure = kept(BENCH, AT_FIRST.0, AT_FIRST.1).case(&format!("{policy}, {what}"));
+        figure.supply(SUPPLY).record(kib as f64);
+    }
+}
+
 /// What the guest with MTE saw at each load; nothing where there was no memory to touch.
 fn record(policy: &str, touches: [Option<Touch>; 3]) {
-    let loads = ["idle".to_owned(), format!("{TAKEN} MiB taken"), "all taken".to_owned()];
-    for (load, touch) in loads.into_iter().zip(touches) {
+    for (load, touch) in validation::loads().into_iter().zip(touches) {
         let case = format!("{policy}, {load}");
         let latency = counted(BENCH, "touch of a chunk with tags", "instructions a chunk");
-        let evictions = kept(BENCH, "evictions in it", "blocks of 4 KiB");
-        let set = |figure: Entry| figure.case(&case).guest(OWNER, 1).supply(SUPPLY);
-        match touch {
-            Some(touch) => {
-                set(latency).record(touch.each as f64);
-                set(evictions).record(touch.evictions as f64);
+        let figures = [
+            (latency, touch.map(|touch| touch.each)),
+            (entry(validation::CHUNKS), touch.map(|touch| touch.chunks)),
+            (entry(validation::EVICTIONS), touch.map(|touch| touch.evictions)),
+            (entry(validation::LENT), touch.map(|touch| touch.lent >> 8)),
+        ];
+        for (figure, value) in figures {
+            let figure = figure.case(&case).guest(OWNER, 1).supply(SUPPLY);
+            match value {
+                Some(value) => figure.record(value as f64),
+                None => figure.cannot("no memory is left to touch"),
             }
-            None => set(latency).cannot("no memory is left to touch"),
         }
     }
+}
+
+fn entry((name, unit): (&str, &str)) -> Entry {
+    kept(BENCH, name, unit)
 }
 
 /// A line of the table.
 fn measure(policy: &str) -> String {
     let mut mix = Mix::new(policy);
     println!("{policy}: at first {} + {} MiB free", free(0), free(1));
+    record_first(policy, &mix);
     let idle = mix.touch();
 
     mix.lodger.order(&format!("touch {TAKEN}"), "touched");
@@ -160,9 +207,8 @@ fn measure(policy: &str) -> String {
 
     let report = mix.broker.report().pool;
     record(policy, [idle, loaded, full]);
-    for (name, mib) in [("borrower has of the host at most", taken), ("of that on the node", most)]
-    {
-        kept(BENCH, name, "MiB").case(policy).supply(SUPPLY).more_is_better().record(mib as f64);
+    for (figure, mib) in [(validation::MOST, taken), (validation::ON_NODE, most)] {
+        entry(figure).case(policy).supply(SUPPLY).more_is_better().record(mib as f64);
     }
     assert_eq!(mix.lodger.order("free", "freed")["wrong"], 0);
     assert_eq!(mix.owner.order("free", "freed")["wrong"], 0);
