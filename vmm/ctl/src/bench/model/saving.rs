@@ -28,18 +28,23 @@ pub struct Lent {
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Saving {
     policy: LendPolicy,
-    /// Hundredths of a host, of all hosts.
-    hosts: i128,
+    /// Pages times seconds on the modelled hosts.
+    sum: i128,
     /// Blocks that were emptied for a chunk that was reserved.
     evictions: f64,
 }
 
-/// Hundredths of a host of 1 TiB whose memory is saved, of all hosts, where VMs lacked `never` without lending.
-fn saved(plan: &Plan, never: &Outcome, found: &Outcome) -> i128 {
+/// Pages times seconds that are saved, where VMs lacked `never` without lending.
+fn saved(never: &Outcome, found: &Outcome) -> i128 {
     // Sums are below 2^80.
-    let pages = never.lacking_sum as i128 - found.lacking_sum as i128;
+    never.lacking_sum as i128 - found.lacking_sum as i128
+}
+
+/// Hosts of 1 TiB that have so much memory, of all hosts of a plan: with two digits behind the point.
+fn hosts_of(plan: &Plan, sum: i128) -> f64 {
     let seconds = i128::from(plan.days * DAY * plan.modelled.min(plan.hosts));
-    pages * 100 * i128::from(plan.hosts) / (seconds.max(1) * HOST_PAGES)
+    let hundredths = sum * 100 * i128::from(plan.hosts) / (seconds.max(1) * HOST_PAGES);
+    hundredths as f64 / 100.0
 }
 
 /// Those of each policy that lends, at each share, with what nothing lent came to there.
@@ -53,43 +58,43 @@ fn pairs(all: &[Lent]) -> impl Iterator<Item = (&Lent, &Lent)> {
 
 /// Figures of what each policy saves.
 pub fn figures(plan: &Plan, all: &[Lent]) -> Vec<Figure> {
-    let of = |case: &str, hundredths: i128| {
+    let of = |case: &str, sum: i128| {
         let name = ("memory that lending saves", "hosts of 1 TiB, of all");
-        figure(plan, name, case, Better::More, hundredths as f64 / 100.0)
+        figure(plan, name, case, Better::More, hosts_of(plan, sum))
     };
     let each = pairs(all).map(|(lent, never)| {
         let case = format!("{}, {} % with MTE", lent.policy, lent.share);
-        of(&case, saved(plan, &never.outcome, &lent.outcome))
+        of(&case, saved(&never.outcome, &lent.outcome))
     });
-    let means = savings(plan, all)
+    let means = savings(all)
         .into_iter()
-        .map(|saving| of(&format!("{}, on average over the shares", saving.policy), saving.hosts));
+        .map(|saving| of(&format!("{}, on average over the shares", saving.policy), saving.sum));
     each.chain(means).collect()
 }
 
 /// Of each policy that lends, the best first: the one that saves most; of those that save as much to 1 %, the one that empties
 /// the fewest blocks.
-fn savings(plan: &Plan, all: &[Lent]) -> Vec<Saving> {
+fn savings(all: &[Lent]) -> Vec<Saving> {
     let of_policy = |policy| {
-        let mut hosts = Vec::new();
+        let mut sums = Vec::new();
         let mut outcome = Outcome::default();
         for (lent, never) in pairs(all).filter(|(lent, _)| lent.policy == policy) {
-            hosts.push(saved(plan, &never.outcome, &lent.outcome));
+            sums.push(saved(&never.outcome, &lent.outcome));
             outcome = outcome.and(lent.outcome);
         }
-        let hosts = hosts.iter().sum::<i128>().checked_div(hosts.len() as i128)?;
+        let sum = sums.iter().sum::<i128>().checked_div(sums.len() as i128)?;
         let evictions = ratio(outcome.evictions.into(), outcome.reserved.into());
-        Some(Saving { policy, hosts, evictions })
+        Some(Saving { policy, sum, evictions })
     };
     let mut found: Vec<Saving> = LendPolicy::ALL.into_iter().filter_map(of_policy).collect();
-    let most = found.iter().map(|saving| saving.hosts).max().unwrap_or_default();
-    let is_less = |saving: &Saving| saving.hosts * 100 < most * 99;
+    let most = found.iter().map(|saving| saving.sum).max().unwrap_or_default();
+    let is_less = |saving: &Saving| saving.sum * 100 < most * 99;
     found.sort_by(|one, other| {
         let of_evictions = one.evictions.total_cmp(&other.evictions);
-        let of_hosts = other.hosts.cmp(&one.hosts);
+        let of_memory = other.sum.cmp(&one.sum);
         match (is_less(one), is_less(other)) {
-            (false, false) => of_evictions.then(of_hosts),
-            (less, lesser) => less.cmp(&lesser).then(of_hosts),
+            (false, false) => of_evictions.then(of_memory),
+            (less, lesser) => less.cmp(&lesser).then(of_memory),
         }
     });
     found
@@ -97,9 +102,9 @@ fn savings(plan: &Plan, all: &[Lent]) -> Vec<Saving> {
 
 /// A sentence that says which policy is best and what it saves, by the figures.
 pub fn sentence(plan: &Plan, all: &[Lent]) -> Option<String> {
-    let savings = savings(plan, all);
+    let savings = savings(all);
     let (best, others) = savings.split_first()?;
-    let hosts = |saving: &Saving| format!("{:.2}", saving.hosts as f64 / 100.0);
+    let hosts = |saving: &Saving| format!("{:.2}", hosts_of(plan, saving.sum));
     let others: Vec<String> = others
         .iter()
         .map(|other| format!("{} {} and {}", other.policy, hosts(other), other.evictions))
@@ -131,13 +136,13 @@ mod tests {
     }
 
     #[test]
-    fn what_is_saved_is_the_memory_of_hosts() {
+    fn what_is_saved_is_the_memory_of_memory() {
         let [never, some] = [(LendPolicy::Never, 32), (LendPolicy::Eager, 22)]
             .map(|(policy, gib)| lent(policy, 0, gib, 0));
 
         // 10 GiB of each of 1000 hosts are 9.765625 hosts of 1024 GiB.
-        assert_eq!(saved(&PLAN, &never.outcome, &some.outcome), 976);
-        assert_eq!(saved(&PLAN, &some.outcome, &never.outcome), -976);
+        let hosts = |one: Lent, other: Lent| hosts_of(&PLAN, saved(&one.outcome, &other.outcome));
+        assert_eq!((hosts(never, some), hosts(some, never)), (9.76, -9.76));
     }
 
     #[test]
@@ -154,7 +159,7 @@ mod tests {
                 lent(LendPolicy::Eager, 50, 20, 90),
             ]
         };
-        let best = |all: &[Lent]| savings(&PLAN, all).first().map(|saving| saving.policy);
+        let best = |all: &[Lent]| savings(all).first().map(|saving| saving.policy);
 
         assert_eq!(best(&all(12, 12)), Some(LendPolicy::Balanced));
         assert_eq!(best(&all(12, 13)), Some(LendPolicy::LastResort));
