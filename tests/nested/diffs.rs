@@ -13,8 +13,6 @@ use testing::template::Holder;
 
 fn plan() -> Plan {
     let plan = Plan::workload("snapshot").with("--memory", "256M").with("--cpus", "2");
-    // As in `testing::snapshot::plan`.
-    let plan = plan.with("--balloon", "reporting=off");
     plan.with("--mte", "require").flag("--track-dirty-pages")
 }
 
