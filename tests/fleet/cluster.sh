@@ -14,12 +14,10 @@ if [[ -z ${TESSERA_NESTED:-} ]]; then
         }
     done
     cd "$(dirname "$0")/../.."
-    # An image of its own: that of the tests has no Slurm.
-    export TESSERA_LAB=${TESSERA_LAB:-$PWD/target/fleet}
-    make image PACKAGES='munge slurmctld slurmd slurm-client'
-    make artifacts
-    exec "${CARGO_TARGET_DIR:-target}/debug/lab" run tests/fleet/cluster.sh --image --timeout 7200 --env "PARTS=$*" \
-        --file resources/fleet/slurm:/fleet/slurm --file tests/fleet/nodes.sh:/fleet/nodes.sh
+    # shellcheck source=tests/fleet/common.sh
+    . tests/fleet/common.sh cluster.sh 1
+    make_lab
+    in_lab tests/fleet/cluster.sh --env "PARTS=$*"
 fi
 
 # What systemd and udev would have done. Slurm asks for names of a kind of address that the host has, and those of the
@@ -32,7 +30,7 @@ chmod 666 /dev/kvm
 mkdir -m 1777 "$work/consoles"
 echo CgroupPlugin=disabled >"$work/cgroup.conf"
 # An emulated processor needs longer than Slurm allows.
-configure tags=16 memory=700 grace=60 kill_wait=120 health=60 sample=20 slurmd_timeout=60 scripts=/fleet/slurm <<END
+configure tags=16 memory=700 grace=60 kill_wait=120 health=60 sample=20 slurmd_timeout=60 scripts=/slurm <<END
 BatchStartTimeout=300
 MessageTimeout=60
 UnkillableStepTimeout=300
@@ -41,14 +39,9 @@ start_all
 
 # ---- guests ----
 
-# guest [OPTIONS OF SBATCH...] MIB MEM MEMORY WORKLOAD [OPTIONS...]: a job whose guest has so much memory.
+# guest MIB MEM MEMORY WORKLOAD [OPTIONS...]: a job whose guest has so much memory; `on` as for submit.
 guest() {
-    local options=()
-    while [[ $1 == --* ]]; do
-        options+=("$1")
-        shift
-    done
-    submit "${options[@]}" "$1" "$2" --kernel /artifacts/Image --initrd /artifacts/initrd.cpio --memory "$3" --mte require \
+    submit "$1" "$2" --kernel /artifacts/Image --initrd /artifacts/initrd.cpio --memory "$3" --mte require \
         --cmdline "quiet workload=$4" "${@:5}"
 }
 # Guests that take 24 MiB and tag all of it. Their console is the job's output.
@@ -141,11 +134,11 @@ one_runs() { [[ -n $(squeue -h -j "${1/ /,}" -t RUNNING) ]]; }
 # Two jobs at once, by Slurm's count.
 race_of_jobs() {
     local holder round pair first second
-    holder=$(guest --nodelist=n1 12 130M 96M $toucher)
+    holder=$(on=n1 guest 12 130M 96M $toucher)
     until_true 60 "job $holder runs" state_is "$holder" RUNNING
     for round in 1 2 3; do
-        guest --nodelist=n1 4 130M 96M $toucher >"$work/first" &
-        second=$(guest --nodelist=n1 4 130M 96M $toucher)
+        on=n1 guest 4 130M 96M $toucher >"$work/first" &
+        second=$(on=n1 guest 4 130M 96M $toucher)
         wait $!
         pair="$(<"$work/first") $second"
         until_true 60 'one runs' one_runs "$pair"

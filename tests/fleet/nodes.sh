@@ -1,8 +1,9 @@
 # shellcheck shell=bash
 # Slurm with three nodes on this machine, each with a broker (ledger) of its own: what slurm.sh and cluster.sh have in
-# common. `. nodes.sh NAME PATIENCE`, as root: NAME is for messages, and all waits are PATIENCE times as long.
+# common. `. nodes.sh NAME PATIENCE`, as root, as common.sh has them.
 
-readonly me=$1 patience=$2
+# shellcheck source=tests/fleet/common.sh
+. "${BASH_SOURCE[0]%/*}/common.sh" "$@"
 work=$(mktemp -d /tmp/tessera-fleet.XXXXXX)
 readonly work
 chmod 755 "$work"
@@ -16,6 +17,7 @@ vm=tessera         # what the command line of a VM's process begins with
 
 finish() {
     local status=$? name
+    trap - ERR
     set +e
     if ((status)); then
         echo "$me: failed with status $status; the controller's last lines:" >&2
@@ -36,21 +38,6 @@ finish() {
     rm -rf "$work"
 }
 trap finish EXIT
-
-say() { printf '%s: %s\n' "$me" "$*"; }
-die() {
-    say "$*" >&2
-    exit 1
-}
-# until_true SECONDS WHAT COMMAND...
-until_true() {
-    local deadline=$((SECONDS + $1 * patience)) what=$2
-    shift 2
-    until "$@"; do
-        ((SECONDS < deadline)) || die "not in time: $what"
-        sleep 0.5
-    done
-}
 
 # ---- configuration ----
 
@@ -149,26 +136,12 @@ start_all() {
     say "three nodes are idle"
 }
 
-# ---- what Slurm says, and jobs ----
+# ---- jobs ----
 
-# field KIND NAME FIELD: of scontrol show.
-field() { scontrol --oneliner show "$1" "$2" | tr ' ' '\n' | sed -n "s/^$3=//p" | head -n 1; }
-# is KIND NAME FIELD PATTERN
-# shellcheck disable=SC2053
-is() { [[ $(field "$1" "$2" "$3") == $4 ]]; }
-state_is() { is job "$1" JobState "$2"; }
-reason_of() { scontrol --oneliner show node "$1" | sed -n 's/.*Reason=\(.*\) \[.*/\1/p'; }
-no_jobs() { [[ -z $(squeue -h) ]]; }
-# submit [OPTIONS OF SBATCH...] MIB MEM WORDS...: the number of a job of an ordinary user's.
+# submit MIB MEM WORDS...: the number of a job of an ordinary user's. With `on`, it runs on that node.
 submit() {
-    local options=()
-    while [[ $1 == --* ]]; do
-        options+=("$1")
-        shift
-    done
-    options+=(--gres="tagmib:$1" --mem="$2")
-    shift 2
-    runuser -u nobody -- sbatch --parsable --chdir="$work/out" --output="$work/out/%j" "${options[@]}" "$share/vm.job" "$@"
+    runuser -u nobody -- sbatch --parsable --chdir="$work/out" --output="$work/out/%j" ${on:+"--nodelist=$on"} \
+        --gres="tagmib:$1" --mem="$2" "$share/vm.job" "${@:3}"
 }
 # vm_of JOB [WORDS]: the number of its VM's process.
 vm_of() { pgrep -f "^$vm run --id slurm-$1 .*${2:-}"; }
