@@ -213,11 +213,13 @@ fn host() -> Lab {
 }
 
 #[test]
+#[ignore = "long"]
 fn boots_that_serve() {
     host().run(boots);
 }
 
 #[test]
+#[ignore = "long"]
 fn clones_that_serve() {
     host().run(clones);
 }
