@@ -192,8 +192,10 @@ mod tests {
     fn a_curve_is_still_once_it_has_been_level_for_long() {
         assert!(!curve(&[]).is_still());
         assert!(!curve(&[(0, 50), (5, 50)]).is_still());
-        assert!(curve(&[(0, 90), (3, 50), (6, 51), (9, 50)]).is_still());
-        assert!(!curve(&[(0, 90), (3, 60), (6, 51), (9, 50)]).is_still());
+        assert!(curve(&[(0, 90), (3, 50), (5, 50), (6, 51), (9, 50)]).is_still());
+        assert!(!curve(&[(0, 90), (3, 60), (5, 50), (6, 51), (9, 50)]).is_still());
+        // Few looks, far apart.
+        assert!(!curve(&[(0, 50), (9, 50), (18, 50)]).is_still());
     }
 
     #[test]
