@@ -73,12 +73,17 @@ fn figures(report: &Report) -> impl Iterator<Item = (Key<'_>, &Figure)> {
         .filter(move |(key, _)| seen.insert(*key))
 }
 
+/// By how much one number is another, in percent of the first; none where that is 0.
+pub(super) fn percent(old: f64, new: f64) -> Option<f64> {
+    (old != 0.0).then(|| (new - old) * 100.0 / old.abs())
+}
+
 fn change(before: Option<&Figure>, after: Option<&Figure>, tolerance: f64) -> Option<Moved> {
     let figure = after.or(before)?;
     let [old, new] = [before, after].map(|figure| figure.and_then(|figure| figure.value));
     let (change, percent) = match (old, new) {
         (Some(old), Some(new)) => {
-            let percent = (old != 0.0).then(|| (new - old) * 100.0 / old.abs());
+            let percent = percent(old, new);
             let is_moved = percent.map_or(new != 0.0, |percent| percent.abs() > tolerance);
             let is_better = match figure.better {
                 Better::Less => new < old,

@@ -143,7 +143,8 @@ pub struct Level {
     pub used: u64,
 }
 
-fn pages(size: Bytes) -> u64 {
+/// Pages of so much memory.
+pub(super) fn pages(size: Bytes) -> u64 {
     size.get() / PAGE.get()
 }
 

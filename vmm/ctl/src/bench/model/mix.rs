@@ -6,9 +6,9 @@
 
 use arch::layout::CHUNK;
 use arch::units::Bytes;
-use vmm::tag_storage::LendPolicy;
+use vmm::tag_storage::{LendPolicy, TAGS_OF_CHUNK};
 
-use super::host::{Host, HostError, HostSpec, Kernel, Looks, Memory, PAGE};
+use super::host::{Host, HostError, HostSpec, Kernel, Looks, Memory, PAGE, pages};
 
 /// What the borrower takes at the second load.
 pub const TAKEN: Bytes = Bytes::mib(480);
@@ -19,9 +19,9 @@ pub const STEP: Bytes = Bytes::mib(16);
 /// What the borrower leaves free of what it may have: the kernel begins to take back below.
 pub const MARGIN: Bytes = Bytes::mib(64);
 /// What is kept from the borrower outside the node, for the third load of the VM with MTE.
-pub const ROOM: Bytes = Bytes::mib(48 + 24);
+pub const ROOM: Bytes = Bytes::mib(TOUCHED.as_mib() + 24);
 /// What must be free outside the node for the VM with MTE to touch more.
-pub const NEEDED: Bytes = Bytes::mib(48 + 8);
+pub const NEEDED: Bytes = Bytes::mib(TOUCHED.as_mib() + 8);
 
 /// Chunks of memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -79,10 +79,6 @@ struct Mix {
     chunks: Chunks,
 }
 
-fn pages(size: Bytes) -> u64 {
-    size.get() / PAGE.get()
-}
-
 fn size_of(pages: u64) -> Bytes {
     Bytes::new(pages * PAGE.get())
 }
@@ -112,8 +108,7 @@ impl Mix {
     fn new(policy: LendPolicy, start: &Start) -> Result<Self, HostError> {
         let &Start { outside, node, kept: (kept_ordinary, kept_node), tags, chunks, borrowed } =
             start;
-        let (memory, of_tags) =
-            (chunks.0 * CHUNK.get(), chunks.0 * vmm::tag_storage::TAGS_OF_CHUNK.get());
+        let [memory, of_tags] = [CHUNK, TAGS_OF_CHUNK].map(|each| chunks.0 * each.get());
         let rest = |all: u64, part: Bytes| {
             all.checked_sub(part.get()).map(Bytes::new).ok_or(HostError::Books(
                 "there is less free than the kernel keeps, or less on the node than the pool has",

@@ -142,13 +142,13 @@ impl Run<'_> {
 
     /// Lets VMs that wait ask again, in the pool's order, until there is nothing for any.
     fn serve(&mut self) -> Result<(), HostError> {
-        let mut goes_on = !self.waiting.is_empty();
-        while std::mem::take(&mut goes_on) {
+        let mut has_moved = !self.waiting.is_empty();
+        while std::mem::take(&mut has_moved) {
             for lease in self.host.next_waiters() {
                 let Some(index) = self.holders.get(&lease).copied() else { continue };
                 let Some(own) = &mut self.running[index] else { continue };
                 let lack = self.host.offer(&mut own.memory, own.wanted)?;
-                goes_on |= lack != own.lack;
+                has_moved |= lack != own.lack;
                 self.lacks(index, lack);
             }
         }

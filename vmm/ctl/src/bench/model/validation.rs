@@ -6,7 +6,7 @@ use vmm::tag_storage::{LendPolicy, TAGS_OF_CHUNK};
 
 use super::host::HostError;
 use super::mix::{self, Blocks, Chunks, Found, Start, TAKEN, Touch};
-use crate::bench::{Figure, Report};
+use crate::bench::{Figure, Report, compare};
 
 /// The bench.
 pub const BENCH: &str = "lending";
@@ -122,9 +122,7 @@ fn pair(
 ) -> Pair {
     let percent = match (measured, modelled) {
         (Some(measured), Some(modelled)) if measured == modelled => Some(0.0),
-        (Some(measured), Some(modelled)) if measured != 0.0 => {
-            Some((modelled - measured) * 100.0 / measured.abs())
-        }
+        (Some(measured), Some(modelled)) => compare::percent(measured, modelled),
         _ => None,
     };
     // Neither had anything to find, or they are near each other.
