@@ -5,6 +5,7 @@
 
 mod service;
 
+use std::path::Path;
 use std::process::Command;
 use std::thread;
 use std::time::Duration;
@@ -111,7 +112,11 @@ fn case(how: &str, mte: bool) -> String {
 }
 
 fn figure(name: &str, unit: &str, case: &str, vmm: Option<&Vmm>) -> Entry {
-    let figure = kept(BENCH, name, unit).case(case).guest(MEMORY, 1);
+    set(kept(BENCH, name, unit), case, vmm)
+}
+
+fn set(figure: Entry, case: &str, vmm: Option<&Vmm>) -> Entry {
+    let figure = figure.case(case).guest(MEMORY, 1);
     match vmm {
         Some(vmm) => figure.of(vmm),
         None => figure,
@@ -173,23 +178,28 @@ fn boots(mte: bool) {
     }
 }
 
+/// Saves a guest and ends it, once what is free has gone back to the host.
+fn save_idle(guest: Guest, folder: &Path) {
+    thread::sleep(SETTLED);
+    save(&guest, folder, &["--keep-paused"]);
+    guest.stop();
+}
+
+/// A clone that answers.
+fn clone_of(holder: &Holder, folder: &Path) -> Guest {
+    let guest = holder.plan(folder).start();
+    guest.answers();
+    guest
+}
+
 /// Clones of a guest that is idle.
 fn clones(mte: bool) {
     let (scratch, what) = (Scratch::new(), case("clones", mte));
     let folder = scratch.join("one");
-    let first = booted(tessera(if mte { "require" } else { "off" }));
-    // What is free has gone back to the host before it is saved.
-    thread::sleep(SETTLED);
-    save(&first, &folder, &["--keep-paused"]);
-    first.stop();
+    save_idle(booted(tessera(if mte { "require" } else { "off" })), &folder);
     let before = available();
     let holder = Holder::start(&folder, &[]);
-    let start = |_| {
-        let guest = holder.plan(&folder).start();
-        guest.answers();
-        guest
-    };
-    let (taken, guests) = fill(before, start, Guest::pid);
+    let (taken, guests) = fill(before, |_| clone_of(&holder, &folder), Guest::pid);
     let cold = case("cold", mte);
     record(&what, None, taken, |figure| figure.at_least_of(CLONES, BEST_PEER, Some(&cold)));
     if mte {

@@ -212,9 +212,6 @@ fn units(said: &str) -> Option<f64> {
 
 /// The guest's initramfs: the lab's, with drivers of disk and network, and the programs.
 fn initrd(scratch: &Scratch, rows: &[Row]) -> PathBuf {
-    let folder = scratch.join("guest");
-    fs::create_dir_all(folder.join("bench")).unwrap();
-    fs::create_dir_all(folder.join("lib")).unwrap();
     let jobs: String = rows
         .iter()
         .flat_map(|row| row.amounts.iter().map(move |amount| (row, amount)))
@@ -223,22 +220,10 @@ fn initrd(scratch: &Scratch, rows: &[Row]) -> PathBuf {
             format!("{name} {amount} {}{amount}\n", row.command)
         })
         .collect();
-    fs::write(folder.join("bench/jobs"), jobs).unwrap();
-    fs::write(folder.join("bench/init"), INIT).unwrap();
-    shell(&format!(
-        "cd {}; chmod +x bench/init; cp {GUEST_PROGRAMS}/bin/* bench; cp {GUEST_PROGRAMS}/lib/* lib; \
-         find . | cpio -o -H newc >../programs.cpio; rm -r {0}",
-        folder.display()
-    ));
-    // One archive after the other is one initramfs.
-    let path = scratch.join("initrd");
-    let mut whole = File::create(&path).unwrap();
-    let parts = [artifact("initrd.cpio"), artifact("agent.cpio"), scratch.join("programs.cpio")];
-    for part in parts {
-        whole.write_all(&fs::read(part).unwrap()).unwrap();
-    }
-    fs::remove_file(scratch.join("programs.cpio")).unwrap();
-    path
+    peer::initrd(scratch, &["initrd.cpio", "agent.cpio"], (GUEST_PROGRAMS, "bench"), |bench| {
+        fs::write(bench.join("jobs"), jobs).unwrap();
+        fs::write(bench.join("init"), INIT).unwrap();
+    })
 }
 
 /// A disk in memory, so that its own cost is that of a copy.

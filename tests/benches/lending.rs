@@ -17,6 +17,7 @@ use testing::figures::{Entry, counted, kept};
 use testing::guest::{Guest, Plan};
 use testing::lab::Lab;
 use testing::memory::pages_on_node;
+use testing::procfs::first_number;
 
 const SUPPLY: &str = "node:1";
 /// Memory of the guest with MTE.
@@ -39,9 +40,7 @@ fn free(node: u32) -> u64 {
 }
 
 fn free_kib(node: u32) -> u64 {
-    let text = fs::read_to_string(format!("/sys/devices/system/node/node{node}/meminfo")).unwrap();
-    let line = text.lines().find(|line| line.contains("MemFree:")).unwrap();
-    line.split_ascii_whitespace().nth(3).unwrap().parse().unwrap()
+    first_number(&format!("/sys/devices/system/node/node{node}/meminfo"), "MemFree:")
 }
 
 /// kB that the kernel keeps free on a node: below its zones' low watermarks it gives a guest memory of another node.

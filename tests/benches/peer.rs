@@ -1,8 +1,8 @@
 //! QEMU and other programs of Debian's in a nested host that counts instructions.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Lines, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use serde_json::Value;
@@ -11,6 +11,7 @@ use testing::figures::vmm;
 use testing::guest::{Plan, QUICK, parse};
 use testing::lab::artifact;
 use testing::procfs::first_number;
+use testing::scratch::Scratch;
 
 /// Where programs of Debian's are on the host: of the host, and of its guests.
 pub(crate) const HOST_PROGRAMS: &str = "/peers/host";
@@ -80,6 +81,39 @@ pub(crate) fn virt(
     command.arg("-kernel").arg(kernel).arg("-initrd").arg(initrd);
     command.args(["-append", words]);
     command
+}
+
+/// An initramfs of the lab's parts, and after them the programs of a folder of the host's (their libraries in `/lib`, they
+/// themselves in `/PLACE`) and what `add` puts into `/PLACE`, which exists.
+pub(crate) fn initrd(
+    scratch: &Scratch,
+    parts: &[&str],
+    (programs, place): (&str, &str),
+    add: impl FnOnce(&Path),
+) -> PathBuf {
+    let folder = scratch.join("guest");
+    let target = folder.join(place);
+    fs::create_dir_all(&target).unwrap();
+    fs::create_dir_all(folder.join("lib")).unwrap();
+    shell(&format!(
+        "cp {programs}/bin/* {}; cp {programs}/lib/* {}/lib",
+        target.display(),
+        folder.display()
+    ));
+    add(&target);
+    let own = scratch.join("programs.cpio");
+    shell(&format!(
+        "cd {0}; chmod +x {place}/init; find . | cpio -o -H newc >../programs.cpio; rm -r {0}",
+        folder.display()
+    ));
+    // One archive after the other is one initramfs.
+    let path = scratch.join("initrd");
+    let mut whole = File::create(&path).unwrap();
+    for part in parts.iter().map(|name| artifact(name)).chain([own.clone()]) {
+        whole.write_all(&fs::read(part).unwrap()).unwrap();
+    }
+    fs::remove_file(own).unwrap();
+    path
 }
 
 pub(crate) fn shell(command: &str) {

@@ -24,10 +24,10 @@ const IDLE: usize = 1000;
 /// The longest body that is taken (resources/openapi.yaml).
 const LONGEST_BODY: usize = 51_200;
 
-/// A guest that counts, so that it shows whether it goes on.
 /// Bytes of a guest that counts.
 const GUEST_RAM: u64 = 128 << 20;
 
+/// A guest that counts, so that it shows whether it runs.
 fn counting() -> Plan {
     Plan::workload("count,50").with("--memory", "128M")
 }

@@ -1,5 +1,6 @@
 //! Samples of what tag storage is reserved for, beside the pages whose tags the host's kernel counts as in use.
 
+use std::cmp::Ordering;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -20,6 +21,12 @@ const IN_BALLOON: u64 = 56;
 
 /// Samples between two changes of the balloon.
 const EACH: u64 = 20;
+
+/// How often there was more than at the sample before, and how often less.
+fn changes(reserved: &[u64]) -> [u64; 2] {
+    [Ordering::Greater, Ordering::Less]
+        .map(|way| reserved.windows(2).filter(|pair| pair[1].cmp(&pair[0]) == way).count() as u64)
+}
 
 /// Has a guest on demand take and free memory, and looks so many times. The guest, which stands still at each look, has
 /// `between` two of them to itself. Root only.
@@ -47,17 +54,7 @@ pub fn never_above_reserved(samples: u64, between: Duration) {
     let mut reserved = Vec::new();
     let mut highest = 0.0f64;
     let (began, least) = (Instant::now(), (samples / 150).max(1));
-    let changes = |reserved: &[u64], is: fn(&[u64]) -> bool| {
-        reserved.windows(2).filter(|pair| is(pair)).count() as u64
-    };
-    let ups_and_downs = |reserved: &[u64]| {
-        let more = changes(reserved, |pair| pair[1] > pair[0]);
-        (more, changes(reserved, |pair| pair[1] < pair[0]))
-    };
-    let is_enough = |reserved: &[u64]| {
-        let (more, less) = ups_and_downs(reserved);
-        more >= least && less >= least
-    };
+    let is_enough = |reserved: &[u64]| changes(reserved).into_iter().all(|count| count >= least);
     // On a busy host the guest does little between two looks: they go on until enough has changed.
     for sample in 0.. {
         let is_late = began.elapsed() >= PATIENCE * TURNS;
@@ -81,7 +78,7 @@ pub fn never_above_reserved(samples: u64, between: Duration) {
     }
     let relaxed = guest.order("relax", "relaxed");
     assert_eq!(relaxed["wrong"], 0, "{relaxed}");
-    let (more, less) = ups_and_downs(&reserved);
+    let [more, less] = changes(&reserved);
     let told: Value = client.get("/tag-storage").unwrap();
     println!(
         "{} samples: {:.0} to {:.0} MiB reserved for, {more} times more than at the one before, {less} times less; \

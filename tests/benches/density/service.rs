@@ -2,8 +2,7 @@
 //! it, and have it deleted again, so that a few have data at any time. All memory that they free is reported.
 
 use std::collections::VecDeque;
-use std::fs::{self, File};
-use std::io::Write;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
@@ -15,11 +14,13 @@ use testing::guest::{Guest, Plan};
 use testing::lab::{Lab, artifact, programs};
 use testing::memory::oom_kills;
 use testing::scratch::Scratch;
-use testing::snapshot::save;
 use testing::template::Holder;
 
-use super::{CLONES, LIMIT, MEMORY, RESERVE, SETTLED, SHARED, available, booted, figure};
-use crate::peer::{self, HOST_PROGRAMS, LEAN, busy, shell};
+use super::{
+    CLONES, LIMIT, MEMORY, RESERVE, SETTLED, SHARED, available, booted, clone_of, figure,
+    save_idle, set,
+};
+use crate::peer::{self, HOST_PROGRAMS, LEAN, busy};
 
 /// The host, of which programs and the guests' files take half.
 const HOST: &str = "1280M";
@@ -39,24 +40,11 @@ const MOST: usize = 24;
 
 /// The lab's initramfs, and the server.
 fn initrd(scratch: &Scratch) -> PathBuf {
-    let folder = scratch.join("guest");
-    fs::create_dir_all(folder.join("service")).unwrap();
-    fs::create_dir_all(folder.join("lib")).unwrap();
-    fs::write(folder.join("service/init"), INIT).unwrap();
-    // Debian has the server under the name of what checks its files: one program, which is what it is called.
-    shell(&format!(
-        "cd {}; chmod +x service/init; cp {SERVICE}/bin/* service; cp {SERVICE}/lib/* lib; \
-         mv service/redis-check-rdb service/redis-server; find . | cpio -o -H newc >../service.cpio; rm -r {0}",
-        folder.display()
-    ));
-    // One archive after the other is one initramfs.
-    let path = scratch.join("initrd");
-    let mut whole = File::create(&path).unwrap();
-    for part in [artifact("initrd.cpio"), scratch.join("service.cpio")] {
-        whole.write_all(&fs::read(part).unwrap()).unwrap();
-    }
-    fs::remove_file(scratch.join("service.cpio")).unwrap();
-    path
+    peer::initrd(scratch, &["initrd.cpio"], (SERVICE, "service"), |service| {
+        fs::write(service.join("init"), INIT).unwrap();
+        // Debian has the server under the name of what checks its files: one program, which is what it is called.
+        fs::rename(service.join("redis-check-rdb"), service.join("redis-server")).unwrap();
+    })
 }
 
 fn words() -> String {
@@ -153,12 +141,7 @@ fn record(how: &str, vmm: Option<&Vmm>, taken: Taken, aim: impl FnOnce(Entry) ->
     aim(density(how, vmm)).record(1024.0 / taken.most);
     figure("memory of the host for a guest that works, mean", "MiB", how, vmm).record(taken.mean);
     let cost = counted(super::BENCH, "request to a guest's server", "thousand instructions");
-    let cost = cost.case(how).guest(MEMORY, 1);
-    match vmm {
-        Some(vmm) => cost.of(vmm),
-        None => cost,
-    }
-    .record(taken.cost);
+    set(cost, how, vmm).record(taken.cost);
 }
 
 fn density(how: &str, vmm: Option<&Vmm>) -> Entry {
@@ -191,18 +174,10 @@ fn boots() {
 fn clones() {
     let scratch = Scratch::new();
     let folder = scratch.join("one");
-    let first = booted(tessera(&initrd(&scratch)));
-    thread::sleep(SETTLED);
-    save(&first, &folder, &["--keep-paused"]);
-    first.stop();
+    save_idle(booted(tessera(&initrd(&scratch))), &folder);
     let before = available();
     let holder = Holder::start(&folder, &[]);
-    let start = || {
-        let guest = holder.plan(&folder).start();
-        guest.answers();
-        guest
-    };
-    let taken = fill(before, start, Guest::order);
+    let taken = fill(before, || clone_of(&holder, &folder), Guest::order);
     let aim = |figure: Entry| figure.at_least_of(CLONES, BEST_PEER, Some("cold"));
     record("clones", None, taken, aim);
 }
