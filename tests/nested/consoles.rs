@@ -69,7 +69,7 @@ fn a_file_takes_the_output_of_one_run() {
         let file = scratch.file("console", "what an earlier run left");
         let target = format!("file:{}", file.display());
 
-        let guest = Plan::workload("count,10").with("--serial", &target).start();
+        let guest = Plan::workload("count,100").with("--serial", &target).start();
 
         // Ticks are whole lines here, and the file is read while it is written.
         let ticking = || {

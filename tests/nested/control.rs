@@ -28,7 +28,7 @@ fn a_paused_guest_counts_nothing_and_loses_nothing() {
     // Longer than a busy host keeps a thread from its processor.
     const PAUSE: Duration = Duration::from_secs(6);
     Lab::new().run(|| {
-        let mut guest = Plan::workload("count,50").with("--cpus", "2").start();
+        let mut guest = Plan::workload("count,200").with("--cpus", "2").start();
         let mut last = tick(&mut guest);
         while last.0 < 5 {
             last = tick(&mut guest);
@@ -65,7 +65,7 @@ fn a_paused_guest_counts_nothing_and_loses_nothing() {
         assert_eq!(guest.finish().code, Some(12));
 
         // With a clock that advances the guest sees a gap as long as the pause, and its count goes on all the same.
-        let mut guest = Plan::workload("count,50").with("--clock", "advance").start();
+        let mut guest = Plan::workload("count,200").with("--clock", "advance").start();
         // The last tick before the pause may be this one, or one that is in the pipe then.
         let mut before = tick(&mut guest);
         let mut client = guest.client();
@@ -111,7 +111,7 @@ fn a_client_configures_a_vm_starts_it_and_sees_its_life() {
             json!({
                 "kernel_image_path": kernel,
                 "initrd_path": artifact("initrd.cpio"),
-                "boot_args": "quiet cryptomgr.notests workload=count,50",
+                "boot_args": "quiet cryptomgr.notests workload=count,200",
             })
         };
 
@@ -143,7 +143,7 @@ fn a_client_configures_a_vm_starts_it_and_sees_its_life() {
 #[ignore = "long"]
 fn many_pauses_lose_no_tick() {
     Lab::new().run(|| {
-        let mut guest = Plan::workload("count,10").with("--cpus", "4").start();
+        let mut guest = Plan::workload("count,50").with("--cpus", "4").start();
         let mut expected = tick(&mut guest).0 + 1;
         let mut client = guest.client();
         for _ in 0..50 {

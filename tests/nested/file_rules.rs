@@ -48,7 +48,7 @@ fn replaced(guest: &Guest, file: &Path) -> Result<(), String> {
 
 /// A guest that counts, and saves nothing anywhere but in this folder.
 fn counting(allowed: &Path) -> Plan {
-    let plan = Plan::workload("count,50").with("--memory", "128M");
+    let plan = Plan::workload("count,200").with("--memory", "128M");
     plan.with("--allow", allowed.to_str().unwrap())
 }
 
@@ -181,7 +181,7 @@ fn a_vm_starts_when_the_folder_of_its_socket_has_gone() {
         let boot = json!({
             "kernel_image_path": artifact("Image"),
             "initrd_path": artifact("initrd.cpio"),
-            "boot_args": "quiet cryptomgr.notests workload=count,50",
+            "boot_args": "quiet cryptomgr.notests workload=count,200",
         });
         client.send("PUT", "/boot-source", &boot).unwrap();
         client.send("PUT", "/actions", &json!({ "action_type": "InstanceStart" })).unwrap();

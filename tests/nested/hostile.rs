@@ -29,7 +29,7 @@ const GUEST_RAM: u64 = 128 << 20;
 
 /// A guest that counts, so that it shows whether it runs.
 fn counting() -> Plan {
-    Plan::workload("count,50").with("--memory", "128M")
+    Plan::workload("count,200").with("--memory", "128M")
 }
 
 /// Waits for its next ticks, of which none is lost.
@@ -383,7 +383,7 @@ fn calls(kernel: &Path, disk: &Path) -> Vec<(&'static str, &'static str, Value)>
         (
             "PUT",
             "/boot-source",
-            json!({ "kernel_image_path": kernel, "initrd_path": artifact("initrd.cpio"), "boot_args": "quiet cryptomgr.notests workload=count,50" }),
+            json!({ "kernel_image_path": kernel, "initrd_path": artifact("initrd.cpio"), "boot_args": "quiet cryptomgr.notests workload=count,200" }),
         ),
         ("PUT", "/machine-config", json!({ "vcpu_count": 1, "mem_size_mib": 128 })),
         ("PATCH", "/machine-config", json!({ "mem_size_mib": 128 })),

@@ -234,7 +234,7 @@ fn from_inside_nothing_of_the_host_is_seen_but_what_the_vm_was_given() {
         let broker = Broker::start(&["--capacity", "64M"]);
         chown(broker.path(), Some(USER), None).unwrap();
         let plan = jail
-            .plan(Plan::workload("count,50"))
+            .plan(Plan::workload("count,200"))
             .with("--mte", "require")
             .with("--tag-storage", "demand")
             .with("--broker", broker.socket())
@@ -274,7 +274,7 @@ fn from_inside_nothing_of_the_host_is_seen_but_what_the_vm_was_given() {
 fn a_vm_is_restored_in_its_jail_and_loads_its_memory_as_it_touches_it() {
     Lab::new().as_root().run(|| {
         let jail = Jail::new();
-        let mut guest = jail.plan(Plan::workload("count,50")).start();
+        let mut guest = jail.plan(Plan::workload("count,200")).start();
         guest.report("tick");
         let saved = jail.path("saved");
         save(&guest, &saved);
@@ -338,7 +338,7 @@ fn each_end_of_a_vm_is_that_of_its_jail() {
         let jail = Jail::new();
         jail.plan(Plan::workload("poweroff")).run().expect_power_off();
         for (signal, code) in [(Signal::TERM, 143), (Signal::INT, 130), (Signal::HUP, 129)] {
-            let mut guest = jail.plan(Plan::workload("count,50")).start();
+            let mut guest = jail.plan(Plan::workload("count,200")).start();
             guest.report("tick");
             guest.signal(signal);
             let finished = guest.finish();
@@ -357,7 +357,7 @@ fn whichever_process_is_killed_the_others_end_and_nothing_is_left() {
         let before = mounted();
         for name in ["the VM", "init", "the supervisor"] {
             let jail = Jail::new();
-            let mut guest = jail.plan(Plan::workload("count,50")).start();
+            let mut guest = jail.plan(Plan::workload("count,200")).start();
             guest.report("tick");
             let processes = Processes::of(&guest);
 
@@ -533,7 +533,7 @@ fn a_client_of_firecracker_starts_a_vm_in_its_jailer() {
         ];
         let jailer = client.start(&options, &[]);
 
-        client.boot("run/firecracker.socket", "count,50");
+        client.boot("run/firecracker.socket", "count,200");
 
         // The jailer has become the program.
         let vm = jailer.id();

@@ -44,7 +44,7 @@ fn threads(process: u32) -> Vec<i32> {
 /// A VM with a thread of each kind that one can have at once.
 fn with_all_devices(scratch: &Scratch, broker: &Broker) -> Guest {
     let disk = scratch.file("disk.img", vec![0; 1 << 20]);
-    let plan = Plan::workload("count,50")
+    let plan = Plan::workload("count,200")
         .with("--memory", "128M")
         .with("--mte", "require")
         .with("--tag-storage", "demand")
@@ -175,7 +175,7 @@ fn waits_otherwise(guest: &Guest) {
 fn a_filter_that_logs_lets_the_call_through() {
     Lab::new().as_root().run(|| {
         for (mode, ends) in [("on", true), ("log", false)] {
-            let mut guest = Plan::workload("count,50").with("--seccomp", mode).start();
+            let mut guest = Plan::workload("count,200").with("--seccomp", mode).start();
             guest.report("tick");
             guest.drain();
 
@@ -197,7 +197,7 @@ fn a_filter_that_logs_lets_the_call_through() {
 fn filters_can_be_left_out_or_log() {
     Lab::new().as_root().run(|| {
         for (mode, seccomp) in [("off", "0"), ("log", "2")] {
-            let plan = Plan::workload("count,50").with("--seccomp", mode);
+            let plan = Plan::workload("count,200").with("--seccomp", mode);
             let mut guest = plan.start();
             guest.report("tick");
             let thread = thread_of(guest.pid(), "vcpu0").unwrap();
@@ -385,7 +385,7 @@ fn a_passt_that_ends_is_not_started_again_and_the_vm_says_so() {
         fs::set_permissions(&passt, fs::Permissions::from_mode(0o755)).unwrap();
         let programs = std::env::var("PATH").unwrap_or_default();
         let log = scratch.join("log");
-        let plan = Plan::workload("count,50").with("--net", "user");
+        let plan = Plan::workload("count,200").with("--net", "user");
         let plan = plan.env("PATH", &format!("{}:{programs}", scratch.path().display()));
         let mut guest = plan.with("--log", log.to_str().unwrap()).start();
         guest.report("tick");
@@ -427,7 +427,7 @@ fn a_vm_ends_whose_passt_is_another_users() {
             let passt = scratch.file("passt", script);
             fs::set_permissions(&passt, fs::Permissions::from_mode(0o755)).unwrap();
             let programs = std::env::var("PATH").unwrap_or_default();
-            let plan = Plan::workload("count,50").with("--net", "user");
+            let plan = Plan::workload("count,200").with("--net", "user");
             let plan = plan.env("PATH", &format!("{}:{programs}", scratch.path().display()));
             let mut guest = plan.start();
             guest.report("tick");
