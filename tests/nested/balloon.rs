@@ -1,7 +1,6 @@
 //! The balloon: inflated, deflated, asked for statistics, left out, while a real driver is on the other side.
 
 use std::process::{Output, Stdio};
-use std::time::Duration;
 
 use serde_json::{Value, json};
 use tesseractl::client::{Client, Error};
@@ -51,7 +50,7 @@ fn a_balloon_goes_up_and_down_twenty_times_under_memory_pressure() {
     // So much in the balloon leaves less than a round then touches.
     const NEARLY_ALL: u64 = 80;
     // A guest that presses, inflates and talks on two processors may take minutes on a busy machine.
-    Lab::new().timeout(Duration::from_secs(900)).run(|| {
+    Lab::new().run(|| {
         let mut guest = start(plan(MEMORY).with("--cpus", "2"));
         let mut client = guest.client();
         guest.order(&format!("press {PRESSURE}"), "pressing");

@@ -16,15 +16,12 @@ use testing::guest::Plan;
 use testing::lab::{Lab, program};
 use testing::process::processes;
 use testing::scratch::Scratch;
-use testing::wait::until;
+use testing::wait::{PATIENCE, until};
 
 /// So many calls of a phase fail at least, if it makes as many, each in another of the ways that it may.
 const FAULTS: usize = 24;
 /// With this variable every call fails, in each of its ways; of a series of the same call, the first and the last.
 const ALL: &str = "TESSERA_FAULTS_ALL";
-/// As long as is waited after a call that fails, before that is a finding: a VM waits 10 s for a vCPU and 30 s for a
-/// broker, and the machine is busy.
-const HANGS: Duration = Duration::from_secs(180);
 
 /// Statuses with which a process may end for a fault: see docs/exit-codes.md. Not 16: the sandbox must know what is
 /// done about a fault. Not a signal, nor 101, which is a panic's.
@@ -101,7 +98,7 @@ impl Run {
 
     fn end(mut self) -> Ended {
         let start = Instant::now();
-        while !self.has_ended() && start.elapsed() < HANGS {
+        while !self.has_ended() && start.elapsed() < PATIENCE {
             std::thread::sleep(Duration::from_millis(5));
         }
         let hung = !self.has_ended();
@@ -220,7 +217,7 @@ impl<'a> Machine<'a> {
 
     /// Asks, with patience for what it does: a request that has no answer for so long hangs.
     fn client(&self) -> Option<Client> {
-        Client::connect(&self.scratch.join("api"), HANGS).ok()
+        Client::connect(&self.scratch.join("api"), PATIENCE).ok()
     }
 
     fn state(&self) -> Option<String> {
@@ -245,7 +242,7 @@ impl<'a> Machine<'a> {
     /// Whether the process ends within a moment: a connection is closed before it has.
     fn ends_soon(&mut self) -> bool {
         let start = Instant::now();
-        while !self.run.has_ended() && start.elapsed() < HANGS {
+        while !self.run.has_ended() && start.elapsed() < PATIENCE {
             std::thread::sleep(Duration::from_millis(20));
         }
         self.run.has_ended()
@@ -394,7 +391,7 @@ fn restored(
     let mut machine = Machine { run, scratch };
     let start = Instant::now();
     while !machine.run.has_ended() && machine.state().as_deref() != Some("Running") {
-        if start.elapsed() > HANGS {
+        if start.elapsed() > PATIENCE {
             break;
         }
         std::thread::sleep(Duration::from_millis(5));

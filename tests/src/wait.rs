@@ -3,10 +3,10 @@
 use std::time::{Duration, Instant};
 
 /// How long anything may take that a test waits for: an emulated host on a busy machine is slow.
-pub const PATIENCE: Duration = Duration::from_secs(120);
+pub const PATIENCE: Duration = Duration::from_secs(300);
 
 /// How many times as long what changes all the time may take: a test has its own limit, which names nothing.
-pub const TURNS: u32 = 4;
+pub const TURNS: u32 = 3;
 
 /// How often a condition is looked at that announces itself in no other way, and how seldom once it has been waited
 /// for long: a look takes an emulated processor some milliseconds, which what is waited for may need.

@@ -249,7 +249,7 @@ struct HostOptions {
     #[arg(long)]
     image: bool,
     /// Give up after so many seconds
-    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 1200)]
     timeout: u64,
     /// One more argument of QEMU; may be repeated
     #[arg(long, value_name = "ARGUMENT", allow_hyphen_values = true)]

@@ -26,7 +26,7 @@ use crate::trailer::{Piece, Trailers};
 /// How long a host waits for the next program. It ends with the run, and where memory is short, before that.
 const IDLE: Duration = Duration::from_secs(600);
 /// How long a host may take to come up, on a machine with much else to do.
-const BOOT: Duration = Duration::from_secs(300);
+const BOOT: Duration = Duration::from_secs(600);
 /// How long a client may take to say what it wants.
 const ASKING: Duration = Duration::from_secs(10);
 /// How long a killed QEMU may take to end.
