@@ -163,7 +163,7 @@ if [[ -n ${1-} ]]; then
     ignored=default
     if [[ $1 == all ]]; then ignored=all; fi
     run "nested tests, in the lab (directly on an arm64 machine with KVM and MTE)" --package tessera-tests --profile nested \
-        --run-ignored "$ignored" --test-threads "$(($(nproc) + 1))"
+        --run-ignored "$ignored"
 else
     run "unit tests of what integration tests stand on" --package tessera-tests --lib --test house --test packages
 fi
