@@ -18,6 +18,8 @@ if [[ -z ${TESSERA_NESTED:-} ]]; then
     rm -rf "$tree"
     mkdir "$tree"
     cp -r "$apt/state/lists" "$apt/cache/archives" "$apt/etc/sources.list" "$tree"
+    # The hosts' archives are links to the same files: each makes its own lock.
+    rm -f "$tree/archives/lock"
     truncate -s 1G "$tree.ext4"
     mke2fs -q -F -t ext4 -m 0 -E nodiscard -d "$tree" "$tree.ext4"
     rm -rf "$tree"
