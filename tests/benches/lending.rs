@@ -18,6 +18,7 @@ use testing::guest::{Guest, Plan};
 use testing::lab::Lab;
 use testing::memory::pages_on_node;
 use testing::procfs::first_number;
+use vmm::tag_storage::TAGS_OF_CHUNK;
 
 const SUPPLY: &str = "node:1";
 /// Memory of the guest with MTE.
@@ -60,6 +61,13 @@ fn kept_free(node: u32) -> u64 {
 
 fn on_node(guest: &Guest) -> u64 {
     pages_on_node(guest.pid(), 1) >> 8
+}
+
+/// Chunks of a guest on demand that have memory. Where there is plenty of tag storage, more are reserved for than that.
+fn populated(guest: &Guest) -> u64 {
+    let told: serde_json::Value = guest.client().get("/tag-storage").unwrap();
+    let reserved = told["reserved_bytes"].as_u64().unwrap() / TAGS_OF_CHUNK.get();
+    reserved - told["chunks"]["ahead"].as_u64().unwrap()
 }
 
 /// What touching new memory came to.
@@ -105,18 +113,18 @@ impl Mix {
         if free(0) < mix::NEEDED.as_mib() {
             return None;
         }
-        let count = |broker: &Broker| {
-            let pool = broker.report().pool;
-            (u64::from(pool.chunks.reserved), pool.counters.evictions, pool.blocks.lent)
+        let count = |mix: &Self| {
+            let pool = mix.broker.report().pool;
+            (populated(&mix.owner), pool.counters.evictions, pool.blocks.lent)
         };
         // Huge pages for all, or the figures would be about luck.
         fs::write("/proc/sys/vm/compact_memory", "1").unwrap();
-        let (chunks, evictions, lent) = count(&self.broker);
+        let (chunks, evictions, lent) = count(self);
         // Only this thread's instructions count.
         self.lodger.client().pause().unwrap();
         let took = self.owner.order(&format!("touch {TOUCHED}"), "touched")["took_ns"].as_u64();
         self.lodger.client().resume().unwrap();
-        let (chunks_now, evictions_now, _) = count(&self.broker);
+        let (chunks_now, evictions_now, _) = count(self);
         assert_eq!(pages_on_node(self.owner.pid(), 1), 0);
         let chunks = chunks_now - chunks;
         assert!(chunks * CHUNK.get() >= (TOUCHED - 4) << 20, "{chunks} chunks for {TOUCHED} MiB");

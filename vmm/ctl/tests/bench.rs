@@ -144,7 +144,7 @@ fn a_model_is_held_to_what_was_measured() {
     let mut wrong = first.clone();
     for policy in policies {
         for load in ["idle", "480 MiB taken", "all taken"] {
-            for name in ["chunks reserved in it", "evictions in it", "blocks lent before it"] {
+            for name in [validation::CHUNKS.0, validation::EVICTIONS.0, validation::LENT.0] {
                 wrong += &lending(name, &format!("{policy}, {load}"), &json!(1000));
             }
         }

@@ -51,7 +51,7 @@ pub struct Start {
 /// What a touch of new memory came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Touch {
-    /// Chunks that were reserved.
+    /// Chunks that were populated.
     pub chunks: Chunks,
     /// Blocks that had been lent and were emptied.
     pub evicted: Blocks,
@@ -114,6 +114,8 @@ impl Mix {
                 "there is less free than the kernel keeps, or less on the node than the pool has",
             ))
         };
+        // VMs that never have memory of the node have no other: for them the kernel goes below its low watermarks.
+        let kept_ordinary = if policy == LendPolicy::Never { Bytes::ZERO } else { kept_ordinary };
         let ordinary = rest(outside.get() + memory + ROOM.get(), kept_ordinary)?;
         let all = rest(node.get() + of_tags + borrowed.get(), kept_node)?;
         let beyond = rest(all.get(), tags)?;
@@ -183,6 +185,13 @@ mod tests {
     }
 
     #[test]
+    fn a_vm_without_another_node_has_what_the_kernel_keeps_for_others() {
+        let start = Start { kept: (Bytes::mib(600), START.kept.1), ..START };
+        let found = run(LendPolicy::Never, &start).unwrap();
+        assert_eq!(found, run(LendPolicy::Never, &START).unwrap());
+    }
+
+    #[test]
     fn an_eager_borrower_fills_the_node_and_each_chunk_evicts() {
         let found = run(LendPolicy::Eager, &START).unwrap();
 
@@ -220,8 +229,7 @@ mod tests {
         let start = Start { outside: Bytes::mib(1), chunks: Chunks(0), ..START };
         let no_node = Start { node: Bytes::mib(1), ..START };
         assert!(run(LendPolicy::Never, &no_node).is_err());
-        assert!(
-            run(LendPolicy::Never, &Start { kept: (Bytes::gib(1), Bytes::ZERO), ..start }).is_err()
-        );
+        let kept = Start { kept: (Bytes::gib(1), Bytes::ZERO), ..start };
+        assert!(run(LendPolicy::LastResort, &kept).is_err());
     }
 }

@@ -12,8 +12,8 @@ use crate::bench::{Figure, Report, compare};
 pub const BENCH: &str = "lending";
 /// What its host has before the first load: a figure's name, and its unit. Of each policy one for each of [`FIRST`].
 pub const AT_FIRST: (&str, &str) = ("memory at first", "kB");
-/// Chunks that were reserved when the VM with MTE touched memory.
-pub const CHUNKS: (&str, &str) = ("chunks reserved in it", "chunks");
+/// Chunks of the VM with MTE that were populated when it touched memory: without those that are ahead of its touches.
+pub const CHUNKS: (&str, &str) = ("chunks populated in it", "chunks");
 /// Blocks that were evicted for these.
 pub const EVICTIONS: (&str, &str) = ("evictions in it", "blocks of 4 KiB");
 /// Blocks that were lent before.
