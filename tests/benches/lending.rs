@@ -18,7 +18,6 @@ use testing::guest::{Guest, Plan};
 use testing::lab::Lab;
 use testing::memory::pages_on_node;
 use testing::procfs::first_number;
-use vmm::tag_storage::TAGS_OF_CHUNK;
 
 const SUPPLY: &str = "node:1";
 /// Memory of the guest with MTE.
@@ -65,9 +64,7 @@ fn on_node(guest: &Guest) -> u64 {
 
 /// Chunks of a guest on demand that have memory. Where there is plenty of tag storage, more are reserved for than that.
 fn populated(guest: &Guest) -> u64 {
-    let told: serde_json::Value = guest.client().get("/tag-storage").unwrap();
-    let reserved = told["reserved_bytes"].as_u64().unwrap() / TAGS_OF_CHUNK.get();
-    reserved - told["chunks"]["ahead"].as_u64().unwrap()
+    guest.client().tag_storage().unwrap().chunks.populated.unwrap()
 }
 
 /// What touching new memory came to.

@@ -28,7 +28,7 @@ const REPORT: &str = "REPORT ";
 pub const QUICK: &str = "quiet cryptomgr.notests \
     initcall_blacklist=jent_mod_init,load_system_certificate_list,trace_eval_init";
 
-/// Words for [`Guest::tesseractl`] that have a guest power off, for which it has as long as for anything.
+/// Words for [`Guest::tesseractl`] that have a guest power off, for which it has two minutes.
 pub const STOP: &[&str] = &["stop", "--timeout", "120"];
 
 /// A guest to be started.

@@ -38,7 +38,7 @@ pub struct Start {
     pub outside: Bytes,
     /// Free on the node.
     pub node: Bytes,
-    /// What the kernel keeps of either: no VM gets it.
+    /// What the kernel keeps of either from VMs that may have memory of the other.
     pub kept: (Bytes, Bytes),
     /// The pool.
     pub tags: Bytes,
