@@ -6,10 +6,8 @@
 //! file in its memory, in huge pages as those of programs are, which it frees when it is done.
 
 use std::fs;
-use std::io;
 use std::iter;
 use std::path::Path;
-use std::process::Output;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
@@ -80,14 +78,10 @@ impl Load {
     }
 }
 
-fn sh(guest: &Guest, script: &str) -> io::Result<Output> {
-    guest.tesseractl(&["exec", "--timeout", "120", "--", "sh", "-c", script]).output()
-}
-
 /// Goes through a load once: for how many seconds of the host's clock. `None` if the guest, or its program, is no more.
 fn pass(guest: &Guest, load: Load) -> Option<f64> {
     let start = Instant::now();
-    let output = sh(guest, &load.script()).ok().filter(|output| output.status.success());
+    let output = guest.shell(&load.script()).output().ok().filter(|output| output.status.success());
     output.map(|_| start.elapsed().as_secs_f64())
 }
 
@@ -116,7 +110,7 @@ fn throughput(guest: &Guest, load: Load) -> Option<f64> {
             mib_of(guest, "ShmemHugePages"),
             mib_of(guest, "Shmem")
         );
-        sh(guest, "umount /load").ok().filter(|output| output.status.success())?;
+        guest.shell("umount /load").output().ok().filter(|output| output.status.success())?;
     }
     let settling: Vec<u64> =
         settling.iter().map(|seconds| (LOAD as f64 / seconds) as u64).collect();
@@ -127,7 +121,7 @@ fn throughput(guest: &Guest, load: Load) -> Option<f64> {
 /// What a guest's kernel tells of its memory (/proc/meminfo). Of a guest that does not answer, 0.
 fn mib_of(guest: &Guest, name: &str) -> u64 {
     let read = || {
-        let output = sh(guest, &format!("grep ^{name}: /proc/meminfo")).ok()?;
+        let output = guest.shell(&format!("grep ^{name}: /proc/meminfo")).output().ok()?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         text.split_whitespace().nth(1)?.parse::<u64>().ok()
     };
@@ -190,7 +184,7 @@ fn start(balloon: &str) -> (Scratch, Guest) {
     // Fewer and larger requests: the disk is not what is measured. A disk that nobody has open has no pages in the cache.
     let prepare = "echo 1024 >/sys/block/vda/queue/read_ahead_kb; \
                    setsid sleep 1000000 </dev/vda >/dev/null 2>/dev/null &";
-    assert!(sh(&guest, prepare).unwrap().status.success());
+    guest.sh(prepare);
     (scratch, guest)
 }
 
@@ -264,7 +258,7 @@ fn turns(name: &str, balloon: &str) -> Outcome {
         }
     }
     let in_guest = |guest: &Guest| {
-        let output = sh(guest, "grep oom_kill /proc/vmstat").ok()?;
+        let output = guest.shell("grep oom_kill /proc/vmstat").output().ok()?;
         String::from_utf8_lossy(&output.stdout).split_whitespace().nth(1)?.parse::<u64>().ok()
     };
     let in_guests = guests.iter().filter_map(|(_, guest)| in_guest(guest)).sum();

@@ -12,11 +12,6 @@ fn tesseractl(guest: &Guest, arguments: &[&str]) -> Output {
     guest.tesseractl(arguments).output().unwrap()
 }
 
-fn sh(guest: &Guest, script: &str) -> Output {
-    // The guest may still boot.
-    tesseractl(guest, &["exec", "--timeout", "120", "--", "sh", "-c", script])
-}
-
 fn said(output: &Output) -> String {
     assert!(output.status.success(), "{output:?}");
     String::from_utf8_lossy(&output.stdout).trim().to_owned()
@@ -30,11 +25,11 @@ fn commands_run_and_files_travel_in_a_guest_that_boots() {
         guest.answers();
 
         // Right after the start: the client waits for the agent.
-        let output = sh(&guest, "echo out; echo err >&2; uname -m; exit 3");
+        let output = guest.shell("echo out; echo err >&2; uname -m; exit 3").output().unwrap();
         assert_eq!(output.status.code(), Some(3), "{output:?}");
         assert_eq!(String::from_utf8_lossy(&output.stdout), "out\naarch64\n");
         assert_eq!(String::from_utf8_lossy(&output.stderr), "err\n");
-        assert_eq!(sh(&guest, "kill -9 $$").status.code(), Some(137));
+        assert_eq!(guest.shell("kill -9 $$").status().unwrap().code(), Some(137));
         assert_eq!(tesseractl(&guest, &["exec", "nothing"]).status.code(), Some(127));
         let tty = tesseractl(&guest, &["exec", "--tty", "--", "tty"]);
         assert_eq!(said(&tty), "/dev/pts/0");
@@ -43,13 +38,13 @@ fn commands_run_and_files_travel_in_a_guest_that_boots() {
         let (file, back) = (scratch.file("file", &bytes), scratch.join("back"));
         let copy = |from: &str, to: &str| said(&tesseractl(&guest, &["cp", from, to]));
         copy(file.to_str().unwrap(), ":/tmp/");
-        let sum = said(&sh(&guest, "sha256sum </tmp/file"));
+        let sum = guest.sh("sha256sum </tmp/file");
         copy(":/tmp/file", back.to_str().unwrap());
         assert!(std::fs::read(&back).unwrap() == bytes);
         let here = Command::new("sha256sum").stdin(std::fs::File::open(&file).unwrap()).output();
         assert_eq!(said(&here.unwrap()), sum);
         let tree = "mkdir -p /tmp/tree/a; for i in $(seq 200); do echo $i >/tmp/tree/a/$i; done";
-        said(&sh(&guest, tree));
+        guest.sh(tree);
         copy(":/tmp/tree", scratch.path().to_str().unwrap());
         assert_eq!(std::fs::read_dir(scratch.join("tree/a")).unwrap().count(), 200);
 
@@ -62,7 +57,7 @@ fn commands_run_and_files_travel_in_a_guest_that_boots() {
 fn behind(guest: &Guest) -> u64 {
     let now = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
     let before = now();
-    let clock: u64 = said(&sh(guest, "date +%s")).parse().unwrap();
+    let clock: u64 = guest.sh("date +%s").parse().unwrap();
     // On a busy machine seconds pass between the command and its answer.
     clock.abs_diff(clock.clamp(before, now()))
 }
@@ -79,7 +74,7 @@ fn the_clock_follows_the_hosts_after_a_pause() {
 
         guest.client().pause().unwrap();
         let paused = Instant::now();
-        let refused = sh(&guest, "true");
+        let refused = guest.shell("true").output().unwrap();
         assert_eq!(refused.status.code(), Some(125), "{refused:?}");
         assert!(String::from_utf8_lossy(&refused.stderr).contains("resume"), "{refused:?}");
         until("a pause of 20 s", || (paused.elapsed() > Duration::from_secs(20)).then_some(()));
@@ -155,12 +150,14 @@ fn many_commands_much_output_and_a_client_that_is_killed() {
         let script =
             "cat >/dev/null; until [ -e /tmp/go ]; do echo x; sleep 0.1; done; touch /tmp/done";
         let mut client = start(&["--", "sh", "-c", &format!("touch /tmp/begun; {script}")]);
-        until("it has begun", || sh(&guest, "test -e /tmp/begun").status.success().then_some(()));
+        until("it has begun", || {
+            guest.shell("test -e /tmp/begun").status().unwrap().success().then_some(())
+        });
         client.kill().unwrap();
         client.wait().unwrap();
-        said(&sh(&guest, "touch /tmp/go"));
+        guest.sh("touch /tmp/go");
         until("it ends by itself", || {
-            sh(&guest, "test -e /tmp/done").status.success().then_some(())
+            guest.shell("test -e /tmp/done").status().unwrap().success().then_some(())
         });
         guest.stop();
     });

@@ -41,22 +41,13 @@ const WRITERS: &str =
 
 /// Starts a command of the guest's shell.
 fn begin(guest: &Guest, script: &str) -> Child {
-    // The guest may still boot.
-    let words = ["exec", "--timeout", "120", "--", "sh", "-c", script];
-    guest.tesseractl(&words).stdout(Stdio::piped()).spawn().unwrap()
-}
-
-/// What a command of the guest's shell says.
-fn sh(guest: &Guest, script: &str) -> String {
-    let output = begin(guest, script).wait_with_output().unwrap();
-    assert!(output.status.success(), "{script}: {output:?}");
-    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    guest.shell(script).stdout(Stdio::piped()).spawn().unwrap()
 }
 
 /// How many blocks a guest has written, and that all of them were right.
 fn blocks(guest: &Guest) -> u64 {
-    assert_eq!(sh(guest, "cat /tmp/bad 2>/dev/null || echo none"), "none");
-    sh(guest, "cat /tmp/progress 2>/dev/null || echo 0").parse().unwrap()
+    assert_eq!(guest.sh("cat /tmp/bad 2>/dev/null || echo none"), "none");
+    guest.sh("cat /tmp/progress 2>/dev/null || echo 0").parse().unwrap()
 }
 
 /// Waits until it has written more.
@@ -103,9 +94,9 @@ fn a_guest_is_saved_while_its_devices_are_at_work() {
         let plan = plan.with("--mte", "require").with("--disk", text(&disk));
         let guest = plan.with("--net", "tap=tap0").start();
         guest.answers();
-        sh(&guest, "ip addr add 198.51.100.2/24 dev eth0 && ip link set eth0 up");
+        guest.sh("ip addr add 198.51.100.2/24 dev eth0 && ip link set eth0 up");
         address("tap0");
-        sh(&guest, &format!("({BLOCKS}) </dev/null >/dev/null 2>&1 &"));
+        guest.sh(&format!("({BLOCKS}) </dev/null >/dev/null 2>&1 &"));
         let mut stream = begin(&guest, STREAM);
         let mut lines = BufReader::new(stream.stdout.take().unwrap()).lines();
         let sum = begin(&guest, "nc -l -p 5000 </dev/null | sha256sum");
@@ -133,7 +124,7 @@ fn a_guest_is_saved_while_its_devices_are_at_work() {
             }
             // All of it continues in the guest that was saved.
             done = more_blocks(&guest, done);
-            sh(&guest, "touch /tmp/go");
+            guest.sh("touch /tmp/go");
             stop.store(true, Ordering::Relaxed);
             (reader.join().unwrap(), sender.join().unwrap())
         });
@@ -146,7 +137,7 @@ fn a_guest_is_saved_while_its_devices_are_at_work() {
         found.push_str(&String::from_utf8_lossy(&output.stdout));
         assert_eq!(found.split(' ').next(), expected.split(' ').next(), "{} bytes", sent.len());
         println!("{done} blocks, {read} lines, {} bytes by the network", sent.len());
-        sh(&guest, "touch /tmp/stop; until [ -e /tmp/ended ]; do sleep 0.1; done");
+        guest.sh("touch /tmp/stop; until [ -e /tmp/ended ]; do sleep 0.1; done");
         blocks(&guest);
         guest.stop();
         host("ip link del tap0 2>/dev/null || true");
@@ -166,10 +157,10 @@ fn a_guest_is_saved_while_its_devices_are_at_work() {
             let now = blocks(&guest);
             more_blocks(&guest, now);
             // The connection of the stream has ended. What wrote to it does not wait for it for good.
-            sh(&guest, "touch /tmp/go");
-            until("the end of what wrote", || (sh(&guest, WRITERS) == "0").then_some(()));
-            sh(&guest, "ping -c 2 -W 100 198.51.100.1");
-            sh(&guest, "touch /tmp/stop; until [ -e /tmp/ended ]; do sleep 0.1; done");
+            guest.sh("touch /tmp/go");
+            until("the end of what wrote", || (guest.sh(WRITERS) == "0").then_some(()));
+            guest.sh("ping -c 2 -W 100 198.51.100.1");
+            guest.sh("touch /tmp/stop; until [ -e /tmp/ended ]; do sleep 0.1; done");
             blocks(&guest);
             assert!(guest.tesseractl(STOP).status().unwrap().success());
             guest.finish().expect_power_off();

@@ -3,7 +3,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 
 use rustix::process::Signal;
 use testing::guest::{Guest, Plan};
@@ -16,20 +16,6 @@ use vmm::api::model::DriveUpdate;
 const MIB: u64 = 1 << 20;
 /// How often a VM is killed while it writes.
 const KILLS: u32 = 4;
-
-/// Runs a command of the guest's shell.
-fn sh(guest: &Guest, script: &str) -> Output {
-    // The guest may still boot.
-    let words = ["exec", "--timeout", "120", "--", "sh", "-c", script];
-    guest.tesseractl(&words).output().unwrap()
-}
-
-/// What a command wrote that has succeeded.
-fn said(guest: &Guest, script: &str) -> String {
-    let output = sh(guest, script);
-    assert!(output.status.success(), "{script}: {output:?}");
-    String::from_utf8(output.stdout).unwrap().trim().to_owned()
-}
 
 fn image(path: &Path, size: u64) -> File {
     let file = OpenOptions::new().create_new(true).read(true).write(true).open(path).unwrap();
@@ -55,20 +41,20 @@ fn a_guest_reads_and_writes_its_disks_and_sees_them_grow() {
             .start();
         guest.answers();
 
-        let sys = |what: &str| said(&guest, &format!("cat /sys/block/{what}"));
+        let sys = |what: &str| guest.sh(&format!("cat /sys/block/{what}"));
         assert_eq!((sys("vda/size"), sys("vda/ro")), ("32768".to_owned(), "0".to_owned()));
         assert_eq!((sys("vdb/size"), sys("vdb/ro")), ("2048".to_owned(), "1".to_owned()));
         assert_eq!((sys("vda/serial"), sys("vdb/serial")), ("data".to_owned(), "disk1".to_owned()));
 
         // What the guest writes is in the file once it has synchronised it.
-        said(&guest, "for i in 1 2 3; do echo guest $i; done | dd of=/dev/vda bs=512 seek=100 conv=fsync,notrunc 2>/dev/null");
+        guest.sh("for i in 1 2 3; do echo guest $i; done | dd of=/dev/vda bs=512 seek=100 conv=fsync,notrunc 2>/dev/null");
         let mut text = [0; 24];
         file.read_exact_at(&mut text, 51_200).unwrap();
         assert_eq!(&text, b"guest 1\nguest 2\nguest 3\n");
         assert!(metric(&guest, "data", "flushes_total") > 0);
-        assert_eq!(said(&guest, "dd if=/dev/vdb bs=1 skip=512 count=13 2>/dev/null"), "from the host");
-        assert!(!sh(&guest, "dd if=/dev/zero of=/dev/vdb bs=512 count=1 conv=fsync").status.success());
-        let whole = said(&guest, "dd if=/dev/urandom of=/dev/vda bs=1M count=8 conv=fsync 2>/dev/null; echo 3 >/proc/sys/vm/drop_caches; dd if=/dev/vda bs=64k count=128 2>/dev/null | sha256sum");
+        assert_eq!(guest.sh("dd if=/dev/vdb bs=1 skip=512 count=13 2>/dev/null"), "from the host");
+        assert!(!guest.shell("dd if=/dev/zero of=/dev/vdb bs=512 count=1 conv=fsync").status().unwrap().success());
+        let whole = guest.sh("dd if=/dev/urandom of=/dev/vda bs=1M count=8 conv=fsync 2>/dev/null; echo 3 >/proc/sys/vm/drop_caches; dd if=/dev/vda bs=64k count=128 2>/dev/null | sha256sum");
         let script = format!("head -c 8388608 {} | sha256sum", data.display());
         let host = Command::new("sh").args(["-c", &script]).output().unwrap();
         assert_eq!(whole, String::from_utf8(host.stdout).unwrap().trim());
@@ -77,7 +63,7 @@ fn a_guest_reads_and_writes_its_disks_and_sees_them_grow() {
         let grown = DriveUpdate { drive_id: "data".to_owned(), path_on_host: Some(data.clone()), ..DriveUpdate::default() };
         guest.client().patch_drive(&grown).unwrap();
         until("the new size", || (sys("vda/size") == "49152").then_some(()));
-        said(&guest, "echo end | dd of=/dev/vda bs=512 seek=49151 conv=fsync,notrunc 2>/dev/null");
+        guest.sh("echo end | dd of=/dev/vda bs=512 seek=49151 conv=fsync,notrunc 2>/dev/null");
 
         // A second VM must not write to it.
         let second = Plan::workload("count").with("--disk", data.to_str().unwrap()).run();
@@ -102,13 +88,13 @@ fn a_full_or_shrunk_disk_fails_alone() {
         guest.answers();
 
         let write = "dd if=/dev/zero of=/dev/vda bs=1M count=16 conv=fsync";
-        assert!(!sh(&guest, write).status.success());
+        assert!(!guest.shell(write).status().unwrap().success());
         cut_file.set_len(MIB).unwrap();
-        assert!(!sh(&guest, "dd if=/dev/vdb of=/dev/null bs=64k skip=100 count=1").status.success());
-        assert!(!sh(&guest, "dd if=/dev/zero of=/dev/vdb bs=64k seek=100 count=1 conv=fsync").status.success());
+        assert!(!guest.shell("dd if=/dev/vdb of=/dev/null bs=64k skip=100 count=1").status().unwrap().success());
+        assert!(!guest.shell("dd if=/dev/zero of=/dev/vdb bs=64k seek=100 count=1 conv=fsync").status().unwrap().success());
 
         // Everything else works: the same disks where they are whole, the guest, its control socket.
-        said(&guest, "dd if=/dev/vda of=/dev/null bs=64k count=1; dd if=/dev/vdb of=/dev/null bs=64k count=1");
+        guest.sh("dd if=/dev/vda of=/dev/null bs=64k count=1; dd if=/dev/vdb of=/dev/null bs=64k count=1");
         assert!(metric(&guest, "disk0", "failures_total") > 0);
         assert!(metric(&guest, "disk1", "failures_total") > 0);
         assert_eq!(fs::metadata(&cut).unwrap().len(), MIB);
@@ -140,11 +126,9 @@ fn nothing_durable_is_lost_when_a_vm_is_killed_as_it_writes() {
             let scratch = Scratch::new();
             let guest = Plan::agent(&scratch).with("--disk", disk.to_str().unwrap()).start();
             guest.answers();
-            said(&guest, "mkdir -p /mnt && mount -t ext4 /dev/vda /mnt");
-            let found = said(
-                &guest,
-                "cd /mnt && for n in [0-9]*; do echo $(head -n 1 $n) $(wc -c <$n); done",
-            );
+            guest.sh("mkdir -p /mnt && mount -t ext4 /dev/vda /mnt");
+            let found =
+                guest.sh("cd /mnt && for n in [0-9]*; do echo $(head -n 1 $n) $(wc -c <$n); done");
             for number in &durable {
                 let length = 30_001 + format!("content {number}").len();
                 let whole = format!("content {number} {length}");
@@ -154,7 +138,7 @@ fn nothing_durable_is_lost_when_a_vm_is_killed_as_it_writes() {
                 );
             }
             if round == KILLS {
-                said(&guest, "umount /mnt");
+                guest.sh("umount /mnt");
                 guest.stop();
                 break;
             }

@@ -31,9 +31,7 @@ pub(crate) fn host(command: &str) -> String {
 
 /// Starts a command of the guest's shell.
 fn begin(guest: &Guest, command: &str) -> Child {
-    // The guest may still boot.
-    let words = ["exec", "--timeout", "120", "--", "sh", "-c", command];
-    guest.tesseractl(&words).stdout(Stdio::piped()).spawn().unwrap()
+    guest.shell(command).stdout(Stdio::piped()).spawn().unwrap()
 }
 
 /// What a command wrote that has succeeded.
@@ -41,11 +39,6 @@ fn said(child: Child) -> String {
     let output = child.wait_with_output().unwrap();
     assert!(output.status.success(), "{output:?}");
     String::from_utf8(output.stdout).unwrap().trim().to_owned()
-}
-
-/// Runs a command of the guest's shell. What it wrote.
-fn guest(guest: &Guest, command: &str) -> String {
-    said(begin(guest, command))
 }
 
 /// Has the guest power off.
@@ -81,9 +74,9 @@ impl Drop for Taps {
 fn start(plan: Plan) -> Guest {
     let machine = plan.with("--memory", "256M").start();
     machine.answers();
-    guest(&machine, "ip addr add 198.51.100.2/24 dev eth0 && ip link set eth0 up");
+    machine.sh("ip addr add 198.51.100.2/24 dev eth0 && ip link set eth0 up");
     // A peer that is busy is asked for its address for longer than three seconds, after which a ping would be dropped.
-    guest(&machine, "echo 100 >/proc/sys/net/ipv4/neigh/eth0/mcast_solicit");
+    machine.sh("echo 100 >/proc/sys/net/ipv4/neigh/eth0/mcast_solicit");
     machine
 }
 
@@ -150,9 +143,9 @@ fn on_a_tap(plan: Plan) {
     let net = "tap=tap0,mac=02:00:00:00:00:42,mtu=1400";
     let machine = start(plan.with("--net", net));
     host("ip addr add 198.51.100.1/24 dev tap0 && ip link set tap0 up mtu 1400");
-    let facts = guest(&machine, "cd /sys/class/net/eth0; cat address mtu carrier");
+    let facts = machine.sh("cd /sys/class/net/eth0; cat address mtu carrier");
     assert_eq!(facts, "02:00:00:00:00:42\n1400\n1");
-    guest(&machine, "ping -c 3 -W 100 198.51.100.1");
+    machine.sh("ping -c 3 -W 100 198.51.100.1");
     host("ping -c 3 -W 100 198.51.100.2");
     let open = descriptors(&machine);
 
@@ -166,11 +159,11 @@ fn on_a_tap(plan: Plan) {
     assert!(counted["tx_bytes"].as_u64().unwrap() > PAYLOAD as u64, "{counted}");
     until("as few descriptors as before", || (descriptors(&machine) <= open).then_some(()));
     host("ip link del tap0");
-    guest(&machine, "until [ $(cat /sys/class/net/eth0/carrier) = 0 ]; do sleep 1; done");
+    machine.sh("until [ $(cat /sys/class/net/eth0/carrier) = 0 ]; do sleep 1; done");
     let counted = metrics(&machine);
     assert_eq!((&counted["link_up"], &counted["link_changes_total"]), (&false.into(), &1.into()));
     // A guest that sends where nothing is does not hang.
-    guest(&machine, "! ping -c 1 -W 1 198.51.100.1");
+    machine.sh("! ping -c 1 -W 1 198.51.100.1");
     stop(&machine);
     machine.finish().expect_power_off();
 }
@@ -220,7 +213,7 @@ fn a_tap_that_is_made_again_under_its_name_carries_frames_again() {
         });
 
         assert_eq!(metrics(&machine)["link_changes_total"], 2 * (ROUNDS + 1));
-        let seen = guest(&machine, "cat /sys/class/net/eth0/carrier_down_count");
+        let seen = machine.sh("cat /sys/class/net/eth0/carrier_down_count");
         assert!(seen.parse::<u64>().unwrap() > 0, "{seen}");
         stop(&machine);
         machine.finish().expect_power_off();

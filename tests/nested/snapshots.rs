@@ -295,14 +295,6 @@ fn a_guest_is_restored_on_a_host_with_pages_of_16_kib() {
     });
 }
 
-/// What a command in the guest says, which succeeds.
-fn sh(guest: &Guest, script: &str) -> String {
-    let output = guest.tesseractl(&["exec", "--timeout", "120", "--", "sh", "-c", script]).output();
-    let output = output.unwrap();
-    assert!(output.status.success(), "{script}: {output:?}");
-    String::from_utf8_lossy(&output.stdout).trim().to_owned()
-}
-
 #[test]
 #[ignore = "long"]
 fn a_guest_and_its_copy_are_reached_by_their_agents() {
@@ -311,10 +303,10 @@ fn a_guest_and_its_copy_are_reached_by_their_agents() {
         let folder = scratch.join("one");
         let guest = Plan::agent(&scratch).with("--cpus", "2").start();
         guest.answers();
-        sh(&guest, "echo kept >/tmp/file");
-        let boot = sh(&guest, "cat /proc/sys/kernel/random/boot_id");
+        guest.sh("echo kept >/tmp/file");
+        let boot = guest.sh("cat /proc/sys/kernel/random/boot_id");
         save(&guest, &folder, &[]);
-        sh(&guest, "echo later >/tmp/file");
+        guest.sh("echo later >/tmp/file");
         let mut info = Command::new(program("tesseractl"));
         let info = info.args(["snapshot", "info", "--json"]).arg(&folder).output().unwrap();
         let info: Value = serde_json::from_slice(&info.stdout).unwrap();
@@ -327,9 +319,9 @@ fn a_guest_and_its_copy_are_reached_by_their_agents() {
         let copy = Plan::restore(&folder).with("--vsock", text(&other)).start();
         copy.agent_answers();
 
-        assert_eq!(sh(&copy, "cat /tmp/file"), "kept");
-        assert_eq!(sh(&guest, "cat /tmp/file"), "later");
-        assert_eq!(sh(&copy, "cat /proc/sys/kernel/random/boot_id"), boot);
+        assert_eq!(copy.sh("cat /tmp/file"), "kept");
+        assert_eq!(guest.sh("cat /tmp/file"), "later");
+        assert_eq!(copy.sh("cat /proc/sys/kernel/random/boot_id"), boot);
         for guest in [copy, guest] {
             assert!(guest.tesseractl(STOP).status().unwrap().success());
             guest.finish().expect_power_off();
@@ -351,7 +343,7 @@ fn what_a_guest_touches_first_is_read_before_at_its_next_restore() {
         let folder = scratch.join("one");
         let guest = Plan::agent(&scratch).start();
         guest.answers();
-        sh(&guest, "true");
+        guest.sh("true");
         save(&guest, &folder, &["--keep-paused"]);
         guest.stop();
         let lazy = || Plan::restore(&folder).flag("--lazy");

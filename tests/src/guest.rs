@@ -255,6 +255,18 @@ impl Guest {
         command
     }
 
+    /// `tesseractl exec` for a command of the guest's shell. The guest may still boot: its agent has two minutes.
+    pub fn shell(&self, script: &str) -> Command {
+        self.tesseractl(&["exec", "--timeout", "120", "--", "sh", "-c", script])
+    }
+
+    /// What a command of the guest's shell says, which succeeds.
+    pub fn sh(&self, script: &str) -> String {
+        let output = self.shell(script).output().unwrap();
+        assert!(output.status.success(), "{script}: {output:?}");
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    }
+
     /// The control socket.
     pub fn socket(&self) -> &Path {
         &self.socket
