@@ -184,6 +184,8 @@ pub(super) fn low_mark(total: Bytes) -> Bytes {
 struct Marks {
     /// Below it, a guest gives though it is at work.
     critical: Bytes,
+    /// Below it, a guest gives though its caches were short: what takes memory from there on are programs.
+    pressed: Bytes,
     /// Down to it, a guest gets back what its caches lack: so far below the next mark that the others begin to give.
     tight: Bytes,
     /// Below it, the host is short.
@@ -197,10 +199,10 @@ struct Marks {
 impl Marks {
     fn of(host: &Host) -> Self {
         let low = low_mark(host.total).get();
-        let quarter = low / 4;
-        let [critical, tight, low, goal, ease] =
-            [quarter * 2, quarter * 3, quarter * 4, quarter * 6, quarter * 8].map(Bytes::new);
-        Self { critical, tight, low, goal, ease }
+        let eighth = low / 8;
+        let [critical, pressed, tight, low, goal, ease] =
+            [4, 5, 6, 8, 12, 16].map(|eighths| Bytes::new(eighth * eighths));
+        Self { critical, pressed, tight, low, goal, ease }
     }
 }
 
@@ -218,8 +220,10 @@ pub(super) struct Policy {
     used: Option<Bytes>,
     guest_is_short: Option<Shortage>,
     last: Option<Last>,
-    /// Looks that are left for which the guest is not asked for more.
+    /// Looks that are left for which the guest is not asked for more, as its programs were short.
     cooling: u32,
+    /// The same, as its caches were.
+    caching: u32,
     /// Looks that are left for which it is not, as its driver had no more.
     refused: u32,
     /// Looks that are left for which it counts as at work.
@@ -266,6 +270,7 @@ impl Policy {
             guest_is_short: None,
             last: None,
             cooling: 0,
+            caching: 0,
             refused: 0,
             at_work: 0,
             eased: 0,
@@ -325,6 +330,7 @@ impl Policy {
         self.eased =
             if available >= marks.ease && !stalled { self.eased.saturating_add(1) } else { 0 };
         self.cooling = self.cooling.saturating_sub(1);
+        self.caching = self.caching.saturating_sub(1);
         self.refused = self.refused.saturating_sub(1);
         self.at_work = self.at_work.saturating_sub(1);
         // A driver that comes has its time to give.
@@ -360,8 +366,10 @@ impl Policy {
                 (self.used, self.guest_is_short) = (None, None);
             }
         }
-        if self.guest_is_short.is_some() {
-            self.cooling = COOLING;
+        match self.guest_is_short {
+            Some(Shortage::Programs) => self.cooling = COOLING,
+            Some(Shortage::Caches) => self.caching = COOLING,
+            None => {}
         }
     }
 
@@ -398,14 +406,13 @@ impl Policy {
             };
             let lacks = marks.goal.saturating_sub(available).get().max(marks.low.get() / LOW_SHARE);
             let share = self.part_of(lacks, input.host.total);
-            let critical = available < marks.critical;
-            return self.less(now, Bytes::new(mine.saturating_sub(share)), input, critical, reason);
+            return self.less(now, Bytes::new(mine.saturating_sub(share)), input, marks, reason);
         }
         let spare = available.saturating_sub(marks.low).get();
         let most = Bytes::new(mine.saturating_add(spare)).min(self.memory);
         let wide = self.share(RESERVE_SHARE);
         if now.get() > most.get().saturating_add(wide) {
-            return self.less(now, most, input, false, Reason::Growth);
+            return self.less(now, most, input, marks, Reason::Growth);
         }
         let wanted = most.get() >= now.get().saturating_add(wide) || most == self.memory;
         match self.eased >= EASED {
@@ -441,7 +448,7 @@ impl Policy {
         now: Bytes,
         wanted: Bytes,
         input: &Input,
-        critical: bool,
+        marks: Marks,
         reason: Reason,
     ) -> (Bytes, Reason) {
         let Some(used) = self.used else { return (now, Reason::Silent) };
@@ -451,8 +458,11 @@ impl Policy {
         if self.refused > 0 {
             return (now, Reason::Refused);
         }
-        let is_busy = self.cooling > 0 || (self.at_work > 0 && reason != Reason::Growth);
-        if is_busy && !critical {
+        let available = input.host.available;
+        let critical = available < marks.critical;
+        let is_at_work = self.at_work > 0 && reason != Reason::Growth;
+        let is_busy = self.cooling > 0 || is_at_work;
+        if (is_busy && !critical) || (self.caching > 0 && available >= marks.pressed) {
             return (now, Reason::Balanced);
         }
         // So that what is taken does not make the guest short at once, unless all are.

@@ -7,7 +7,7 @@ use super::*;
 const MEMORY: Bytes = Bytes::gib(1);
 const FLOOR: Bytes = Bytes::mib(256);
 
-/// Marks of 128, 256, 384 and 512 MiB.
+/// Marks of 128, 160, 192, 256, 384 and 512 MiB.
 const HOST: Bytes = Bytes::gib(2);
 
 fn host(available_mib: u64) -> Host {
@@ -136,7 +136,18 @@ fn a_guest_that_is_short_gets_back_at_once_what_the_host_has() {
     assert_eq!((tame.policy.reason(), tame.policy.state()), (Reason::GuestShort, State::Returning));
     // And it is not asked for them at once.
     tame.used = Bytes::mib(100);
-    assert_eq!(tame.looks(30, host(200)), target);
+    assert_eq!(tame.looks(30, host(150)), target);
+}
+
+#[test]
+fn a_guest_whose_caches_were_short_gives_to_programs_that_are() {
+    let mut tame = Tame::new(100, 900, 0);
+    tame.looks(ECHO + 1, host(700));
+    tame.reworked = Bytes::mib(20);
+    tame.look(host(700));
+
+    assert_eq!(tame.looks(20, host(170)), 0);
+    assert!(tame.look(host(150)) > 0);
 }
 
 #[test]
