@@ -14,7 +14,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use tesseractl::client::{Client, DEFAULT_TIMEOUT};
-use testing::figures::{counted, kept};
+use testing::figures::{Entry, counted, kept};
 use testing::guest::{Guest, Plan};
 use testing::lab::Lab;
 use testing::scratch::Scratch;
@@ -85,8 +85,18 @@ fn pass(guest: &Guest, load: Load) -> Option<f64> {
     output.map(|_| start.elapsed().as_secs_f64())
 }
 
-/// How a load did once all had settled, in MiB a second.
-fn throughput(guest: &Guest, load: Load) -> Option<f64> {
+/// How a load did, in MiB a second.
+#[derive(Clone, Copy, Debug)]
+struct Rates {
+    /// Once all had settled.
+    settled: f64,
+    /// A program whose memory was taken while the guest had little has it in small pages, however much there is later. So
+    /// this is the same program, begun anew.
+    anew: Option<f64>,
+}
+
+/// `None` if the guest, or its program, is no more.
+fn throughput(guest: &Guest, load: Load) -> Option<Rates> {
     let mut settling = Vec::new();
     for _ in 0..SETTLING {
         settling.push(pass(guest, load)?);
@@ -104,18 +114,23 @@ fn throughput(guest: &Guest, load: Load) -> Option<f64> {
     if load == Load::Caches {
         println!("    {} MiB of the disk in the guest's cache", mib_of(guest, "Buffers"));
     }
+    let mut anew = None;
     if load == Load::Programs {
         println!(
             "    {} MiB of the guest's files in memory are in huge pages, of {} MiB",
             mib_of(guest, "ShmemHugePages"),
             mib_of(guest, "Shmem")
         );
+        guest.shell("rm /load/held").output().ok().filter(|output| output.status.success())?;
+        pass(guest, load)?;
+        anew = Some(LOAD as f64 / pass(guest, load)?);
+        println!("    begun anew: {} MiB in huge pages", mib_of(guest, "ShmemHugePages"));
         guest.shell("umount /load").output().ok().filter(|output| output.status.success())?;
     }
     let settling: Vec<u64> =
         settling.iter().map(|seconds| (LOAD as f64 / seconds) as u64).collect();
     print!("    MiB a second until settled {settling:?}, ");
-    Some(f64::from(MEASURED) * LOAD as f64 / seconds)
+    Some(Rates { settled: f64::from(MEASURED) * LOAD as f64 / seconds, anew })
 }
 
 /// What a guest's kernel tells of its memory (/proc/meminfo). Of a guest that does not answer, 0.
@@ -197,8 +212,8 @@ fn balloon_of(socket: &Path) -> Option<Balloon> {
 /// What became of the turns.
 #[derive(Debug, Default)]
 struct Outcome {
-    /// MiB a second, until a turn in which something was killed.
-    throughput: Vec<f64>,
+    /// Until a turn in which something was killed.
+    rates: Vec<Rates>,
     /// MiB.
     peak: u64,
     /// Processes that the host killed, and those that guests killed.
@@ -207,14 +222,20 @@ struct Outcome {
 
 impl Outcome {
     fn record(&self, name: &str) {
-        let rates = self.throughput.iter().map(|rate| Some(*rate)).chain(iter::repeat(None));
-        for (turn, ((guest, load), rate)) in (1..).zip(TURNS.into_iter().zip(rates)) {
-            let figure = counted(BENCH, "throughput", "MiB a second of the counting clock");
-            let case = format!("{name}, turn {turn}: {load:?} of guest {guest}");
-            let figure = figure.case(&case).guest(MEMORY, 1).supply("ledger").more_is_better();
-            match rate {
-                Some(rate) => figure.record(rate),
-                None => figure.cannot("something was killed in this turn, or before it"),
+        let rates = self.rates.iter().map(|rates| Some(*rates)).chain(iter::repeat(None));
+        for (turn, ((guest, load), rates)) in (1..).zip(TURNS.into_iter().zip(rates)) {
+            let figure = |what| {
+                let case = format!("{name}, turn {turn}: {load:?} of guest {guest}{what}");
+                measured().case(&case)
+            };
+            match rates {
+                Some(rates) => {
+                    figure("").record(rates.settled);
+                    if let Some(anew) = rates.anew {
+                        figure(", begun anew").record(anew);
+                    }
+                }
+                None => figure("").cannot("something was killed in this turn, or before it"),
             }
         }
         let (host, guests) = self.killed;
@@ -228,6 +249,11 @@ impl Outcome {
     }
 }
 
+fn measured() -> Entry {
+    let figure = counted(BENCH, "throughput", "MiB a second of the counting clock");
+    figure.guest(MEMORY, 1).supply("ledger").more_is_better()
+}
+
 fn turns(name: &str, balloon: &str) -> Outcome {
     let start_of = Instant::now();
     let before = field("/proc/vmstat", "oom_kill");
@@ -237,10 +263,10 @@ fn turns(name: &str, balloon: &str) -> Outcome {
     let mut outcome = Outcome::default();
     for (number, load) in TURNS {
         let guest = &guests[number].1;
-        let rate = throughput(guest, load);
+        let rates = throughput(guest, load);
         let most = peak.take();
         outcome.peak = outcome.peak.max(most);
-        let Some(rate) = rate else {
+        let Some(rates) = rates else {
             println!("{name}: {load:?} of guest {number}: lost; {most} MiB at most");
             break;
         };
@@ -249,9 +275,9 @@ fn turns(name: &str, balloon: &str) -> Outcome {
             .map(|(_, guest)| balloon_of(guest.socket()).map_or(0, |balloon| balloon.actual_mib))
             .collect();
         println!(
-            "{name}: {load:?} of guest {number}: {rate:.0} MiB a second; {most} MiB at most; in balloons {targets:?}"
+            "{name}: {load:?} of guest {number}: {rates:.0?} MiB a second; {most} MiB at most; in balloons {targets:?}"
         );
-        outcome.throughput.push(rate);
+        outcome.rates.push(rates);
         if field("/proc/vmstat", "oom_kill") > before {
             println!("{name}: the host has killed a VM");
             break;
@@ -269,15 +295,13 @@ fn turns(name: &str, balloon: &str) -> Outcome {
 }
 
 /// What a guest does that has the host for itself.
-fn alone() -> [f64; 2] {
+fn alone() -> [Rates; 2] {
     let (_scratch, guest) = start("target=0");
     [Load::Caches, Load::Programs].map(|load| {
-        let rate = throughput(&guest, load).unwrap();
-        println!("alone: {load:?}: {rate:.0} MiB a second");
-        let figure = counted(BENCH, "throughput", "MiB a second of the counting clock");
-        let figure = figure.case(&format!("alone: {load:?}")).guest(MEMORY, 1).supply("ledger");
-        figure.more_is_better().record(rate);
-        rate
+        let rates = throughput(&guest, load).unwrap();
+        println!("alone: {load:?}: {rates:.0?} MiB a second");
+        measured().case(&format!("alone: {load:?}")).record(rates.settled);
+        rates
     })
 }
 
@@ -290,8 +314,10 @@ fn loads_that_take_turns_fit_a_host_of_half_their_memory() {
         let fixed = turns("static", STATIC);
 
         let share = |outcome: &Outcome| {
-            let rates = outcome.throughput.iter().zip(TURNS);
-            rates.map(|(rate, (_, load))| rate / reference[load as usize]).collect::<Vec<f64>>()
+            let rates = outcome.rates.iter().zip(TURNS);
+            rates
+                .map(|(rates, (_, load))| rates.settled / reference[load as usize].settled)
+                .collect::<Vec<f64>>()
         };
         println!(
             "| | peak of the host | killed by host, by guests | of the throughput, turn by turn |"
@@ -306,7 +332,7 @@ fn loads_that_take_turns_fit_a_host_of_half_their_memory() {
         }
         assert!(off.killed.0 > 0, "the loads fit without balloons: they show nothing");
         assert_eq!(auto.killed, (0, 0));
-        assert_eq!(auto.throughput.len(), TURNS.len());
+        assert_eq!(auto.rates.len(), TURNS.len());
         assert!(share(&auto).iter().all(|share| *share >= LEAST), "{:?}", share(&auto));
     });
 }
@@ -316,6 +342,6 @@ fn the_same_loads_on_a_host_that_has_memory_for_all() {
     Lab::new().counting_instructions().memory("4G").timeout(LIMIT).run(|| {
         let outcome = turns("4 GiB", "target=0");
 
-        assert_eq!((outcome.throughput.len(), outcome.killed), (TURNS.len(), (0, 0)));
+        assert_eq!((outcome.rates.len(), outcome.killed), (TURNS.len(), (0, 0)));
     });
 }

@@ -527,13 +527,13 @@ fn memory_of_a_guest_of_256_mib_on_demand() {
 #[test]
 #[ignore = "long"]
 fn memory_of_a_guest_of_1_gib_strictly() {
-    measure_all("1G", "strict", "4G", 3);
+    measure_all("1G", "strict", "4G", 10);
 }
 
 #[test]
 #[ignore = "long"]
 fn memory_of_a_guest_of_1_gib_on_demand() {
-    measure_all("1G", "demand", "4G", 3);
+    measure_all("1G", "demand", "4G", 10);
 }
 
 #[test]
