@@ -234,7 +234,7 @@ impl Control {
         }
     }
 
-    /// What the guest is asked for beyond the user's target.
+    /// What the guest is asked for beyond the target.
     fn needed(&self) -> Bytes {
         let memory = self.0.config.memory.get();
         let auto = self.0.auto.borrow();

@@ -12,6 +12,7 @@
 //! # References
 //! Linux mm/khugepaged.c (`madvise_collapse`), mm/madvise.c (`madvise_cold_or_pageout_pte_range`); madvise(2)
 
+use std::cell::LazyCell;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -181,19 +182,26 @@ impl Mender {
     /// Looks at some. Whether none is left.
     fn continue_round(&mut self) -> bool {
         let start = Instant::now();
+        let has_room = LazyCell::new(self.has_room);
         let mut looks = 0;
         while looks < LOOKS && start.elapsed() < TURN {
             let found = self.split.lock().next(self.next);
             let Some((number, range, page)) = found else { return true };
             self.next = number + 1;
             looks += 1;
-            self.look(number, range, page);
+            self.look(number, range, page, &has_room);
         }
         false
     }
 
     /// Looks at one, and does what there is to do.
-    fn look(&mut self, number: usize, range: MemoryRange, mut page: SplitPage) {
+    fn look(
+        &mut self,
+        number: usize,
+        range: MemoryRange,
+        mut page: SplitPage,
+        has_room: &LazyCell<bool, fn() -> bool>,
+    ) {
         // One that cannot be looked at, or is a template's in part, stays as it is.
         let Ok(Some(looked)) = self.ram.pages_in_memory(range) else { return };
         self.has_changed |= page.present != Some(looked.present);
@@ -214,7 +222,7 @@ impl Mender {
                 self.worked += time_of_thread().saturating_sub(begun);
             }
             Plan::Mend if page.rest > 0 => page.rest -= 1,
-            Plan::Mend if self.can_mend && (self.has_room)() => {
+            Plan::Mend if self.can_mend && **has_room => {
                 let begun = time_of_thread();
                 self.mend(number, range, page);
                 self.worked += time_of_thread().saturating_sub(begun);

@@ -111,7 +111,7 @@ impl GuestRam {
 
     /// Whether some of a range of this memory is a template's.
     pub(crate) fn is_shared(&self, range: MemoryRange) -> bool {
-        self.parts().is_some() && self.part(range).is_ok_and(|part| self.has_template_in(&part))
+        self.part(range).is_ok_and(|part| self.has_template_in(&part))
     }
 
     /// How much of it is a template's, if any ever was: mapped from there, whether it is in memory or copied since.
@@ -316,13 +316,13 @@ impl GuestRam {
     /// What the host answers. Some of the pages may be gone even so.
     pub(crate) fn discard(&self, range: MemoryRange) -> io::Result<Bytes> {
         let region = self.region();
-        let offset = range.base.0.checked_sub(region.base.0).ok_or(io::ErrorKind::InvalidInput)?;
-        region.mapping.check_part(offset, range.size.get())?;
+        let part = self.part(range)?;
+        region.mapping.check_part(part.start, range.size.get())?;
         // Also after an error some of it may be gone.
-        region.mark_changed(&(offset..offset + range.size.get()));
+        region.mark_changed(&part);
         match self.parts() {
-            Some(parts) => parts.discard(&(offset..offset + range.size.get()), self),
-            None => region.mapping.discard(offset, range.size.get()).map(|()| range.size),
+            Some(parts) => parts.discard(&part, self),
+            None => region.mapping.discard(part.start, range.size.get()).map(|()| range.size),
         }
     }
 
@@ -344,9 +344,8 @@ impl GuestRam {
     /// What the host answers. Some of the chunks may be as they were.
     pub(crate) fn renew(&self, range: MemoryRange) -> io::Result<Bytes> {
         let region = self.region();
-        let offset = range.base.0.checked_sub(region.base.0).ok_or(io::ErrorKind::InvalidInput)?;
-        region.mapping.check_part(offset, range.size.get())?;
-        let part = offset..offset + range.size.get();
+        let part = self.part(range)?;
+        region.mapping.check_part(part.start, range.size.get())?;
         // What is no template's here never becomes one.
         if self.has_template_in(&part) {
             return Ok(Bytes::ZERO);
@@ -378,16 +377,16 @@ impl GuestRam {
         Ok(true)
     }
 
-    /// Which pages of a chunk are in memory. `None` where some are a template's.
+    /// How many pages of a chunk are in memory. `None` where some are a template's.
     ///
     /// # Errors
     /// What the host answers.
     pub(super) fn pages_in_memory(&self, chunk: MemoryRange) -> io::Result<Option<PagesInMemory>> {
-        let offset = self.offset_of_chunk(chunk)?;
-        if self.has_template_in(&(offset..offset + chunk.size.get())) {
+        let part = self.part(chunk)?;
+        if self.has_template_in(&part) {
             return Ok(None);
         }
-        self.region().mapping.pages_in_memory(offset).map(Some)
+        self.region().mapping.pages_in_memory(part.start).map(Some)
     }
 
     /// Has the host split the huge page of a chunk of which small pages have gone.
@@ -395,7 +394,7 @@ impl GuestRam {
     /// # Errors
     /// What the host answers.
     pub(super) fn give_up_huge_page(&self, chunk: MemoryRange) -> io::Result<()> {
-        self.region().mapping.give_up_huge_page(self.offset_of_chunk(chunk)?)
+        self.region().mapping.give_up_huge_page(self.offset_of(chunk)?)
     }
 
     /// As [`can_collapse`](Self::can_collapse), without guest memory.
@@ -415,18 +414,18 @@ impl GuestRam {
     /// # Errors
     /// What the host answers.
     pub(super) fn collapse(&self, chunk: MemoryRange) -> io::Result<()> {
-        self.region().mapping.collapse(self.offset_of_chunk(chunk)?)
+        self.region().mapping.collapse(self.offset_of(chunk)?)
     }
 
     /// Where a range begins and ends in this memory, if the memory begins before it.
     fn part(&self, range: MemoryRange) -> io::Result<Range<u64>> {
-        let offset = self.offset_of_chunk(range)?;
+        let offset = self.offset_of(range)?;
         let end = offset.checked_add(range.size.get()).ok_or(io::ErrorKind::InvalidInput)?;
         Ok(offset..end)
     }
 
-    fn offset_of_chunk(&self, chunk: MemoryRange) -> io::Result<u64> {
-        let offset = chunk.base.0.checked_sub(self.region().base.0);
+    fn offset_of(&self, range: MemoryRange) -> io::Result<u64> {
+        let offset = range.base.0.checked_sub(self.region().base.0);
         Ok(offset.ok_or(io::ErrorKind::InvalidInput)?)
     }
 

@@ -78,9 +78,9 @@ pub struct Counters {
     pub retries: Counter,
     /// Chunks that went in pieces, and can be huge pages again.
     pub renewed: Counter,
-    /// Chunks whose huge page the host was made to split, as most of it had gone.
+    /// Chunks whose huge page the host was made to split, as at least half of it had gone.
     pub split: Counter,
-    /// Chunks that were made huge pages again, as all of their small pages were in use.
+    /// Chunks that were made huge pages again, as at most a sixteenth of them was missing.
     pub mended: Counter,
     last_error: AtomicI32,
 }

@@ -1,4 +1,4 @@
-//! Whether a piece of guest memory has no page at all.
+//! Which pages of guest memory may have contents, and whether a piece has no page at all.
 //!
 //! # References
 //! Linux Documentation/admin-guide/mm/pagemap.rst; lseek(2), SEEK_DATA

@@ -9,7 +9,7 @@ use crate::backends::reporting::{Diagnosis, DriverState};
 /// A balloon at one moment.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Status {
-    /// How much memory the user asks the guest to give up.
+    /// How much memory the guest is asked to give up, by the user or by the VMM's choice.
     pub target: Bytes,
     /// How much it is asked for besides, as other VMs need tag storage.
     pub needed: Bytes,

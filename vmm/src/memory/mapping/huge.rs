@@ -13,7 +13,7 @@ use super::Mapping;
 /// include/uapi/asm-generic/mman-common.h; the libc crate has it for glibc only.
 const MADV_COLLAPSE: i32 = 25;
 
-/// Which small pages of a huge one are in memory.
+/// How many small pages of a huge one are in memory.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(in super::super) struct PagesInMemory {
     /// How many.
@@ -23,7 +23,7 @@ pub(in super::super) struct PagesInMemory {
 }
 
 impl Mapping {
-    /// Which pages of a chunk are in memory.
+    /// How many pages of a chunk are in memory.
     ///
     /// # Errors
     /// What the host answers, and EINVAL for what is no chunk of this memory or is locked.

@@ -4,7 +4,8 @@
 //! # Marks
 //! Of the host's memory, or that of a control group, a part is to stay available: [`Marks`]. Below `low` the host is
 //! short; each guest gives its share until `goal` is available. From `ease` up the guest gets back what it gave. In
-//! between nothing changes, so that what a guest takes after it was given to does not make it give at once.
+//! between it gets nothing back and is not asked for a share, so that what it takes after it was given to does not make
+//! it give at once. Only the rule of growth can ask it there.
 //!
 //! # Growth
 //! A guest whose memory is free is of no use to a host that has none behind it, but it may take all of it within a
@@ -13,8 +14,9 @@
 //!
 //! # What a guest can do without
 //! Its statistics tell how much it has available, caches of files included. A part stays with it, its `reserve`. A
-//! guest that takes memory, or reads again what it had to drop, is at work: unless the host is at its last, it gives
-//! nothing then and for a while after.
+//! guest that takes memory gives no share for two seconds, and one whose programs were short nothing for ten, unless the
+//! host is below `critical`. One whose caches were short, as it reads again what it had to drop, gives nothing for ten
+//! seconds unless the host is below `pressed`.
 
 use arch::units::Bytes;
 
