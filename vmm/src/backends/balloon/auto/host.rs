@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use arch::units::Bytes;
 
-use super::policy::{Host, low_mark};
+use super::policy::{Host, is_at_ease, low_mark};
 use crate::sys::{cgroup, meminfo, pressure, small_file};
 
 /// Where the kernel tells of the memory of the whole host.
@@ -45,14 +45,20 @@ impl Watch {
         self.before.clear();
     }
 
-    /// The worst pressure since the last look, in thousandths of the time.
+    /// The worst pressure since the last look, in thousandths of the time. Where much is available, tasks do not wait for
+    /// want of that: those of other groups reach limits of their own, and count for the whole host.
     fn stalled(&mut self, scopes: &[Scope], now: Instant) -> u16 {
         let read = |scope: &Scope| {
             Some((scope.pressure.clone(), now, pressure::stalled(&scope.pressure)?))
         };
         let after: Vec<_> = scopes.iter().filter_map(read).collect();
         let before = std::mem::replace(&mut self.before, after);
-        let shares = self.before.iter().filter_map(|(path, at, total)| {
+        let is_tight = |path: &PathBuf| {
+            let mut scopes = scopes.iter().filter(|scope| scope.pressure == *path);
+            scopes.any(|scope| !is_at_ease(scope.total, scope.available))
+        };
+        let shares = self.before.iter().filter(|(path, ..)| is_tight(path));
+        let shares = shares.filter_map(|(path, at, total)| {
             let (_, since, earlier) = before.iter().find(|(other, ..)| other == path)?;
             Some(share(total.saturating_sub(*earlier), at.saturating_duration_since(*since)))
         });
@@ -134,24 +140,28 @@ mod tests {
     #[test]
     fn pressure_counts_from_the_second_look_on() {
         let folder = tempfile::TempDir::new().unwrap();
-        let scope = Scope {
+        let mut scope = Scope {
             total: Bytes::gib(1),
-            available: Bytes::gib(1),
+            available: Bytes::mib(200),
             pressure: folder.path().join("memory.pressure"),
         };
-        let stalled = |micros| {
+        let stalled = |scope: &Scope, micros: u64| {
             let text = format!("some avg10=0.00 avg60=0.00 avg300=0.00 total={micros}\n");
             std::fs::write(&scope.pressure, text).unwrap();
         };
         let (mut watch, start) = (Watch::default(), Instant::now());
-        let scopes = std::slice::from_ref(&scope);
+        let at = |seconds| start + Duration::from_secs(seconds);
 
-        stalled(5_000_000);
-        let first = watch.stalled(scopes, start);
-        stalled(5_100_000);
-        let second = watch.stalled(scopes, start + Duration::from_secs(1));
+        stalled(&scope, 5_000_000);
+        let first = watch.stalled(std::slice::from_ref(&scope), at(0));
+        stalled(&scope, 5_100_000);
+        let second = watch.stalled(std::slice::from_ref(&scope), at(1));
+        // With a quarter available it is not for want of this memory.
+        scope.available = Bytes::mib(256);
+        stalled(&scope, 5_200_000);
+        let third = watch.stalled(std::slice::from_ref(&scope), at(2));
 
-        assert_eq!((first, second), (0, 100));
+        assert_eq!((first, second, third), (0, 100, 0));
     }
 
     #[test]

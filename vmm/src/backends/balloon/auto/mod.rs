@@ -56,7 +56,7 @@ pub(super) struct Auto {
     timer: Timer,
     watch: Watch,
     /// Answers of the guest that have been looked at.
-    answers: u64,
+    answers: Option<u64>,
     told: Option<State>,
     log: EventLog,
     changes: u64,
@@ -74,7 +74,7 @@ impl Auto {
             policy: None,
             timer: Timer::new()?,
             watch: Watch::default(),
-            answers: 0,
+            answers: None,
             told: None,
             log,
             changes: 0,
@@ -103,6 +103,7 @@ impl Auto {
     pub(super) fn start(&mut self, target: Bytes) -> io::Result<Bytes> {
         self.timer.every(Duration::from_secs(1) / LOOKS_A_SECOND)?;
         self.watch.forget();
+        self.answers = None;
         let policy = Policy::new(self.memory, self.floor, target);
         let target = policy.target();
         self.policy = Some(policy);
@@ -139,7 +140,8 @@ impl Auto {
     pub(super) fn look(&mut self, look: &Look) -> Option<Decision> {
         let policy = self.policy.as_mut()?;
         let host = self.watch.look()?;
-        let is_new = std::mem::replace(&mut self.answers, look.answers) != look.answers;
+        // The answer that is there at the first look may be as old as the VM.
+        let is_new = self.answers.replace(look.answers).is_some_and(|last| last != look.answers);
         let before = policy.target();
         policy.step(&Input {
             host,

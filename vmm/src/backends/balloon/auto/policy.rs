@@ -44,12 +44,15 @@ const SETTLED: u32 = 2 * LOOKS_A_SECOND;
 
 /// Thousandths of the time in which tasks waited for memory, from which the host is short whatever is available:
 /// what counts as available may be caches that are in use.
-const STALLED: u64 = 100;
+const STALLED: u16 = 100;
 
 /// The part of the host's memory that is to be available, and the most of it in bytes: a host fills it in some looks at
 /// the speed at which guests take memory, and not faster because it is larger.
 const LOW_SHARE: u64 = 8;
 const LOW_MOST: u64 = 4 << 30;
+
+/// The part of a guest's memory that it may be given beyond what it touches, as it cannot use all that it has.
+const UNTOUCHED_SHARE: u64 = 8;
 
 /// The part of a guest's memory that stays available to it, and its bounds in bytes.
 const RESERVE_SHARE: u64 = 16;
@@ -77,7 +80,8 @@ pub(super) struct Host {
     pub(super) total: Bytes,
     /// What programs could have.
     pub(super) available: Bytes,
-    /// Thousandths of the time since the last look for which tasks waited for memory. 0 where that is not known.
+    /// Thousandths of the time since the last look for which tasks of the host waited for memory, or of a group, where
+    /// that is not [at ease](is_at_ease). 0 where that is not known.
     pub(super) stalled: u16,
 }
 
@@ -181,12 +185,17 @@ pub(super) fn low_mark(total: Bytes) -> Bytes {
     Bytes::new((total.get() / LOW_SHARE).min(LOW_MOST))
 }
 
+/// Whether so much available of a host of this size leaves nothing to be desired.
+pub(super) fn is_at_ease(total: Bytes, available: Bytes) -> bool {
+    available >= Marks::of(total).ease
+}
+
 /// How much of a host is to be available.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 struct Marks {
     /// Below it, a guest gives though it is at work.
     critical: Bytes,
-    /// Below it, a guest gives though its caches were short: what takes memory from there on are programs.
+    /// Below it, a guest gives though its caches were short.
     pressed: Bytes,
     /// Down to it, a guest gets back what its caches lack: so far below the next mark that the others begin to give.
     tight: Bytes,
@@ -199,8 +208,8 @@ struct Marks {
 }
 
 impl Marks {
-    fn of(host: &Host) -> Self {
-        let low = low_mark(host.total).get();
+    fn of(total: Bytes) -> Self {
+        let low = low_mark(total).get();
         let eighth = low / 8;
         let [critical, pressed, tight, low, goal, ease] =
             [4, 5, 6, 8, 12, 16].map(|eighths| Bytes::new(eighth * eighths));
@@ -300,18 +309,19 @@ impl Policy {
     /// Whether the next step should know how the guest does: not where nothing is in its balloon, and the host could
     /// give it all its memory.
     pub(super) fn wants_guest(&self, host: &Host) -> bool {
-        let enough = self.memory.get().saturating_add(Marks::of(host).ease.get());
-        !self.target.is_zero() || host.available.get() < enough || self.is_stalled(host)
+        let enough = self.memory.get().saturating_add(Marks::of(host.total).ease.get());
+        !self.target.is_zero() || host.available.get() < enough || host.stalled >= STALLED
     }
 
     /// Forgets what the last look saw: the guest was paused since.
     pub(super) fn forget(&mut self) {
         (self.last, self.used, self.guest_is_short) = (None, None, None);
+        self.eased = 0;
     }
 
     /// One look: the target is new after it, or as before.
     pub(super) fn step(&mut self, input: &Input) {
-        let marks = Marks::of(&input.host);
+        let marks = Marks::of(input.host.total);
         self.observe(input, marks);
         let (limit, reason) = match input.has_driver {
             true => self.limit(input, marks),
@@ -323,8 +333,8 @@ impl Policy {
 
     /// Takes in what has changed since the last look.
     fn observe(&mut self, input: &Input, marks: Marks) {
-        let Host { available, .. } = input.host;
-        let stalled = self.is_stalled(&input.host);
+        let Host { available, stalled, .. } = input.host;
+        let stalled = stalled >= STALLED;
         self.host_is_short = match self.host_is_short {
             true => stalled || available < marks.goal,
             false => stalled || available < marks.low,
@@ -383,7 +393,8 @@ impl Policy {
             self.refused = COOLING;
             return (taken, Reason::Refused);
         }
-        let mine = self.held(input);
+        // What it gives to other VMs is not what it gives here.
+        let mine = self.held(input).saturating_add(input.needed.get());
         // A host at its last takes caches, those in use as well.
         let keep = match self.guest_is_short {
             Some(Shortage::Programs) => Some(marks.critical),
@@ -394,11 +405,12 @@ impl Policy {
             let room = available.saturating_sub(keep).get();
             // What it has of its own and does not touch even now, it cannot use: Linux puts no cache of a disk where it
             // keeps memory for devices (CMA). Half of the room, as it may not have taken yet what it got at the last look.
-            let more = match input.actual <= self.target {
+            let touched = mine.saturating_add(room);
+            let more = match input.actual.saturating_sub(input.needed) <= self.target {
                 true => now.get().saturating_add(room / 2),
                 false => 0,
             };
-            let most = more.max(mine.saturating_add(room));
+            let most = more.clamp(touched, touched.saturating_add(self.share(UNTOUCHED_SHARE)));
             return (self.more(now, most), Reason::GuestShort);
         }
         if self.host_is_short {
@@ -406,7 +418,9 @@ impl Policy {
                 true => Reason::HostShort,
                 false => Reason::HostStalls,
             };
-            let lacks = marks.goal.saturating_sub(available).get().max(marks.low.get() / LOW_SHARE);
+            // More than that would be taken back at once by those whose caches are short.
+            let enough = if self.caching > 0 { marks.tight } else { marks.goal };
+            let lacks = enough.saturating_sub(available).get().max(marks.low.get() / LOW_SHARE);
             let share = self.part_of(lacks, input.host.total);
             return self.less(now, Bytes::new(mine.saturating_sub(share)), input, marks, reason);
         }
@@ -496,12 +510,6 @@ impl Policy {
     fn held(&self, input: &Input) -> u64 {
         let most = self.memory.saturating_sub(input.actual);
         input.resident.max(self.used.unwrap_or_default()).min(most).get()
-    }
-
-    /// Whether tasks wait for memory, and may do so for want of the host's: where half of it is available, the limit of
-    /// some control group makes them.
-    fn is_stalled(&self, host: &Host) -> bool {
-        u64::from(host.stalled) >= STALLED && host.available.get() < host.total.get() / 2
     }
 
     /// Of what the host lacks, the part that this guest's memory is of the host's, a band at least.

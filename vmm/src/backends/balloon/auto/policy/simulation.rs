@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// MiB: of the host, of it what its kernel and processes have, and of each guest.
+/// MiB: of the host, of it what its kernel and processes have at first, and of each guest.
 const HOST: u64 = 2048;
 const OWN: u64 = 250;
 const MEMORY: u64 = 1024;
@@ -44,6 +44,8 @@ struct Guest {
     balloon: u64,
     reworked: u64,
     load: Load,
+    /// MiB in a look at most: as fast as its disk and its programs are.
+    takes: u64,
     policy: Policy,
     lowest: u64,
 }
@@ -60,6 +62,7 @@ impl Guest {
             balloon: 0,
             reworked: 0,
             load: Load::None,
+            takes: TAKES,
             policy: Policy::new(Bytes::mib(MEMORY), Bytes::mib(FLOOR), Bytes::ZERO),
             lowest: MEMORY,
         }
@@ -117,7 +120,7 @@ impl Guest {
         match self.load {
             Load::None => self.freed += std::mem::take(&mut self.programs),
             Load::Programs(size) => {
-                let wanted = (size - self.programs).min(TAKES);
+                let wanted = (size - self.programs).min(self.takes);
                 let mut got = self.take(wanted, 0);
                 got += self.reclaim(wanted - got, 0);
                 let rescued = (wanted - got).min(self.balloon).min(RESCUES);
@@ -125,10 +128,10 @@ impl Guest {
                 self.programs += got + rescued;
             }
             Load::Caches(size) => {
-                let wanted = size.saturating_sub(self.caches).min(TAKES);
+                let wanted = size.saturating_sub(self.caches).min(self.takes);
                 self.caches += self.take(wanted, CONTIGUOUS);
                 // What does not fit pushes out what is read next.
-                self.reworked += size.saturating_sub(self.caches).min(TAKES);
+                self.reworked += size.saturating_sub(self.caches).min(self.takes);
             }
         }
     }
@@ -149,6 +152,8 @@ impl Guest {
 
 struct World {
     guests: Vec<Guest>,
+    /// What the host's kernel and processes have.
+    own: u64,
     looks: u32,
     has_policy: bool,
     /// The host had nothing left, and killed a VM.
@@ -159,12 +164,12 @@ struct World {
 impl World {
     fn new(guests: usize, has_policy: bool) -> Self {
         let guests = (0..guests).map(|_| Guest::new()).collect();
-        Self { guests, looks: 0, has_policy, killed: false, least: HOST }
+        Self { guests, own: OWN, looks: 0, has_policy, killed: false, least: HOST }
     }
 
     fn available(&self) -> Option<u64> {
         let taken: u64 = self.guests.iter().map(Guest::resident).sum();
-        (HOST - OWN).checked_sub(taken)
+        (HOST - self.own).checked_sub(taken)
     }
 
     fn look(&mut self) {
@@ -206,6 +211,17 @@ impl World {
 
     fn run(&mut self, looks: u32) {
         (0..looks).for_each(|_| self.look());
+    }
+
+    /// How often targets change in a turn.
+    fn swings(&mut self) -> u32 {
+        let mut last = self.targets();
+        let looks = (0..TURN).map(|_| {
+            self.look();
+            let now = self.targets();
+            u32::from(std::mem::replace(&mut last, now.clone()) != now)
+        });
+        looks.sum()
     }
 }
 
@@ -282,24 +298,65 @@ fn guests_get_all_back_once_the_host_is_at_ease() {
     assert_eq!(world.targets(), [0, 0, 0]);
 }
 
-#[test]
-fn loads_beyond_the_host_come_to_rest_above_their_floors() {
+/// Three guests whose caches of disks do not fit, of this speed.
+fn beyond_the_host(takes: u64, between: u32) -> World {
     let mut world = World::new(3, true);
     for guest in 0..3 {
+        world.guests[guest].takes = takes;
         world.guests[guest].load = Load::Caches(LOAD);
-        world.run(TURN);
+        world.run(between);
     }
-    world.run(TURN);
-    assert!(!world.killed);
-    let mut swings = 0;
-    let mut last = world.targets();
-    for _ in 0..TURN {
-        world.look();
-        swings += u32::from(world.targets() != last);
-        last = world.targets();
-    }
+    world.run(3 * TURN);
+    world
+}
 
-    assert!(swings <= TURN / 20, "{swings} changes in {TURN} looks");
-    let lowest: Vec<u64> = world.guests.iter().map(|guest| guest.lowest).collect();
-    assert!(lowest.iter().all(|lowest| *lowest >= FLOOR), "{lowest:?}");
+fn is_at_rest(world: &mut World, what: &str) {
+    let (swings, available) = (world.swings(), world.available());
+    assert!(swings <= TURN / 20, "{what}: {swings} changes in {TURN} looks");
+    assert!(available.is_some_and(|left| left >= HOST / 32), "{what}: {available:?} available");
+}
+
+#[test]
+fn loads_beyond_the_host_come_to_rest_above_their_floors() {
+    for takes in [8, 32, 128, TAKES] {
+        let mut world = beyond_the_host(takes, TURN);
+
+        is_at_rest(&mut world, &format!("{takes} MiB in a look"));
+        assert!(!world.killed);
+        let lowest: Vec<u64> = world.guests.iter().map(|guest| guest.lowest).collect();
+        assert!(lowest.iter().all(|lowest| *lowest >= FLOOR), "{lowest:?}");
+    }
+}
+
+#[test]
+fn loads_that_begin_together_come_to_rest() {
+    for takes in [8, 32] {
+        let mut world = beyond_the_host(takes, 0);
+
+        is_at_rest(&mut world, &format!("{takes} MiB in a look"));
+    }
+}
+
+#[test]
+fn guests_come_to_rest_after_the_host_has_taken_memory_itself() {
+    for (more, looks) in [(40, 10 * LOOKS_A_SECOND), (50, TURN), (150, TURN)] {
+        for takes in [8, 32, TAKES] {
+            let mut world = beyond_the_host(takes, TURN);
+
+            for _ in 0..more / 10 {
+                world.own += 10;
+                world.look();
+            }
+            world.run(looks);
+            is_at_rest_after(&mut world, more, takes, "with it");
+            world.own -= more;
+            world.run(TURN);
+
+            is_at_rest_after(&mut world, more, takes, "without it");
+        }
+    }
+}
+
+fn is_at_rest_after(world: &mut World, more: u64, takes: u64, when: &str) {
+    is_at_rest(world, &format!("{more} MiB more, {takes} MiB in a look, {when}"));
 }

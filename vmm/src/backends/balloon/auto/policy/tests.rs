@@ -166,13 +166,43 @@ fn a_guest_that_reads_again_what_it_dropped_gives_nothing_before_the_host_is_at_
 }
 
 #[test]
-fn stalls_of_the_host_count_where_not_half_of_it_is_available() {
-    let stalled = |available| Host { stalled: 200, ..host(available) };
+fn a_host_whose_tasks_wait_is_short() {
+    let stalled = |stalled| Host { stalled, ..host(450) };
 
-    assert_eq!(Tame::new(100, 900, 0).looks(20, stalled(1500)), 0);
+    assert_eq!(Tame::new(100, 900, 0).looks(20, stalled(99)), 0);
     let mut tame = Tame::new(100, 900, 0);
-    assert!(tame.look(stalled(900)) > 0);
+    assert!(tame.look(stalled(100)) > 0);
     assert_eq!(tame.policy.reason(), Reason::HostStalls);
+}
+
+#[test]
+fn a_guest_whose_caches_are_short_is_given_little_that_it_does_not_touch() {
+    let mut tame = Tame::new(100, 200, 700);
+    for _ in 0..40 {
+        tame.reworked = Bytes::new(tame.reworked.get() + (20 << 20));
+        tame.look(host(300));
+    }
+
+    // There are 108 MiB above the mark that is for caches, and an eighth of its memory.
+    assert_eq!(tame.policy.target().as_mib(), 1024 - 200 - 108 - 128);
+}
+
+#[test]
+fn a_guest_that_is_short_gets_back_what_it_gave_here_while_others_need_memory_of_it() {
+    let mut policy = Policy::new(MEMORY, FLOOR, Bytes::mib(400));
+    let actual = Bytes::mib(400 + 256);
+    policy.step(&Input {
+        host: host(300),
+        guest: Some(Guest { available: Bytes::mib(10), actual, reworked: Bytes::ZERO }),
+        has_driver: true,
+        actual,
+        resident: Bytes::mib(350),
+        needed: Bytes::mib(256),
+    });
+
+    // It uses 358 MiB beside the 256.
+    let target = 1024 - (358 + 256 + 172);
+    assert_eq!((policy.target().as_mib(), policy.reason()), (target, Reason::GuestShort));
 }
 
 #[test]
