@@ -144,10 +144,11 @@ fn reporting_costs_a_page_fault_loop_of_a_small_guest_little() {
     lost(Size { memory: 256, touched: 150, host: "", most: SMALL_MOST }, &[None, Some(8), Some(9)]);
 }
 
+/// In larger units it reports nothing in this time.
 #[test]
 #[ignore = "long"]
 fn reporting_costs_a_page_fault_loop_of_a_tiny_guest_little() {
-    lost(Size { memory: 64, touched: 8, host: "", most: SMALL_MOST }, &[None, Some(6), Some(7)]);
+    lost(Size { memory: 64, touched: 8, host: "", most: SMALL_MOST }, &[None, Some(6)]);
 }
 
 #[test]
