@@ -31,6 +31,9 @@ pub const QUICK: &str = "quiet cryptomgr.notests \
 /// Words for [`Guest::tesseractl`] that have a guest power off, for which it has two minutes.
 pub const STOP: &[&str] = &["stop", "--timeout", "120"];
 
+/// Lines of a guest's console that a failed test shows.
+const LAST_LINES: usize = 40;
+
 /// A guest to be started.
 #[derive(Clone, Debug)]
 #[must_use]
@@ -437,9 +440,34 @@ impl Guest {
 
 impl Drop for Guest {
     fn drop(&mut self) {
+        let ended = self.child.try_wait();
         // Ended already, unless the test has failed.
         let _ = self.child.kill();
         let _ = self.child.wait();
+        if std::thread::panicking() {
+            self.show(ended.ok().flatten());
+        }
+    }
+}
+
+impl Guest {
+    /// For a test that has failed: how the VMM ended, if it did by itself, and the last that it and its guest said.
+    fn show(&mut self, ended: Option<ExitStatus>) {
+        match ended {
+            Some(status) => eprintln!("VM {} ended: {status}", self.socket.display()),
+            None => eprintln!("VM {} was there", self.socket.display()),
+        }
+        self.drain();
+        for line in &self.seen[self.seen.len().saturating_sub(LAST_LINES)..] {
+            eprintln!("  guest: {line}");
+        }
+        if let Some(stderr) = &mut self.child.stderr {
+            // A program that it has started may have the pipe open still.
+            let mut said = Vec::new();
+            let _ =
+                rustix::io::ioctl_fionbio(&*stderr, true).map(|()| stderr.read_to_end(&mut said));
+            eprint!("{}", String::from_utf8_lossy(&said));
+        }
     }
 }
 
