@@ -150,8 +150,9 @@ pub trait Device: Stateful + Send {
     /// Reads its configuration space; bytes beyond its end read zero.
     fn read_config(&self, offset: u64, data: &mut [u8]);
 
-    /// Writes its configuration space; what is read-only or beyond its end is ignored.
-    fn write_config(&mut self, offset: u64, data: &[u8]);
+    /// Writes its configuration space; what is read-only or beyond its end is ignored. Returns a queue that is to be served
+    /// for what the write makes due: a vCPU's thread writes, which may do less than the one that serves queues.
+    fn write_config(&mut self, offset: u64, data: &[u8]) -> Option<usize>;
 
     /// The driver is ready, with these features.
     fn activate(&mut self, acked: Features);

@@ -104,7 +104,9 @@ impl Device for Rng {
         data.fill(0);
     }
 
-    fn write_config(&mut self, _: u64, _: &[u8]) {}
+    fn write_config(&mut self, _: u64, _: &[u8]) -> Option<usize> {
+        None
+    }
 
     /// It has no features of its own (5.4.3).
     fn features(&self) -> Features {

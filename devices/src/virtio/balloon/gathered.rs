@@ -61,6 +61,11 @@ impl Gathered {
         }
     }
 
+    /// Whether no page waits.
+    pub(super) fn is_empty(&self) -> bool {
+        self.parts.is_empty()
+    }
+
     /// Takes all pages that wait, in as few ranges as possible.
     pub(super) fn take(&mut self) -> Vec<GuestRange> {
         ranges::merge(self.parts.drain(..).flat_map(|part| part.pages).collect())

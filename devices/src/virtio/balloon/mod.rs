@@ -136,6 +136,8 @@ pub struct Balloon {
     gathered: Gathered,
     /// A full list came since the driver last said what it has.
     may_go_on: bool,
+    /// The rest of what is gathered does not come: it is given back as it is.
+    is_due: bool,
     statistics: Option<Statistics>,
     /// What the driver said it had when they came, in pages of 4 KiB.
     actual_then: u32,
@@ -168,6 +170,7 @@ impl Balloon {
             pages,
             gathered: Gathered::default(),
             may_go_on: false,
+            is_due: false,
             statistics: None,
             actual_then: 0,
             held: None,
@@ -282,6 +285,9 @@ impl Balloon {
         };
         let mut listed = 0;
         let mut renewals = RENEWED_A_TURN;
+        if self.is_due {
+            self.give_gathered();
+        }
         while let Some((head, mut pfns)) = take_list(ring, &mut listed)? {
             let change = self.pages.insert(&mut pfns, held);
             count(&self.counters.outside, change.outside);
@@ -391,6 +397,7 @@ impl Balloon {
 
     /// Gives back what waits for the rest of its huge page.
     fn give_gathered(&mut self) {
+        self.is_due = false;
         let pages = self.gathered.take();
         self.discard(&pages);
     }
@@ -434,12 +441,12 @@ impl Device for Balloon {
         self.space.read(offset, data);
     }
 
-    fn write_config(&mut self, offset: u64, data: &[u8]) {
+    fn write_config(&mut self, offset: u64, data: &[u8]) -> Option<usize> {
         self.space.write(offset, data);
         // Linux says what it has after each list, and again each time that it finds no memory to list.
-        if !std::mem::take(&mut self.may_go_on) {
-            self.give_gathered();
-        }
+        let is_over = !std::mem::take(&mut self.may_go_on);
+        self.is_due |= is_over && !self.gathered.is_empty();
+        self.is_due.then(|| self.queue_of(Role::Inflate)).flatten()
     }
 
     fn activate(&mut self, acked: Features) {
@@ -470,6 +477,7 @@ impl Device for Balloon {
         self.pages.clear();
         self.gathered = Gathered::default();
         self.may_go_on = false;
+        self.is_due = false;
         self.counters.inflated.store(0, Ordering::Relaxed);
         self.statistics = None;
         self.actual_then = 0;

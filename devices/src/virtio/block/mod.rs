@@ -335,7 +335,9 @@ impl Device for Block {
     }
 
     /// Nothing in it can be written without CONFIG_WCE (5.2.4).
-    fn write_config(&mut self, _: u64, _: &[u8]) {}
+    fn write_config(&mut self, _: u64, _: &[u8]) -> Option<usize> {
+        None
+    }
 
     fn activate(&mut self, acked: Features) {
         self.durable = !acked.contains(feature::FLUSH);

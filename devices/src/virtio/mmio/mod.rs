@@ -534,7 +534,9 @@ impl<D: Device, S: Deref<Target: GuestMemory + Sized> + Send> MmioDevice for Tra
 
     fn write(&mut self, offset: u64, data: &[u8]) {
         if let Some(offset) = offset.checked_sub(registers::CONFIG) {
-            self.device.write_config(offset, data);
+            if let Some(queue) = self.device.write_config(offset, data) {
+                self.notify(queue);
+            }
         } else if let (Ok(data), true) = (<[u8; 4]>::try_from(data), offset.is_multiple_of(4)) {
             self.write_register(offset, u32::from_le_bytes(data));
         }

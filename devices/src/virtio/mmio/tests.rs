@@ -37,6 +37,8 @@ struct Probe {
     holds: bool,
     /// Where a driver that never stops has its available ring.
     endless: Option<u64>,
+    /// A queue that is to be served after each write of the configuration space.
+    due: Option<usize>,
     /// Where a driver has its available ring that makes a chain available as soon as the device has found
     /// none.
     late: Option<u64>,
@@ -53,6 +55,7 @@ impl Probe {
             held: None,
             holds: false,
             endless: None,
+            due: None,
             late: None,
         }
     }
@@ -92,7 +95,7 @@ impl Device for Probe {
         }
     }
 
-    fn write_config(&mut self, offset: u64, data: &[u8]) {
+    fn write_config(&mut self, offset: u64, data: &[u8]) -> Option<usize> {
         let offset = usize::try_from(offset).unwrap();
         for (index, byte) in data.iter().enumerate() {
             let at = offset.checked_add(index);
@@ -100,6 +103,7 @@ impl Device for Probe {
                 *to = *byte;
             }
         }
+        self.due
     }
 
     fn activate(&mut self, acked: Features) {
@@ -260,6 +264,18 @@ fn configuration_space_begins_where_registers_end() {
 
     assert_eq!(data, [0; 8]);
     assert_eq!(&bench.transport.device().config, b"config");
+}
+
+#[test]
+fn what_a_write_of_the_configuration_makes_due_is_for_the_thread_that_serves() {
+    let mut bench = started(Features::default());
+    bench.transport.write(registers::CONFIG, b"C");
+    assert!(bench.doorbells.take().is_empty());
+
+    bench.transport.device_mut().due = Some(1);
+    bench.transport.write(registers::CONFIG, b"C");
+
+    assert_eq!(bench.doorbells.take(), [1]);
 }
 
 #[test]

@@ -121,7 +121,9 @@ impl<P: NetPort> Device for Net<P> {
     }
 
     /// The driver writes nothing (5.1.4): its address is read-only since virtio 1.0.
-    fn write_config(&mut self, _: u64, _: &[u8]) {}
+    fn write_config(&mut self, _: u64, _: &[u8]) -> Option<usize> {
+        None
+    }
 
     fn features(&self) -> Features {
         let own = features::MAC.with(features::STATUS).with(features::MRG_RXBUF);

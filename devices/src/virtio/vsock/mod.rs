@@ -231,7 +231,9 @@ impl<P: Peers> Device for Vsock<P> {
         read_bytes(&self.muxer.cid().to_le_bytes(), offset, data);
     }
 
-    fn write_config(&mut self, _: u64, _: &[u8]) {}
+    fn write_config(&mut self, _: u64, _: &[u8]) -> Option<usize> {
+        None
+    }
 
     fn activate(&mut self, _: Features) {}
 

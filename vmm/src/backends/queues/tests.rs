@@ -49,7 +49,9 @@ impl Device for Probe {
 
     fn read_config(&self, _: u64, _: &mut [u8]) {}
 
-    fn write_config(&mut self, _: u64, _: &[u8]) {}
+    fn write_config(&mut self, _: u64, _: &[u8]) -> Option<usize> {
+        None
+    }
 
     fn activate(&mut self, _: Features) {}
 

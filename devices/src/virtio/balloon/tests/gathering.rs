@@ -23,8 +23,29 @@ fn mib(number: u32) -> std::ops::Range<u32> {
     FIRST + number * 256..FIRST + (number + 1) * 256
 }
 
+/// Returns the queue that is to be served for it.
+fn write_actual(bench: &mut Bench, mib: u32) -> Option<usize> {
+    bench.balloon.write_config(ACTUAL, &(mib * 256).to_le_bytes())
+}
+
 fn say_actual(bench: &mut Bench, mib: u32) {
-    bench.balloon.write_config(ACTUAL, &(mib * 256).to_le_bytes());
+    if let Some(queue) = write_actual(bench, mib) {
+        bench.serve(queue).unwrap();
+    }
+}
+
+#[test]
+fn a_write_of_the_driver_gives_nothing_back_itself() {
+    let mut bench = waiting();
+    bench.send_pages(INFLATE, mib(2)).unwrap();
+
+    let due = [1, 1, 1].map(|actual| write_actual(&mut bench, actual));
+
+    // A vCPU's thread writes, which may not make the calls that a discard takes.
+    assert_eq!((due, bench.discarded()), ([None, Some(INFLATE), Some(INFLATE)], vec![]));
+    bench.serve(INFLATE).unwrap();
+    assert_eq!(bench.discarded(), [range(RAM.start.0 + 2 * MIB, MIB)]);
+    assert_eq!(write_actual(&mut bench, 1), None);
 }
 
 #[test]

@@ -67,9 +67,9 @@ fn act(bench: &mut Bench, step: Step) {
             bench.serve(queue)
         }
         Step::Config(offset, data) => {
-            bench.balloon.write_config(offset, &data);
+            let due = bench.balloon.write_config(offset, &data);
             bench.balloon.read_config(offset, &mut vec![0; data.len()]);
-            Ok(())
+            due.map_or(Ok(()), |queue| bench.serve(queue))
         }
         Step::Target(bytes) => {
             bench.balloon.set_target(bytes);
