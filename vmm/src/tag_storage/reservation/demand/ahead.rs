@@ -4,6 +4,7 @@
 //! that: no touch of it is caught. Until it is looked at nothing tells whether it was touched, so it keeps its slot unless
 //! it is armed first and is still without a page then.
 
+use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -13,10 +14,10 @@ use arch::units::Bytes;
 
 use super::Shared;
 use crate::memory::GuestRam;
-use crate::tag_storage::chunk::{ChunkIndex, one};
+use crate::tag_storage::chunk::{ChunkIndex, each, one};
 use crate::tag_storage::reservation::chunk_table::State;
 
-/// For how many chunks there is tag storage still, at least, when one was loaded that is not touched: 16 MiB of memory.
+/// Chunks for which tag storage is left to touches, at least, when a chunk is loaded that is not touched: 16 MiB of memory.
 pub(super) const LEFT_TO_TOUCHES: u64 = 8;
 
 /// When chunks may be ahead, and for how long.
@@ -48,22 +49,33 @@ pub(super) struct Ahead {
     /// Those that were ahead at the last look.
     seen: Vec<ChunkIndex>,
     next_look: Option<Instant>,
+    /// Touches that found no room since all that are ahead were looked at for one.
+    in_vain: u64,
 }
 
 impl Ahead {
     pub(super) fn new(limits: AheadLimits) -> Self {
-        Self { limits, calm_until: None, seen: Vec::new(), next_look: None }
+        Self { limits, calm_until: None, seen: Vec::new(), next_look: None, in_vain: 0 }
     }
 
-    /// How many more chunks may be ahead now.
+    /// How many more chunks may be ahead when one is touched. Those that have been touched meanwhile make room once they
+    /// are looked at. Where a guest's free memory is in pieces, all that is ahead may be untouched for long: it is looked at
+    /// once in as many touches without room as may be ahead, so that a touch costs one look.
     pub(super) fn room(&mut self, shared: &Shared) -> u64 {
         if self.limits.most == 0 || self.calm_until.is_some_and(|until| Instant::now() < until) {
             return 0;
         }
         self.calm_until = None;
-        shared.settle_ahead();
-        let ahead = shared.table().ahead().len() as u64;
-        self.limits.most.saturating_sub(ahead).min(shared.pool.headroom())
+        let left = || self.limits.most.saturating_sub(shared.table().ahead().len() as u64);
+        let mut room = left();
+        if room == 0 {
+            self.in_vain += 1;
+            if self.in_vain >= self.limits.most {
+                shared.settle_ahead();
+                (room, self.in_vain) = (left(), 0);
+            }
+        }
+        room.min(shared.pool.headroom())
     }
 
     /// Whether a chunk may be loaded before it is touched: where the pool has plenty, and has been short of nothing. It is
@@ -115,7 +127,17 @@ impl Shared {
     /// that one that is found touched has the same slot still, or none.
     fn settle_ahead(&self) {
         let ahead = self.table().ahead().to_vec();
-        for chunk in ahead.into_iter().filter(|chunk| !self.is_untouched(*chunk)) {
+        self.settle_touched(ahead.into_iter());
+    }
+
+    /// The same for those of a walk.
+    pub(super) fn settle_walk(&self, given: &Range<ChunkIndex>) {
+        let is_ahead = |chunk: &ChunkIndex| self.table().state(*chunk) == Some(State::Ahead);
+        self.settle_touched(each(given).filter(is_ahead));
+    }
+
+    fn settle_touched(&self, ahead: impl Iterator<Item = ChunkIndex>) {
+        for chunk in ahead.filter(|chunk| !self.is_untouched(*chunk)) {
             self.table().settle(chunk);
         }
     }
@@ -146,7 +168,8 @@ impl Shared {
         self.signal();
     }
 
-    /// Whether a chunk has no page as far as the host tells. Its first page is what a huge page has, and tells at once.
+    /// Whether a chunk has no page as far as the host tells. A huge page shows in the entry of its first page, so that one
+    /// is read before the others.
     fn is_untouched(&self, chunk: ChunkIndex) -> bool {
         let page = Bytes::new(rustix::param::page_size() as u64);
         let first = MemoryRange::new(self.faults.range_of(&one(chunk)).base, page);

@@ -220,6 +220,9 @@ impl Faults {
 
     /// A chunk needs a slot, unless it is one that is being asked for already.
     fn pend(&mut self, chunk: ChunkIndex) {
+        if let Some(given) = self.window.given(chunk) {
+            self.shared.settle_walk(&given);
+        }
         let room = self.ahead.room(&self.shared);
         let run = {
             let table = self.shared.table();

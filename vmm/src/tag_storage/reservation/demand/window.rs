@@ -52,19 +52,28 @@ pub(super) struct Window {
 }
 
 impl Window {
+    /// What the walk was given last of which the touch of a chunk is a step, if it is one.
+    pub(super) fn given(&self, touched: ChunkIndex) -> Option<Range<ChunkIndex>> {
+        let (at, _) = self.walk_of(touched)?;
+        self.walks.get(at).map(|walk| walk.given.clone())
+    }
+
+    /// The walk of which a touch is a step: the one that made the last step, if it is one of several.
+    fn walk_of(&self, touched: ChunkIndex) -> Option<(usize, Direction)> {
+        let mut walks = self.walks.iter().enumerate().rev();
+        walks.find_map(|(at, walk)| Some((at, walk.direction_of(touched)?)))
+    }
+
     /// The chunks to reserve for when one that is Absent is touched: that, and Absent ones next to it, `most` at most.
-    /// `state` is that of a chunk, and `None` outside of memory.
+    /// `state` is that of a chunk, and `None` outside of memory. Of those that the walk was [given](Self::given), it is to
+    /// be known which have been touched.
     pub(super) fn touch(
         &mut self,
         touched: ChunkIndex,
         most: u64,
         state: impl Fn(ChunkIndex) -> Option<State>,
     ) -> Range<ChunkIndex> {
-        let found = self.walks.iter().enumerate().rev().find_map(|(at, walk)| {
-            let direction = walk.direction_of(touched)?;
-            Some((at, direction))
-        });
-        let (mut walk, direction) = match found {
+        let (mut walk, direction) = match self.walk_of(touched) {
             Some((at, direction)) => {
                 let mut walk = self.walks.remove(at);
                 walk.step = if walk.is_used(&state) { walk.step.saturating_mul(2) } else { 1 };

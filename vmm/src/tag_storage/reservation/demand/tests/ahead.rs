@@ -90,6 +90,42 @@ fn what_is_ahead_is_reserved_and_counted_apart() {
 }
 
 #[test]
+fn a_touch_looks_at_what_its_own_walk_was_given() {
+    if !may_catch_faults() {
+        return;
+    }
+    let guest = guest(Backing::Anonymous, 64);
+    (0..4).for_each(|chunk| touch(&guest, chunk));
+    touch(&guest, 5);
+
+    touch(&guest, 40);
+    assert_eq!(guest.state(5), State::Ahead);
+
+    touch(&guest, 7);
+    assert_eq!((guest.state(4), guest.state(5)), (State::Ahead, State::Populated));
+}
+
+#[test]
+fn all_that_is_ahead_is_looked_at_once_in_as_many_touches_without_room() {
+    if !may_catch_faults() {
+        return;
+    }
+    let limits = AheadLimits { most: 3, ..LIMITS };
+    let guest = Guest::ahead(ram(128), 64, Duration::MAX, limits);
+    // 0; 1 and 2; 3 to 6.
+    (0..4).for_each(|chunk| touch(&guest, chunk));
+    touch(&guest, 5);
+
+    for chunk in [20, 40] {
+        touch(&guest, chunk);
+        assert_eq!(guest.state(5), State::Ahead);
+    }
+    touch(&guest, 60);
+
+    assert_eq!((guest.state(4), guest.state(5)), (State::Ahead, State::Populated));
+}
+
+#[test]
 fn what_is_ahead_and_not_touched_is_taken_back_when_others_lack_it() {
     if !may_catch_faults() {
         return;
