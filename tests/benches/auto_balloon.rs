@@ -196,7 +196,7 @@ fn start(balloon: &str) -> (Scratch, Guest) {
     let plan = plan.with("--mte", "require").with("--balloon", balloon);
     let guest = plan.with("--disk", disk.to_str().unwrap()).start();
     guest.answers();
-    // Fewer and larger requests: the disk is not what is measured. A disk that nobody has open has no pages in the cache.
+    // Fewer and larger requests: the disk is not what is measured. A disk that no program has open has no pages in the cache.
     let prepare = "echo 1024 >/sys/block/vda/queue/read_ahead_kb; \
                    setsid sleep 1000000 </dev/vda >/dev/null 2>/dev/null &";
     guest.sh(prepare);

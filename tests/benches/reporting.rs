@@ -157,7 +157,7 @@ fn reporting_costs_a_page_fault_loop_of_a_guest_of_128_mib_little() {
     lost(Size { memory: 128, touched: 50, host: "", most: SMALL_MOST }, &[None, Some(7), Some(8)]);
 }
 
-/// Pages of the units in which a guest of 256 MiB reports, which a host has from Linux 6.8 on where it is told to.
+/// Pages of the units in which a guest of 256 MiB reports, which a host has from Linux 6.8 on where that is configured.
 const UNIT_PAGES: &str = "/sys/kernel/mm/transparent_hugepage/hugepages-512kB/enabled";
 
 #[test]
